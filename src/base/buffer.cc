@@ -1,0 +1,49 @@
+#include "base/buffer.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace fathom {
+namespace {
+
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kArenaBlock = size_t{16} << 20;
+
+size_t round_up_to(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+}  // namespace
+
+Buffer::Buffer(size_t bytes) : size_(bytes) {
+  if (bytes == 0) return;
+  // Anonymous pages come zeroed and are taken only when touched.
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) throw Error("out of memory: could not allocate {} bytes", bytes);
+  if (bytes >= kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
+  data_ = std::unique_ptr<void, Unmap>(p, Unmap{bytes});
+}
+
+void Buffer::Unmap::operator()(void* p) const { munmap(p, bytes); }
+
+void* Arena::allocate(size_t bytes) {
+  bytes = round_up_to(std::max<size_t>(bytes, 1), kAlignment);
+  while (block_ < blocks_.size() && offset_ + bytes > blocks_[block_].size()) {
+    before_ += blocks_[block_].size();
+    ++block_;
+    offset_ = 0;
+  }
+  if (block_ == blocks_.size()) blocks_.emplace_back(std::max(kArenaBlock, round_up_to(bytes, kHugePage)));
+  void* p = static_cast<char*>(blocks_[block_].data()) + offset_;
+  offset_ += bytes;
+  peak_ = std::max(peak_, before_ + offset_);
+  return p;
+}
+
+void Arena::release(Mark mark) {
+  while (block_ > mark.block) before_ -= blocks_[--block_].size();
+  offset_ = mark.offset;
+}
+
+}  // namespace fathom

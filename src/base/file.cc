@@ -1,0 +1,145 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+#include <utility>
+
+#include "base/error.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string reason() { return std::strerror(errno); }
+
+class Descriptor {
+ public:
+  Descriptor(const fs::path& path, int flags) : fd(open(path.c_str(), flags | O_CLOEXEC)) {
+    if (fd < 0) throw Error("{}: cannot open: {}", printable(path.native()), reason());
+  }
+  ~Descriptor() { close(fd); }
+  Descriptor(const Descriptor&) = delete;
+  Descriptor& operator=(const Descriptor&) = delete;
+  const int fd;
+};
+
+// Bytes of an open regular file.
+size_t regular_file_size(int fd, const fs::path& path) {
+  struct stat info;
+  if (fstat(fd, &info) != 0) throw Error("{}: cannot read: {}", printable(path.native()), reason());
+  if (!S_ISREG(info.st_mode)) throw Error("{}: is not a regular file", printable(path.native()));
+  return static_cast<size_t>(info.st_size);
+}
+
+}  // namespace
+
+// O_NONBLOCK: opening a named pipe must fail below, not wait for a writer.
+MappedFile::MappedFile(const fs::path& path) : path_(path) {
+  const Descriptor file(path, O_RDONLY | O_NONBLOCK);
+  size_ = regular_file_size(file.fd, path);
+  if (size_ == 0) return;
+  data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
+  if (data_ == MAP_FAILED) {
+    data_ = nullptr;
+    throw Error("{}: cannot map: {}", printable(path.native()), reason());
+  }
+}
+
+MappedFile::~MappedFile() {
+  if (data_ != nullptr) munmap(data_, size_);
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept { *this = std::move(other); }
+
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+std::string read_file(const fs::path& path, size_t max_bytes) {
+  const Descriptor file(path, O_RDONLY | O_NONBLOCK);
+  const size_t size = regular_file_size(file.fd, path);
+  if (size > max_bytes) {
+    throw Error("{}: has {} bytes, more than the {} that such a file may have", printable(path.native()), size, max_bytes);
+  }
+  std::string content(size, '\0');
+  for (size_t done = 0; done < size;) {
+    const ssize_t n = ::read(file.fd, content.data() + done, size - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw Error("{}: cannot read: {}", printable(path.native()), reason());
+    if (n == 0) throw Error("{}: shrank while it was read", printable(path.native()));
+    done += static_cast<size_t>(n);
+  }
+  return content;
+}
+
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), partial_(path_) {
+  partial_ += ".partial";
+  fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd_ < 0) throw Error("{}: cannot create: {}", printable(partial_.native()), reason());
+}
+
+AtomicFile::~AtomicFile() {
+  if (fd_ < 0) return;
+  close(fd_);
+  unlink(partial_.c_str());
+}
+
+void AtomicFile::write(const void* data, size_t bytes) {
+  constexpr size_t kMaxWrite = size_t{1} << 30;  // the system call's own limit is just under 2 GiB
+  const auto* p = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t n = ::write(fd_, p, std::min(bytes, kMaxWrite));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw Error("{}: cannot write: {}", printable(partial_.native()), reason());
+    p += n;
+    bytes -= static_cast<size_t>(n);
+  }
+}
+
+void AtomicFile::commit() {
+  if (fsync(fd_) != 0) throw Error("{}: cannot write to disk: {}", printable(partial_.native()), reason());
+  const int status = close(fd_);
+  fd_ = -1;
+  if (status != 0 || std::rename(partial_.c_str(), path_.c_str()) != 0) {
+    const std::string why = reason();
+    unlink(partial_.c_str());
+    throw Error("{}: cannot write: {}", printable(path_.native()), why);
+  }
+  sync_directory(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
+}
+
+void write_file_atomically(const fs::path& path, std::string_view content) {
+  AtomicFile file(path);
+  file.write(content);
+  file.commit();
+}
+
+void sync_directory(const fs::path& directory) {
+  const Descriptor folder(directory, O_RDONLY | O_DIRECTORY);
+  // Some file systems cannot sync a directory and say EINVAL; there is nothing more to do on those.
+  if (fsync(folder.fd) != 0 && errno != EINVAL) {
+    throw Error("{}: cannot write to disk: {}", printable(directory.native()), reason());
+  }
+}
+
+void make_directory(const fs::path& directory) {
+  std::error_code error;
+  fs::create_directories(directory, error);
+  if (error || !fs::is_directory(directory)) {
+    throw Error("{}: cannot create the directory: {}", printable(directory.native()),
+                error ? error.message() : "a file of that name is in the way");
+  }
+}
+
+}  // namespace fathom

@@ -1,0 +1,60 @@
+// Files: read-only mappings, bounded reads, and writes that are either whole or not there.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace fathom {
+
+// A file mapped read-only. Throws Error when it cannot be opened or is not a regular file. An empty file is valid.
+class MappedFile {
+ public:
+  MappedFile() = default;
+  explicit MappedFile(const std::filesystem::path& path);
+  ~MappedFile();
+  MappedFile(MappedFile&& other) noexcept;
+  MappedFile& operator=(MappedFile&& other) noexcept;
+
+  std::span<const std::byte> bytes() const { return {static_cast<const std::byte*>(data_), size_}; }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The whole of a regular file of at most max_bytes; Error otherwise.
+std::string read_file(const std::filesystem::path& path, size_t max_bytes);
+
+// A file that appears under its name only when commit() is called: written beside it as NAME.partial, synced, renamed.
+// Without commit() the partial file is removed. Every failed write throws Error with the system's reason.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::filesystem::path path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* data, size_t bytes);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  void commit();
+
+ private:
+  std::filesystem::path path_, partial_;
+  int fd_ = -1;
+};
+
+void write_file_atomically(const std::filesystem::path& path, std::string_view content);
+
+// Makes names created or renamed in `directory` survive a power loss.
+void sync_directory(const std::filesystem::path& directory);
+
+// Creates `directory` and its parents; Error with the system's reason when that fails.
+void make_directory(const std::filesystem::path& directory);
+
+}  // namespace fathom

@@ -1,0 +1,33 @@
+// A model as a Hugging Face directory: config.json and safetensors, read with every check and written atomically.
+#pragma once
+
+#include <filesystem>
+
+#include "base/thread_pool.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+namespace fathom {
+
+// config.json of `directory` (or that file itself), completed by generation_config.json where one stands beside it. Accepts both
+// spellings (rope_scaling / rope_parameters, torch_dtype / dtype). Other families and newer members are refused by name.
+ModelConfig read_model_config(const std::filesystem::path& path);
+
+struct LoadedModel {
+  ModelConfig config;
+  Parameters parameters;
+};
+
+// Weights of any stored type (f32, bf16, f16, fp8 e4m3 with 128x128 scales) as f32. Tensors are read in parallel.
+LoadedModel load_model(const std::filesystem::path& directory, ThreadPool& pool);
+
+// Writes config.json, generation_config.json and model.safetensors (sharded above max_shard_bytes, with an index) as
+// transformers expects: bf16 or f32, correction biases always f32, MTP's copies of embedding and head included. Files appear whole or not at all.
+struct SaveOptions {
+  Format format = Format::f32;  // f32 or bf16
+  int64_t max_shard_bytes = int64_t{5} << 30;
+};
+void save_model(const std::filesystem::path& directory, const ModelConfig& config, const ModelWeights& weights,
+                const SaveOptions& options);
+
+}  // namespace fathom

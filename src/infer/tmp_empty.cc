@@ -1,0 +1,2 @@
+// infer
+namespace fathom {}

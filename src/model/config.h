@@ -1,0 +1,64 @@
+// The numbers that make a model of the family: the keys of its config.json that carry meaning, by their own names.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ops/attention.h"
+#include "ops/rope.h"
+#include "ops/router.h"
+
+namespace fathom {
+
+struct ModelConfig {
+  std::string model_type = "deepseek_v3";  // deepseek_v2 or deepseek_v3
+  int64_t vocab_size = 0;
+  int64_t hidden_size = 0;
+  int64_t num_hidden_layers = 0;
+  int64_t num_attention_heads = 0;
+  int64_t q_lora_rank = 0;  // 0: queries are projected directly (null in the file)
+  int64_t kv_lora_rank = 0;
+  int64_t qk_nope_head_dim = 0;
+  int64_t qk_rope_head_dim = 0;
+  int64_t v_head_dim = 0;
+  int64_t intermediate_size = 0;      // of the dense layers
+  int64_t moe_intermediate_size = 0;  // of one expert
+  int64_t n_shared_experts = 0;
+  int64_t first_k_dense_replace = 0;     // layers below this are dense
+  int64_t num_nextn_predict_layers = 0;  // MTP modules, 0 or 1
+  int64_t max_position_embeddings = 0;
+  RouterConfig router{};  // n_routed_experts 0: every layer is dense
+  double rms_norm_eps = 1e-6;
+  double rope_theta = 10000;
+  std::optional<YarnScaling> rope_scaling;
+  bool rope_interleave = true;
+  double initializer_range = 0.02;
+  int64_t bos_token_id = -1;           // -1: none
+  std::vector<int64_t> eos_token_ids;  // from config.json, or generation_config.json where it says more
+
+  // quantization_config of an FP8 checkpoint: rows and columns of a block; 0: not quantized.
+  int64_t weight_block_rows = 0, weight_block_cols = 0;
+  bool scale_ue8m0 = false;  // scales are powers of two
+
+  bool is_moe(int64_t layer) const { return router.n_routed_experts > 0 && layer >= first_k_dense_replace; }
+  int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
+  int64_t cache_row() const { return kv_lora_rank + qk_rope_head_dim; }  // values cached for a token and layer
+  MlaDims mla() const {
+    return {num_attention_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank};
+  }
+};
+
+// Throws Error, naming the keys, for numbers that make no model: a size that is zero or absurd, k > experts, groups that do
+// not divide, an odd rope size, ... `where` begins the message.
+void check_config(const ModelConfig& config, const std::string& where);
+
+// Parameters of the whole model and those one token meets (shared and chosen experts, head, without the embedding).
+// MTP modules are not counted.
+struct ParameterCount {
+  int64_t total, active;
+};
+ParameterCount count_parameters(const ModelConfig& config);
+
+}  // namespace fathom

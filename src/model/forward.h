@@ -1,0 +1,95 @@
+// The forward pass, as the report's section 2 has it: embedding, L x {norm, MLA, residual, norm, MLP or MoE, residual},
+// norm, head. One definition for training, scoring and generation.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "model/cache.h"
+#include "model/weights.h"
+#include "ops/experts.h"
+
+namespace fathom {
+
+// What forward and backward read: weights and what follows from the config.
+struct Model {
+  ModelConfig config;
+  Rope rope;
+  float softmax_scale;  // (nope + rope)^-1/2 * rope.softmax_scale_factor
+  ModelWeights weights;
+};
+Model make_model(const ModelConfig& config, const ModelWeights& weights);
+
+// Packed sequences, one behind the other, without padding.
+struct Batch {
+  Tensor ids;          // [tokens] i32
+  Tensor positions;    // [tokens] i32, from 0 in each sequence (or from the cache's length)
+  Tensor seq_offsets;  // [sequences + 1] i32
+  int64_t n_tokens() const { return ids.cols(); }
+  int64_t n_sequences() const { return seq_offsets.cols() - 1; }
+};
+// Sequences -> Batch, memory from ctx.arena. Positions of sequence s start at first_position[s], 0 when that is empty.
+Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
+                 std::span<const int64_t> first_position = {});
+
+// What the backward pass needs of one block, all from the arena; see each block in forward.cc.
+struct MlaSaved {
+  Tensor input;                   // [tokens, hidden], after the norm
+  Tensor q_a, q_a_rms, q_latent;  // [tokens, q_lora_rank] before the norm; [tokens]; after the norm
+  Tensor q;                       // [tokens, heads * (nope + rope)], rotated
+  Tensor kv_a, kv_a_rms, latent;  // [tokens, kv_lora_rank + rope] before the norm, rope part rotated; [tokens]; [tokens, kv_lora_rank]
+  Tensor kv;                      // [tokens, heads * (nope + v)]
+  Tensor o, lse;                  // [tokens, heads * v]; [tokens, heads]
+};
+struct MlpSaved {
+  Tensor input, gate_up, activated;  // [tokens, hidden], [tokens, 2 * inter], [tokens, inter]
+};
+struct MoeSaved {
+  Tensor input;                                   // [tokens, hidden], after the norm
+  Tensor logits, scores, topk_ids, topk_weights;  // [tokens, experts] x 2, [tokens, k] x 2
+  Dispatch dispatch;
+  Tensor x_sorted, gate_up, activated, y_sorted;  // [slots, ..]
+  MlpSaved shared;
+};
+struct LayerSaved {
+  Tensor x, x_rms;      // [tokens, hidden] the residual stream that enters; [tokens]
+  MlaSaved attention;
+  Tensor mid, mid_rms;  // the stream between attention and MLP
+  MlpSaved mlp;
+  MoeSaved moe;
+  Tensor attention_out, mlp_out;  // kept for `taps` only
+};
+struct ForwardSaved {
+  std::vector<LayerSaved> layers;
+  Tensor x, x_rms;  // the stream that leaves the last layer; [tokens]
+  Tensor final_hidden;  // [tokens, hidden], after the final norm
+};
+
+struct ForwardOptions {
+  ForwardSaved* saved = nullptr;         // filled when given (training, scoring); otherwise memory is freed layer by layer
+  bool taps = false;                     // with saved: keep attention_out and mlp_out too
+  std::span<LatentCache* const> caches;  // one a sequence: read, and extended by the new tokens
+};
+
+// Returns final_hidden [tokens, hidden] (arena).
+Tensor forward(Context& ctx, const Model& model, const Batch& batch, const ForwardOptions& options = {});
+
+// logits [rows, vocab] = hidden W_head^T
+Tensor head_logits(Context& ctx, const Model& model, Tensor hidden);
+
+// The MTP module (V3 section 2.2): row i of a sequence takes final_hidden[i] and token i+1 and predicts token i+2. Over packed
+// sequences with one row less each (a sequence of one token has none).
+struct MtpSaved {
+  Tensor rows;           // [mtp_tokens] i32: the row of final_hidden each row comes from
+  Tensor next_ids;       // [mtp_tokens] i32
+  Batch batch;           // positions and offsets of the rows
+  Tensor embedded, hidden_in;       // [mtp_tokens, hidden] before enorm / hnorm
+  Tensor e_rms, h_rms, concatenated;  // [mtp_tokens] x 2, [mtp_tokens, 2 * hidden]
+  LayerSaved layer;
+  Tensor x, x_rms;       // before shared_head.norm
+  Tensor hidden;         // [mtp_tokens, hidden], after it
+};
+// Returns hidden [mtp_tokens, hidden]; logits are head_logits of it.
+Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor final_hidden, MtpSaved& saved);
+
+}  // namespace fathom

@@ -1,0 +1,45 @@
+// The training objective and its gradient over one packed batch: next-token cross-entropy, plus mtp_weight times the MTP loss
+// (V3 equations 24-25), plus the sequence-wise balance loss when asked for.
+#pragma once
+
+#include "model/forward.h"
+
+namespace fathom {
+
+struct LossOptions {
+  double mtp_weight = 0;      // lambda; 0 leaves the MTP module out
+  double balance_alpha = 0;   // of the sequence-wise balance loss
+  // Weights of the sums in the gradient: mean losses over a step that is cut in micro-batches are sums times 1 / (targets of
+  // the whole step). 0: one over the targets of this batch.
+  double main_scale = 0, mtp_scale = 0, balance_scale = 0;
+};
+
+struct LossResult {
+  double loss_sum = 0;  // over main_targets, natural log
+  int64_t main_targets = 0;
+  double mtp_loss_sum = 0;
+  int64_t mtp_targets = 0;
+  double balance_loss = 0;  // summed over sequences and layers, alpha included
+  // Tokens sent to each expert, [MoE layers (MTP's last)][experts]
+  std::vector<std::vector<int64_t>> expert_load;
+
+  double loss() const { return main_targets > 0 ? loss_sum / static_cast<double>(main_targets) : 0; }
+  double mtp_loss() const { return mtp_targets > 0 ? mtp_loss_sum / static_cast<double>(mtp_targets) : 0; }
+};
+
+// Targets of a packed batch: of token i of a sequence token i+1; the last has none.
+struct Targets {
+  Tensor main;  // [tokens] i32, kNoTarget where there is none
+  int64_t n_main;
+  int64_t n_mtp;  // sum over sequences of max(length - 2, 0)
+};
+Targets make_targets(Context& ctx, const Batch& batch);
+
+// The loss alone.
+LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets, const LossOptions& options);
+
+// The loss, and grads += its gradient.
+LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
+                              const Targets& targets, const LossOptions& options);
+
+}  // namespace fathom

@@ -1,0 +1,2 @@
+// model
+namespace fathom {}

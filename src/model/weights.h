@@ -1,0 +1,92 @@
+// The weights of the network as structs named like the report. Gradients and optimizer moments are the same structs over other
+// memory. A weight is [out, in], f32, as in the checkpoint; gate and up projections of an MLP stand in one tensor
+// (gate rows first) and the experts of a layer in one, so that each is one product.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/buffer.h"
+#include "base/rng.h"
+#include "model/config.h"
+
+namespace fathom {
+
+struct MlaWeights {
+  Tensor q_a;        // [q_lora_rank, hidden]; absent without q_lora
+  Tensor q_a_norm;   // [q_lora_rank]; absent without q_lora
+  Tensor q_b;        // [heads * (nope + rope), q_lora_rank]; without q_lora [.., hidden], q_proj in the file
+  Tensor kv_a;       // [kv_lora_rank + rope, hidden]
+  Tensor kv_a_norm;  // [kv_lora_rank]
+  Tensor kv_b;       // [heads * (nope + v), kv_lora_rank]
+  Tensor o;          // [hidden, heads * v]
+};
+
+struct MlpWeights {
+  Tensor gate_up;  // [2 * inter, hidden]: gate rows, then up rows
+  Tensor down;     // [hidden, inter]
+};
+
+struct MoeWeights {
+  Tensor gate;                     // [experts, hidden]: the router
+  Tensor e_score_correction_bias;  // [experts]; absent for V2 and in gradients: no gradient descends on it
+  Tensor gate_up;                  // [experts, 2 * moe_inter, hidden]
+  Tensor down;                     // [experts, hidden, moe_inter]
+  MlpWeights shared;               // width n_shared_experts * moe_inter; absent without shared experts
+};
+
+struct LayerWeights {
+  Tensor input_norm;  // [hidden]
+  MlaWeights attention;
+  Tensor post_attention_norm;  // [hidden]
+  MlpWeights mlp;              // dense layers
+  MoeWeights moe;              // MoE layers: moe.gate is present
+};
+
+struct MtpWeights {
+  Tensor enorm, hnorm;  // [hidden]: norms of the next token's embedding and of the hidden state
+  Tensor eh_proj;       // [hidden, 2 * hidden], input [embedding | hidden]
+  LayerWeights layer;
+  Tensor norm;  // [hidden], shared_head.norm; the head itself and the embedding are the main model's
+};
+
+struct ModelWeights {
+  Tensor embed;  // [vocab, hidden]
+  std::vector<LayerWeights> layers;
+  Tensor norm;  // [hidden]
+  Tensor head;  // [vocab, hidden]
+  std::vector<MtpWeights> mtp;
+};
+
+// One block of memory that holds all weights: trained parameters first, then the correction biases.
+struct Parameters {
+  Buffer memory;
+  ModelWeights weights;
+  int64_t n_trained = 0;  // floats; every tensor begins at a multiple of 16 (the gaps stay zero)
+  int64_t n_total = 0;
+
+  std::span<float> trained() const { return {static_cast<float*>(memory.data()), static_cast<size_t>(n_trained)}; }
+  std::span<float> all() const { return {static_cast<float*>(memory.data()), static_cast<size_t>(n_total)}; }
+};
+
+// Zeroed parameters in the shapes of `config`. with_bias false leaves the correction biases out (gradients, moments).
+Parameters allocate_parameters(const ModelConfig& config, bool with_bias = true);
+
+// One tensor under its Hugging Face name: `view` is it, or its part of a fused tensor (rows of gate_up, one expert).
+struct NamedTensor {
+  std::string name;  // "model.layers.3.mlp.experts.7.gate_proj.weight"
+  Tensor view;       // [out, in] or [n]
+  bool trained;      // false for e_score_correction_bias
+};
+
+// Every tensor of the model in the order of the layers: the one walk over parameters. MTP's stored copies of embedding and
+// head are not in it.
+void for_each_tensor(const ModelWeights& weights, const ModelConfig& config,
+                     const std::function<void(const NamedTensor&)>& visit);
+
+// Matrices and embedding from N(0, initializer_range), norms one, biases zero. Same seed, same bits, on any machine.
+void initialize(Parameters& parameters, const ModelConfig& config, uint64_t seed);
+
+}  // namespace fathom

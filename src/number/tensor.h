@@ -1,0 +1,116 @@
+// Tensor: a view of numbers somewhere. It owns nothing, is cheap to copy, and is passed by value.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+
+#include "base/error.h"
+
+namespace fathom {
+
+enum class Format : uint8_t { f32, bf16, f16, f8_e4m3, i32, i64, u8 };
+
+constexpr int64_t format_bytes(Format format) {
+  switch (format) {
+    case Format::f32:
+    case Format::i32: return 4;
+    case Format::i64: return 8;
+    case Format::bf16:
+    case Format::f16: return 2;
+    case Format::f8_e4m3:
+    case Format::u8: return 1;
+  }
+  return 0;
+}
+
+// Up to 4 dimensions, row-major. Everything before the last dimension is rows: row i begins row_stride elements behind
+// row i-1, so a view may be a range of columns of a wider tensor. A default-made tensor is absent (false).
+struct Tensor {
+  void* data = nullptr;
+  Format format = Format::f32;
+  int rank = 0;
+  int64_t shape[4] = {0, 0, 0, 0};
+  int64_t row_stride = 0;
+
+  Tensor() = default;
+  Tensor(void* p, Format f, std::initializer_list<int64_t> dims) : Tensor(p, f, dims.begin(), static_cast<int>(dims.size())) {}
+  Tensor(void* p, Format f, const int64_t* dims, int n_dims) : data(p), format(f), rank(n_dims) {
+    FATHOM_CHECK(n_dims >= 1 && n_dims <= 4);
+    for (int i = 0; i < n_dims; ++i) shape[i] = dims[i];
+    row_stride = shape[rank - 1];
+  }
+
+  explicit operator bool() const { return data != nullptr; }
+
+  int64_t cols() const { return shape[rank - 1]; }
+  int64_t rows() const {
+    int64_t n = 1;
+    for (int i = 0; i + 1 < rank; ++i) n *= shape[i];
+    return n;
+  }
+  int64_t size() const { return rows() * cols(); }
+  int64_t size_bytes() const { return size() * format_bytes(format); }
+  bool contiguous() const { return rows() <= 1 || row_stride == cols(); }
+
+  // The elements as T; the format must say so.
+  template <class T>
+  T* as() const {
+    FATHOM_CHECK(sizeof(T) == static_cast<size_t>(format_bytes(format)));
+    return static_cast<T*>(data);
+  }
+  float* f32() const {
+    FATHOM_CHECK(format == Format::f32);
+    return static_cast<float*>(data);
+  }
+  float* f32_row(int64_t row) const { return f32() + row * row_stride; }
+  float& f32(int64_t row, int64_t col) const { return f32_row(row)[col]; }
+  int32_t* i32() const {
+    FATHOM_CHECK(format == Format::i32);
+    return static_cast<int32_t*>(data);
+  }
+
+  void* at(int64_t element) const { return static_cast<char*>(data) + element * format_bytes(format); }
+
+  // Rows [begin, begin + n) of a matrix (rank 2), or indices of the first dimension of a higher rank.
+  Tensor slice(int64_t begin, int64_t n) const {
+    FATHOM_CHECK(begin >= 0 && n >= 0 && begin + n <= shape[0]);
+    Tensor t = *this;
+    t.shape[0] = n;
+    t.data = at(begin * stride_of_first());
+    return t;
+  }
+  // The i-th of the first dimension, one rank less (rank >= 2).
+  Tensor operator[](int64_t i) const {
+    FATHOM_CHECK(rank >= 2 && i >= 0 && i < shape[0]);
+    Tensor t = *this;
+    t.rank = rank - 1;
+    for (int d = 0; d < t.rank; ++d) t.shape[d] = shape[d + 1];
+    t.shape[t.rank] = 0;
+    t.data = at(i * stride_of_first());
+    return t;
+  }
+  // Columns [begin, begin + n), same rows.
+  Tensor columns(int64_t begin, int64_t n) const {
+    FATHOM_CHECK(begin >= 0 && n >= 0 && begin + n <= cols());
+    Tensor t = *this;
+    t.shape[rank - 1] = n;
+    t.data = at(begin);
+    return t;
+  }
+  // Same elements in another shape; only for contiguous tensors.
+  Tensor reshape(std::initializer_list<int64_t> dims) const {
+    const Tensor t(data, format, dims);
+    FATHOM_CHECK(contiguous() && t.size() == size());
+    return t;
+  }
+
+ private:
+  int64_t stride_of_first() const {
+    int64_t n = rank == 1 ? 1 : row_stride;
+    for (int i = 1; i + 1 < rank; ++i) n *= shape[i];
+    return n;
+  }
+};
+
+}  // namespace fathom

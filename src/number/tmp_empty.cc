@@ -1,0 +1,2 @@
+// number
+namespace fathom {}

@@ -1,0 +1,51 @@
+// The core of multi-head latent attention (V2 section 2.1, V3 equations 1-11), causal, over packed sequences.
+//   s[t, j] = scale * (q_nope[t, h] . k_nope[j, h] + q_rope[t, h] . k_rope[j]),  o[t, h] = sum_j softmax_j(s[t, j]) v[j, h]
+// Blocked with an online softmax: no context x context matrix is ever stored.
+#pragma once
+
+#include <span>
+
+#include "ops/context.h"
+
+namespace fathom {
+
+struct MlaDims {
+  int64_t n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
+};
+
+// Expanded form (training, prefill of an empty cache).
+// q:  [tokens, heads * (nope + rope)], rope parts rotated
+// kv: [tokens, heads * (nope + v)], per head [k_nope | v], as kv_b_proj gives them
+// k_rope: [tokens, rope], rotated, one key for all heads
+// seq_offsets: [sequences + 1] i32; tokens offsets[s] .. offsets[s+1] see each other and no others
+// o: [tokens, heads * v];  lse: [tokens, heads] log-sum-exp of the scaled scores, for the backward pass (optional)
+void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
+                   float scale, Tensor lse = {});
+
+// dq, dkv, dk_rope: shaped as their forward twins, overwritten. Needs o and lse of the forward pass.
+void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
+                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale);
+
+// One sequence's cached rows [c | k_rope] (latent after its norm, rotary key after rotation) and its newest queries.
+struct LatentCacheView {
+  const float* rows = nullptr;  // [length, kv_lora_rank + rope], contiguous
+  int64_t length = 0;           // rows in the cache, those of the new tokens included
+  int64_t n_new = 0;            // the last n_new rows belong to the new tokens: query i sees length - n_new + i + 1 rows
+};
+
+// Absorbed form (decode, V2 section 2.1.2): the up-projections W_UK and W_UV are applied to query and output, not to the cache.
+//   q_c[h] = W_UK[h]^T q_nope[h],  s = scale * (q_c . c_j + q_rope . k_rope_j),  o[h] = W_UV[h] sum_j p_j c_j
+// q: [sum of n_new, heads * (nope + rope)]; kv_b: [heads * (nope + v), kv_lora_rank]; o: [sum of n_new, heads * v]
+void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
+                            const MlaDims& dims, float scale);
+
+namespace plain {
+void mla_attention(Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims, float scale,
+                   Tensor lse = {});
+void mla_attention_backward(Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q, Tensor kv,
+                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale);
+void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
+                            const MlaDims& dims, float scale);
+}  // namespace plain
+
+}  // namespace fathom

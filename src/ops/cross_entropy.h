@@ -1,0 +1,27 @@
+// The output head and the cross-entropy of its logits, together and in blocks of tokens, so that no tokens x vocab matrix of
+// the whole batch is ever stored.
+//   loss[t] = logsumexp_v(x[t] . w[v]) - x[t] . w[target[t]]
+#pragma once
+
+#include "ops/context.h"
+
+namespace fathom {
+
+inline constexpr int32_t kNoTarget = -1;  // a token without a target has loss 0 and passes no gradient
+
+// x: [tokens, hidden] (after the final norm); w: [vocab, hidden]; targets: [tokens] i32, in [0, vocab) or kNoTarget.
+// loss: [tokens] f32, overwritten (natural log).
+void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets);
+
+// The same, and in the same sweep the gradient of gradient_scale * sum_t loss[t]:
+//   dx = dL/dx, overwritten (may not be x);  dw += dL/dw.
+void head_cross_entropy_backward(Context& ctx, Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
+                                 float gradient_scale);
+
+namespace plain {
+void head_cross_entropy(Tensor loss, Tensor x, Tensor w, Tensor targets);
+void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
+                                 float gradient_scale);
+}  // namespace plain
+
+}  // namespace fathom

@@ -1,0 +1,2 @@
+// ops
+namespace fathom {}

@@ -1,0 +1,65 @@
+// Text <-> token ids: the family's tokenizer.json (byte-level BPE) exactly, or plain bytes for tiny models.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fathom {
+
+class Tokenizer {
+ public:
+  // A tokenizer.json, a directory that holds one (tokenizer_config.json read beside it), or the word "bytes".
+  // A directory whose tokenizer_config.json says {"tokenizer_class": "FathomBytesTokenizer"} is a bytes tokenizer too.
+  static Tokenizer load(const std::filesystem::path& source);
+  static Tokenizer bytes();  // ids 0..255 are the bytes, 256 begins and 257 ends a text: 258 ids
+
+  Tokenizer(Tokenizer&&) noexcept;
+  Tokenizer& operator=(Tokenizer&&) noexcept;
+  ~Tokenizer();
+
+  // No special token is added. Added tokens standing in the text become their ids unless parse_special is false.
+  // Text that is not UTF-8 throws Error with the position of the first bad byte (bytes tokenizer: any text is fine).
+  std::vector<int32_t> encode(std::string_view text, bool parse_special = true) const;
+
+  // The exact inverse; bytes that are not UTF-8 come out as they are when raw, else as U+FFFD.
+  // An id outside the vocabulary throws Error; a gap inside it decodes to nothing.
+  std::string decode(std::span<const int32_t> ids, bool skip_special = false, bool raw = false) const;
+
+  int64_t vocab_size() const;  // largest id + 1
+  int32_t bos_id() const;      // -1: none
+  int32_t eos_id() const;
+  bool is_special(int32_t id) const;
+  // The id of one token by its exact content, or -1.
+  int32_t id_of(std::string_view content) const;
+  std::string token_bytes(int32_t id) const;  // what decoding it emits
+
+  const std::string& chat_template() const;  // Jinja source, empty when there is none
+  bool is_bytes() const;
+
+  // Writes tokenizer.json and tokenizer_config.json (and the chat template) into a model directory, as loaded.
+  void save(const std::filesystem::path& directory) const;
+
+ private:
+  struct Data;
+  explicit Tokenizer(std::unique_ptr<Data> data);
+  std::unique_ptr<Data> data_;
+};
+
+// Decodes one token at a time and never emits half a character: bytes wait until their character is whole.
+class StreamDecoder {
+ public:
+  explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = true);
+  std::string push(int32_t id);  // text that is complete now
+  std::string finish();          // what is left, with U+FFFD for a broken end
+ private:
+  const Tokenizer* tokenizer_;
+  bool skip_special_;
+  std::string pending_;
+};
+
+}  // namespace fathom

@@ -1,0 +1,34 @@
+// What the subcommands share: the options every one of them has, and one function each that adds it to the program.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <csignal>
+#include <cstdint>
+#include <string>
+
+namespace fathom::cli {
+
+struct CommonOptions {
+  int threads = 0;  // 0: usable_cores()
+  uint64_t seed = 0;
+  bool quiet = false;
+  bool json = false;
+  std::string device = "cpu";
+};
+
+// Each adds its subcommand with options, help and a callback that does the work. The callback throws Error / UsageError;
+// main.cc alone catches. `common` outlives the parse and is filled before a callback runs.
+void add_train(CLI::App& app, CommonOptions& common);
+void add_score(CLI::App& app, CommonOptions& common);
+void add_generate(CLI::App& app, CommonOptions& common);
+void add_chat(CLI::App& app, CommonOptions& common);
+void add_inspect(CLI::App& app, CommonOptions& common);
+void add_tokenize(CLI::App& app, CommonOptions& common);
+
+// Set by SIGINT or SIGTERM (main.cc installs the handlers): the signal's number, else 0. Long work looks at it at safe points,
+// saves what can be saved, and throws Interrupted; the program then exits with 128 + signal.
+extern volatile std::sig_atomic_t interrupted_by;
+struct Interrupted {};
+
+}  // namespace fathom::cli

@@ -1,2 +1,0 @@
-// model
-namespace fathom {}

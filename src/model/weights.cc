@@ -1,0 +1,174 @@
+#include "model/weights.h"
+
+#include <cmath>
+
+#include "base/arithmetic.h"
+
+namespace fathom {
+namespace {
+
+// Every tensor begins at a cache line.
+constexpr int64_t kAlignFloats = static_cast<int64_t>(kAlignment / sizeof(float));
+
+// Hands out tensors one behind the other, from `base` (which may be null: then only the sizes count).
+struct Layout {
+  float* base = nullptr;
+  int64_t used = 0;  // floats
+
+  Tensor take(std::initializer_list<int64_t> shape) {
+    Tensor t(nullptr, Format::f32, shape);
+    t.data = base == nullptr ? nullptr : base + used;
+    used += round_up(t.size(), kAlignFloats);
+    return t;
+  }
+};
+
+MlaWeights take_attention(Layout& layout, const ModelConfig& c) {
+  MlaWeights w;
+  const int64_t h = c.hidden_size, heads = c.num_attention_heads;
+  if (c.q_lora_rank > 0) {
+    w.q_a = layout.take({c.q_lora_rank, h});
+    w.q_a_norm = layout.take({c.q_lora_rank});
+  }
+  w.q_b = layout.take({heads * c.qk_head_dim(), c.q_lora_rank > 0 ? c.q_lora_rank : h});
+  w.kv_a = layout.take({c.cache_row(), h});
+  w.kv_a_norm = layout.take({c.kv_lora_rank});
+  w.kv_b = layout.take({heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank});
+  w.o = layout.take({h, heads * c.v_head_dim});
+  return w;
+}
+
+MlpWeights take_mlp(Layout& layout, int64_t hidden, int64_t inter) {
+  MlpWeights w;
+  w.gate_up = layout.take({2 * inter, hidden});
+  w.down = layout.take({hidden, inter});
+  return w;
+}
+
+LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe) {
+  LayerWeights w;
+  const int64_t h = c.hidden_size, inter = c.moe_intermediate_size, experts = c.router.n_routed_experts;
+  w.input_norm = layout.take({h});
+  w.attention = take_attention(layout, c);
+  w.post_attention_norm = layout.take({h});
+  if (!is_moe) {
+    w.mlp = take_mlp(layout, h, c.intermediate_size);
+    return w;
+  }
+  w.moe.gate = layout.take({experts, h});
+  w.moe.gate_up = layout.take({experts, 2 * inter, h});
+  w.moe.down = layout.take({experts, h, inter});
+  if (c.n_shared_experts > 0) w.moe.shared = take_mlp(layout, h, c.n_shared_experts * inter);
+  return w;
+}
+
+ModelWeights take_trained(Layout& layout, const ModelConfig& c) {
+  ModelWeights w;
+  w.embed = layout.take({c.vocab_size, c.hidden_size});
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) w.layers.push_back(take_layer(layout, c, c.is_moe(l)));
+  w.norm = layout.take({c.hidden_size});
+  w.head = layout.take({c.vocab_size, c.hidden_size});
+  for (int64_t m = 0; m < c.num_nextn_predict_layers; ++m) {
+    MtpWeights mtp;
+    mtp.enorm = layout.take({c.hidden_size});
+    mtp.hnorm = layout.take({c.hidden_size});
+    mtp.eh_proj = layout.take({c.hidden_size, 2 * c.hidden_size});
+    mtp.layer = take_layer(layout, c, true);
+    mtp.norm = layout.take({c.hidden_size});
+    w.mtp.push_back(mtp);
+  }
+  return w;
+}
+
+void take_biases(Layout& layout, const ModelConfig& c, ModelWeights& w) {
+  if (c.router.method != TopkMethod::noaux_tc) return;
+  const auto take = [&](MoeWeights& moe) { moe.e_score_correction_bias = layout.take({c.router.n_routed_experts}); };
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+    if (c.is_moe(l)) take(w.layers[static_cast<size_t>(l)].moe);
+  }
+  for (auto& mtp : w.mtp) take(mtp.layer.moe);
+}
+
+using Visit = std::function<void(const NamedTensor&)>;
+
+void visit_mlp(const MlpWeights& w, const std::string& prefix, const Visit& visit) {
+  const int64_t inter = w.gate_up.shape[0] / 2;
+  visit({prefix + "gate_proj.weight", w.gate_up.slice(0, inter), true});
+  visit({prefix + "up_proj.weight", w.gate_up.slice(inter, inter), true});
+  visit({prefix + "down_proj.weight", w.down, true});
+}
+
+void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& visit) {
+  const MlaWeights& a = w.attention;
+  const std::string attention = prefix + "self_attn.";
+  visit({prefix + "input_layernorm.weight", w.input_norm, true});
+  if (a.q_a) {
+    visit({attention + "q_a_proj.weight", a.q_a, true});
+    visit({attention + "q_a_layernorm.weight", a.q_a_norm, true});
+  }
+  visit({attention + (a.q_a ? "q_b_proj.weight" : "q_proj.weight"), a.q_b, true});
+  visit({attention + "kv_a_proj_with_mqa.weight", a.kv_a, true});
+  visit({attention + "kv_a_layernorm.weight", a.kv_a_norm, true});
+  visit({attention + "kv_b_proj.weight", a.kv_b, true});
+  visit({attention + "o_proj.weight", a.o, true});
+  visit({prefix + "post_attention_layernorm.weight", w.post_attention_norm, true});
+  if (!w.moe.gate) {
+    visit_mlp(w.mlp, prefix + "mlp.", visit);
+    return;
+  }
+  visit({prefix + "mlp.gate.weight", w.moe.gate, true});
+  if (w.moe.e_score_correction_bias) {
+    visit({prefix + "mlp.gate.e_score_correction_bias", w.moe.e_score_correction_bias, false});
+  }
+  for (int64_t e = 0; e < w.moe.gate.shape[0]; ++e) {
+    visit_mlp({w.moe.gate_up[e], w.moe.down[e]}, prefix + fmt::format("mlp.experts.{}.", e), visit);
+  }
+  if (w.moe.shared.gate_up) visit_mlp(w.moe.shared, prefix + "mlp.shared_experts.", visit);
+}
+
+}  // namespace
+
+Parameters allocate_parameters(const ModelConfig& config, bool with_bias) {
+  Layout sizes;
+  ModelWeights shapes = take_trained(sizes, config);
+  Parameters p;
+  p.n_trained = sizes.used;
+  if (with_bias) take_biases(sizes, config, shapes);
+  p.n_total = sizes.used;
+  p.memory = Buffer(static_cast<size_t>(p.n_total) * sizeof(float));
+  Layout layout{static_cast<float*>(p.memory.data())};
+  p.weights = take_trained(layout, config);
+  if (with_bias) take_biases(layout, config, p.weights);
+  return p;
+}
+
+void for_each_tensor(const ModelWeights& w, const ModelConfig& config, const Visit& visit) {
+  visit({"model.embed_tokens.weight", w.embed, true});
+  for (size_t l = 0; l < w.layers.size(); ++l) visit_layer(w.layers[l], fmt::format("model.layers.{}.", l), visit);
+  visit({"model.norm.weight", w.norm, true});
+  visit({"lm_head.weight", w.head, true});
+  for (size_t m = 0; m < w.mtp.size(); ++m) {
+    const MtpWeights& mtp = w.mtp[m];
+    const std::string prefix = fmt::format("model.layers.{}.", config.num_hidden_layers + static_cast<int64_t>(m));
+    visit({prefix + "enorm.weight", mtp.enorm, true});
+    visit({prefix + "hnorm.weight", mtp.hnorm, true});
+    visit({prefix + "eh_proj.weight", mtp.eh_proj, true});
+    visit_layer(mtp.layer, prefix, visit);
+    visit({prefix + "shared_head.norm.weight", mtp.norm, true});
+  }
+}
+
+void initialize(Parameters& parameters, const ModelConfig& config, uint64_t seed) {
+  uint64_t stream = 0;  // one a tensor, so that adding a layer leaves the others' draws alone
+  for_each_tensor(parameters.weights, config, [&](const NamedTensor& named) {
+    Rng rng(seed, ++stream);
+    const bool norm = named.view.rank == 1;
+    for (int64_t i = 0; i < named.view.rows(); ++i) {
+      for (float& x : std::span(named.view.f32_row(i), static_cast<size_t>(named.view.cols()))) {
+        x = !named.trained ? 0.0f : norm ? 1.0f : static_cast<float>(config.initializer_range * rng.normal());
+      }
+    }
+  });
+}
+
+}  // namespace fathom

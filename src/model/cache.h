@@ -1,5 +1,6 @@
-// The latent cache of one sequence (V2 section 2.1.2): for every layer and token [c | k_rope], the latent after its norm and the
-// shared key after its rotation. kv_lora_rank + rope values a token and layer, whatever the number of heads.
+// The latent cache of one sequence (V2 section 2.1.2): for every layer and token [c | k_rope], the latent after its
+// norm and the shared key after its rotation. kv_lora_rank + rope values a token and layer, whatever the number of
+// heads.
 #pragma once
 
 #include <vector>

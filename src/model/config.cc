@@ -38,7 +38,8 @@ void check_config(const ModelConfig& c, const std::string& where) {
       {"n_routed_experts", r.n_routed_experts, 0, 65536},
   };
   for (const auto& [key, value, low, high] : ranges) {
-    if (value < low || value > high) throw Error("{}: {} is {}, must be between {} and {}", where, key, value, low, high);
+    if (value < low || value > high)
+      throw Error("{}: {} is {}, must be between {} and {}", where, key, value, low, high);
   }
   if (c.qk_rope_head_dim % 2 != 0) {
     throw Error("{}: qk_rope_head_dim is {}, must be even: rotary embedding turns pairs", where, c.qk_rope_head_dim);
@@ -62,7 +63,8 @@ void check_config(const ModelConfig& c, const std::string& where) {
                   y.original_max_position_embeddings);
     }
     if (!(y.beta_fast > 0 && y.beta_slow > 0 && y.beta_fast < 1e6 && y.beta_slow < 1e6)) {
-      throw Error("{}: rope_scaling.beta_fast and beta_slow are {} and {}, must be positive", where, y.beta_fast, y.beta_slow);
+      throw Error("{}: rope_scaling.beta_fast and beta_slow are {} and {}, must be positive", where, y.beta_fast,
+                  y.beta_slow);
     }
     for (const double m : {y.mscale, y.mscale_all_dim}) {
       if (!(m >= 0 && m < 1000)) throw Error("{}: rope_scaling.mscale is {}, must be between 0 and 1000", where, m);
@@ -74,7 +76,8 @@ void check_config(const ModelConfig& c, const std::string& where) {
   }
   if (has_moe || c.num_nextn_predict_layers > 0) {
     if (c.moe_intermediate_size < 1 || c.moe_intermediate_size > kMaxSize) {
-      throw Error("{}: moe_intermediate_size is {}, must be between 1 and {}", where, c.moe_intermediate_size, kMaxSize);
+      throw Error("{}: moe_intermediate_size is {}, must be between 1 and {}", where, c.moe_intermediate_size,
+                  kMaxSize);
     }
     if (c.n_shared_experts < 0 || c.n_shared_experts > 1024) {
       throw Error("{}: n_shared_experts is {}, must be between 0 and 1024", where, c.n_shared_experts);
@@ -95,7 +98,8 @@ void check_config(const ModelConfig& c, const std::string& where) {
                   r.num_experts_per_tok, reachable, r.topk_group);
     }
     if (r.method == TopkMethod::noaux_tc && r.n_group > 1 && r.n_routed_experts / r.n_group < 2) {
-      throw Error("{}: n_group is {}, leaves 1 expert a group; a group's score is the sum of its two best", where, r.n_group);
+      throw Error("{}: n_group is {}, leaves 1 expert a group; a group's score is the sum of its two best", where,
+                  r.n_group);
     }
     if (!(std::isfinite(r.routed_scaling_factor) && r.routed_scaling_factor > 0)) {
       throw Error("{}: routed_scaling_factor is {}, must be positive", where, r.routed_scaling_factor);
@@ -103,14 +107,20 @@ void check_config(const ModelConfig& c, const std::string& where) {
   }
   // In floating point: the sizes above may not fit 64 bits when multiplied together.
   const double h = static_cast<double>(c.hidden_size), heads = static_cast<double>(c.num_attention_heads);
-  const double attention = h * static_cast<double>(c.q_lora_rank + c.cache_row()) +
-                           static_cast<double>(std::max(c.q_lora_rank, c.q_lora_rank > 0 ? 1 : c.hidden_size)) * heads * static_cast<double>(c.qk_head_dim()) +
-                           static_cast<double>(c.kv_lora_rank) * heads * static_cast<double>(c.qk_nope_head_dim + c.v_head_dim) +
-                           h * heads * static_cast<double>(c.v_head_dim);
-  const double mlp = 3 * h * std::max(static_cast<double>(c.intermediate_size),
-                                      static_cast<double>(r.n_routed_experts + c.n_shared_experts) * static_cast<double>(c.moe_intermediate_size));
-  const double total = static_cast<double>(c.num_hidden_layers + 1) * (attention + mlp) + 2 * h * static_cast<double>(c.vocab_size);
-  if (total > kMaxParameters) throw Error("{}: the sizes make a model of {:.1e} parameters, more than {:.0e}", where, total, kMaxParameters);
+  const double attention =
+      h * static_cast<double>(c.q_lora_rank + c.cache_row()) +
+      static_cast<double>(std::max(c.q_lora_rank, c.q_lora_rank > 0 ? 1 : c.hidden_size)) * heads *
+          static_cast<double>(c.qk_head_dim()) +
+      static_cast<double>(c.kv_lora_rank) * heads * static_cast<double>(c.qk_nope_head_dim + c.v_head_dim) +
+      h * heads * static_cast<double>(c.v_head_dim);
+  const double mlp =
+      3 * h *
+      std::max(static_cast<double>(c.intermediate_size), static_cast<double>(r.n_routed_experts + c.n_shared_experts) *
+                                                             static_cast<double>(c.moe_intermediate_size));
+  const double total =
+      static_cast<double>(c.num_hidden_layers + 1) * (attention + mlp) + 2 * h * static_cast<double>(c.vocab_size);
+  if (total > kMaxParameters)
+    throw Error("{}: the sizes make a model of {:.1e} parameters, more than {:.0e}", where, total, kMaxParameters);
 }
 
 ParameterCount count_parameters(const ModelConfig& c) {

@@ -45,13 +45,11 @@ struct ModelConfig {
   bool is_moe(int64_t layer) const { return router.n_routed_experts > 0 && layer >= first_k_dense_replace; }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t cache_row() const { return kv_lora_rank + qk_rope_head_dim; }  // values cached for a token and layer
-  MlaDims mla() const {
-    return {num_attention_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank};
-  }
+  MlaDims mla() const { return {num_attention_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank}; }
 };
 
-// Throws Error, naming the keys, for numbers that make no model: a size that is zero or absurd, k > experts, groups that do
-// not divide, an odd rope size, ... `where` begins the message.
+// Throws Error, naming the keys, for numbers that make no model: a size that is zero or absurd, k > experts, groups
+// that do not divide, an odd rope size, ... `where` begins the message.
 void check_config(const ModelConfig& config, const std::string& where);
 
 // Parameters of the whole model and those one token meets (shared and chosen experts, head, without the embedding).

@@ -37,9 +37,10 @@ struct MlaSaved {
   Tensor input;                   // [tokens, hidden], after the norm
   Tensor q_a, q_a_rms, q_latent;  // [tokens, q_lora_rank] before the norm; [tokens]; after the norm
   Tensor q;                       // [tokens, heads * (nope + rope)], rotated
-  Tensor kv_a, kv_a_rms, latent;  // [tokens, kv_lora_rank + rope] before the norm, rope part rotated; [tokens]; [tokens, kv_lora_rank]
-  Tensor kv;                      // [tokens, heads * (nope + v)]
-  Tensor o, lse;                  // [tokens, heads * v]; [tokens, heads]
+  Tensor kv_a, kv_a_rms,
+      latent;     // [tokens, kv_lora_rank + rope] before the norm, rope part rotated; [tokens]; [tokens, kv_lora_rank]
+  Tensor kv;      // [tokens, heads * (nope + v)]
+  Tensor o, lse;  // [tokens, heads * v]; [tokens, heads]
 };
 struct MlpSaved {
   Tensor input, gate_up, activated;  // [tokens, hidden], [tokens, 2 * inter], [tokens, inter]
@@ -52,7 +53,7 @@ struct MoeSaved {
   MlpSaved shared;
 };
 struct LayerSaved {
-  Tensor x, x_rms;      // [tokens, hidden] the residual stream that enters; [tokens]
+  Tensor x, x_rms;  // [tokens, hidden] the residual stream that enters; [tokens]
   MlaSaved attention;
   Tensor mid, mid_rms;  // the stream between attention and MLP
   MlpSaved mlp;
@@ -61,14 +62,18 @@ struct LayerSaved {
 };
 struct ForwardSaved {
   std::vector<LayerSaved> layers;
-  Tensor x, x_rms;  // the stream that leaves the last layer; [tokens]
+  Tensor x, x_rms;      // the stream that leaves the last layer; [tokens]
   Tensor final_hidden;  // [tokens, hidden], after the final norm
 };
 
+// Tokens sent to each expert, [MoE layers][experts].
+using ExpertLoad = std::vector<std::vector<int64_t>>;
+
 struct ForwardOptions {
-  ForwardSaved* saved = nullptr;         // filled when given (training, scoring); otherwise memory is freed layer by layer
-  bool taps = false;                     // with saved: keep attention_out and mlp_out too
-  std::span<LatentCache* const> caches;  // one a sequence: read, and extended by the new tokens
+  ForwardSaved* saved = nullptr;  // filled when given (training, scoring); otherwise memory is freed layer by layer
+  bool taps = false;              // with saved: keep attention_out and mlp_out too
+  std::span<LatentCache* const> caches{};  // one a sequence: read, and extended by the new tokens
+  ExpertLoad* expert_load = nullptr;     // when given, one row a MoE layer is appended
 };
 
 // Returns final_hidden [tokens, hidden] (arena).
@@ -77,19 +82,20 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
 // logits [rows, vocab] = hidden W_head^T
 Tensor head_logits(Context& ctx, const Model& model, Tensor hidden);
 
-// The MTP module (V3 section 2.2): row i of a sequence takes final_hidden[i] and token i+1 and predicts token i+2. Over packed
-// sequences with one row less each (a sequence of one token has none).
+// The MTP module (V3 section 2.2): row i of a sequence takes final_hidden[i] and token i+1 and predicts token i+2. Over
+// packed sequences with one row less each (a sequence of one token has none).
 struct MtpSaved {
-  Tensor rows;           // [mtp_tokens] i32: the row of final_hidden each row comes from
-  Tensor next_ids;       // [mtp_tokens] i32
-  Batch batch;           // positions and offsets of the rows
-  Tensor embedded, hidden_in;       // [mtp_tokens, hidden] before enorm / hnorm
+  Tensor rows;                        // [mtp_tokens] i32: the row of final_hidden each row comes from
+  Tensor next_ids;                    // [mtp_tokens] i32
+  Batch batch;                        // positions and offsets of the rows
+  Tensor embedded, hidden_in;         // [mtp_tokens, hidden] before enorm / hnorm
   Tensor e_rms, h_rms, concatenated;  // [mtp_tokens] x 2, [mtp_tokens, 2 * hidden]
   LayerSaved layer;
-  Tensor x, x_rms;       // before shared_head.norm
-  Tensor hidden;         // [mtp_tokens, hidden], after it
+  Tensor x, x_rms;  // before shared_head.norm
+  Tensor hidden;    // [mtp_tokens, hidden], after it
 };
 // Returns hidden [mtp_tokens, hidden]; logits are head_logits of it.
-Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor final_hidden, MtpSaved& saved);
+Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor final_hidden, MtpSaved& saved,
+                   ExpertLoad* expert_load = nullptr);
 
 }  // namespace fathom

@@ -1,5 +1,5 @@
-// The training objective and its gradient over one packed batch: next-token cross-entropy, plus mtp_weight times the MTP loss
-// (V3 equations 24-25), plus the sequence-wise balance loss when asked for.
+// The training objective and its gradient over one packed batch: next-token cross-entropy, plus mtp_weight times the
+// MTP loss (V3 equations 24-25), plus the sequence-wise balance loss when asked for.
 #pragma once
 
 #include "model/forward.h"
@@ -7,10 +7,10 @@
 namespace fathom {
 
 struct LossOptions {
-  double mtp_weight = 0;      // lambda; 0 leaves the MTP module out
-  double balance_alpha = 0;   // of the sequence-wise balance loss
-  // Weights of the sums in the gradient: mean losses over a step that is cut in micro-batches are sums times 1 / (targets of
-  // the whole step). 0: one over the targets of this batch.
+  double mtp_weight = 0;     // lambda; 0 leaves the MTP module out
+  double balance_alpha = 0;  // of the sequence-wise balance loss
+  // Weights of the sums in the gradient: mean losses over a step that is cut in micro-batches are sums times 1 /
+  // (targets of the whole step). 0: one over the targets of this batch.
   double main_scale = 0, mtp_scale = 0, balance_scale = 0;
 };
 
@@ -20,8 +20,7 @@ struct LossResult {
   double mtp_loss_sum = 0;
   int64_t mtp_targets = 0;
   double balance_loss = 0;  // summed over sequences and layers, alpha included
-  // Tokens sent to each expert, [MoE layers (MTP's last)][experts]
-  std::vector<std::vector<int64_t>> expert_load;
+  ExpertLoad expert_load;   // the MTP layer's row last
 
   double loss() const { return main_targets > 0 ? loss_sum / static_cast<double>(main_targets) : 0; }
   double mtp_loss() const { return mtp_targets > 0 ? mtp_loss_sum / static_cast<double>(mtp_targets) : 0; }
@@ -36,7 +35,8 @@ struct Targets {
 Targets make_targets(Context& ctx, const Batch& batch);
 
 // The loss alone.
-LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets, const LossOptions& options);
+LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
+                const LossOptions& options);
 
 // The loss, and grads += its gradient.
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,

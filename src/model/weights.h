@@ -1,6 +1,6 @@
-// The weights of the network as structs named like the report. Gradients and optimizer moments are the same structs over other
-// memory. A weight is [out, in], f32, as in the checkpoint; gate and up projections of an MLP stand in one tensor
-// (gate rows first) and the experts of a layer in one, so that each is one product.
+// The weights of the network as structs named like the report. Gradients and optimizer moments are the same structs
+// over other memory. A weight is [out, in], f32, as in the checkpoint; gate and up projections of an MLP stand in one
+// tensor (gate rows first) and the experts of a layer in one, so that each is one product.
 #pragma once
 
 #include <functional>
@@ -81,8 +81,8 @@ struct NamedTensor {
   bool trained;      // false for e_score_correction_bias
 };
 
-// Every tensor of the model in the order of the layers: the one walk over parameters. MTP's stored copies of embedding and
-// head are not in it.
+// Every tensor of the model in the order of the layers: the one walk over parameters. MTP's stored copies of embedding
+// and head are not in it.
 void for_each_tensor(const ModelWeights& weights, const ModelConfig& config,
                      const std::function<void(const NamedTensor&)>& visit);
 

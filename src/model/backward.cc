@@ -1,0 +1,188 @@
+#include "model/backward.h"
+
+#include <cstring>
+
+#include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/rms_norm.h"
+#include "ops/swiglu.h"
+
+namespace fathom {
+namespace {
+
+Tensor new_like(Context& ctx, Tensor t) { return new_f32(ctx, {t.rows(), t.cols()}); }
+
+void attention_backward_input(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch,
+                              const MlaSaved& s, Tensor d_input, Tensor d_out, MlaGrads& g) {
+  const MlaDims dims = model.config.mla();
+  const int64_t rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
+  const int64_t qk = dims.qk_nope_head_dim + rope_dim;
+  g.out = d_out;
+  g.o = new_like(ctx, s.o);
+  linear_backward_input(ctx, g.o, d_out, w.o);
+
+  g.q = new_like(ctx, s.q);
+  g.kv = new_like(ctx, s.kv);
+  g.kv_a = new_like(ctx, s.kv_a);
+  const Tensor d_k_rope = g.kv_a.columns(rank, rope_dim);
+  mla_attention_backward(ctx, g.q, g.kv, d_k_rope, g.o, s.o, s.q, s.kv, s.kv_a.columns(rank, rope_dim), s.lse,
+                         batch.seq_offsets, dims, model.softmax_scale);
+
+  g.latent = new_like(ctx, s.latent);
+  linear_backward_input(ctx, g.latent, g.kv, w.kv_b);
+  rms_norm_backward_input(ctx, g.kv_a.columns(0, rank), g.latent, s.kv_a.columns(0, rank), w.kv_a_norm, s.kv_a_rms,
+                          /*accumulate=*/false);
+  rope_backward(ctx, model.rope, g.kv_a, batch.positions, {1, rank + rope_dim, rank});
+  linear_backward_input(ctx, d_input, g.kv_a, w.kv_a);
+
+  rope_backward(ctx, model.rope, g.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
+  if (!w.q_a) {
+    linear_backward_input(ctx, d_input, g.q, w.q_b, /*accumulate=*/true);
+    return;
+  }
+  g.q_latent = new_like(ctx, s.q_latent);
+  g.q_a = new_like(ctx, s.q_a);
+  linear_backward_input(ctx, g.q_latent, g.q, w.q_b);
+  rms_norm_backward_input(ctx, g.q_a, g.q_latent, s.q_a, w.q_a_norm, s.q_a_rms, /*accumulate=*/false);
+  linear_backward_input(ctx, d_input, g.q_a, w.q_a, /*accumulate=*/true);
+}
+
+void attention_backward_weight(Context& ctx, MlaWeights& dw, const MlaSaved& s, const MlaGrads& g) {
+  const int64_t rank = s.latent.cols();
+  linear_backward_weight(ctx, dw.o, g.out, s.o);
+  linear_backward_weight(ctx, dw.kv_b, g.kv, s.latent);
+  rms_norm_backward_weight(ctx, dw.kv_a_norm, g.latent, s.kv_a.columns(0, rank), s.kv_a_rms);
+  linear_backward_weight(ctx, dw.kv_a, g.kv_a, s.input);
+  if (!dw.q_a) {
+    linear_backward_weight(ctx, dw.q_b, g.q, s.input);
+    return;
+  }
+  linear_backward_weight(ctx, dw.q_b, g.q, s.q_latent);
+  rms_norm_backward_weight(ctx, dw.q_a_norm, g.q_latent, s.q_a, s.q_a_rms);
+  linear_backward_weight(ctx, dw.q_a, g.q_a, s.input);
+}
+
+void mlp_backward_input(Context& ctx, const MlpWeights& w, const MlpSaved& s, Tensor d_input, Tensor d_out,
+                        MlpGrads& g) {
+  g.out = d_out;
+  g.gate_up = new_like(ctx, s.gate_up);
+  const ArenaScope scope(ctx.arena);
+  const Tensor d_activated = new_like(ctx, s.activated);
+  linear_backward_input(ctx, d_activated, d_out, w.down);
+  swiglu_backward(ctx, g.gate_up, d_activated, s.gate_up);
+  linear_backward_input(ctx, d_input, g.gate_up, w.gate_up);
+}
+
+void mlp_backward_weight(Context& ctx, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g) {
+  linear_backward_weight(ctx, dw.down, g.out, s.activated);
+  linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.input);
+}
+
+void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s, Tensor d_input,
+                        Tensor d_out, MoeGrads& g, const ScoreGradient& score_gradient) {
+  g.out = d_out;
+  if (w.shared.gate_up) {
+    mlp_backward_input(ctx, w.shared, s.shared, d_input, d_out, g.shared);
+  } else {
+    std::memset(d_input.f32(), 0, static_cast<size_t>(d_input.size_bytes()));
+  }
+  g.y_sorted = new_like(ctx, s.y_sorted);
+  g.gate_up = new_like(ctx, s.gate_up);
+  g.logits = new_like(ctx, s.logits);
+  const ArenaScope scope(ctx.arena);
+  const Tensor d_weights = new_like(ctx, s.topk_weights), d_activated = new_like(ctx, s.activated);
+  const Tensor d_x_sorted = new_like(ctx, s.x_sorted);
+  combine_backward(ctx, g.y_sorted, d_weights, d_out, s.y_sorted, s.topk_weights, s.dispatch);
+  grouped_linear_backward_input(ctx, d_activated, g.y_sorted, w.down, s.dispatch.offsets);
+  swiglu_backward(ctx, g.gate_up, d_activated, s.gate_up);
+  grouped_linear_backward_input(ctx, d_x_sorted, g.gate_up, w.gate_up, s.dispatch.offsets);
+  dispatch_backward(ctx, d_input, d_x_sorted, s.dispatch);
+
+  route_backward(ctx, model.config.router, g.logits, d_weights, s.topk_ids, s.scores,
+                 score_gradient ? score_gradient(s) : Tensor());
+  linear_backward_input(ctx, d_input, g.logits, w.gate, /*accumulate=*/true);
+}
+
+void moe_backward_weight(Context& ctx, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g) {
+  linear_backward_weight(ctx, dw.gate, g.logits, s.input);
+  grouped_linear_backward_weight(ctx, dw.down, g.y_sorted, s.activated, s.dispatch.offsets);
+  grouped_linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.x_sorted, s.dispatch.offsets);
+  if (dw.shared.gate_up) mlp_backward_weight(ctx, dw.shared, s.shared, g.shared);
+}
+
+}  // namespace
+
+void layer_backward_input(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch,
+                          const LayerSaved& s, Tensor dx, Tensor d_out, LayerGrads& g,
+                          const ScoreGradient& score_gradient) {
+  g.mlp_normed = new_like(ctx, s.x);
+  if (w.moe.gate) {
+    moe_backward_input(ctx, model, w.moe, s.moe, g.mlp_normed, d_out, g.moe, score_gradient);
+  } else {
+    mlp_backward_input(ctx, w.mlp, s.mlp, g.mlp_normed, d_out, g.mlp);
+  }
+  const Tensor d_mid = new_like(ctx, s.x);
+  rms_norm_backward_input(ctx, d_mid, g.mlp_normed, s.mid, w.post_attention_norm, s.mid_rms, /*accumulate=*/false);
+  add(ctx, d_mid, d_mid, d_out);
+
+  g.attention_normed = new_like(ctx, s.x);
+  attention_backward_input(ctx, model, w.attention, batch, s.attention, g.attention_normed, d_mid, g.attention);
+  rms_norm_backward_input(ctx, dx, g.attention_normed, s.x, w.input_norm, s.x_rms, /*accumulate=*/false);
+  add(ctx, dx, dx, d_mid);
+}
+
+void layer_backward_weight(Context& ctx, const Model&, LayerWeights& dw, const Batch&, const LayerSaved& s,
+                           const LayerGrads& g) {
+  if (dw.moe.gate) {
+    moe_backward_weight(ctx, dw.moe, s.moe, g.moe);
+  } else {
+    mlp_backward_weight(ctx, dw.mlp, s.mlp, g.mlp);
+  }
+  rms_norm_backward_weight(ctx, dw.post_attention_norm, g.mlp_normed, s.mid, s.mid_rms);
+  attention_backward_weight(ctx, dw.attention, s.attention, g.attention);
+  rms_norm_backward_weight(ctx, dw.input_norm, g.attention_normed, s.x, s.x_rms);
+}
+
+void backward(Context& ctx, const Model& model, ModelWeights& dw, const Batch& batch, const ForwardSaved& s,
+              Tensor d_final_hidden, const ScoreGradient& score_gradient) {
+  const ArenaScope scope(ctx.arena);
+  Tensor d_out = new_like(ctx, s.x), dx = new_like(ctx, s.x);
+  rms_norm_backward_weight(ctx, dw.norm, d_final_hidden, s.x, s.x_rms);
+  rms_norm_backward_input(ctx, d_out, d_final_hidden, s.x, model.weights.norm, s.x_rms, /*accumulate=*/false);
+  for (size_t l = s.layers.size(); l-- > 0;) {
+    const ArenaScope layer_scope(ctx.arena);
+    LayerGrads inner;
+    layer_backward_input(ctx, model, model.weights.layers[l], batch, s.layers[l], dx, d_out, inner, score_gradient);
+    layer_backward_weight(ctx, model, dw.layers[l], batch, s.layers[l], inner);
+    std::swap(dx, d_out);
+  }
+  embedding_backward_weight(ctx, dw.embed, d_out, batch.ids);
+}
+
+void mtp_backward(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& s, Tensor d_final_hidden,
+                  Tensor d_hidden, const ScoreGradient& score_gradient) {
+  const ArenaScope scope(ctx.arena);
+  const MtpWeights& w = model.weights.mtp[0];
+  MtpWeights& dw = grads.mtp[0];
+  const int64_t hidden = model.config.hidden_size;
+  Tensor d_out = new_like(ctx, s.x), dx = new_like(ctx, s.x);
+  rms_norm_backward_weight(ctx, dw.norm, d_hidden, s.x, s.x_rms);
+  rms_norm_backward_input(ctx, d_out, d_hidden, s.x, w.norm, s.x_rms, /*accumulate=*/false);
+  LayerGrads inner;
+  layer_backward_input(ctx, model, w.layer, s.batch, s.layer, dx, d_out, inner, score_gradient);
+  layer_backward_weight(ctx, model, dw.layer, s.batch, s.layer, inner);
+
+  const Tensor d_concatenated = new_like(ctx, s.concatenated), d_input = new_like(ctx, s.x);
+  linear_backward_weight(ctx, dw.eh_proj, dx, s.concatenated);
+  linear_backward_input(ctx, d_concatenated, dx, w.eh_proj);
+  const Tensor d_e = d_concatenated.columns(0, hidden), d_h = d_concatenated.columns(hidden, hidden);
+  rms_norm_backward_weight(ctx, dw.enorm, d_e, s.embedded, s.e_rms);
+  rms_norm_backward_input(ctx, d_input, d_e, s.embedded, w.enorm, s.e_rms, /*accumulate=*/false);
+  embedding_backward_weight(ctx, grads.embed, d_input, s.next_ids);
+  rms_norm_backward_weight(ctx, dw.hnorm, d_h, s.hidden_in, s.h_rms);
+  rms_norm_backward_input(ctx, d_input, d_h, s.hidden_in, w.hnorm, s.h_rms, /*accumulate=*/false);
+  embedding_backward_weight(ctx, d_final_hidden, d_input, s.rows);  // scatters rows back
+}
+
+}  // namespace fathom

@@ -1,0 +1,49 @@
+// The backward pass: the blocks of forward.cc in reverse. Each has its input gradient and its weight gradient apart
+// (what passes between them is kept in a struct), so that pipeline schedules can place the two freely.
+#pragma once
+
+#include "model/forward.h"
+
+namespace fathom {
+
+// What a block's input gradient leaves for its weight gradient: the gradients of its inner values, shaped as those.
+struct MlaGrads {
+  Tensor out, o, q, q_latent, q_a, kv, latent, kv_a;
+};
+struct MlpGrads {
+  Tensor out, gate_up;
+};
+struct MoeGrads {
+  Tensor out, y_sorted, gate_up, logits;
+  MlpGrads shared;
+};
+struct LayerGrads {
+  MlaGrads attention;
+  MlpGrads mlp;
+  MoeGrads moe;
+  Tensor mlp_normed, attention_normed;  // gradients of the two norms' outputs
+};
+
+// Extra gradient of the router's scores in one MoE layer, for balance losses: called with the layer's saved values,
+// returns [tokens, experts] or an absent tensor.
+using ScoreGradient = std::function<Tensor(const MoeSaved&)>;
+
+// dx = dL/d(layer input) from d_out = dL/d(layer output), overwritten (another buffer than d_out). Memory from
+// ctx.arena.
+void layer_backward_input(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch,
+                          const LayerSaved& saved, Tensor dx, Tensor d_out, LayerGrads& inner,
+                          const ScoreGradient& score_gradient);
+// grads += dL/d(layer weights).
+void layer_backward_weight(Context& ctx, const Model& model, LayerWeights& grads, const Batch& batch,
+                           const LayerSaved& saved, const LayerGrads& inner);
+
+// The whole trunk: grads += gradient of everything below final_hidden, from d_final_hidden.
+void backward(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch, const ForwardSaved& saved,
+              Tensor d_final_hidden, const ScoreGradient& score_gradient = {});
+
+// The MTP module, from d_hidden = dL/d(its output): grads += its gradient (the embedding's included), d_final_hidden +=
+// dL/d(its input).
+void mtp_backward(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& saved, Tensor d_final_hidden,
+                  Tensor d_hidden, const ScoreGradient& score_gradient = {});
+
+}  // namespace fathom

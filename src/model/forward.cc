@@ -1,0 +1,270 @@
+#include "model/forward.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "ops/attention.h"
+#include "ops/embedding.h"
+#include "ops/linear.h"
+#include "ops/rms_norm.h"
+#include "ops/swiglu.h"
+
+namespace fathom {
+namespace {
+
+// The norms of the two latents have this epsilon whatever rms_norm_eps says.
+constexpr float kLatentNormEps = 1e-6f;
+
+int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.seq_offsets.i32()[s]; }
+
+// Copies the new tokens' [c | k_rope] behind what the caches hold, and returns for each sequence what its queries may
+// see.
+std::vector<LatentCacheView> extend_caches(const Batch& batch, size_t layer, Tensor latent, Tensor k_rope,
+                                           std::span<LatentCache* const> caches) {
+  std::vector<LatentCacheView> views;
+  const size_t latent_bytes = static_cast<size_t>(latent.cols()) * sizeof(float);
+  const size_t rope_bytes = static_cast<size_t>(k_rope.cols()) * sizeof(float);
+  for (int64_t s = 0; s < batch.n_sequences(); ++s) {
+    LatentCache& cache = *caches[static_cast<size_t>(s)];
+    const int64_t begin = sequence_begin(batch, s), n_new = sequence_begin(batch, s + 1) - begin;
+    FATHOM_CHECK(cache.length + n_new <= cache.capacity, "{} + {} > {}", cache.length, n_new, cache.capacity);
+    float* rows = cache.rows(static_cast<int64_t>(layer));
+    for (int64_t i = 0; i < n_new; ++i) {
+      float* row = rows + (cache.length + i) * cache.row;
+      std::memcpy(row, latent.f32_row(begin + i), latent_bytes);
+      std::memcpy(row + latent.cols(), k_rope.f32_row(begin + i), rope_bytes);
+    }
+    views.push_back({rows, cache.length + n_new, n_new});
+  }
+  return views;
+}
+
+// Multi-head latent attention (V3 equations 1-11). Returns [tokens, hidden].
+Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch, Tensor input,
+                       size_t layer, std::span<LatentCache* const> caches, MlaSaved& s) {
+  const MlaDims dims = model.config.mla();
+  const int64_t tokens = batch.n_tokens(), rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
+  const int64_t qk = dims.qk_nope_head_dim + rope_dim;
+  s.input = input;
+
+  Tensor query_input = input;
+  if (w.q_a) {
+    s.q_a = new_f32(ctx, {tokens, w.q_a.shape[0]});
+    s.q_a_rms = new_f32(ctx, {tokens});
+    s.q_latent = new_f32(ctx, {tokens, w.q_a.shape[0]});
+    linear(ctx, s.q_a, input, w.q_a);
+    rms_norm(ctx, s.q_latent, s.q_a, w.q_a_norm, kLatentNormEps, s.q_a_rms);
+    query_input = s.q_latent;
+  }
+  s.q = new_f32(ctx, {tokens, dims.n_heads * qk});
+  linear(ctx, s.q, query_input, w.q_b);
+  rope(ctx, model.rope, s.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
+
+  s.kv_a = new_f32(ctx, {tokens, rank + rope_dim});
+  s.kv_a_rms = new_f32(ctx, {tokens});
+  s.latent = new_f32(ctx, {tokens, rank});
+  linear(ctx, s.kv_a, input, w.kv_a);
+  rms_norm(ctx, s.latent, s.kv_a.columns(0, rank), w.kv_a_norm, kLatentNormEps, s.kv_a_rms);
+  rope(ctx, model.rope, s.kv_a, batch.positions, {1, rank + rope_dim, rank});
+  const Tensor k_rope = s.kv_a.columns(rank, rope_dim);
+
+  s.o = new_f32(ctx, {tokens, dims.n_heads * dims.v_head_dim});
+  std::vector<LatentCacheView> seen;
+  if (!caches.empty()) seen = extend_caches(batch, layer, s.latent, k_rope, caches);
+  const bool cache_was_empty = std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; });
+  if (cache_was_empty) {
+    s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
+    s.lse = new_f32(ctx, {tokens, dims.n_heads});
+    linear(ctx, s.kv, s.latent, w.kv_b);
+    mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
+  } else {
+    mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, seen, dims, model.softmax_scale);
+  }
+  Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
+  linear(ctx, out, s.o, w.o);
+  return out;
+}
+
+// out = W_down(silu(W_gate x) * W_up x)
+void mlp_block(Context& ctx, const MlpWeights& w, Tensor out, Tensor input, MlpSaved& s) {
+  s.input = input;
+  s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
+  s.activated = new_f32(ctx, {input.rows(), w.down.shape[1]});
+  linear(ctx, s.gate_up, input, w.gate_up);
+  swiglu(ctx, s.activated, s.gate_up);
+  linear(ctx, out, s.activated, w.down);
+}
+
+// y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16)
+void moe_block(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, Tensor input, MoeSaved& s) {
+  const RouterConfig& router = model.config.router;
+  const int64_t tokens = input.rows(), hidden = input.cols(), k = router.num_experts_per_tok;
+  const int64_t experts = router.n_routed_experts, slots = tokens * k;
+  s.input = input;
+  s.logits = new_f32(ctx, {tokens, experts});
+  s.scores = new_f32(ctx, {tokens, experts});
+  s.topk_ids = new_i32(ctx, {tokens, k});
+  s.topk_weights = new_f32(ctx, {tokens, k});
+  linear(ctx, s.logits, input, w.gate);
+  route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
+
+  s.dispatch = make_dispatch(ctx, s.topk_ids, experts);
+  s.x_sorted = new_f32(ctx, {slots, hidden});
+  s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
+  s.activated = new_f32(ctx, {slots, w.down.shape[2]});
+  s.y_sorted = new_f32(ctx, {slots, hidden});
+  dispatch(ctx, s.x_sorted, input, s.dispatch);
+  grouped_linear(ctx, s.gate_up, s.x_sorted, w.gate_up, s.dispatch.offsets);
+  swiglu(ctx, s.activated, s.gate_up);
+  grouped_linear(ctx, s.y_sorted, s.activated, w.down, s.dispatch.offsets);
+
+  if (w.shared.gate_up) {
+    mlp_block(ctx, w.shared, out, input, s.shared);
+  } else {
+    std::memset(out.f32(), 0, static_cast<size_t>(out.size_bytes()));
+  }
+  combine(ctx, out, s.y_sorted, s.topk_weights, s.dispatch);
+}
+
+// x' = x + Attention(norm(x));  out = x' + MLP or MoE(norm(x'))
+void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor out, Tensor x,
+                 size_t layer, const ForwardOptions& options, LayerSaved& s) {
+  const int64_t tokens = batch.n_tokens(), hidden = model.config.hidden_size;
+  const auto eps = static_cast<float>(model.config.rms_norm_eps);
+  s.x = x;
+  s.x_rms = new_f32(ctx, {tokens});
+  Tensor normed = new_f32(ctx, {tokens, hidden});
+  rms_norm(ctx, normed, x, w.input_norm, eps, s.x_rms);
+  s.attention_out = attention_block(ctx, model, w.attention, batch, normed, layer, options.caches, s.attention);
+
+  s.mid = options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
+  add(ctx, s.mid, x, s.attention_out);
+
+  s.mid_rms = new_f32(ctx, {tokens});
+  normed = new_f32(ctx, {tokens, hidden});
+  rms_norm(ctx, normed, s.mid, w.post_attention_norm, eps, s.mid_rms);
+  s.mlp_out = options.taps ? new_f32(ctx, {tokens, hidden}) : out;
+  if (w.moe.gate) {
+    moe_block(ctx, model, w.moe, s.mlp_out, normed, s.moe);
+    if (options.expert_load != nullptr) {
+      auto& load = options.expert_load->emplace_back(static_cast<size_t>(model.config.router.n_routed_experts));
+      count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
+    }
+  } else {
+    mlp_block(ctx, w.mlp, s.mlp_out, normed, s.mlp);
+  }
+  add(ctx, out, s.mid, s.mlp_out);
+}
+
+}  // namespace
+
+Model make_model(const ModelConfig& config, const ModelWeights& weights) {
+  Model model{config,
+              make_rope(config.qk_rope_head_dim, config.rope_theta, config.rope_interleave, config.rope_scaling), 0,
+              weights};
+  model.softmax_scale = model.rope.softmax_scale_factor / std::sqrt(static_cast<float>(config.qk_head_dim()));
+  return model;
+}
+
+Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
+                 std::span<const int64_t> first_position) {
+  int64_t tokens = 0;
+  for (const auto& sequence : sequences) tokens += static_cast<int64_t>(sequence.size());
+  Batch batch{new_i32(ctx, {tokens}), new_i32(ctx, {tokens}),
+              new_i32(ctx, {static_cast<int64_t>(sequences.size()) + 1})};
+  int32_t t = 0;
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    batch.seq_offsets.i32()[s] = t;
+    auto position = static_cast<int32_t>(first_position.empty() ? 0 : first_position[s]);
+    for (const int32_t id : sequences[s]) {
+      batch.ids.i32()[t] = id;
+      batch.positions.i32()[t++] = position++;
+    }
+  }
+  batch.seq_offsets.i32()[sequences.size()] = t;
+  return batch;
+}
+
+Tensor forward(Context& ctx, const Model& model, const Batch& batch, const ForwardOptions& options) {
+  const ModelConfig& config = model.config;
+  const int64_t tokens = batch.n_tokens(), hidden = config.hidden_size;
+  FATHOM_CHECK(options.caches.empty() || static_cast<int64_t>(options.caches.size()) == batch.n_sequences());
+  ForwardSaved unsaved;
+  ForwardSaved& saved = options.saved != nullptr ? *options.saved : unsaved;
+  saved.layers.assign(model.weights.layers.size(), {});
+
+  saved.final_hidden = new_f32(ctx, {tokens, hidden});
+  saved.x_rms = new_f32(ctx, {tokens});
+  Tensor x = new_f32(ctx, {tokens, hidden});
+  // Without anything to save, two buffers take turns and what a layer allocates is freed behind it.
+  Tensor other = options.saved != nullptr ? Tensor() : new_f32(ctx, {tokens, hidden});
+  embedding(ctx, x, batch.ids, model.weights.embed);
+  for (size_t l = 0; l < model.weights.layers.size(); ++l) {
+    Tensor out = options.saved != nullptr ? new_f32(ctx, {tokens, hidden}) : other;
+    std::optional<ArenaScope> scope;
+    if (options.saved == nullptr) scope.emplace(ctx.arena);
+    layer_block(ctx, model, model.weights.layers[l], batch, out, x, l, options, saved.layers[l]);
+    other = x;
+    x = out;
+  }
+  for (size_t s = 0; s < options.caches.size(); ++s) {
+    options.caches[s]->length +=
+        sequence_begin(batch, static_cast<int64_t>(s) + 1) - sequence_begin(batch, static_cast<int64_t>(s));
+  }
+  saved.x = x;
+  rms_norm(ctx, saved.final_hidden, x, model.weights.norm, static_cast<float>(config.rms_norm_eps), saved.x_rms);
+  return saved.final_hidden;
+}
+
+Tensor head_logits(Context& ctx, const Model& model, Tensor hidden) {
+  Tensor logits = new_f32(ctx, {hidden.rows(), model.config.vocab_size});
+  linear(ctx, logits, hidden, model.weights.head);
+  return logits;
+}
+
+Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor final_hidden, MtpSaved& s,
+                   ExpertLoad* expert_load) {
+  FATHOM_CHECK(!model.weights.mtp.empty());
+  const MtpWeights& w = model.weights.mtp[0];
+  const int64_t hidden = model.config.hidden_size;
+  const auto eps = static_cast<float>(model.config.rms_norm_eps);
+
+  std::vector<std::vector<int32_t>> rows, next_ids;
+  for (int64_t q = 0; q < batch.n_sequences(); ++q) {
+    auto& sequence_rows = rows.emplace_back();
+    auto& sequence_ids = next_ids.emplace_back();
+    for (int32_t t = sequence_begin(batch, q); t + 1 < sequence_begin(batch, q + 1); ++t) {
+      sequence_rows.push_back(t);
+      sequence_ids.push_back(batch.ids.i32()[t + 1]);
+    }
+  }
+  s.batch = make_batch(ctx, next_ids);
+  s.next_ids = s.batch.ids;
+  s.rows = make_batch(ctx, rows).ids;
+  const int64_t tokens = s.batch.n_tokens();
+
+  s.embedded = new_f32(ctx, {tokens, hidden});
+  s.hidden_in = new_f32(ctx, {tokens, hidden});
+  s.e_rms = new_f32(ctx, {tokens});
+  s.h_rms = new_f32(ctx, {tokens});
+  s.concatenated = new_f32(ctx, {tokens, 2 * hidden});
+  embedding(ctx, s.embedded, s.next_ids, model.weights.embed);
+  embedding(ctx, s.hidden_in, s.rows, final_hidden);  // gathers rows
+  rms_norm(ctx, s.concatenated.columns(0, hidden), s.embedded, w.enorm, eps, s.e_rms);
+  rms_norm(ctx, s.concatenated.columns(hidden, hidden), s.hidden_in, w.hnorm, eps, s.h_rms);
+  Tensor x = new_f32(ctx, {tokens, hidden});
+  linear(ctx, x, s.concatenated, w.eh_proj);
+
+  s.x = new_f32(ctx, {tokens, hidden});
+  ForwardOptions options;
+  options.expert_load = expert_load;
+  layer_block(ctx, model, w.layer, s.batch, s.x, x, 0, options, s.layer);
+  s.x_rms = new_f32(ctx, {tokens});
+  s.hidden = new_f32(ctx, {tokens, hidden});
+  rms_norm(ctx, s.hidden, s.x, w.norm, eps, s.x_rms);
+  return s.hidden;
+}
+
+}  // namespace fathom

@@ -1,0 +1,99 @@
+#include "model/loss.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "model/backward.h"
+#include "ops/cross_entropy.h"
+
+namespace fathom {
+namespace {
+
+// The MTP row i of a sequence predicts token i + 2; its last row has no target.
+Tensor mtp_targets(Context& ctx, const Batch& mtp_batch) { return make_targets(ctx, mtp_batch).main; }
+
+double sum(Tensor losses) {
+  double total = 0;
+  for (int64_t t = 0; t < losses.size(); ++t) total += losses.f32()[t];
+  return total;
+}
+
+double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
+
+}  // namespace
+
+Targets make_targets(Context& ctx, const Batch& batch) {
+  Targets targets{new_i32(ctx, {batch.n_tokens()}), 0, 0};
+  const int32_t* ids = batch.ids.i32();
+  for (int64_t s = 0; s < batch.n_sequences(); ++s) {
+    const int32_t begin = batch.seq_offsets.i32()[s], end = batch.seq_offsets.i32()[s + 1];
+    for (int32_t t = begin; t < end; ++t) targets.main.i32()[t] = t + 1 < end ? ids[t + 1] : kNoTarget;
+    targets.n_main += std::max(end - begin - 1, 0);
+    targets.n_mtp += std::max(end - begin - 2, 0);
+  }
+  return targets;
+}
+
+LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
+                const LossOptions& options) {
+  const ArenaScope scope(ctx.arena);
+  LossResult result;
+  const Tensor hidden = forward(ctx, model, batch, {.expert_load = &result.expert_load});
+  const Tensor losses = new_f32(ctx, {batch.n_tokens()});
+  head_cross_entropy(ctx, losses, hidden, model.weights.head, targets.main);
+  result.loss_sum = sum(losses);
+  result.main_targets = targets.n_main;
+  if (options.mtp_weight > 0 && targets.n_mtp > 0) {
+    MtpSaved saved;
+    const Tensor mtp_hidden = mtp_forward(ctx, model, batch, hidden, saved, &result.expert_load);
+    const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
+    head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, mtp_targets(ctx, saved.batch));
+    result.mtp_loss_sum = sum(mtp_losses);
+    result.mtp_targets = targets.n_mtp;
+  }
+  return result;
+}
+
+LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
+                              const Targets& targets, const LossOptions& options) {
+  const ArenaScope scope(ctx.arena);
+  LossResult result;
+  ForwardSaved saved;
+  const Tensor hidden = forward(ctx, model, batch, {.saved = &saved, .expert_load = &result.expert_load});
+  const Tensor losses = new_f32(ctx, {batch.n_tokens()}), d_hidden = new_f32(ctx, {hidden.rows(), hidden.cols()});
+  const double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
+  head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
+                              static_cast<float>(main_scale));
+  result.loss_sum = sum(losses);
+  result.main_targets = targets.n_main;
+
+  const auto balance = [&](const Batch& b) -> ScoreGradient {
+    if (options.balance_alpha <= 0) return {};
+    return [&](const MoeSaved& moe) {
+      const double scale = options.balance_scale > 0 ? options.balance_scale : per(b.n_sequences());
+      const Tensor d_scores = new_f32(ctx, {moe.scores.rows(), moe.scores.cols()});
+      std::memset(d_scores.f32(), 0, static_cast<size_t>(d_scores.size_bytes()));
+      result.balance_loss += sequence_balance_loss(ctx, model.config.router, d_scores, moe.scores, b.seq_offsets,
+                                                   options.balance_alpha, scale);
+      return d_scores;
+    };
+  };
+
+  if (options.mtp_weight > 0 && targets.n_mtp > 0) {
+    const ArenaScope mtp_scope(ctx.arena);
+    const double mtp_scale = options.mtp_weight * (options.mtp_scale > 0 ? options.mtp_scale : per(targets.n_mtp));
+    MtpSaved mtp;
+    const Tensor mtp_hidden = mtp_forward(ctx, model, batch, hidden, mtp, &result.expert_load);
+    const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
+    const Tensor d_mtp_hidden = new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()});
+    head_cross_entropy_backward(ctx, mtp_losses, d_mtp_hidden, grads.head, mtp_hidden, model.weights.head,
+                                mtp_targets(ctx, mtp.batch), static_cast<float>(mtp_scale));
+    result.mtp_loss_sum = sum(mtp_losses);
+    result.mtp_targets = targets.n_mtp;
+    mtp_backward(ctx, model, grads, mtp, d_hidden, d_mtp_hidden, balance(mtp.batch));
+  }
+  backward(ctx, model, grads, batch, saved, d_hidden, balance(batch));
+  return result;
+}
+
+}  // namespace fathom

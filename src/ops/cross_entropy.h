@@ -1,5 +1,5 @@
-// The output head and the cross-entropy of its logits, together and in blocks of tokens, so that no tokens x vocab matrix of
-// the whole batch is ever stored.
+// The output head and the cross-entropy of its logits, together and in blocks of tokens, so that no tokens x vocab
+// matrix of the whole batch is ever stored.
 //   loss[t] = logsumexp_v(x[t] . w[v]) - x[t] . w[target[t]]
 #pragma once
 

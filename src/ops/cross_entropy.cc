@@ -1,0 +1,111 @@
+#include "ops/cross_entropy.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "ops/cpu/cross_entropy_kernels.h"
+#include "ops/cpu/isa.h"
+#include "ops/gemm.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kLogitsFloats = int64_t{4} << 20;  // a block of logits takes about so many,
+constexpr int64_t kMinTokens = 64;                   // but has no fewer tokens than this: every block reads all of w
+constexpr int64_t kMaxTokens = 512;
+
+// dx and dw are absent when only the loss is wanted.
+struct Head {
+  Tensor loss, dx, dw, x, w, targets;
+  float gradient_scale;
+};
+
+void check_shapes(const Head& head) {
+  const auto& [loss, dx, dw, x, w, targets, scale] = head;
+  FATHOM_CHECK(x.rank == 2 && w.rank == 2 && x.cols() == w.cols() && w.rows() > 0);
+  FATHOM_CHECK(loss.size() == x.rows() && targets.size() == x.rows());
+  FATHOM_CHECK(!dx || (dx.data != x.data && dx.rows() == x.rows() && dx.cols() == x.cols()));
+  FATHOM_CHECK(!dw || (dw.rows() == w.rows() && dw.cols() == w.cols()));
+}
+
+void gather_rows(Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::copy_n(src.f32_row(rows[i]), src.cols(), dst.f32_row(static_cast<int64_t>(i)));
+  }
+}
+void scatter_rows(Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::copy_n(src.f32_row(static_cast<int64_t>(i)), src.cols(), dst.f32_row(rows[i]));
+  }
+}
+
+// The block's tokens all have a target.
+void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& tokens) {
+  const ArenaScope scope(ctx.arena);
+  const int64_t n = static_cast<int64_t>(tokens.size()), hidden = head.x.cols(), vocab = head.w.rows();
+  const bool in_place = tokens.back() - tokens.front() == n - 1;
+  const bool backward = static_cast<bool>(head.dx);
+  const Tensor x = in_place ? head.x.slice(tokens[0], n) : new_f32(ctx, {n, hidden});
+  if (!in_place) gather_rows(x, head.x, tokens);
+
+  const Tensor logits = new_f32(ctx, {n, vocab});
+  gemm(ctx, {n, vocab, hidden, false, true, x.row_stride, head.w.row_stride, vocab}, x.f32(), head.w.f32(),
+       logits.f32(), false);
+
+  const auto& kernels = cpu::choose(cpu::baseline::cross_entropy_kernels, cpu::avx2::cross_entropy_kernels,
+                                    cpu::avx512::cross_entropy_kernels);
+  ctx.pool.run(n, [&](int64_t i, int) {
+    const int64_t token = tokens[static_cast<size_t>(i)];
+    float* row = logits.f32_row(i);
+    float& at_target = row[head.targets.i32()[token]];
+    const float target_logit = at_target;
+    const float lse = backward ? kernels.softmax(row, vocab, head.gradient_scale) : kernels.log_sum_exp(row, vocab);
+    head.loss.f32()[token] = lse - target_logit;
+    if (backward) at_target -= head.gradient_scale;
+  });
+  if (!backward) return;
+
+  const Tensor dx = in_place ? head.dx.slice(tokens[0], n) : new_f32(ctx, {n, hidden});
+  gemm(ctx, {n, hidden, vocab, false, false, vocab, head.w.row_stride, dx.row_stride}, logits.f32(), head.w.f32(),
+       dx.f32(), false);
+  if (!in_place) scatter_rows(head.dx, dx, tokens);
+  gemm(ctx, {vocab, hidden, n, true, false, vocab, x.row_stride, head.dw.row_stride}, logits.f32(), x.f32(),
+       head.dw.f32(), true);
+}
+
+void run(Context& ctx, const Head& head) {
+  check_shapes(head);
+  const int64_t vocab = head.w.rows();
+  const size_t block = static_cast<size_t>(std::clamp(kLogitsFloats / vocab, kMinTokens, kMaxTokens));
+  // Tokens without a target are left out of the blocks: they cost nothing but their zeros.
+  std::vector<int64_t> tokens;
+  for (int64_t t = 0; t < head.x.rows(); ++t) {
+    const int32_t target = head.targets.i32()[t];
+    if (target == kNoTarget) {
+      head.loss.f32()[t] = 0;
+      if (head.dx) std::fill_n(head.dx.f32_row(t), head.dx.cols(), 0.0f);
+      continue;
+    }
+    FATHOM_CHECK(target >= 0 && target < vocab, "target {} of token {}, vocab {}", target, t, vocab);
+    tokens.push_back(t);
+    if (tokens.size() == block) {
+      run_block(ctx, head, tokens);
+      tokens.clear();
+    }
+  }
+  if (!tokens.empty()) run_block(ctx, head, tokens);
+}
+
+}  // namespace
+
+void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets) {
+  run(ctx, {loss, {}, {}, x, w, targets, 0});
+}
+
+void head_cross_entropy_backward(Context& ctx, Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
+                                 float gradient_scale) {
+  FATHOM_CHECK(dx && dw);
+  run(ctx, {loss, dx, dw, x, w, targets, gradient_scale});
+}
+
+}  // namespace fathom

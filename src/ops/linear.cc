@@ -1,0 +1,93 @@
+#include "ops/linear.h"
+
+#include <vector>
+
+#include "ops/gemm.h"
+
+namespace fathom {
+namespace {
+
+void check_shapes(Tensor tokens_out, Tensor tokens_in, Tensor w) {
+  FATHOM_CHECK(tokens_out.rows() == tokens_in.rows() && tokens_out.cols() == w.rows() && tokens_in.cols() == w.cols(),
+               "[{}, {}], [{}, {}] and a weight [{}, {}]", tokens_out.rows(), tokens_out.cols(), tokens_in.rows(),
+               tokens_in.cols(), w.rows(), w.cols());
+}
+
+GemmCall linear_call(Tensor y, Tensor x, Tensor w, bool accumulate) {
+  check_shapes(y, x, w);
+  return {{x.rows(), w.rows(), w.cols(), false, true, x.row_stride, w.row_stride, y.row_stride},
+          x.f32(),
+          w.f32(),
+          y.f32(),
+          accumulate};
+}
+
+GemmCall backward_input_call(Tensor dx, Tensor dy, Tensor w, bool accumulate) {
+  check_shapes(dy, dx, w);
+  return {{dy.rows(), w.cols(), w.rows(), false, false, dy.row_stride, w.row_stride, dx.row_stride},
+          dy.f32(),
+          w.f32(),
+          dx.f32(),
+          accumulate};
+}
+
+GemmCall backward_weight_call(Tensor dw, Tensor dy, Tensor x) {
+  check_shapes(dy, x, dw);
+  return {{dw.rows(), dw.cols(), x.rows(), true, false, dy.row_stride, x.row_stride, dw.row_stride},
+          dy.f32(),
+          x.f32(),
+          dw.f32(),
+          true};
+}
+
+// One call for every expert that has rows: make_call(first row, rows, expert).
+template <class MakeCall>
+void run_grouped(Context& ctx, Tensor offsets, Tensor x, Tensor w, const MakeCall& make_call) {
+  const int64_t n_experts = w.shape[0];
+  const int32_t* offset = offsets.i32();
+  FATHOM_CHECK(w.rank == 3 && offsets.size() == n_experts + 1 && offset[0] == 0 && offset[n_experts] == x.rows());
+  std::vector<GemmCall> calls;
+  for (int64_t e = 0; e < n_experts; ++e) {
+    const int64_t n_rows = offset[e + 1] - offset[e];
+    FATHOM_CHECK(n_rows >= 0, "expert {} has {} rows", e, n_rows);
+    if (n_rows > 0) calls.push_back(make_call(offset[e], n_rows, e));
+  }
+  gemm_many(ctx, calls);
+}
+
+}  // namespace
+
+void linear(Context& ctx, Tensor y, Tensor x, Tensor w, bool accumulate) {
+  const GemmCall call = linear_call(y, x, w, accumulate);
+  gemm_many(ctx, {&call, 1});
+}
+
+void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate) {
+  const GemmCall call = backward_input_call(dx, dy, w, accumulate);
+  gemm_many(ctx, {&call, 1});
+}
+
+void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x) {
+  const GemmCall call = backward_weight_call(dw, dy, x);
+  gemm_many(ctx, {&call, 1});
+}
+
+void grouped_linear(Context& ctx, Tensor y, Tensor x, Tensor w, Tensor offsets, bool accumulate) {
+  run_grouped(ctx, offsets, x, w, [&](int64_t begin, int64_t n, int64_t e) {
+    return linear_call(y.slice(begin, n), x.slice(begin, n), w[e], accumulate);
+  });
+}
+
+void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate) {
+  run_grouped(ctx, offsets, dy, w, [&](int64_t begin, int64_t n, int64_t e) {
+    return backward_input_call(dx.slice(begin, n), dy.slice(begin, n), w[e], accumulate);
+  });
+}
+
+void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
+  run_grouped(ctx, offsets, x, dw, [&](int64_t begin, int64_t n, int64_t e) {
+    return backward_weight_call(dw[e], dy.slice(begin, n), x.slice(begin, n));
+  });
+}
+
+}  // namespace fathom

@@ -1,0 +1,56 @@
+#include "ops/cross_entropy.h"
+
+#include <cmath>
+#include <vector>
+
+namespace fathom::plain {
+namespace {
+
+// Logits of one token in `logits`; returns their log-sum-exp.
+double head_logits(std::vector<double>& logits, const float* x, Tensor w) {
+  double largest = -INFINITY;
+  for (int64_t v = 0; v < w.rows(); ++v) {
+    double sum = 0;
+    for (int64_t i = 0; i < w.cols(); ++i) sum += static_cast<double>(x[i]) * w.f32(v, i);
+    logits[static_cast<size_t>(v)] = sum;
+    largest = std::max(largest, sum);
+  }
+  double sum = 0;
+  for (const double logit : logits) sum += std::exp(logit - largest);
+  return largest + std::log(sum);
+}
+
+}  // namespace
+
+void head_cross_entropy(Tensor loss, Tensor x, Tensor w, Tensor targets) {
+  std::vector<double> logits(static_cast<size_t>(w.rows()));
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    const int32_t target = targets.i32()[t];
+    loss.f32()[t] = 0;
+    if (target == kNoTarget) continue;
+    const double lse = head_logits(logits, x.f32_row(t), w);
+    loss.f32()[t] = static_cast<float>(lse - logits[static_cast<size_t>(target)]);
+  }
+}
+
+void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
+                                 float gradient_scale) {
+  std::vector<double> logits(static_cast<size_t>(w.rows()));
+  for (int64_t t = 0; t < x.rows(); ++t) {
+    const int32_t target = targets.i32()[t];
+    loss.f32()[t] = 0;
+    for (int64_t i = 0; i < x.cols(); ++i) dx.f32(t, i) = 0;
+    if (target == kNoTarget) continue;
+    const double lse = head_logits(logits, x.f32_row(t), w);
+    loss.f32()[t] = static_cast<float>(lse - logits[static_cast<size_t>(target)]);
+    for (int64_t v = 0; v < w.rows(); ++v) {
+      const double d_logit = gradient_scale * (std::exp(logits[static_cast<size_t>(v)] - lse) - (v == target ? 1 : 0));
+      for (int64_t i = 0; i < x.cols(); ++i) {
+        dx.f32(t, i) += static_cast<float>(d_logit * w.f32(v, i));
+        dw.f32(v, i) += static_cast<float>(d_logit * x.f32(t, i));
+      }
+    }
+  }
+}
+
+}  // namespace fathom::plain

@@ -1,0 +1,134 @@
+#include "ops/cross_entropy.h"
+
+#include "ops/test_tensors.h"
+
+namespace fathom {
+namespace {
+
+struct Problem {
+  Tensor x, w, targets;
+};
+
+// Every `every`-th token has a target.
+Problem make_problem(int64_t tokens, int64_t hidden, int64_t vocab, int64_t every) {
+  std::vector<int32_t> targets;
+  for (int64_t t = 0; t < tokens; ++t) {
+    targets.push_back(t % every == 0 ? static_cast<int32_t>((t * 7919 + 3) % vocab) : kNoTarget);
+  }
+  return {random_f32(tokens, hidden, 1, hidden + 3), random_f32(vocab, hidden, 2, hidden + 1), i32_tensor(targets)};
+}
+
+struct Result {
+  Tensor loss, dx, dw;
+};
+Result empty_result(const Problem& p) {
+  return {random_f32(p.x.rows(), 3), random_f32(p.x.rows(), p.x.cols(), 4, p.x.cols() + 2),
+          random_f32(p.w.rows(), p.w.cols(), 5, p.w.cols() + 6)};
+}
+Result run_backward(Context& context, const Problem& p, float scale) {
+  const Result r = empty_result(p);
+  head_cross_entropy_backward(context, r.loss, r.dx, r.dw, p.x, p.w, p.targets, scale);
+  return r;
+}
+
+TEST(HeadCrossEntropy, EqualsItsPlainTwin) {
+  struct Sizes {
+    int64_t tokens, hidden, vocab, every;
+  };
+  for (const auto& [tokens, hidden, vocab, every] : std::vector<Sizes>{{1, 1, 1, 1},
+                                                                       {1, 17, 129, 1},
+                                                                       {3, 7, 65, 1},
+                                                                       {65, 33, 17, 1},
+                                                                       {129, 8, 1500, 1},
+                                                                       {129, 8, 1025, 3},
+                                                                       {600, 5, 40, 1},
+                                                                       {1100, 5, 40, 2},
+                                                                       {7, 4, 70000, 4}}) {
+    const Problem p = make_problem(tokens, hidden, vocab, every);
+    const Result got = run_backward(ctx(), p, 0.3f), want = empty_result(p);
+    plain::head_cross_entropy_backward(want.loss, want.dx, want.dw, p.x, p.w, p.targets, 0.3f);
+    EXPECT_LT(max_abs_error(got.loss, want.loss), 1e-5) << tokens << " " << hidden << " " << vocab;
+    EXPECT_LT(max_relative_error(got.dx, want.dx), 1e-5) << tokens << " " << hidden << " " << vocab;
+    EXPECT_LT(max_relative_error(got.dw, want.dw), 1e-5) << tokens << " " << hidden << " " << vocab;
+    EXPECT_TRUE(gaps_untouched(got.dx) && gaps_untouched(got.dw));
+
+    const Tensor loss = random_f32(tokens, 9), plain_loss = random_f32(tokens, 9);
+    head_cross_entropy(ctx(), loss, p.x, p.w, p.targets);
+    plain::head_cross_entropy(plain_loss, p.x, p.w, p.targets);
+    EXPECT_TRUE(same_bits(loss, got.loss)) << tokens << " " << hidden << " " << vocab;
+    EXPECT_TRUE(same_bits(plain_loss, want.loss));
+  }
+}
+
+TEST(HeadCrossEntropy, BackwardIsTheGradientOfForward) {
+  const Problem p = make_problem(11, 6, 37, 2);
+  constexpr float kScale = 0.5f;
+  const auto loss = [&] {
+    const Tensor losses = random_f32(11, 1);
+    head_cross_entropy(ctx(), losses, p.x, p.w, p.targets);
+    double sum = 0;
+    for (int64_t t = 0; t < 11; ++t) sum += losses.f32()[t];
+    return kScale * sum;
+  };
+  const Tensor losses = random_f32(11, 1), dx = zeros_like(p.x), dw = zeros_like(p.w);
+  head_cross_entropy_backward(ctx(), losses, dx, dw, p.x, p.w, p.targets, kScale);
+  EXPECT_LT(gradient_error(loss, p.x, dx), 1e-3);
+  EXPECT_LT(gradient_error(loss, p.w, dw), 1e-3);
+}
+
+TEST(HeadCrossEntropy, ATokenWithoutTargetHasNoLossAndPassesNoGradient) {
+  Problem p = make_problem(9, 5, 13, 1);
+  for (int64_t t = 0; t < 9; ++t) p.targets.i32()[t] = kNoTarget;
+  const Result r = run_backward(ctx(), p, 1), before = empty_result(p);
+  EXPECT_EQ(max_abs(r.loss), 0);
+  EXPECT_EQ(max_abs(r.dx), 0);
+  EXPECT_TRUE(same_bits(r.dw, before.dw));
+}
+
+TEST(HeadCrossEntropy, BitsDoNotDependOnTheNumberOfThreads) {
+  const Problem p = make_problem(300, 40, 200, 2);
+  Result first;
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    Arena arena;
+    Context context{pool, arena};
+    const Result r = run_backward(context, p, 0.1f);
+    if (threads == 1) {
+      first = r;
+    } else {
+      EXPECT_TRUE(same_bits(r.loss, first.loss) && same_bits(r.dx, first.dx) && same_bits(r.dw, first.dw)) << threads;
+    }
+  }
+}
+
+TEST(HeadCrossEntropy, LargeLogitsNeitherOverflowNorVanish) {
+  const Problem p = make_problem(4, 3, 50, 1);
+  for (int64_t v = 0; v < 50; ++v) {
+    for (int64_t i = 0; i < 3; ++i) p.w.f32(v, i) *= 300;
+  }
+  const Result got = run_backward(ctx(), p, 1), want = empty_result(p);
+  plain::head_cross_entropy_backward(want.loss, want.dx, want.dw, p.x, p.w, p.targets, 1);
+  EXPECT_LT(max_relative_error(got.loss, want.loss), 1e-5);
+  EXPECT_LT(max_relative_error(got.dx, want.dx), 1e-4);
+}
+
+TEST(HeadCrossEntropy, AllocatesNoMatrixOfAllTokensAndTheVocabulary) {
+  const Problem p = make_problem(4096, 2, 4096, 1);
+  ThreadPool pool(2);
+  Arena arena;
+  Context context{pool, arena};
+  run_backward(context, p, 1);
+  EXPECT_LT(arena.peak_bytes(), size_t{4096} * 4096 * 4 / 2);
+}
+
+TEST(HeadCrossEntropyDeathTest, RefusesATargetOutsideTheVocabulary) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const Problem p = make_problem(3, 2, 5, 1);
+  p.targets.i32()[1] = 5;
+  EXPECT_DEATH(head_cross_entropy(ctx(), random_f32(3, 1), p.x, p.w, p.targets), "target 5 of token 1, vocab 5");
+  p.targets.i32()[1] = -2;
+  EXPECT_DEATH(head_cross_entropy(ctx(), random_f32(3, 1), p.x, p.w, p.targets), "target -2 of token 1, vocab 5");
+}
+
+}  // namespace
+}  // namespace fathom

@@ -29,7 +29,7 @@ static inline Vec load(const float* p) {
   return v;
 }
 static inline void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
-static inline Vec splat(float x) { return Vec{} + x; }
+static inline Vec splat(float x) { return x - Vec{}; }  // not Vec{} + x: that would have to turn -0 into +0
 
 // The first n < kWidth floats; the others are zero.
 static inline Vec load_part(const float* p, int64_t n) {
@@ -78,9 +78,9 @@ static inline Vec exp(Vec x) {
   p = p * r + splat(1.6666665459e-1f);
   p = p * r + splat(5.0000001201e-1f);
   p = p * r * r + r + splat(1.0f);
-  const IntVec exponent = (reinterpret_cast<const IntVec&>(shifted) - reinterpret_cast<const IntVec&>(magic)) << 23;
-  const IntVec bits = reinterpret_cast<const IntVec&>(p) + exponent;
-  const Vec y = reinterpret_cast<const Vec&>(bits);
+  const IntVec exponent = (reinterpret_cast<IntVec>(shifted) - reinterpret_cast<IntVec>(magic)) << 23;
+  const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
+  const Vec y = reinterpret_cast<Vec>(bits);
   return underflow ? Vec{} : y;
 }
 

@@ -2,10 +2,10 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-
 #include <csignal>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace fathom::cli {
 
@@ -17,8 +17,8 @@ struct CommonOptions {
   std::string device = "cpu";
 };
 
-// Each adds its subcommand with options, help and a callback that does the work. The callback throws Error / UsageError;
-// main.cc alone catches. `common` outlives the parse and is filled before a callback runs.
+// Each adds its subcommand with options, help and a callback that does the work. The callback throws Error /
+// UsageError; main.cc alone catches. `common` outlives the parse and is filled before a callback runs.
 void add_train(CLI::App& app, CommonOptions& common);
 void add_score(CLI::App& app, CommonOptions& common);
 void add_generate(CLI::App& app, CommonOptions& common);
@@ -26,9 +26,20 @@ void add_chat(CLI::App& app, CommonOptions& common);
 void add_inspect(CLI::App& app, CommonOptions& common);
 void add_tokenize(CLI::App& app, CommonOptions& common);
 
-// Set by SIGINT or SIGTERM (main.cc installs the handlers): the signal's number, else 0. Long work looks at it at safe points,
-// saves what can be saved, and throws Interrupted; the program then exits with 128 + signal.
+// Threads to work on: --threads, or every physical core that this process may use.
+int thread_count(const CommonOptions& common);
+
+// Version, commit, instruction sets built and found, backends.
+std::string version_text();
+
+// Set by SIGINT or SIGTERM (main.cc installs the handlers): the signal's number, else 0. Long work looks at it at safe
+// points, saves what can be saved, and throws Interrupted; the program then exits with 128 + signal.
 extern volatile std::sig_atomic_t interrupted_by;
 struct Interrupted {};
+
+// Results, to stdout and flushed. Throws Error when the system refuses them, OutputClosed when nobody reads any more
+// (`fathom ... | head`), which ends the program quietly.
+void write_stdout(std::string_view text);
+struct OutputClosed {};
 
 }  // namespace fathom::cli

@@ -1,1 +1,147 @@
-int main() {}
+// The program: common options, subcommands, and the one place where errors become a line on stderr and an exit code.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "base/error.h"
+#include "base/terminal.h"
+#include "base/thread_pool.h"
+#include "cli/command.h"
+#include "cli/config_file.h"
+
+namespace fathom::cli {
+
+volatile std::sig_atomic_t interrupted_by = 0;
+
+int thread_count(const CommonOptions& common) { return common.threads > 0 ? common.threads : usable_cores(); }
+
+void write_stdout(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return;
+  if (errno == EPIPE) throw OutputClosed{};
+  throw Error("cannot write to standard output: {}", std::strerror(errno));
+}
+
+namespace {
+
+enum ExitCode { kDone = 0, kFailed = 1, kUsage = 2, kSignalled = 128 };
+
+// The first signal asks; a second one does not wait for a safe point.
+void on_signal(int signal) {
+  if (interrupted_by != 0) _exit(kSignalled + signal);
+  interrupted_by = signal;
+}
+
+void install_signal_handlers() {
+  std::signal(SIGPIPE, SIG_IGN);
+  struct sigaction action {};
+  action.sa_handler = on_signal;
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+// A file opened where stdout or stderr was closed would be taken for it.
+void open_standard_streams() {
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(fd, F_GETFD) == -1 && errno == EBADF) (void)open("/dev/null", O_RDWR);
+  }
+}
+
+// "fathom: message" on one line. Nothing is left to do when stderr cannot take it.
+int report(std::string message, int exit_code) {
+  if (const size_t last = message.find_last_not_of(" \n"); last != std::string::npos) message.resize(last + 1);
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  std::fputs(("fathom: " + message + "\n").c_str(), stderr);
+  return exit_code;
+}
+
+std::string whole_number(const std::string& text) {
+  const bool ok = !text.empty() && text.size() < 20 && text.find_first_not_of("0123456789") == std::string::npos;
+  return ok ? "" : fmt::format("'{}' is no whole number", printable(text));
+}
+
+void add_common_options(CLI::App& app, CommonOptions& common) {
+  app.add_option("--threads", common.threads, "Threads to work on (default: the physical cores)")
+      ->check(whole_number)
+      ->check(CLI::Range(0, 1024));
+  app.add_option("--device", common.device, "Where to compute: cpu");
+  app.add_option("--seed", common.seed, "Seed of everything random: same seed, same result")->check(whole_number);
+  app.add_flag("--quiet,-q", common.quiet, "Print nothing but results and errors");
+  app.add_flag("--json", common.json, "Results as one JSON object a line on stdout");
+  app.set_config("--config", "", "Read options from a TOML file; the command line wins")->type_name("FILE");
+  app.config_formatter(config_file_reader(app));
+  app.set_version_flag("--version", version_text, "Print version, commit, instruction sets and backends");
+}
+
+void check_device(const std::string& device) {
+  if (device == "cpu") return;
+  if (device == "cuda" || device.starts_with("cuda:")) {
+    throw UsageError("--device {}: this build has no CUDA; use --device cpu", printable(device));
+  }
+  throw UsageError("--device {}: must be cpu", printable(device));
+}
+
+int parse_and_run(int argc, char** argv) {
+  CommonOptions common;
+  CLI::App app("fathom: one engine for the DeepSeek-V3 family: train, score, generate", "fathom");
+  app.fallthrough();
+  app.require_subcommand(0, 1);
+  app.get_formatter()->column_width(34);
+  add_common_options(app, common);
+  app.parse_complete_callback([&common] {
+    check_device(common.device);
+    set_quiet(common.quiet);
+  });
+  for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
+  }
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& request) {  // --help, --version
+    const bool version = dynamic_cast<const CLI::CallForVersion*>(&request) != nullptr;
+    write_stdout(version ? request.what() + std::string("\n") : app.help());
+    return kDone;
+  } catch (const CLI::ParseError& e) {
+    const auto chosen = app.get_subcommands();
+    const std::string command = chosen.empty() ? "fathom" : "fathom " + chosen.front()->get_name();
+    return report(fmt::format("{} (see {} --help)", printable(e.what(), 1000), command), kUsage);
+  }
+  if (app.get_subcommands().empty()) {
+    std::fputs(app.help().c_str(), stderr);
+    return kUsage;
+  }
+  write_stdout("");
+  return kDone;
+}
+
+int run(int argc, char** argv) {
+  try {
+    return parse_and_run(argc, argv);
+  } catch (const Interrupted&) {
+    return report("interrupted", kSignalled + interrupted_by);
+  } catch (const OutputClosed&) {
+    return kDone;
+  } catch (const UsageError& e) {
+    return report(e.what(), kUsage);
+  } catch (const std::system_error& e) {  // fmt::print to stdout
+    return e.code().value() == EPIPE ? kDone : report(e.what(), kFailed);
+  } catch (const std::bad_alloc&) {
+    return report("out of memory; try a smaller batch, context or model", kFailed);
+  } catch (const std::exception& e) {
+    return report(e.what(), kFailed);
+  }
+}
+
+}  // namespace
+}  // namespace fathom::cli
+
+int main(int argc, char** argv) {
+  fathom::cli::open_standard_streams();
+  fathom::cli::install_signal_handlers();
+  return fathom::cli::run(argc, argv);
+}

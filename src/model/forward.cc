@@ -5,6 +5,7 @@
 #include <cstring>
 #include <optional>
 
+#include "number/formats.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
@@ -18,6 +19,24 @@ namespace {
 constexpr float kLatentNormEps = 1e-6f;
 
 int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.seq_offsets.i32()[s]; }
+
+// x as the matrices of an FP8 model see it: itself, or rounded to e4m3 with a scale for each token and 128 columns.
+Tensor matrix_input(Context& ctx, const Model& model, Tensor x) {
+  if (!model.fp8_activations) return x;
+  constexpr BlockShape kBlock{1, 128};
+  const Tensor rounded = new_f32(ctx, {x.rows(), x.cols()});
+  const Tensor codes = new_tensor(ctx, Format::f8_e4m3, {x.rows(), x.cols()});
+  const Tensor scales = new_f32(ctx, {x.rows(), (x.cols() + kBlock.cols - 1) / kBlock.cols});
+  ctx.pool.parallel_for(0, x.rows(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      uint8_t* row = codes.as<uint8_t>() + t * x.cols();
+      quantize_f8_blocks(row, scales.f32_row(t), x.f32_row(t), 1, x.cols(), kBlock, model.config.scale_ue8m0,
+                         kActivationAmaxFloor);
+      dequantize_f8_blocks(rounded.f32_row(t), row, scales.f32_row(t), 0, 1, x.cols(), kBlock);
+    }
+  });
+  return rounded;
+}
 
 // Copies the new tokens' [c | k_rope] behind what the caches hold, and returns for each sequence what its queries may
 // see.
@@ -48,7 +67,7 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   const int64_t tokens = batch.n_tokens(), rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
   s.input = input;
-
+  input = matrix_input(ctx, model, input);
   Tensor query_input = input;
   if (w.q_a) {
     s.q_a = new_f32(ctx, {tokens, w.q_a.shape[0]});
@@ -56,7 +75,7 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     s.q_latent = new_f32(ctx, {tokens, w.q_a.shape[0]});
     linear(ctx, s.q_a, input, w.q_a);
     rms_norm(ctx, s.q_latent, s.q_a, w.q_a_norm, kLatentNormEps, s.q_a_rms);
-    query_input = s.q_latent;
+    query_input = matrix_input(ctx, model, s.q_latent);
   }
   s.q = new_f32(ctx, {tokens, dims.n_heads * qk});
   linear(ctx, s.q, query_input, w.q_b);
@@ -77,24 +96,24 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   if (cache_was_empty) {
     s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
-    linear(ctx, s.kv, s.latent, w.kv_b);
+    linear(ctx, s.kv, matrix_input(ctx, model, s.latent), w.kv_b);
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
   } else {
     mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, seen, dims, model.softmax_scale);
   }
   Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
-  linear(ctx, out, s.o, w.o);
+  linear(ctx, out, matrix_input(ctx, model, s.o), w.o);
   return out;
 }
 
 // out = W_down(silu(W_gate x) * W_up x)
-void mlp_block(Context& ctx, const MlpWeights& w, Tensor out, Tensor input, MlpSaved& s) {
+void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, Tensor input, MlpSaved& s) {
   s.input = input;
   s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
   s.activated = new_f32(ctx, {input.rows(), w.down.shape[1]});
-  linear(ctx, s.gate_up, input, w.gate_up);
+  linear(ctx, s.gate_up, matrix_input(ctx, model, input), w.gate_up);
   swiglu(ctx, s.activated, s.gate_up);
-  linear(ctx, out, s.activated, w.down);
+  linear(ctx, out, matrix_input(ctx, model, s.activated), w.down);
 }
 
 // y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16)
@@ -115,13 +134,13 @@ void moe_block(Context& ctx, const Model& model, const MoeWeights& w, Tensor out
   s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
   s.activated = new_f32(ctx, {slots, w.down.shape[2]});
   s.y_sorted = new_f32(ctx, {slots, hidden});
-  dispatch(ctx, s.x_sorted, input, s.dispatch);
+  dispatch(ctx, s.x_sorted, matrix_input(ctx, model, input), s.dispatch);
   grouped_linear(ctx, s.gate_up, s.x_sorted, w.gate_up, s.dispatch.offsets);
   swiglu(ctx, s.activated, s.gate_up);
-  grouped_linear(ctx, s.y_sorted, s.activated, w.down, s.dispatch.offsets);
+  grouped_linear(ctx, s.y_sorted, matrix_input(ctx, model, s.activated), w.down, s.dispatch.offsets);
 
   if (w.shared.gate_up) {
-    mlp_block(ctx, w.shared, out, input, s.shared);
+    mlp_block(ctx, model, w.shared, out, input, s.shared);
   } else {
     std::memset(out.f32(), 0, static_cast<size_t>(out.size_bytes()));
   }
@@ -153,7 +172,7 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
       count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
     }
   } else {
-    mlp_block(ctx, w.mlp, s.mlp_out, normed, s.mlp);
+    mlp_block(ctx, model, w.mlp, s.mlp_out, normed, s.mlp);
   }
   add(ctx, out, s.mid, s.mlp_out);
 }
@@ -255,7 +274,7 @@ Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor 
   rms_norm(ctx, s.concatenated.columns(0, hidden), s.embedded, w.enorm, eps, s.e_rms);
   rms_norm(ctx, s.concatenated.columns(hidden, hidden), s.hidden_in, w.hnorm, eps, s.h_rms);
   Tensor x = new_f32(ctx, {tokens, hidden});
-  linear(ctx, x, s.concatenated, w.eh_proj);
+  linear(ctx, x, matrix_input(ctx, model, s.concatenated), w.eh_proj);
 
   s.x = new_f32(ctx, {tokens, hidden});
   ForwardOptions options;

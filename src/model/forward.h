@@ -17,6 +17,7 @@ struct Model {
   Rope rope;
   float softmax_scale;  // (nope + rope)^-1/2 * rope.softmax_scale_factor
   ModelWeights weights;
+  bool fp8_activations = false;  // round the inputs of FP8 matrices to e4m3 too, a scale each 128 (V3 section 3.3)
 };
 Model make_model(const ModelConfig& config, const ModelWeights& weights);
 
@@ -73,7 +74,7 @@ struct ForwardOptions {
   ForwardSaved* saved = nullptr;  // filled when given (training, scoring); otherwise memory is freed layer by layer
   bool taps = false;              // with saved: keep attention_out and mlp_out too
   std::span<LatentCache* const> caches{};  // one a sequence: read, and extended by the new tokens
-  ExpertLoad* expert_load = nullptr;     // when given, one row a MoE layer is appended
+  ExpertLoad* expert_load = nullptr;       // when given, one row a MoE layer is appended
 };
 
 // Returns final_hidden [tokens, hidden] (arena).

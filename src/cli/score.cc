@@ -1,0 +1,174 @@
+// fathom score: log-probabilities, hidden states and gradients of given tokens.
+#include "infer/score.h"
+
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/json.h"
+#include "base/terminal.h"
+#include "checkpoint/hf_model.h"
+#include "checkpoint/safetensors.h"
+#include "cli/command.h"
+#include "text/tokenizer.h"
+
+namespace fathom::cli {
+namespace {
+
+constexpr size_t kMaxTokensFile = size_t{1} << 30;
+constexpr size_t kMaxTextFile = size_t{1} << 30;
+constexpr int64_t kTextWindow = 2048;  // tokens a piece of --text is scored in, when the model's context allows
+
+struct Options {
+  std::string model, tokens, text, out, grads;
+  bool all = false, mtp = false, fp8_activations = false;
+  double mtp_weight = 0;
+};
+
+// A list of lists of token ids.
+std::vector<std::vector<int32_t>> read_token_lists(const std::string& path) {
+  const JsonDocument document = JsonDocument::read(path, kMaxTokensFile);
+  const auto wrong = [&](const std::string& what) {
+    return Error("{}: {}: expected a list of lists of token ids, like [[0, 17, 4], [0, 9]]", document.where(), what);
+  };
+  if (!document.root().is_array()) throw wrong("is not a list");
+  std::vector<std::vector<int32_t>> sequences;
+  for (const simdjson::dom::element list : simdjson::dom::array(document.root())) {
+    if (!list.is_array()) throw wrong(fmt::format("element {} is not a list", sequences.size()));
+    auto& ids = sequences.emplace_back();
+    for (const simdjson::dom::element element : simdjson::dom::array(list)) {
+      int64_t id = 0;
+      if (element.get_int64().get(id) != simdjson::SUCCESS || id < INT32_MIN || id > INT32_MAX) {
+        throw wrong(fmt::format("element {} of list {} is no token id", ids.size(), sequences.size() - 1));
+      }
+      ids.push_back(static_cast<int32_t>(id));
+    }
+  }
+  return sequences;
+}
+
+// The text as windows of tokens; one begins where the other ends, so that every token but each window's first is
+// predicted.
+std::vector<std::vector<int32_t>> read_text_windows(const Options& options, const ModelConfig& config) {
+  const Tokenizer tokenizer = Tokenizer::load(options.model);
+  const std::vector<int32_t> ids = tokenizer.encode(read_file(options.text, kMaxTextFile));
+  if (ids.size() < 2) throw Error("{}: has fewer than two tokens, nothing to predict", printable(options.text));
+  const auto window = static_cast<size_t>(std::max<int64_t>(2, std::min(kTextWindow, config.max_position_embeddings)));
+  std::vector<std::vector<int32_t>> sequences;
+  for (size_t begin = 0; begin + 1 < ids.size(); begin += window - 1) {
+    const size_t end = std::min(begin + window, ids.size());
+    sequences.emplace_back(ids.begin() + static_cast<std::ptrdiff_t>(begin),
+                           ids.begin() + static_cast<std::ptrdiff_t>(end));
+  }
+  return sequences;
+}
+
+void write_outputs(const std::string& path, std::vector<ScoreTensor>& tensors) {
+  std::vector<std::vector<int32_t>> narrow;  // i32 outputs, narrowed from the collected ids
+  narrow.reserve(tensors.size());
+  std::vector<TensorToWrite> list;
+  for (ScoreTensor& t : tensors) {
+    void* data = t.values.data();
+    size_t n = t.values.size();
+    if (t.format == Format::i64) {
+      data = t.ids.data();
+      n = t.ids.size();
+    } else if (t.format == Format::i32) {
+      narrow.emplace_back(t.ids.begin(), t.ids.end());
+      data = narrow.back().data();
+      n = t.ids.size();
+    }
+    std::vector<int64_t> shape{static_cast<int64_t>(n)};
+    for (const int64_t d : t.row_shape) {
+      shape[0] /= std::max<int64_t>(d, 1);
+      shape.push_back(d);
+    }
+    list.push_back({t.name, Tensor(data, t.format, shape.data(), static_cast<int>(shape.size())), t.format});
+  }
+  write_safetensors(path, list);
+}
+
+void run(const Options& options, const CommonOptions& common) {
+  if (options.tokens.empty() == options.text.empty()) {
+    throw UsageError("score: give either --tokens FILE.json or --text FILE");
+  }
+  if (options.all && options.out.empty()) throw UsageError("score: --all needs --out FILE.safetensors to write to");
+  if (options.mtp && options.out.empty()) throw UsageError("score: --mtp needs --out FILE.safetensors to write to");
+  if (options.mtp_weight < 0 || !std::isfinite(options.mtp_weight)) {
+    throw UsageError("score: --mtp-weight is {}, must be 0 or more", options.mtp_weight);
+  }
+  if (options.fp8_activations && !options.grads.empty()) {
+    throw UsageError("score: --fp8-activations rounds the forward pass only, leave --grads out");
+  }
+  ThreadPool pool(common.threads > 0 ? common.threads : usable_cores());
+  Arena arena;
+  Context ctx{pool, arena};
+  const LoadedModel loaded = load_model(options.model, pool);
+  Model model = make_model(loaded.config, loaded.parameters.weights);
+  model.fp8_activations = options.fp8_activations;
+  if (options.fp8_activations && loaded.config.weight_block_rows == 0) {
+    throw UsageError("score: --fp8-activations needs a model with FP8 weights, {} has none", printable(options.model));
+  }
+  const auto sequences =
+      options.tokens.empty() ? read_text_windows(options, loaded.config) : read_token_lists(options.tokens);
+
+  Parameters gradients;
+  ScoreOptions score_options{
+      .tensors = !options.out.empty(), .all = options.all, .mtp = options.mtp, .mtp_weight = options.mtp_weight};
+  if (!options.grads.empty()) {
+    gradients = allocate_parameters(loaded.config, /*with_bias=*/false);
+    score_options.gradients = &gradients.weights;
+  }
+  ScoreResult result = score(ctx, model, sequences, score_options);
+  if (!options.out.empty()) write_outputs(options.out, result.tensors);
+  if (!options.grads.empty()) {
+    std::vector<TensorToWrite> list;
+    for_each_tensor(gradients.weights, loaded.config, [&](const NamedTensor& t) {
+      list.push_back({t.name, t.view, Format::f32});
+    });
+    write_safetensors(options.grads, list);
+  }
+
+  const LossResult& loss = result.loss;
+  const double total = loss.loss() + options.mtp_weight * loss.mtp_loss();
+  if (common.json) {
+    nlohmann::ordered_json object{{"loss", nullptr}, {"tokens", loss.main_targets}, {"perplexity", nullptr}};
+    if (loss.main_targets > 0) {
+      object["loss"] = total;
+      object["perplexity"] = std::exp(loss.loss());
+    }
+    if (options.mtp_weight > 0) {
+      object["loss_main"] = loss.loss();
+      object["loss_mtp"] = loss.mtp_loss();
+    }
+    fmt::print("{}\n", object.dump());
+  } else if (loss.main_targets > 0) {
+    fmt::print("loss {:.6f}  perplexity {:.4f}  over {} tokens\n", total, std::exp(loss.loss()), loss.main_targets);
+  } else {
+    fmt::print("no token to predict: every sequence has one token\n");
+  }
+}
+
+}  // namespace
+
+void add_score(CLI::App& app, CommonOptions& common) {
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("score", "Log-probabilities, hidden states and gradients of given tokens");
+  command->add_option("--model", options->model, "Model directory")->required();
+  command->add_option("--tokens", options->tokens, "JSON file with a list of lists of token ids, one a sequence");
+  command->add_option("--text", options->text,
+                      "Text file, cut into windows of the model's context (at most 2048 tokens)");
+  command->add_option("--out", options->out,
+                      "Write input_ids, seq_offsets, logits, final_hidden, router.i.topk_ids and router.i.topk_weights "
+                      "(.safetensors)");
+  command->add_flag("--all", options->all, "With --out: hidden.i, attn_out.i, mlp_out.i and router.i.logits too");
+  command->add_flag("--mtp", options->mtp, "With --out: mtp_hidden and mtp_logits too");
+  command->add_option("--grads", options->grads,
+                      "Write the gradient of the loss for every parameter under its checkpoint name (.safetensors)");
+  command->add_option("--mtp-weight", options->mtp_weight, "Adds this much of the MTP loss to loss and gradients");
+  command->add_flag("--fp8-activations", options->fp8_activations,
+                    "FP8 models: round the inputs of FP8 matrices to e4m3 too, in groups of 128");
+  command->callback([options, &common] { run(*options, common); });
+}
+
+}  // namespace fathom::cli

@@ -1,0 +1,131 @@
+#include "infer/score.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kGroupTokens = 4096;
+
+void check_sequences(const ModelConfig& config, std::span<const std::vector<int32_t>> sequences) {
+  if (sequences.empty()) throw Error("no sequence to score: give at least one token");
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const auto& ids = sequences[s];
+    if (ids.empty()) throw Error("sequence {} is empty: give it at least one token", s);
+    const auto length = static_cast<int64_t>(ids.size());
+    if (length > config.max_position_embeddings) {
+      throw Error("sequence {} has {} tokens, more than the model's context of {} (max_position_embeddings): cut it", s,
+                  length, config.max_position_embeddings);
+    }
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] < 0 || ids[i] >= config.vocab_size) {
+        throw Error("token id {} at position {} of sequence {} is outside the vocabulary of {}", ids[i], i, s,
+                    config.vocab_size);
+      }
+    }
+  }
+}
+
+// Appends the rows of every group to the outputs, which keep the order of their first appearance.
+struct Collector {
+  std::vector<ScoreTensor>& tensors;
+
+  ScoreTensor& find(const std::string& name, Format format, std::vector<int64_t> row_shape) {
+    const auto it = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.name == name; });
+    if (it != tensors.end()) return *it;
+    return tensors.emplace_back(ScoreTensor{name, format, std::move(row_shape), {}, {}});
+  }
+  void add(const std::string& name, Tensor rows) {
+    ScoreTensor& out = find(name, rows.format, {rows.cols()});
+    for (int64_t t = 0; t < rows.rows(); ++t) {
+      if (rows.format == Format::i32) {
+        const int32_t* row = rows.i32() + t * rows.row_stride;
+        out.ids.insert(out.ids.end(), row, row + rows.cols());
+      } else {
+        out.values.insert(out.values.end(), rows.f32_row(t), rows.f32_row(t) + rows.cols());
+      }
+    }
+  }
+};
+
+void collect_group(Context& ctx, const Model& model, const Batch& batch, const ScoreOptions& options, Collector& out) {
+  const ArenaScope scope(ctx.arena);
+  ForwardSaved saved;
+  const Tensor hidden = forward(ctx, model, batch, {.saved = &saved, .taps = options.all});
+  out.add("logits", head_logits(ctx, model, hidden));
+  out.add("final_hidden", hidden);
+  for (size_t l = 0; l < saved.layers.size(); ++l) {
+    const LayerSaved& layer = saved.layers[l];
+    if (options.all) {
+      out.add(fmt::format("hidden.{}", l), layer.x);
+      out.add(fmt::format("attn_out.{}", l), layer.attention_out);
+      out.add(fmt::format("mlp_out.{}", l), layer.mlp_out);
+    }
+    if (!layer.moe.topk_ids) continue;
+    if (options.all) out.add(fmt::format("router.{}.logits", l), layer.moe.logits);
+    out.add(fmt::format("router.{}.topk_ids", l), layer.moe.topk_ids);
+    out.add(fmt::format("router.{}.topk_weights", l), layer.moe.topk_weights);
+  }
+  if (options.all) out.add(fmt::format("hidden.{}", saved.layers.size()), saved.x);
+  if (!options.mtp) return;
+  MtpSaved mtp;
+  const Tensor mtp_hidden = mtp_forward(ctx, model, batch, hidden, mtp);
+  out.add("mtp_hidden", mtp_hidden);
+  out.add("mtp_logits", head_logits(ctx, model, mtp_hidden));
+}
+
+void add_loss(LossResult& total, const LossResult& part) {
+  total.loss_sum += part.loss_sum;
+  total.main_targets += part.main_targets;
+  total.mtp_loss_sum += part.mtp_loss_sum;
+  total.mtp_targets += part.mtp_targets;
+}
+
+}  // namespace
+
+ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
+                  const ScoreOptions& options) {
+  check_sequences(model.config, sequences);
+  if ((options.mtp || options.mtp_weight > 0) && model.weights.mtp.empty()) {
+    throw Error("this model has no MTP layer (num_nextn_predict_layers is 0): leave the MTP options out");
+  }
+  int64_t n_main = 0, n_mtp = 0;
+  for (const auto& ids : sequences) {
+    const auto length = static_cast<int64_t>(ids.size());
+    n_main += length - 1;
+    n_mtp += std::max<int64_t>(length - 2, 0);
+  }
+  LossOptions loss_options{.mtp_weight = options.mtp_weight};
+  if (n_main > 0) loss_options.main_scale = 1.0 / static_cast<double>(n_main);
+  if (n_mtp > 0) loss_options.mtp_scale = 1.0 / static_cast<double>(n_mtp);
+
+  ScoreResult result;
+  Collector out{result.tensors};
+  if (options.tensors) {
+    ScoreTensor& ids = out.find("input_ids", Format::i64, {});
+    for (const auto& sequence : sequences) ids.ids.insert(ids.ids.end(), sequence.begin(), sequence.end());
+    ScoreTensor& offsets = out.find("seq_offsets", Format::i32, {});
+    offsets.ids.push_back(0);
+    for (const auto& sequence : sequences)
+      offsets.ids.push_back(offsets.ids.back() + static_cast<int64_t>(sequence.size()));
+  }
+  for (size_t begin = 0; begin < sequences.size();) {
+    size_t end = begin;
+    int64_t tokens = 0;
+    do {
+      tokens += static_cast<int64_t>(sequences[end++].size());
+    } while (end < sequences.size() && tokens + static_cast<int64_t>(sequences[end].size()) <= kGroupTokens);
+    const ArenaScope scope(ctx.arena);
+    const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
+    const Targets targets = make_targets(ctx, batch);
+    if (options.tensors) collect_group(ctx, model, batch, options, out);
+    add_loss(result.loss, options.gradients != nullptr
+                              ? loss_and_gradients(ctx, model, *options.gradients, batch, targets, loss_options)
+                              : loss(ctx, model, batch, targets, loss_options));
+    begin = end;
+  }
+  return result;
+}
+
+}  // namespace fathom

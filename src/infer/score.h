@@ -1,0 +1,42 @@
+// Scoring of given tokens: log-probabilities, hidden states, routing and gradients, under the names of the fixtures'
+// files (docs/score.md).
+#pragma once
+
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/forward.h"
+#include "model/loss.h"
+
+namespace fathom {
+
+struct ScoreOptions {
+  bool tensors =
+      false;         // collect input_ids, seq_offsets, logits, final_hidden, router.i.topk_ids, router.i.topk_weights
+  bool all = false;  // and hidden.i, attn_out.i, mlp_out.i, router.i.logits
+  bool mtp = false;  // and mtp_hidden, mtp_logits
+  double mtp_weight = 0;              // the loss (and gradients) with this much of the MTP loss
+  ModelWeights* gradients = nullptr;  // when given, += gradient of the loss
+};
+
+// One output over all tokens, in order. Elements are floats unless ids is filled.
+struct ScoreTensor {
+  std::string name;
+  Format format = Format::f32;
+  std::vector<int64_t> row_shape;  // behind the first dimension: {vocab}, or nothing
+  std::vector<float> values;
+  std::vector<int64_t> ids;
+};
+
+struct ScoreResult {
+  LossResult loss;  // mean over all predictions of all sequences
+  std::vector<ScoreTensor> tensors;
+};
+
+// sequences: each at least one id, inside the vocabulary and the context (throws Error naming the sequence and
+// position). Sequences run packed in groups, so memory grows with the outputs alone.
+ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
+                  const ScoreOptions& options);
+
+}  // namespace fathom

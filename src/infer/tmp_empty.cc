@@ -1,2 +1,0 @@
-// infer
-namespace fathom {}

@@ -1,0 +1,208 @@
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "model/loss.h"
+#include "model/tiny_models.h"
+
+namespace fathom {
+namespace {
+
+struct Machine {
+  ThreadPool pool;
+  Arena arena;
+  Context ctx{pool, arena};
+  explicit Machine(int threads = 2) : pool(threads) {}
+};
+
+std::vector<float> copy(Tensor t) {
+  std::vector<float> values;
+  for (int64_t r = 0; r < t.rows(); ++r) values.insert(values.end(), t.f32_row(r), t.f32_row(r) + t.cols());
+  return values;
+}
+
+std::vector<float> final_hidden(Machine& machine, const Model& model,
+                                const std::vector<std::vector<int32_t>>& sequences) {
+  const ArenaScope scope(machine.arena);
+  return copy(forward(machine.ctx, model, make_batch(machine.ctx, sequences)));
+}
+
+const LossOptions kLoss{.mtp_weight = 0.3, .balance_alpha = 0.05};
+
+double objective(Machine& machine, const Model& model, const std::vector<std::vector<int32_t>>& sequences,
+                 LossOptions options) {
+  const ArenaScope scope(machine.arena);
+  const Batch batch = make_batch(machine.ctx, sequences);
+  Parameters grads = allocate_parameters(model.config, false);
+  // The balance loss comes with the gradients only.
+  const auto result =
+      loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), options);
+  const auto n = static_cast<double>(sequences.size());
+  return result.loss() + options.mtp_weight * result.mtp_loss() + result.balance_loss / n;
+}
+
+// The derivative along a random direction, against central differences in the whole space of parameters.
+void check_gradient(ModelConfig config, LossOptions options) {
+  Machine machine;
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const std::vector<std::vector<int32_t>> sequences{
+      random_ids(11, config.vocab_size, 1), random_ids(1, config.vocab_size, 2), random_ids(6, config.vocab_size, 3)};
+  Parameters grads = allocate_parameters(config, false);
+  const Batch batch = make_batch(machine.ctx, sequences);
+  loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), options);
+
+  for_each_tensor(p.weights, config, [&](const NamedTensor& t) {
+    if (!t.trained) return;
+    Tensor grad;
+    for_each_tensor(grads.weights, config, [&](const NamedTensor& g) {
+      if (g.name == t.name) grad = g.view;
+    });
+    Rng rng(std::hash<std::string>()(t.name));
+    const float step = 1e-3f;
+    double slope = 0;
+    std::vector<float> before = copy(t.view), direction;
+    double norm = 0;
+    for (size_t i = 0; i < before.size(); ++i) direction.push_back(static_cast<float>(rng.normal()));
+    for (const float d : direction) norm += static_cast<double>(d) * d;
+    for (float& d : direction) d /= static_cast<float>(std::sqrt(norm));
+    const auto gradient = copy(grad);
+    for (size_t i = 0; i < before.size(); ++i) slope += static_cast<double>(gradient[i]) * direction[i];
+    const auto shifted = [&](float by) {
+      for (size_t i = 0; i < before.size(); ++i) t.view.f32()[i] = before[i] + by * direction[i];
+      return objective(machine, model, sequences, options);
+    };
+    const double measured = (shifted(step) - shifted(-step)) / (2.0 * step);
+    shifted(0);
+    EXPECT_NEAR(slope, measured, 2e-3 * std::max(0.1, std::abs(measured))) << t.name;
+  });
+}
+
+TEST(Gradient, V3WithMtpAndBalanceLoss) { check_gradient(tiny_v3(), kLoss); }
+TEST(Gradient, V2WithoutQueryLatent) { check_gradient(tiny_v2(), {}); }
+TEST(Gradient, DenseOnly) { check_gradient(tiny_dense(), {}); }
+
+TEST(Gradient, MicroBatchesAddUpToTheBatch) {
+  Machine machine;
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const std::vector<std::vector<int32_t>> sequences{random_ids(9, config.vocab_size, 1),
+                                                    random_ids(9, config.vocab_size, 2)};
+  LossOptions options{.mtp_weight = 0.3, .main_scale = 1.0 / 16, .mtp_scale = 1.0 / 14};
+  Parameters whole = allocate_parameters(config, false), parts = allocate_parameters(config, false);
+  const auto add = [&](Parameters& grads, std::span<const std::vector<int32_t>> some) {
+    const Batch batch = make_batch(machine.ctx, some);
+    loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), options);
+  };
+  add(whole, sequences);
+  add(parts, std::span(sequences).first(1));
+  add(parts, std::span(sequences).last(1));
+  for (size_t i = 0; i < whole.trained().size(); ++i) {
+    EXPECT_NEAR(whole.trained()[i], parts.trained()[i], 1e-5f + 1e-4f * std::abs(whole.trained()[i]));
+  }
+}
+
+TEST(Forward, PackedSequencesDoNotSeeEachOther) {
+  Machine machine;
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const auto a = random_ids(13, config.vocab_size, 1), b = random_ids(7, config.vocab_size, 2);
+  const auto alone = final_hidden(machine, model, {b});
+  const auto packed = final_hidden(machine, model, {a, b});
+  for (size_t i = 0; i < alone.size(); ++i) {
+    EXPECT_NEAR(packed[13 * static_cast<size_t>(config.hidden_size) + i], alone[i], 1e-5f);
+  }
+}
+
+TEST(Forward, TokensDoNotSeeTheFuture) {
+  Machine machine;
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  auto ids = random_ids(20, config.vocab_size, 1);
+  const auto before = final_hidden(machine, model, {ids});
+  ids[15] = (ids[15] + 1) % static_cast<int32_t>(config.vocab_size);
+  const auto after = final_hidden(machine, model, {ids});
+  const auto rows = static_cast<size_t>(15 * config.hidden_size);
+  EXPECT_EQ(memcmp(before.data(), after.data(), rows * sizeof(float)), 0);
+  EXPECT_NE(before[rows], after[rows]);
+}
+
+TEST(Forward, CachedDecodingEqualsTheWholePass) {
+  for (const auto& config : {tiny_v3(), tiny_v2()}) {
+    Machine machine;
+    Parameters p = tiny_parameters(config);
+    const Model model = make_model(config, p.weights);
+    const auto ids = random_ids(23, config.vocab_size, 5);
+    const auto whole = final_hidden(machine, model, {ids});
+    // A prompt of 10, then chunks of 1, 4 and 8 tokens.
+    LatentCache cache = make_latent_cache(config, 23);
+    LatentCache* const caches[] = {&cache};
+    std::vector<float> pieces;
+    for (const size_t end : {10, 11, 15, 23}) {
+      const ArenaScope scope(machine.arena);
+      const auto begin = static_cast<size_t>(cache.length);
+      const std::vector<std::vector<int32_t>> chunk{
+          {ids.begin() + static_cast<std::ptrdiff_t>(begin), ids.begin() + static_cast<std::ptrdiff_t>(end)}};
+      const int64_t position[] = {cache.length};
+      const auto hidden =
+          copy(forward(machine.ctx, model, make_batch(machine.ctx, chunk, position), {.caches = caches}));
+      pieces.insert(pieces.end(), hidden.begin(), hidden.end());
+    }
+    ASSERT_EQ(pieces.size(), whole.size());
+    for (size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(pieces[i], whole[i], 2e-5f) << config.model_type;
+  }
+}
+
+TEST(Forward, SavingChangesNoBit) {
+  Machine machine;
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const std::vector<std::vector<int32_t>> sequences{random_ids(17, config.vocab_size, 1)};
+  const auto unsaved = final_hidden(machine, model, sequences);
+  ForwardSaved saved;
+  EXPECT_EQ(copy(forward(machine.ctx, model, make_batch(machine.ctx, sequences), {.saved = &saved, .taps = true})),
+            unsaved);
+}
+
+TEST(Loss, SameBitsForAnyNumberOfThreads) {
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  std::vector<float> first;
+  for (const int threads : {1, 2, 5}) {
+    Machine machine(threads);
+    Parameters grads = allocate_parameters(config, false);
+    const std::vector<std::vector<int32_t>> sequences{random_ids(150, config.vocab_size, 1),
+                                                      random_ids(70, config.vocab_size, 2)};
+    const Batch batch = make_batch(machine.ctx, sequences);
+    loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), kLoss);
+    const std::vector<float> values(grads.trained().begin(), grads.trained().end());
+    if (first.empty()) first = values;
+    EXPECT_EQ(memcmp(first.data(), values.data(), values.size() * sizeof(float)), 0) << threads;
+  }
+}
+
+TEST(Loss, CountsEveryTokenTimesK) {
+  Machine machine;
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const std::vector<std::vector<int32_t>> sequences{random_ids(10, config.vocab_size, 1)};
+  const Batch batch = make_batch(machine.ctx, sequences);
+  const auto result = loss(machine.ctx, model, batch, make_targets(machine.ctx, batch), kLoss);
+  ASSERT_EQ(result.expert_load.size(), 3u);  // two MoE layers and the MTP layer
+  const int64_t rows[] = {10, 10, 9};
+  for (size_t l = 0; l < 3; ++l) {
+    int64_t total = 0;
+    for (const int64_t n : result.expert_load[l]) total += n;
+    EXPECT_EQ(total, rows[l] * config.router.num_experts_per_tok);
+  }
+}
+
+}  // namespace
+}  // namespace fathom

@@ -1,0 +1,263 @@
+// The program against the fixtures of independent implementations (tests/data/oracle): every logit, hidden state,
+// expert choice, greedy token, loss, gradient and optimizer step, within the tolerances that stand beside them.
+#include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+
+#include "base/json.h"
+#include "checkpoint/hf_model.h"
+#include "checkpoint/safetensors.h"
+#include "model/loss.h"
+#include "ops/adamw.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+const fs::path kData = fs::path(FATHOM_TEST_DATA) / "oracle";
+
+struct Fixture {
+  const char* name;
+  const char* model = "";  // the model's folder under the fixture's
+};
+
+class Oracle : public testing::TestWithParam<Fixture> {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "fathom-oracle-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    scratch_ = pattern;
+  }
+  void TearDown() override { fs::remove_all(scratch_); }
+
+  fs::path folder() const { return kData / GetParam().name; }
+  fs::path model() const { return folder() / GetParam().model; }
+  fs::path scratch_;
+};
+
+struct Run {
+  int exit_code;
+  std::string output;
+};
+
+Run run(const std::string& arguments) {
+  FILE* pipe = popen((std::string(FATHOM_PROGRAM) + " " + arguments).c_str(), "r");
+  Run result{-1, {}};
+  char chunk[4096];
+  for (size_t n = 0; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) result.output.append(chunk, n);
+  const int status = pclose(pipe);
+  result.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  return result;
+}
+
+std::vector<int64_t> integers(const StoredTensor& t) {
+  std::vector<int64_t> values;
+  const auto width = static_cast<size_t>(format_bytes(t.format.value()));
+  for (size_t i = 0; i < t.data.size() / width; ++i) {
+    int64_t wide = 0;
+    int32_t narrow = 0;
+    if (width == 8) {
+      memcpy(&wide, t.data.data() + i * width, width);
+    } else {
+      memcpy(&narrow, t.data.data() + i * width, width);
+      wide = narrow;
+    }
+    values.push_back(wide);
+  }
+  return values;
+}
+
+std::vector<float> floats(const StoredTensor& t) {
+  EXPECT_EQ(t.format, Format::f32) << t.name;
+  std::vector<float> values(t.data.size() / 4);
+  memcpy(values.data(), t.data.data(), t.data.size());
+  return values;
+}
+
+double max_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double most = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const double difference = std::abs(static_cast<double>(a[i]) - b[i]);
+    if (!(difference <= most)) most = difference;  // NaN is a difference
+  }
+  return most;
+}
+
+double largest(const std::vector<float>& a) { return max_difference(a, std::vector<float>(a.size())); }
+
+// "router.2.topk_ids" -> "router.topk_ids", "hidden.3" -> "hidden"
+std::string folded(const std::string& name) { return std::regex_replace(name, std::regex("\\.[0-9]+"), ""); }
+
+// The prompts as a list of lists.
+std::vector<std::vector<int32_t>> prompts(const SafetensorsFile& expected) {
+  const auto ids = integers(*expected.find("input_ids")), offsets = integers(*expected.find("seq_offsets"));
+  std::vector<std::vector<int32_t>> sequences;
+  for (size_t s = 0; s + 1 < offsets.size(); ++s)
+    sequences.emplace_back(ids.begin() + offsets[s], ids.begin() + offsets[s + 1]);
+  return sequences;
+}
+
+std::string list_text(const std::vector<int32_t>& ids) { return fmt::format("{}", fmt::join(ids, ",")); }
+
+std::string write_tokens(const fs::path& path, const std::vector<std::vector<int32_t>>& sequences) {
+  std::ofstream file(path);
+  file << "[";
+  for (size_t s = 0; s < sequences.size(); ++s) file << (s > 0 ? "," : "") << "[" << list_text(sequences[s]) << "]";
+  file << "]";
+  return path.string();
+}
+
+TEST_P(Oracle, ScoreMatches) {
+  const SafetensorsFile expected(folder() / "expected.safetensors");
+  const JsonDocument facts = JsonDocument::read(folder() / "expected.json", 1 << 20);
+  const auto tolerance = facts.root()["tolerance"];
+  double lambda = 0;
+  const bool has_mtp = facts.root()["mtp"]["lambda"].get(lambda) == simdjson::SUCCESS;
+  const bool has_grads = fs::exists(folder() / "grads.safetensors");
+
+  const auto tokens = write_tokens(scratch_ / "tokens.json", prompts(expected));
+  const auto out = (scratch_ / "out.safetensors").string(), grads = (scratch_ / "grads.safetensors").string();
+  std::string command =
+      fmt::format("score --json --threads 2 --model {} --tokens {} --out {} --all", model().string(), tokens, out);
+  if (has_mtp) command += fmt::format(" --mtp --mtp-weight {}", lambda);
+  if (has_grads) command += " --grads " + grads;
+  const Run score = run(command);
+  ASSERT_EQ(score.exit_code, 0);
+  const JsonDocument printed = JsonDocument::parse(score.output, "score");
+  EXPECT_NEAR(double(printed.root()["loss"]), double(facts.root()["loss"]), double(tolerance["loss"]));
+
+  const SafetensorsFile got(out);
+  for (const StoredTensor& want : expected.tensors()) {
+    static const std::regex not_of_score("greedy_.*|mtp_greedy_.*|logits_fp8_act");
+    if (std::regex_match(want.name, not_of_score)) continue;
+    const StoredTensor* have = got.find(want.name);
+    ASSERT_NE(have, nullptr) << want.name;
+    EXPECT_EQ(have->shape, want.shape) << want.name;
+    EXPECT_EQ(have->dtype, want.dtype) << want.name;
+    if (want.format == Format::f32) {
+      EXPECT_LE(max_difference(floats(*have), floats(want)), double(tolerance[folded(want.name)])) << want.name;
+    } else {
+      EXPECT_EQ(integers(*have), integers(want)) << want.name;
+    }
+  }
+
+  if (!has_grads) return;
+  const SafetensorsFile want_grads(folder() / "grads.safetensors"), got_grads(grads);
+  EXPECT_EQ(got_grads.tensors().size(), want_grads.tensors().size());
+  for (const StoredTensor& want : want_grads.tensors()) {
+    const StoredTensor* have = got_grads.find(want.name);
+    ASSERT_NE(have, nullptr) << want.name;
+    ASSERT_EQ(have->shape, want.shape) << want.name;
+    const auto values = floats(want);
+    const double scale = largest(values);
+    const double allowed = scale > 0 ? double(tolerance["grads_relative"]) * scale : double(tolerance["grads_abs"]);
+    EXPECT_LE(max_difference(floats(*have), values), allowed) << want.name << " of size " << scale;
+  }
+}
+
+TEST_P(Oracle, GreedyContinuationIsEqual) {
+  const SafetensorsFile expected(folder() / "expected.safetensors");
+  const auto greedy = integers(*expected.find("greedy_ids"));
+  const auto sequences = prompts(expected);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const Run generate =
+        run(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens 32 --model {} --tokens \"{}\"",
+                        model().string(), list_text(sequences[s])));
+    ASSERT_EQ(generate.exit_code, 0);
+    const JsonDocument printed = JsonDocument::parse(generate.output, "generate");
+    std::vector<int64_t> ids;
+    for (const simdjson::dom::element id : simdjson::dom::array(printed.root()["ids"])) ids.push_back(id);
+    EXPECT_EQ(ids, std::vector<int64_t>(greedy.begin() + static_cast<std::ptrdiff_t>(s * 32),
+                                        greedy.begin() + static_cast<std::ptrdiff_t>((s + 1) * 32)))
+        << "prompt " << s;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Fixtures, Oracle,
+                         testing::Values(Fixture{"v3_tiny"}, Fixture{"v3_tiny", "sharded"},
+                                         Fixture{"v3_norope_scaling"}, Fixture{"v3_rope_half"}, Fixture{"v2_lite_like"},
+                                         Fixture{"v2_group_limited"}, Fixture{"moonlight_like"}, Fixture{"v3_mtp"},
+                                         Fixture{"v3_fp8"}),
+                         [](const auto& info) {
+                           return std::string(info.param.name) + (*info.param.model != 0 ? "_" : "") + info.param.model;
+                         });
+
+TEST(OracleOf, Fp8Activations) {
+  const fs::path folder = kData / "v3_fp8";
+  const SafetensorsFile expected(folder / "expected.safetensors");
+  const JsonDocument facts = JsonDocument::read(folder / "expected.json", 1 << 20);
+  const fs::path scratch = fs::temp_directory_path() / fmt::format("fathom-fp8-{}", getpid());
+  fs::create_directories(scratch);
+  const auto tokens = write_tokens(scratch / "tokens.json", prompts(expected));
+  const auto out = (scratch / "out.safetensors").string();
+  const Run score =
+      run(fmt::format("score --json --fp8-activations --model {} --tokens {} --out {}", folder.string(), tokens, out));
+  EXPECT_EQ(score.exit_code, 0);
+  if (score.exit_code == 0) {
+    EXPECT_LE(max_difference(floats(*SafetensorsFile(out).find("logits")), floats(*expected.find("logits_fp8_act"))),
+              double(facts.root()["tolerance"]["logits_fp8_act"]));
+  }
+  fs::remove_all(scratch);
+}
+
+TEST(OracleOf, ThreeAdamwSteps) {
+  const fs::path folder = kData / "v3_norope_scaling";
+  const SafetensorsFile expected(folder / "expected.safetensors"), after(folder / "adamw_step3.safetensors");
+  const JsonDocument facts = JsonDocument::read(folder / "expected.json", 1 << 20);
+  const auto adamw = facts.root()["adamw"];
+  const auto number = [&](const char* key) { return static_cast<float>(double(adamw[key])); };
+  const AdamwConfig config{number("lr"), static_cast<float>(double(adamw["betas"].at(0))),
+                           static_cast<float>(double(adamw["betas"].at(1))), number("eps"), number("weight_decay")};
+  ThreadPool pool(2);
+  Arena arena;
+  Context ctx{pool, arena};
+  LoadedModel loaded = load_model(folder, pool);
+  const Model model = make_model(loaded.config, loaded.parameters.weights);
+  Parameters grads = allocate_parameters(loaded.config, false), m = allocate_parameters(loaded.config, false);
+  Parameters v = allocate_parameters(loaded.config, false);
+  const auto sequences = prompts(expected);
+  const Batch batch = make_batch(ctx, sequences);
+  const Targets targets = make_targets(ctx, batch);
+  for (int step = 1; step <= 3; ++step) {
+    std::fill(grads.trained().begin(), grads.trained().end(), 0.0f);
+    const LossResult loss = loss_and_gradients(ctx, model, grads.weights, batch, targets, {});
+    const auto trace = adamw["trace"].at(static_cast<size_t>(step) - 1);
+    EXPECT_NEAR(loss.loss(), double(trace["loss"]), 1e-5) << step;
+    EXPECT_NEAR(std::sqrt(sum_of_squares(ctx, grads.trained())), double(trace["grad_norm"]), 1e-4) << step;
+    adamw_step(ctx, config, step, loaded.parameters.trained(), grads.trained(), m.trained(), v.trained(), 1);
+  }
+  double most = 0, total = 0;
+  int64_t n = 0;
+  for_each_tensor(loaded.parameters.weights, loaded.config, [&](const NamedTensor& t) {
+    const StoredTensor* want = after.find(t.name);
+    ASSERT_NE(want, nullptr) << t.name;
+    const auto values = floats(*want);
+    ASSERT_EQ(static_cast<int64_t>(values.size()), t.view.size()) << t.name;
+    for (int64_t i = 0; i < t.view.size(); ++i) {
+      const double difference = std::abs(static_cast<double>(t.view.f32()[i]) - values[static_cast<size_t>(i)]);
+      if (!(difference <= most)) most = difference;
+      total += difference;
+      ++n;
+    }
+  });
+  EXPECT_LE(most, double(facts.root()["tolerance"]["adamw_params_max"]));
+  EXPECT_LE(total / static_cast<double>(n), double(facts.root()["tolerance"]["adamw_params_mean"]));
+}
+
+TEST(OracleOf, SparseAttentionModelsAreRefusedByName) {
+  const Run inspect = run(fmt::format("inspect {} 2>&1", (kData / "v32_dsa").string()));
+  EXPECT_EQ(inspect.exit_code, 1);
+  EXPECT_NE(inspect.output.find("deepseek_v32"), std::string::npos) << inspect.output;
+  EXPECT_EQ(std::count(inspect.output.begin(), inspect.output.end(), '\n'), 1) << inspect.output;
+}
+
+}  // namespace
+}  // namespace fathom

@@ -1,0 +1,56 @@
+#include "ops/adamw.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "ops/cpu/isa.h"
+#include "ops/cpu/optimizer_kernels.h"
+
+namespace fathom {
+namespace {
+
+const cpu::OptimizerKernels& kernels() {
+  return cpu::choose(cpu::baseline::optimizer_kernels, cpu::avx2::optimizer_kernels, cpu::avx512::optimizer_kernels);
+}
+
+constexpr int64_t kBlock = 16384;  // parameters in one task
+
+}  // namespace
+
+void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span<float> params,
+                std::span<const float> grads, std::span<float> m, std::span<float> v, float gradient_scale) {
+  FATHOM_CHECK(step >= 1 && grads.size() == params.size() && m.size() == params.size() && v.size() == params.size());
+  const double beta1 = config.beta1, beta2 = config.beta2, lr = config.lr, n_steps = static_cast<double>(step);
+  const cpu::AdamwStep constants = {
+      .gradient_scale = gradient_scale,
+      .decay = static_cast<float>(1 - lr * config.weight_decay),
+      .beta1_rest = static_cast<float>(1 - beta1),
+      .beta2 = config.beta2,
+      .beta2_rest = static_cast<float>(1 - beta2),
+      .step_size = static_cast<float>(lr / (1 - std::pow(beta1, n_steps))),
+      .root_correction2 = static_cast<float>(std::sqrt(1 - std::pow(beta2, n_steps))),
+      .eps = config.eps,
+  };
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, static_cast<int64_t>(params.size()), kBlock, [&](int64_t begin, int64_t end) {
+    kernel.adamw(constants, params.data() + begin, grads.data() + begin, m.data() + begin, v.data() + begin,
+                 end - begin);
+  });
+}
+
+double sum_of_squares(Context& ctx, std::span<const float> values) {
+  const auto n = static_cast<int64_t>(values.size());
+  const int64_t blocks = (n + kBlock - 1) / kBlock;
+  const ArenaScope scope(ctx.arena);
+  auto* sums = static_cast<double*>(ctx.arena.allocate(static_cast<size_t>(blocks) * sizeof(double)));
+  const auto& kernel = kernels();
+  ctx.pool.run(blocks, [&](int64_t block, int) {
+    const int64_t begin = block * kBlock;
+    sums[block] = kernel.sum_of_squares(values.data() + begin, std::min(kBlock, n - begin));
+  });
+  double total = 0;
+  for (int64_t block = 0; block < blocks; ++block) total += sums[block];
+  return total;
+}
+
+}  // namespace fathom

@@ -1,0 +1,77 @@
+#include "ops/cpu/norm_kernels.h"
+#include "ops/cpu/vec.h"
+
+namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
+namespace {
+
+float sum_of_squares(const float* x, int64_t n) {
+  Vec s0 = {}, s1 = {}, s2 = {}, s3 = {};
+  int64_t i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    const Vec a = load(x + i), b = load(x + i + kWidth), c = load(x + i + 2 * kWidth), d = load(x + i + 3 * kWidth);
+    s0 += a * a;
+    s1 += b * b;
+    s2 += c * c;
+    s3 += d * d;
+  }
+  for (; i + kWidth <= n; i += kWidth) {
+    const Vec a = load(x + i);
+    s0 += a * a;
+  }
+  if (i < n) {
+    const Vec a = load_part(x + i, n - i);
+    s1 += a * a;
+  }
+  return sum((s0 + s1) + (s2 + s3));
+}
+
+float rms_norm(float* y, const float* x, const float* w, int64_t n, float eps) {
+  const float inv_rms = 1.0f / sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
+  const Vec r = splat(inv_rms);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(y + i, load(x + i) * r * load(w + i));
+  if (i < n) store_part(y + i, load_part(x + i, n - i) * r * load_part(w + i, n - i), n - i);
+  return inv_rms;
+}
+
+float dot3(const float* a, const float* b, const float* c, int64_t n) {
+  Vec s0 = {}, s1 = {};
+  int64_t i = 0;
+  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+    s0 += load(a + i) * load(b + i) * load(c + i);
+    s1 += load(a + i + kWidth) * load(b + i + kWidth) * load(c + i + kWidth);
+  }
+  for (; i + kWidth <= n; i += kWidth) s0 += load(a + i) * load(b + i) * load(c + i);
+  if (i < n) s1 += load_part(a + i, n - i) * load_part(b + i, n - i) * load_part(c + i, n - i);
+  return sum(s0 + s1);
+}
+
+void rms_norm_backward_input(float* dx, const float* dy, const float* x, const float* w, float inv_rms, int64_t n,
+                             bool accumulate) {
+  const Vec r = splat(inv_rms);
+  const Vec along = splat(dot3(w, dy, x, n) / static_cast<float>(n) * inv_rms * inv_rms);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) {
+    const Vec d = r * (load(w + i) * load(dy + i) - load(x + i) * along);
+    store(dx + i, accumulate ? load(dx + i) + d : d);
+  }
+  if (const int64_t rest = n - i; rest > 0) {
+    const Vec d = r * (load_part(w + i, rest) * load_part(dy + i, rest) - load_part(x + i, rest) * along);
+    store_part(dx + i, accumulate ? load_part(dx + i, rest) + d : d, rest);
+  }
+}
+
+void rms_norm_backward_weight(float* dw, const float* dy, const float* x, float inv_rms, int64_t n) {
+  const Vec r = splat(inv_rms);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(dw + i, load(dw + i) + load(dy + i) * (load(x + i) * r));
+  if (const int64_t rest = n - i; rest > 0) {
+    store_part(dw + i, load_part(dw + i, rest) + load_part(dy + i, rest) * (load_part(x + i, rest) * r), rest);
+  }
+}
+
+}  // namespace
+
+const NormKernels norm_kernels = {rms_norm, rms_norm_backward_input, rms_norm_backward_weight};
+
+}  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

@@ -1,0 +1,53 @@
+#include "ops/cpu/row_kernels.h"
+#include "ops/cpu/vec.h"
+
+namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
+namespace {
+
+void add(float* out, const float* a, const float* b, int64_t n) {
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(out + i, load(a + i) + load(b + i));
+  for (; i < n; ++i) out[i] = a[i] + b[i];
+}
+
+void add_weighted(float* y, const float* const* rows, const float* weights, int64_t n_rows, int64_t n) {
+  int64_t i = 0;
+  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+    Vec y0 = load(y + i), y1 = load(y + i + kWidth);
+    for (int64_t j = 0; j < n_rows; ++j) {
+      const Vec w = splat(weights ? weights[j] : 1.0f);
+      y0 += w * load(rows[j] + i);
+      y1 += w * load(rows[j] + i + kWidth);
+    }
+    store(y + i, y0);
+    store(y + i + kWidth, y1);
+  }
+  for (; i < n; ++i) {
+    for (int64_t j = 0; j < n_rows; ++j) y[i] += (weights ? weights[j] : 1.0f) * rows[j][i];
+  }
+}
+
+float scale_and_dot(float* out, const float* x, const float* y, float weight, int64_t n) {
+  const Vec w = splat(weight);
+  Vec s0 = {}, s1 = {};
+  int64_t i = 0;
+  for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
+    const Vec x0 = load(x + i), x1 = load(x + i + kWidth);
+    s0 += x0 * load(y + i);
+    s1 += x1 * load(y + i + kWidth);
+    store(out + i, w * x0);
+    store(out + i + kWidth, w * x1);
+  }
+  float rest = 0;
+  for (; i < n; ++i) {
+    rest += x[i] * y[i];
+    out[i] = weight * x[i];
+  }
+  return sum(s0 + s1) + rest;
+}
+
+}  // namespace
+
+const RowKernels row_kernels = {add, add_weighted, scale_and_dot};
+
+}  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

@@ -1,0 +1,32 @@
+// Sums and products of rows.
+#pragma once
+
+#include <stdint.h>
+
+namespace fathom::cpu {
+
+struct RowKernels {
+  // out = a + b; out may be a or b.
+  void (*add)(float* out, const float* a, const float* b, int64_t n);
+  // y += sum_j weights[j] * rows[j], in order of j; absent weights are ones.
+  void (*add_weighted)(float* y, const float* const* rows, const float* weights, int64_t n_rows, int64_t n);
+  // out = weight * x; returns x . y.
+  float (*scale_and_dot)(float* out, const float* x, const float* y, float weight, int64_t n);
+};
+
+namespace baseline {
+extern const RowKernels row_kernels;
+}
+#if defined(__x86_64__)
+namespace avx2 {
+extern const RowKernels row_kernels;
+}
+namespace avx512 {
+extern const RowKernels row_kernels;
+}
+#else
+namespace avx2 = baseline;
+namespace avx512 = baseline;
+#endif
+
+}  // namespace fathom::cpu

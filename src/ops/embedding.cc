@@ -1,0 +1,64 @@
+#include "ops/embedding.h"
+
+#include <cstring>
+
+#include "ops/cpu/isa.h"
+#include "ops/cpu/row_kernels.h"
+#include "ops/row_grain.h"
+
+namespace fathom {
+namespace {
+
+const cpu::RowKernels& kernels() {
+  return cpu::choose(cpu::baseline::row_kernels, cpu::avx2::row_kernels, cpu::avx512::row_kernels);
+}
+
+void check_ids(Tensor ids, int64_t vocab) {
+  FATHOM_CHECK(ids.contiguous());
+  for (int64_t t = 0; t < ids.size(); ++t) {
+    const int32_t id = ids.i32()[t];
+    if (id < 0 || id >= vocab) {
+      throw Error("token id {} at position {} is not in the vocabulary of {} tokens: the tokenizer is not this model's",
+                  id, t, vocab);
+    }
+  }
+}
+
+}  // namespace
+
+void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table) {
+  const int64_t tokens = ids.size(), hidden = table.cols();
+  FATHOM_CHECK(y.rows() == tokens && y.cols() == hidden);
+  check_ids(ids, table.rows());
+  ctx.pool.parallel_for(0, tokens, row_grain(hidden), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      std::memcpy(y.f32_row(t), table.f32_row(ids.i32()[t]), static_cast<size_t>(hidden) * sizeof(float));
+    }
+  });
+}
+
+void embedding_backward_weight(Context& ctx, Tensor dtable, Tensor dy, Tensor ids) {
+  const int64_t tokens = ids.size(), hidden = dtable.cols();
+  FATHOM_CHECK(dy.rows() == tokens && dy.cols() == hidden);
+  check_ids(ids, dtable.rows());
+  // Tasks own columns, so that every row of the table is summed in order of t.
+  const int64_t columns = std::max<int64_t>(128, row_grain(tokens));
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, hidden, columns, [&](int64_t begin, int64_t end) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      float* row = dtable.f32_row(ids.i32()[t]) + begin;
+      kernel.add(row, row, dy.f32_row(t) + begin, end - begin);
+    }
+  });
+}
+
+void add(Context& ctx, Tensor out, Tensor a, Tensor b) {
+  const int64_t rows = out.rows(), cols = out.cols();
+  FATHOM_CHECK(a.rows() == rows && a.cols() == cols && b.rows() == rows && b.cols() == cols);
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) kernel.add(out.f32_row(r), a.f32_row(r), b.f32_row(r), cols);
+  });
+}
+
+}  // namespace fathom

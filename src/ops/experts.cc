@@ -1,0 +1,101 @@
+#include "ops/experts.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "ops/cpu/isa.h"
+#include "ops/cpu/row_kernels.h"
+#include "ops/row_grain.h"
+
+namespace fathom {
+namespace {
+
+const cpu::RowKernels& kernels() {
+  return cpu::choose(cpu::baseline::row_kernels, cpu::avx2::row_kernels, cpu::avx512::row_kernels);
+}
+
+const int32_t* slots_of(const Dispatch& d, int64_t token) { return d.slot_of.i32() + token * d.slot_of.row_stride; }
+
+// y[t] += sum over its choices of weights[t, choice] * sorted[slot], absent weights being ones.
+void add_choices(Context& ctx, Tensor y, Tensor sorted, Tensor weights, const Dispatch& d) {
+  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), hidden = y.cols();
+  FATHOM_CHECK(y.rows() == tokens && sorted.rows() == tokens * k && sorted.cols() == hidden);
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, tokens, row_grain((k + 1) * hidden), [&](int64_t begin, int64_t end) {
+    std::vector<const float*> rows(k);
+    for (int64_t t = begin; t < end; ++t) {
+      for (int64_t choice = 0; choice < k; ++choice) rows[choice] = sorted.f32_row(slots_of(d, t)[choice]);
+      kernel.add_weighted(y.f32_row(t), rows.data(), weights ? weights.f32_row(t) : nullptr, k, hidden);
+    }
+  });
+}
+
+}  // namespace
+
+Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) {
+  const int64_t tokens = topk_ids.rows(), k = topk_ids.cols(), slots = tokens * k;
+  const Dispatch d = {new_i32(ctx, {n_routed_experts + 1}), new_i32(ctx, {slots}), new_i32(ctx, {slots}),
+                      new_i32(ctx, {tokens, k})};
+  int32_t* offsets = d.offsets.i32();
+  std::fill_n(offsets, n_routed_experts + 1, 0);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t choice = 0; choice < k; ++choice) {
+      const int32_t expert = topk_ids.i32()[t * topk_ids.row_stride + choice];
+      FATHOM_CHECK(expert >= 0 && expert < n_routed_experts, "expert {} of {}", expert, n_routed_experts);
+      ++offsets[expert + 1];
+    }
+  }
+  for (int64_t e = 0; e < n_routed_experts; ++e) offsets[e + 1] += offsets[e];
+  std::vector<int32_t> next(offsets, offsets + n_routed_experts);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t choice = 0; choice < k; ++choice) {
+      const int32_t slot = next[topk_ids.i32()[t * topk_ids.row_stride + choice]]++;
+      d.token_of.i32()[slot] = static_cast<int32_t>(t);
+      d.choice_of.i32()[slot] = static_cast<int32_t>(choice);
+      d.slot_of.i32()[t * k + choice] = slot;
+    }
+  }
+  return d;
+}
+
+void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
+  const int64_t slots = d.token_of.size(), hidden = x.cols();
+  FATHOM_CHECK(x.rows() == d.slot_of.rows() && x_sorted.rows() == slots && x_sorted.cols() == hidden);
+  ctx.pool.parallel_for(0, slots, row_grain(hidden), [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      std::memcpy(x_sorted.f32_row(slot), x.f32_row(d.token_of.i32()[slot]),
+                  static_cast<size_t>(hidden) * sizeof(float));
+    }
+  });
+}
+
+void dispatch_backward(Context& ctx, Tensor dx, Tensor dx_sorted, const Dispatch& d) {
+  add_choices(ctx, dx, dx_sorted, {}, d);
+}
+
+void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d) {
+  FATHOM_CHECK(topk_weights.rows() == d.slot_of.rows() && topk_weights.cols() == d.slot_of.cols());
+  add_choices(ctx, y, y_sorted, topk_weights, d);
+}
+
+void combine_backward(Context& ctx, Tensor dy_sorted, Tensor d_weights, Tensor dy, Tensor y_sorted, Tensor topk_weights,
+                      const Dispatch& d) {
+  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), hidden = dy.cols();
+  FATHOM_CHECK(dy.rows() == tokens && y_sorted.rows() == tokens * k && y_sorted.cols() == hidden);
+  FATHOM_CHECK(dy_sorted.rows() == tokens * k && dy_sorted.cols() == hidden);
+  FATHOM_CHECK(d_weights.rows() == tokens && d_weights.cols() == k);
+  FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, tokens, row_grain(2 * k * hidden), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      for (int64_t choice = 0; choice < k; ++choice) {
+        const int32_t slot = slots_of(d, t)[choice];
+        d_weights.f32(t, choice) = kernel.scale_and_dot(dy_sorted.f32_row(slot), dy.f32_row(t), y_sorted.f32_row(slot),
+                                                        topk_weights.f32(t, choice), hidden);
+      }
+    }
+  });
+}
+
+}  // namespace fathom

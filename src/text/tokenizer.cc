@@ -1,0 +1,366 @@
+#include "text/tokenizer.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "text/added_tokens.h"
+#include "text/bpe.h"
+#include "text/pretokenizer.h"
+#include "text/tokenizer_json.h"
+#include "text/utf8.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+namespace dom = simdjson::dom;
+
+constexpr const char* kBytesClass = "FathomBytesTokenizer";
+constexpr const char* kBytesBegin = "<|begin|>";
+constexpr const char* kBytesEnd = "<|end|>";
+constexpr size_t kMaxConfigBytes = size_t{8} << 20;
+constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
+
+// What words of this text became, so that the next of the same is copied. Refers to the text and the ids themselves.
+class WordCache {
+ public:
+  explicit WordCache(size_t text_bytes) {
+    if (text_bytes < 512) return;
+    entries_.resize(std::min(std::bit_ceil(text_bytes / 8), size_t{1} << 15));
+  }
+  // Copies the ids of an equal word seen before; false if there is none.
+  bool copy(std::string_view word, std::vector<int32_t>& ids) {
+    if (entries_.empty()) return false;
+    last_ = &entries_[hash(word) & (entries_.size() - 1)];
+    if (last_->word != word) return false;
+    const size_t at = ids.size();
+    ids.resize(at + last_->n_ids);
+    std::memcpy(&ids[at], &ids[last_->first_id], last_->n_ids * sizeof(int32_t));
+    return true;
+  }
+  // After a copy that failed: ids[first_id..] is what the word became.
+  void keep(std::string_view word, size_t first_id, size_t n_ids) {
+    if (!entries_.empty()) *last_ = {word, first_id, n_ids};
+  }
+
+ private:
+  struct Entry {
+    std::string_view word;
+    size_t first_id = 0, n_ids = 0;
+  };
+  static size_t hash(std::string_view word) {
+    constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15;
+    uint64_t h = word.size() * kMultiplier;
+    const char* p = word.data();
+    size_t left = word.size();
+    for (; left >= 8; left -= 8, p += 8) {
+      uint64_t chunk;
+      std::memcpy(&chunk, p, 8);
+      h = (h ^ chunk) * kMultiplier;
+      h ^= h >> 31;
+    }
+    uint64_t tail = 0;
+    std::memcpy(&tail, p, left);
+    h = (h ^ tail) * kMultiplier;
+    return static_cast<size_t>(h >> 32 ^ h >> 11);
+  }
+  std::vector<Entry> entries_;
+  Entry* last_ = nullptr;
+};
+
+// Appends the ids of the added tokens in `text` and calls plain(piece) for what lies between them, in order.
+template <class Plain>
+void for_each_between(const AddedTokenFinder* added, std::string_view text, std::vector<int32_t>& ids, Plain&& plain) {
+  size_t done = 0;
+  AddedTokenFinder::Match match;
+  while (added != nullptr && added->find(text, done, match)) {
+    if (match.begin > done) plain(text.substr(done, match.begin - done));
+    ids.push_back(match.id);
+    done = match.end;
+  }
+  if (done < text.size()) plain(text.substr(done));
+}
+
+bool names_bytes_class(const std::string& config, const std::string& where) {
+  if (config.empty()) return false;
+  const JsonDocument document = JsonDocument::parse(config, where);
+  std::string_view name;
+  return !document.root()["tokenizer_class"].get(name) && name == kBytesClass;
+}
+
+std::vector<AddedToken> bytes_added_tokens() {
+  return {{.id = 256, .content = kBytesBegin, .special = true, .normalized = false},
+          {.id = 257, .content = kBytesEnd, .special = true, .normalized = false}};
+}
+
+// The same vocabulary as byte-level BPE without merges, for other programs.
+std::string bytes_tokenizer_json() {
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+  return write_tokenizer_json({}, tokens, {}, bytes_added_tokens());
+}
+
+}  // namespace
+
+struct Tokenizer::Data {
+  bool bytes = false;
+  bool ignore_merges = false;
+  std::vector<std::string> tokens;  // [id]: what decoding emits
+  std::vector<bool> special;        // [id]
+  std::unordered_map<std::string_view, int32_t> id_by_content;
+  AddedTokenFinder raw_tokens, normalized_tokens;  // the first have precedence over all the text
+  Pretokenizer pretokenizer;
+  Bpe bpe;
+  int32_t bos = -1, eos = -1;
+  std::string chat_template;
+  bool template_in_own_file = false;
+  std::string tokenizer_json, tokenizer_config;  // as read, for save()
+
+  void set_tokens(std::vector<std::string> contents, const std::vector<AddedToken>& added);
+  void read_vocabulary(std::string json_text, const std::string& where);
+  void read_config(std::string config_text, const std::string& where);
+  void encode_plain(std::string_view text, WordCache& cache, Pretokenizer::Cutter& cutter,
+                    std::vector<int32_t>& ids) const;
+};
+
+void Tokenizer::Data::set_tokens(std::vector<std::string> contents, const std::vector<AddedToken>& added) {
+  tokens = std::move(contents);
+  special.assign(tokens.size(), false);
+  id_by_content.reserve(tokens.size());
+  std::vector<AddedToken> raw, normalized;
+  for (const AddedToken& token : added) {
+    (token.normalized ? normalized : raw).push_back(token);
+    special[static_cast<size_t>(token.id)] = token.special;
+    id_by_content.emplace(tokens[static_cast<size_t>(token.id)], token.id);
+  }
+  raw_tokens = AddedTokenFinder(raw);
+  normalized_tokens = AddedTokenFinder(normalized);
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    if (!tokens[id].empty()) id_by_content.emplace(tokens[id], static_cast<int32_t>(id));
+  }
+}
+
+void Tokenizer::Data::read_vocabulary(std::string json_text, const std::string& where) {
+  tokenizer_json = std::move(json_text);
+  TokenizerJson json = parse_tokenizer_json(tokenizer_json, where);
+  ignore_merges = json.ignore_merges;
+  pretokenizer = Pretokenizer(std::move(json.splits), where);
+  bpe = Bpe(json.byte_ids, std::move(json.merges));
+  set_tokens(std::move(json.tokens), json.added);
+  // For files without a configuration: the spellings of the family, and of the bytes tokenizer.
+  const auto first_of = [&](std::initializer_list<const char*> spellings) {
+    for (const char* spelling : spellings) {
+      const auto found = id_by_content.find(spelling);
+      if (found != id_by_content.end()) return found->second;
+    }
+    return int32_t{-1};
+  };
+  bos = first_of({"<｜begin▁of▁sentence｜>", kBytesBegin});
+  eos = first_of({"<｜end▁of▁sentence｜>", kBytesEnd});
+}
+
+// tokenizer_config.json: the tokens that begin and end a text, and the chat template.
+void Tokenizer::Data::read_config(std::string config_text, const std::string& where) {
+  tokenizer_config = std::move(config_text);
+  const JsonDocument document = JsonDocument::parse(tokenizer_config, where);
+  dom::object config;
+  if (document.root().get(config)) throw Error("{}: is not a JSON object", where);
+  const auto token_id = [&](const char* key) {
+    dom::element value;
+    std::string_view content;
+    if (config[key].get(value) || value.is_null()) return int32_t{-1};
+    dom::object object;
+    if (!value.get(object) && object["content"].get(value)) throw Error("{}: {} has no content", where, key);
+    if (value.get(content)) throw Error("{}: {} is not a string", where, key);
+    const auto found = id_by_content.find(content);
+    if (found == id_by_content.end()) {
+      throw Error("{}: {} \"{}\" is not in the vocabulary", where, key, printable(content, 80));
+    }
+    return found->second;
+  };
+  bos = token_id("bos_token");
+  eos = token_id("eos_token");
+  dom::element value;
+  if (config["chat_template"].get(value) || value.is_null()) return;
+  std::string_view source;
+  dom::array named;
+  if (!value.get(named)) {  // a list of {name, template}: the one named "default"
+    for (const dom::element entry : named) {
+      std::string_view name;
+      if (!entry["name"].get(name) && name == "default" && entry["template"].get(source)) {
+        throw Error("{}: chat_template \"default\" has no template", where);
+      }
+    }
+  } else if (value.get(source)) {
+    throw Error("{}: chat_template is not a string", where);
+  }
+  if (source.size() > kMaxTemplateBytes)
+    throw Error("{}: chat_template is longer than {} bytes", where, kMaxTemplateBytes);
+  chat_template = std::string(source);
+}
+
+Tokenizer::Tokenizer(std::unique_ptr<Data> data) : data_(std::move(data)) {}
+Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
+Tokenizer& Tokenizer::operator=(Tokenizer&&) noexcept = default;
+Tokenizer::~Tokenizer() = default;
+
+Tokenizer Tokenizer::bytes() {
+  auto data = std::make_unique<Data>();
+  data->bytes = true;
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+  tokens.emplace_back(kBytesBegin);
+  tokens.emplace_back(kBytesEnd);
+  data->bos = 256;
+  data->eos = 257;
+  data->set_tokens(std::move(tokens), bytes_added_tokens());
+  return Tokenizer(std::move(data));
+}
+
+Tokenizer Tokenizer::load(const fs::path& source) {
+  if (source == "bytes") return bytes();
+  const bool is_directory = fs::is_directory(source);
+  const fs::path file = is_directory ? source / "tokenizer.json" : source;
+  // A tokenizer.json under another name may lie beside files that are not its own.
+  const bool has_company = file.filename() == "tokenizer.json";
+  const fs::path config_file = file.parent_path() / "tokenizer_config.json";
+  const fs::path template_file = file.parent_path() / "chat_template.jinja";
+  const std::string where = printable(file.native());
+
+  std::string config;
+  if (has_company && fs::exists(config_file)) config = read_file(config_file, kMaxConfigBytes);
+  Tokenizer tokenizer = bytes();
+  if (!names_bytes_class(config, printable(config_file.native()))) {
+    if (is_directory && !fs::exists(file)) {
+      throw Error("{}: there is no tokenizer.json in this directory", printable(source.native()));
+    }
+    tokenizer = Tokenizer(std::make_unique<Data>());
+    tokenizer.data_->read_vocabulary(read_file(file, kMaxTokenizerJsonBytes), where);
+  }
+  Data& data = *tokenizer.data_;
+  if (!config.empty()) data.read_config(std::move(config), printable(config_file.native()));
+  if (has_company && fs::exists(template_file)) {
+    data.chat_template = read_file(template_file, kMaxTemplateBytes);
+    data.template_in_own_file = true;
+    if (const size_t at = first_invalid_utf8(data.chat_template); at != kNoPosition) {
+      throw Error("{}: not UTF-8 at byte {}", printable(template_file.native()), at);
+    }
+  }
+  return tokenizer;
+}
+
+void Tokenizer::Data::encode_plain(std::string_view text, WordCache& cache, Pretokenizer::Cutter& cutter,
+                                   std::vector<int32_t>& ids) const {
+  cutter.cut(text, [&](std::string_view word) {
+    if (cache.copy(word, ids)) return;
+    const size_t first = ids.size();
+    const auto whole = ignore_merges ? id_by_content.find(word) : id_by_content.end();
+    if (whole != id_by_content.end()) {
+      ids.push_back(whole->second);
+    } else {
+      bpe.encode(word, ids);
+    }
+    cache.keep(word, first, ids.size() - first);
+  });
+}
+
+std::vector<int32_t> Tokenizer::encode(std::string_view text, bool parse_special) const {
+  const Data& data = *data_;
+  std::vector<int32_t> ids;
+  if (!data.bytes) {
+    if (const size_t at = first_invalid_utf8(text); at != kNoPosition)
+      throw Error("the text is not UTF-8 at byte {}", at);
+  }
+  WordCache cache(data.bytes ? 0 : text.size());
+  Pretokenizer::Cutter cutter(data.pretokenizer);
+  const auto plain = [&](std::string_view piece) {
+    if (data.bytes) {
+      for (const char c : piece) ids.push_back(static_cast<uint8_t>(c));
+    } else {
+      data.encode_plain(piece, cache, cutter, ids);
+    }
+  };
+  const auto normalized = [&](std::string_view piece) {
+    for_each_between(parse_special ? &data.normalized_tokens : nullptr, piece, ids, plain);
+  };
+  for_each_between(parse_special ? &data.raw_tokens : nullptr, text, ids, normalized);
+  return ids;
+}
+
+std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special, bool raw) const {
+  std::string out;
+  for (const int32_t id : ids) {
+    if (id < 0 || id >= vocab_size())
+      throw Error("the id {} is not in the vocabulary, which has {} ids", id, vocab_size());
+    if (!(skip_special && is_special(id))) out += data_->tokens[static_cast<size_t>(id)];
+  }
+  return raw ? out : mend_utf8(out);
+}
+
+int64_t Tokenizer::vocab_size() const { return static_cast<int64_t>(data_->tokens.size()); }
+int32_t Tokenizer::bos_id() const { return data_->bos; }
+int32_t Tokenizer::eos_id() const { return data_->eos; }
+bool Tokenizer::is_bytes() const { return data_->bytes; }
+const std::string& Tokenizer::chat_template() const { return data_->chat_template; }
+
+bool Tokenizer::is_special(int32_t id) const {
+  return id >= 0 && id < vocab_size() && data_->special[static_cast<size_t>(id)];
+}
+
+int32_t Tokenizer::id_of(std::string_view content) const {
+  const auto found = data_->id_by_content.find(content);
+  return found == data_->id_by_content.end() ? -1 : found->second;
+}
+
+std::string Tokenizer::token_bytes(int32_t id) const { return decode({&id, 1}, false, true); }
+
+void Tokenizer::save(const fs::path& directory) const {
+  make_directory(directory);
+  std::string json = data_->tokenizer_json, config = data_->tokenizer_config;
+  if (json.empty()) json = bytes_tokenizer_json();
+  if (config.empty()) {
+    const auto content = [&](int32_t id) {
+      return id < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(token_bytes(id));
+    };
+    config = nlohmann::ordered_json{{"tokenizer_class", data_->bytes ? kBytesClass : "PreTrainedTokenizerFast"},
+                                    {"add_bos_token", false},
+                                    {"bos_token", content(data_->bos)},
+                                    {"eos_token", content(data_->eos)},
+                                    {"clean_up_tokenization_spaces", false}}
+                 .dump(1) +
+             "\n";
+  }
+  write_file_atomically(directory / "tokenizer.json", json);
+  write_file_atomically(directory / "tokenizer_config.json", config);
+  if (data_->template_in_own_file) write_file_atomically(directory / "chat_template.jinja", data_->chat_template);
+}
+
+StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
+    : tokenizer_(&tokenizer), skip_special_(skip_special) {}
+
+std::string StreamDecoder::push(int32_t id) {
+  pending_ += tokenizer_->decode({&id, 1}, skip_special_, true);
+  // A character has at most four bytes, so only the last three can be the beginning of one that is not whole.
+  size_t whole = pending_.size();
+  for (size_t back = 1; back <= std::min<size_t>(3, pending_.size()); ++back) {
+    const Utf8Unit unit = utf8_unit(std::string_view(pending_).substr(pending_.size() - back));
+    if (unit.incomplete && unit.bytes == back) whole = pending_.size() - back;
+  }
+  std::string out = mend_utf8(std::string_view(pending_).substr(0, whole));
+  pending_.erase(0, whole);
+  return out;
+}
+
+std::string StreamDecoder::finish() {
+  std::string out = mend_utf8(pending_);
+  pending_.clear();
+  return out;
+}
+
+}  // namespace fathom

@@ -92,14 +92,14 @@ void check_config(const ModelConfig& c, const std::string& where) {
     if (r.topk_group < 1 || r.topk_group > r.n_group) {
       throw Error("{}: topk_group is {}, must be between 1 and n_group ({})", where, r.topk_group, r.n_group);
     }
+    if (r.method == TopkMethod::noaux_tc && r.n_group > 1 && r.n_routed_experts / r.n_group < 2) {
+      throw Error("{}: n_group is {}, leaves 1 expert a group; a group's score is the sum of its two best", where,
+                  r.n_group);
+    }
     const int64_t reachable = r.n_routed_experts / r.n_group * r.topk_group;
     if (r.method != TopkMethod::greedy && r.num_experts_per_tok > reachable) {
       throw Error("{}: num_experts_per_tok is {}, more than the {} experts of topk_group ({}) groups", where,
                   r.num_experts_per_tok, reachable, r.topk_group);
-    }
-    if (r.method == TopkMethod::noaux_tc && r.n_group > 1 && r.n_routed_experts / r.n_group < 2) {
-      throw Error("{}: n_group is {}, leaves 1 expert a group; a group's score is the sum of its two best", where,
-                  r.n_group);
     }
     if (!(std::isfinite(r.routed_scaling_factor) && r.routed_scaling_factor > 0)) {
       throw Error("{}: routed_scaling_factor is {}, must be positive", where, r.routed_scaling_factor);

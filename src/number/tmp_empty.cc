@@ -1,2 +1,0 @@
-// number
-namespace fathom {}

@@ -1,5 +1,6 @@
 #include "ops/attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -7,122 +8,139 @@
 namespace fathom::plain {
 namespace {
 
-// scale * (q_nope . k_nope + q_rope . k_rope) of query row t and key row j in head h.
-double score(Tensor q, Tensor kv, Tensor k_rope, int64_t t, int64_t j, int64_t h, const MlaDims& d, float scale) {
-  const float* query = q.f32_row(t) + h * (d.qk_nope_head_dim + d.qk_rope_head_dim);
-  const float* key = kv.f32_row(j) + h * (d.qk_nope_head_dim + d.v_head_dim);
+double dot(const float* a, const float* b, int64_t n) {
   double sum = 0;
-  for (int64_t i = 0; i < d.qk_nope_head_dim; ++i) sum += static_cast<double>(query[i]) * key[i];
-  for (int64_t i = 0; i < d.qk_rope_head_dim; ++i) {
-    sum += static_cast<double>(query[d.qk_nope_head_dim + i]) * k_rope.f32_row(j)[i];
-  }
-  return sum * scale;
+  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
+  return sum;
 }
 
-// Softmax of the scores, in place; returns their log-sum-exp.
+// Where one head's parts stand in the rows of q, kv and o.
+struct Head {
+  Tensor q_nope, q_rope, k_nope, v;  // [tokens, their dim]
+};
+
+Head head_of(Tensor q, Tensor kv, const MlaDims& dims, int64_t h) {
+  const auto [n_heads, nope, rope, v_dim, rank] = dims;
+  return {q.columns(h * (nope + rope), nope), q.columns(h * (nope + rope) + nope, rope),
+          kv.columns(h * (nope + v_dim), nope), kv.columns(h * (nope + v_dim) + nope, v_dim)};
+}
+
+double score(const Head& head, Tensor k_rope, int64_t t, int64_t j, float scale) {
+  return scale * (dot(head.q_nope.f32_row(t), head.k_nope.f32_row(j), head.q_nope.cols()) +
+                  dot(head.q_rope.f32_row(t), k_rope.f32_row(j), head.q_rope.cols()));
+}
+
+// The first token of t's sequence.
+int64_t sequence_begin(Tensor seq_offsets, int64_t t) {
+  int64_t s = 0;
+  while (seq_offsets.i32()[s + 1] <= t) ++s;
+  return seq_offsets.i32()[s];
+}
+
+// scores become their softmax; returns their log-sum-exp.
 double softmax(std::vector<double>& scores) {
   double largest = -std::numeric_limits<double>::infinity(), sum = 0;
   for (const double s : scores) largest = std::max(largest, s);
-  for (double& s : scores) sum += s = std::exp(s - largest);
-  for (double& s : scores) s /= sum;
+  for (const double s : scores) sum += std::exp(s - largest);
+  for (double& s : scores) s = std::exp(s - largest) / sum;
   return largest + std::log(sum);
 }
 
 }  // namespace
 
-void mla_attention(Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& d, float scale,
+void mla_attention(Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims, float scale,
                    Tensor lse) {
-  for (int64_t s = 0; s + 1 < seq_offsets.cols(); ++s) {
-    const int64_t begin = seq_offsets.i32()[s], end = seq_offsets.i32()[s + 1];
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t h = 0; h < d.n_heads; ++h) {
-        std::vector<double> p;
-        for (int64_t j = begin; j <= t; ++j) p.push_back(score(q, kv, k_rope, t, j, h, d, scale));
-        const double log_sum = softmax(p);
-        if (lse) lse.f32(t, h) = static_cast<float>(log_sum);
-        for (int64_t i = 0; i < d.v_head_dim; ++i) {
-          double sum = 0;
-          for (int64_t j = begin; j <= t; ++j) {
-            sum += p[static_cast<size_t>(j - begin)] *
-                   kv.f32_row(j)[h * (d.qk_nope_head_dim + d.v_head_dim) + d.qk_nope_head_dim + i];
-          }
-          o.f32(t, h * d.v_head_dim + i) = static_cast<float>(sum);
-        }
+  for (int64_t h = 0; h < dims.n_heads; ++h) {
+    const Head head = head_of(q, kv, dims, h);
+    for (int64_t t = 0; t < q.rows(); ++t) {
+      const int64_t begin = sequence_begin(seq_offsets, t);
+      std::vector<double> p;
+      for (int64_t j = begin; j <= t; ++j) p.push_back(score(head, k_rope, t, j, scale));
+      const double log_sum = softmax(p);
+      if (lse) lse.f32(t, h) = static_cast<float>(log_sum);
+      for (int64_t d = 0; d < dims.v_head_dim; ++d) {
+        double sum = 0;
+        for (int64_t j = begin; j <= t; ++j) sum += p[static_cast<size_t>(j - begin)] * head.v.f32(j, d);
+        o.f32(t, h * dims.v_head_dim + d) = static_cast<float>(sum);
       }
     }
   }
 }
 
 void mla_attention_backward(Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q, Tensor kv,
-                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& d, float scale) {
-  for (Tensor x : {dq, dkv, dk_rope}) {
-    for (int64_t t = 0; t < x.rows(); ++t) std::fill_n(x.f32_row(t), x.cols(), 0.0f);
-  }
-  const int64_t nope = d.qk_nope_head_dim, rope = d.qk_rope_head_dim, v = d.v_head_dim;
-  for (int64_t s = 0; s + 1 < seq_offsets.cols(); ++s) {
-    const int64_t begin = seq_offsets.i32()[s], end = seq_offsets.i32()[s + 1];
-    for (int64_t h = 0; h < d.n_heads; ++h) {
-      for (int64_t t = begin; t < end; ++t) {
-        const float* d_out = d_o.f32_row(t) + h * v;
-        double delta = 0;  // sum over keys of p dp
-        for (int64_t i = 0; i < v; ++i) delta += static_cast<double>(d_out[i]) * o.f32_row(t)[h * v + i];
-        for (int64_t j = begin; j <= t; ++j) {
-          const double p = std::exp(score(q, kv, k_rope, t, j, h, d, scale) - lse.f32(t, h));
-          const float* value = kv.f32_row(j) + h * (nope + v) + nope;
-          double dp = 0;
-          for (int64_t i = 0; i < v; ++i) {
-            dp += static_cast<double>(d_out[i]) * value[i];
-            dkv.f32_row(j)[h * (nope + v) + nope + i] += static_cast<float>(p * d_out[i]);
-          }
-          const auto ds = static_cast<float>(p * (dp - delta) * scale);
-          const float *query = q.f32_row(t) + h * (nope + rope), *key = kv.f32_row(j) + h * (nope + v);
-          for (int64_t i = 0; i < nope; ++i) {
-            dq.f32_row(t)[h * (nope + rope) + i] += ds * key[i];
-            dkv.f32_row(j)[h * (nope + v) + i] += ds * query[i];
-          }
-          for (int64_t i = 0; i < rope; ++i) {
-            dq.f32_row(t)[h * (nope + rope) + nope + i] += ds * k_rope.f32_row(j)[i];
-            dk_rope.f32_row(j)[i] += ds * query[nope + i];
-          }
-        }
+                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale) {
+  const auto [n_heads, nope, rope, v_dim, rank] = dims;
+  const int64_t n_tokens = q.rows();
+  const auto zeros = [n_tokens](int64_t cols) { return std::vector<double>(static_cast<size_t>(n_tokens * cols)); };
+  const auto assign = [](Tensor to, const std::vector<double>& from) {
+    for (int64_t i = 0; i < to.size(); ++i) {
+      to.f32(i / to.cols(), i % to.cols()) = static_cast<float>(from[static_cast<size_t>(i)]);
+    }
+  };
+  // target[row] += weight * values, where a row of target has n elements
+  const auto add = [](std::vector<double>& target, int64_t row, double weight, const float* values, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) target[static_cast<size_t>(row * n + i)] += weight * values[i];
+  };
+
+  std::vector<double> sum_k_rope = zeros(rope);
+  for (int64_t h = 0; h < n_heads; ++h) {
+    const Head head = head_of(q, kv, dims, h), d_head = head_of(dq, dkv, dims, h);
+    std::vector<double> sum_q_nope = zeros(nope), sum_q_rope = zeros(rope), sum_k_nope = zeros(nope);
+    std::vector<double> sum_v = zeros(v_dim);
+    for (int64_t t = 0; t < n_tokens; ++t) {
+      const float* d_out = d_o.f32_row(t) + h * v_dim;
+      const double d_out_dot_out = dot(d_out, o.f32_row(t) + h * v_dim, v_dim);
+      for (int64_t j = sequence_begin(seq_offsets, t); j <= t; ++j) {
+        const double p = std::exp(score(head, k_rope, t, j, scale) - lse.f32(t, h));
+        const double dp = dot(d_out, head.v.f32_row(j), v_dim);
+        const double ds = scale * p * (dp - d_out_dot_out);
+        add(sum_v, j, p, d_out, v_dim);
+        add(sum_q_nope, t, ds, head.k_nope.f32_row(j), nope);
+        add(sum_q_rope, t, ds, k_rope.f32_row(j), rope);
+        add(sum_k_nope, j, ds, head.q_nope.f32_row(t), nope);
+        add(sum_k_rope, j, ds, head.q_rope.f32_row(t), rope);
       }
     }
+    assign(d_head.q_nope, sum_q_nope);
+    assign(d_head.q_rope, sum_q_rope);
+    assign(d_head.k_nope, sum_k_nope);
+    assign(d_head.v, sum_v);
   }
+  assign(dk_rope, sum_k_rope);
 }
 
 void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& d, float scale) {
-  const int64_t nope = d.qk_nope_head_dim, rope = d.qk_rope_head_dim, v = d.v_head_dim, rank = d.kv_lora_rank;
-  int64_t row = 0;
+                            const MlaDims& dims, float scale) {
+  const auto [n_heads, nope, rope, v_dim, rank] = dims;
+  int64_t t = 0;  // row of q and o
   for (const LatentCacheView& sequence : sequences) {
-    for (int64_t n = 0; n < sequence.n_new; ++n, ++row) {
-      const int64_t visible = sequence.length - sequence.n_new + n + 1;
-      for (int64_t h = 0; h < d.n_heads; ++h) {
-        const float* query = q.f32_row(row) + h * (nope + rope);
-        std::vector<double> q_c(static_cast<size_t>(rank)), p, o_c(static_cast<size_t>(rank));
-        for (int64_t i = 0; i < nope; ++i) {
-          for (int64_t c = 0; c < rank; ++c) {
-            q_c[static_cast<size_t>(c)] += static_cast<double>(query[i]) * kv_b.f32(h * (nope + v) + i, c);
+    for (int64_t i = 0; i < sequence.n_new; ++i, ++t) {
+      for (int64_t h = 0; h < n_heads; ++h) {
+        const float* q_nope = q.f32_row(t) + h * (nope + rope);
+        const float* q_rope = q_nope + nope;
+        std::vector<double> q_c(static_cast<size_t>(rank)), o_c(q_c);
+        for (int64_t c = 0; c < rank; ++c) {
+          for (int64_t d = 0; d < nope; ++d) {
+            q_c[static_cast<size_t>(c)] += static_cast<double>(kv_b.f32(h * (nope + v_dim) + d, c)) * q_nope[d];
           }
         }
-        for (int64_t j = 0; j < visible; ++j) {
-          const float* cached = sequence.rows + j * (rank + rope);
-          double sum = 0;
-          for (int64_t c = 0; c < rank; ++c) sum += q_c[static_cast<size_t>(c)] * cached[c];
-          for (int64_t i = 0; i < rope; ++i) sum += static_cast<double>(query[nope + i]) * cached[rank + i];
-          p.push_back(sum * scale);
+        std::vector<double> p;
+        for (int64_t j = 0; j <= sequence.length - sequence.n_new + i; ++j) {
+          const float* row = sequence.rows + j * (rank + rope);
+          double s = dot(q_rope, row + rank, rope);
+          for (int64_t c = 0; c < rank; ++c) s += q_c[static_cast<size_t>(c)] * row[c];
+          p.push_back(scale * s);
         }
         softmax(p);
-        for (int64_t j = 0; j < visible; ++j) {
-          for (int64_t c = 0; c < rank; ++c) {
-            o_c[static_cast<size_t>(c)] += p[static_cast<size_t>(j)] * sequence.rows[j * (rank + rope) + c];
-          }
+        for (size_t j = 0; j < p.size(); ++j) {
+          const float* row = sequence.rows + static_cast<int64_t>(j) * (rank + rope);
+          for (int64_t c = 0; c < rank; ++c) o_c[static_cast<size_t>(c)] += p[j] * row[c];
         }
-        for (int64_t i = 0; i < v; ++i) {
+        for (int64_t d = 0; d < v_dim; ++d) {
+          const float* up = kv_b.f32_row(h * (nope + v_dim) + nope + d);
           double sum = 0;
-          for (int64_t c = 0; c < rank; ++c)
-            sum += o_c[static_cast<size_t>(c)] * kv_b.f32(h * (nope + v) + nope + i, c);
-          o.f32(row, h * v + i) = static_cast<float>(sum);
+          for (int64_t c = 0; c < rank; ++c) sum += up[c] * o_c[static_cast<size_t>(c)];
+          o.f32(t, h * v_dim + d) = static_cast<float>(sum);
         }
       }
     }

@@ -4,7 +4,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/cpu/row_kernels.h"
-#include "ops/row_grain.h"
+#include "ops/grain.h"
 
 namespace fathom {
 namespace {
@@ -42,9 +42,8 @@ void embedding_backward_weight(Context& ctx, Tensor dtable, Tensor dy, Tensor id
   FATHOM_CHECK(dy.rows() == tokens && dy.cols() == hidden);
   check_ids(ids, dtable.rows());
   // Tasks own columns, so that every row of the table is summed in order of t.
-  const int64_t columns = std::max<int64_t>(128, row_grain(tokens));
   const auto& kernel = kernels();
-  ctx.pool.parallel_for(0, hidden, columns, [&](int64_t begin, int64_t end) {
+  ctx.pool.parallel_for(0, hidden, column_grain(tokens), [&](int64_t begin, int64_t end) {
     for (int64_t t = 0; t < tokens; ++t) {
       float* row = dtable.f32_row(ids.i32()[t]) + begin;
       kernel.add(row, row, dy.f32_row(t) + begin, end - begin);

@@ -2,11 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "ops/cpu/isa.h"
 #include "ops/cpu/row_kernels.h"
-#include "ops/row_grain.h"
+#include "ops/grain.h"
 
 namespace fathom {
 namespace {
@@ -35,6 +36,7 @@ void add_choices(Context& ctx, Tensor y, Tensor sorted, Tensor weights, const Di
 
 Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) {
   const int64_t tokens = topk_ids.rows(), k = topk_ids.cols(), slots = tokens * k;
+  FATHOM_CHECK(slots <= std::numeric_limits<int32_t>::max());
   const Dispatch d = {new_i32(ctx, {n_routed_experts + 1}), new_i32(ctx, {slots}), new_i32(ctx, {slots}),
                       new_i32(ctx, {tokens, k})};
   int32_t* offsets = d.offsets.i32();
@@ -60,12 +62,14 @@ Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) 
 }
 
 void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
-  const int64_t slots = d.token_of.size(), hidden = x.cols();
-  FATHOM_CHECK(x.rows() == d.slot_of.rows() && x_sorted.rows() == slots && x_sorted.cols() == hidden);
-  ctx.pool.parallel_for(0, slots, row_grain(hidden), [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      std::memcpy(x_sorted.f32_row(slot), x.f32_row(d.token_of.i32()[slot]),
-                  static_cast<size_t>(hidden) * sizeof(float));
+  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), hidden = x.cols();
+  FATHOM_CHECK(x.rows() == tokens && x_sorted.rows() == tokens * k && x_sorted.cols() == hidden);
+  ctx.pool.parallel_for(0, tokens, row_grain((k + 1) * hidden), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      for (int64_t choice = 0; choice < k; ++choice) {
+        std::memcpy(x_sorted.f32_row(slots_of(d, t)[choice]), x.f32_row(t),
+                    static_cast<size_t>(hidden) * sizeof(float));
+      }
     }
   });
 }

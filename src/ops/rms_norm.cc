@@ -5,7 +5,7 @@
 #include "ops/cpu/isa.h"
 #include "ops/cpu/norm_kernels.h"
 #include "ops/cpu/row_kernels.h"
-#include "ops/row_grain.h"
+#include "ops/grain.h"
 
 namespace fathom {
 namespace {
@@ -65,9 +65,12 @@ void rms_norm_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tens
       }
     }
   });
-  for (int64_t block = 0; block < blocks; ++block) {
-    row_kernels().add(dw.f32(), dw.f32(), sums.f32_row(block), hidden);
-  }
+  ctx.pool.parallel_for(0, hidden, column_grain(blocks), [&](int64_t begin, int64_t end) {
+    float* total = dw.f32() + begin;
+    for (int64_t block = 0; block < blocks; ++block) {
+      row_kernels().add(total, total, sums.f32_row(block) + begin, end - begin);
+    }
+  });
 }
 
 }  // namespace fathom

@@ -6,7 +6,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/cpu/rotation_kernels.h"
-#include "ops/row_grain.h"
+#include "ops/grain.h"
 
 namespace fathom {
 namespace {

@@ -7,7 +7,7 @@
 
 #include "ops/cpu/activation_kernels.h"
 #include "ops/cpu/isa.h"
-#include "ops/row_grain.h"
+#include "ops/grain.h"
 
 namespace fathom {
 namespace {
@@ -163,6 +163,7 @@ void route_backward(Context& ctx, const RouterConfig& config, Tensor d_logits, T
 }
 
 void count_expert_load(Tensor load, Tensor topk_ids) {
+  FATHOM_CHECK(load.format == Format::i64);
   int64_t* count = load.as<int64_t>();
   for (int64_t t = 0; t < topk_ids.rows(); ++t) {
     for (int64_t j = 0; j < topk_ids.cols(); ++j) ++count[id_row(topk_ids, t)[j]];

@@ -2,7 +2,7 @@
 
 #include "ops/cpu/activation_kernels.h"
 #include "ops/cpu/isa.h"
-#include "ops/row_grain.h"
+#include "ops/grain.h"
 
 namespace fathom {
 namespace {

@@ -47,12 +47,14 @@ void sigmoid_row(float* y, const float* x, int64_t n) {
 }
 
 void softmax_row(float* y, const float* x, int64_t n) {
-  float highest = x[0];
-  for (int64_t i = 1; i < n; ++i) highest = highest > x[i] ? highest : x[i];
+  Vec largest = splat(x[0]);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) largest = max(largest, load(x + i));
+  float highest = max_of(largest);
+  for (; i < n; ++i) highest = highest > x[i] ? highest : x[i];
   const Vec shift = splat(highest);
   Vec total = {};
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth) {
+  for (i = 0; i + kWidth <= n; i += kWidth) {
     const Vec e = exp(load(x + i) - shift);
     store(y + i, e);
     total += e;

@@ -25,8 +25,12 @@ namespace avx512 {
 extern const ActivationKernels activation_kernels;
 }
 #else
-namespace avx2 = baseline;
-namespace avx512 = baseline;
+namespace avx2 {
+using baseline::activation_kernels;
+}
+namespace avx512 {
+using baseline::activation_kernels;
+}
 #endif
 
 }  // namespace fathom::cpu

@@ -26,8 +26,12 @@ namespace avx512 {
 extern const NormKernels norm_kernels;
 }
 #else
-namespace avx2 = baseline;
-namespace avx512 = baseline;
+namespace avx2 {
+using baseline::norm_kernels;
+}
+namespace avx512 {
+using baseline::norm_kernels;
+}
 #endif
 
 }  // namespace fathom::cpu

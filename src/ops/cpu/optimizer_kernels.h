@@ -31,8 +31,12 @@ namespace avx512 {
 extern const OptimizerKernels optimizer_kernels;
 }
 #else
-namespace avx2 = baseline;
-namespace avx512 = baseline;
+namespace avx2 {
+using baseline::optimizer_kernels;
+}
+namespace avx512 {
+using baseline::optimizer_kernels;
+}
 #endif
 
 }  // namespace fathom::cpu

@@ -23,8 +23,12 @@ namespace avx512 {
 extern const RotationKernels rotation_kernels;
 }
 #else
-namespace avx2 = baseline;
-namespace avx512 = baseline;
+namespace avx2 {
+using baseline::rotation_kernels;
+}
+namespace avx512 {
+using baseline::rotation_kernels;
+}
 #endif
 
 }  // namespace fathom::cpu

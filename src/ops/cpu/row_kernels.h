@@ -25,8 +25,12 @@ namespace avx512 {
 extern const RowKernels row_kernels;
 }
 #else
-namespace avx2 = baseline;
-namespace avx512 = baseline;
+namespace avx2 {
+using baseline::row_kernels;
+}
+namespace avx512 {
+using baseline::row_kernels;
+}
 #endif
 
 }  // namespace fathom::cpu

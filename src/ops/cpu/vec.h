@@ -39,6 +39,7 @@ static inline Vec load_part(const float* p, int64_t n) {
 }
 static inline void store_part(float* p, Vec v, int64_t n) { memcpy(p, &v, static_cast<size_t>(n) * 4); }
 
+// Where one is NaN: b.
 static inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 static inline Vec min(Vec a, Vec b) { return a < b ? a : b; }
 
@@ -60,10 +61,13 @@ static inline float max_of(Vec v) {
   return x[0];
 }
 
-// e^x to about 1 ulp over [-87.3, 88.3]; below that range 0, above it clamped. Cephes' split of ln 2 and minimax polynomial degree 6.
+// e^x to about 1 ulp over [-87.3, 88.3]; below that range 0, above it clamped, NaN for NaN. Cephes' split of ln 2 and
+// minimax polynomial of degree 6.
 static inline Vec exp(Vec x) {
   const Vec low = splat(-87.33654f), high = splat(88.37626f);
   const IntVec underflow = x < low;
+  const IntVec not_nan = x == x;
+  const Vec before = x;
   x = min(max(x, low), high);
   // n = round(x / ln 2): adding 1.5 * 2^23 leaves the rounded integer in the low bits.
   const Vec magic = splat(12582912.0f);
@@ -81,7 +85,7 @@ static inline Vec exp(Vec x) {
   const IntVec exponent = (reinterpret_cast<IntVec>(shifted) - reinterpret_cast<IntVec>(magic)) << 23;
   const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
   const Vec y = reinterpret_cast<Vec>(bits);
-  return underflow ? Vec{} : y;
+  return underflow ? Vec{} : (not_nan ? y : before);
 }
 
 static inline Vec sigmoid(Vec x) { return splat(1.0f) / (splat(1.0f) + exp(-x)); }

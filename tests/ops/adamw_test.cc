@@ -1,0 +1,105 @@
+#include "ops/adamw.h"
+
+#include "each_isa.h"
+#include "ops/cpu/optimizer_kernels.h"
+#include "test_tensors.h"
+
+namespace fathom {
+namespace {
+
+constexpr AdamwConfig kConfig = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f};
+
+std::span<float> all(Tensor t) { return {t.f32(), static_cast<size_t>(t.size())}; }
+
+struct Parameters {
+  Tensor p, m, v;
+  explicit Parameters(int64_t n) : p(random_f32(n, 1)), m(filled_like(p, 0)), v(filled_like(p, 0)) {}
+};
+
+TEST(Adamw, MatchesPlainOverStepsAndSizes) {
+  for (const int64_t n : {1, 3, 7, 8, 17, 65, 129, 16384, 50001}) {
+    Parameters fast(n), slow(n);
+    for (int64_t step = 1; step <= 4; ++step) {
+      const Tensor g = random_f32(n, 10 + static_cast<uint64_t>(step));
+      adamw_step(ctx(), kConfig, step, all(fast.p), all(g), all(fast.m), all(fast.v), 0.5f);
+      plain::adamw_step(kConfig, step, all(slow.p), all(g), all(slow.m), all(slow.v), 0.5f);
+      EXPECT_LT(max_abs_error(fast.p, slow.p), 2e-6) << n << " step " << step;
+      EXPECT_LT(max_abs_error(fast.m, slow.m), 1e-6);
+      EXPECT_LT(max_abs_error(fast.v, slow.v), 1e-6);
+    }
+  }
+}
+
+TEST(Adamw, FirstStepMovesByTheRateAgainstTheGradient) {
+  Parameters one(1);
+  one.p.f32()[0] = 2;
+  const Tensor g = filled_f32(1, 1, -3);
+  adamw_step(ctx(), kConfig, 1, all(one.p), all(g), all(one.m), all(one.v), 1);
+  EXPECT_NEAR(one.p.f32()[0], 2 * (1 - 1e-2 * 0.1) + 1e-2, 1e-6);
+  EXPECT_NEAR(one.m.f32()[0], -0.3, 1e-6);
+  EXPECT_NEAR(one.v.f32()[0], 0.45, 1e-6);
+}
+
+TEST(Adamw, ZeroGradientOnlyDecays) {
+  Parameters some(5);
+  const Tensor before = copy_of(some.p), g = filled_like(some.p, 0);
+  adamw_step(ctx(), kConfig, 1, all(some.p), all(g), all(some.m), all(some.v), 1);
+  for (int64_t i = 0; i < 5; ++i) EXPECT_FLOAT_EQ(some.p.f32()[i], before.f32()[i] * 0.999f);
+}
+
+TEST(Adamw, EveryInstructionSetAgreesWithPlain) {
+  const cpu::AdamwStep step = {.gradient_scale = 1,
+                               .decay = 1 - 1e-3f,
+                               .beta1_rest = 0.1f,
+                               .beta2 = 0.95f,
+                               .beta2_rest = 0.05f,
+                               .step_size = 0.1f,
+                               .root_correction2 = std::sqrt(0.05f),
+                               .eps = 1e-8f};
+  for (const auto& [isa, kernels] :
+       each_isa(cpu::baseline::optimizer_kernels, cpu::avx2::optimizer_kernels, cpu::avx512::optimizer_kernels)) {
+    for (int64_t n = 0; n <= 70; ++n) {
+      Parameters fast(n), slow(n);
+      const Tensor g = random_f32(n, 3);
+      kernels.adamw(step, fast.p.f32(), g.f32(), fast.m.f32(), fast.v.f32(), n);
+      plain::adamw_step(kConfig, 1, all(slow.p), all(g), all(slow.m), all(slow.v), 1);
+      EXPECT_LT(max_abs_error(fast.p, slow.p), 2e-6) << isa << " " << n;
+      double want = 0;
+      for (int64_t i = 0; i < n; ++i) want += static_cast<double>(g.f32()[i]) * g.f32()[i];
+      EXPECT_NEAR(kernels.sum_of_squares(g.f32(), n), want, 1e-12 * std::max(1.0, want)) << isa << " " << n;
+    }
+  }
+}
+
+TEST(Adamw, BitsDoNotDependOnThreads) {
+  std::vector<Tensor> first;
+  for (const int threads : {1, 2, 5}) {
+    ThreadedContext c(threads);
+    Parameters some(100003);
+    const Tensor g = random_f32(100003, 2);
+    for (int64_t step = 1; step <= 3; ++step) {
+      adamw_step(c.ctx, kConfig, step, all(some.p), all(g), all(some.m), all(some.v), 1);
+    }
+    first.push_back(some.p);
+    EXPECT_TRUE(same_bits(some.p, first[0]));
+  }
+}
+
+TEST(SumOfSquares, IsExactInDoubleAndTheSameForAnyThreads) {
+  for (const int64_t n : {0, 1, 15, 16, 17, 16384, 16385, 100003}) {
+    const Tensor x = random_f32(n, 1);
+    double want = 0;
+    for (int64_t i = 0; i < n; ++i) want += static_cast<double>(x.f32()[i]) * x.f32()[i];
+    const double got = sum_of_squares(ctx(), all(x));
+    EXPECT_NEAR(got, want, 1e-12 * want);
+    for (const int threads : {1, 2, 5}) {
+      ThreadedContext c(threads);
+      EXPECT_EQ(sum_of_squares(c.ctx, all(x)), got);
+    }
+  }
+  const Tensor big = filled_f32(1, 3, 1e30f);  // its square is no f32
+  EXPECT_NEAR(sum_of_squares(ctx(), all(big)), 3e60, 1e54);
+}
+
+}  // namespace
+}  // namespace fathom

@@ -9,8 +9,9 @@
 
 namespace fathom {
 
-// config.json of `directory` (or that file itself), completed by generation_config.json where one stands beside it. Accepts both
-// spellings (rope_scaling / rope_parameters, torch_dtype / dtype). Other families and newer members are refused by name.
+// config.json of `directory` (or that file itself), completed by generation_config.json where one stands beside it.
+// Accepts both spellings (rope_scaling / rope_parameters, torch_dtype / dtype). Other families and newer members are
+// refused by name.
 ModelConfig read_model_config(const std::filesystem::path& path);
 
 struct LoadedModel {
@@ -22,7 +23,8 @@ struct LoadedModel {
 LoadedModel load_model(const std::filesystem::path& directory, ThreadPool& pool);
 
 // Writes config.json, generation_config.json and model.safetensors (sharded above max_shard_bytes, with an index) as
-// transformers expects: bf16 or f32, correction biases always f32, MTP's copies of embedding and head included. Files appear whole or not at all.
+// transformers expects: bf16 or f32, correction biases always f32, MTP's copies of embedding and head included. Files
+// appear whole or not at all.
 struct SaveOptions {
   Format format = Format::f32;  // f32 or bf16
   int64_t max_shard_bytes = int64_t{5} << 30;

@@ -1,0 +1,24 @@
+// config.json and generation_config.json of a Hugging Face directory: read with every key checked, written as
+// transformers reads them.
+#pragma once
+
+#include <string>
+
+#include "base/json.h"
+#include "model/config.h"
+
+namespace fathom {
+
+inline constexpr size_t kMaxConfigBytes = size_t{1} << 20;
+
+// The model of a config.json, passed through check_config. Keys that change the model are demanded; a value that asks
+// for something this engine does not do is refused by name, never ignored.
+ModelConfig parse_config(const JsonDocument& document);
+
+// Adds what generation_config.json knows: the begin token where the config has none, and further end tokens.
+void add_generation_config(ModelConfig& config, const JsonDocument& document);
+
+std::string config_json(const ModelConfig& config, Format stored);
+std::string generation_config_json(const ModelConfig& config);
+
+}  // namespace fathom

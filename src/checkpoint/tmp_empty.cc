@@ -1,2 +1,0 @@
-// checkpoint
-namespace fathom {}

@@ -232,8 +232,9 @@ void write_safetensors(AtomicFile& file, std::span<const TensorToWrite> tensors)
     FATHOM_CHECK(names.insert(tensor->name).second, "two tensors named {}", tensor->name);
     const Tensor& view = tensor->view;
     const int64_t end = offset + view.size() * format_bytes(tensor->format);
-    text += fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", nlohmann::json(tensor->name).dump(),
-                        dtype_name(tensor->format), fmt::join(view.shape, view.shape + view.rank, ","), offset, end);
+    text +=
+        fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", nlohmann::json(tensor->name).dump(),
+                    dtype_name(tensor->format), fmt::join(view.shape, view.shape + view.rank, ","), offset, end);
     offset = end;
   }
   text += '}';

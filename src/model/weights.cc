@@ -142,6 +142,13 @@ Parameters allocate_parameters(const ModelConfig& config, bool with_bias) {
   return p;
 }
 
+ModelWeights weight_shapes(const ModelConfig& config) {
+  Layout layout{reinterpret_cast<float*>(kAlignment)};  // present, though nowhere
+  ModelWeights weights = take_trained(layout, config);
+  take_biases(layout, config, weights);
+  return weights;
+}
+
 void for_each_tensor(const ModelWeights& w, const ModelConfig& config, const Visit& visit) {
   visit({"model.embed_tokens.weight", w.embed, true});
   for (size_t l = 0; l < w.layers.size(); ++l) visit_layer(w.layers[l], fmt::format("model.layers.{}.", l), visit);

@@ -70,13 +70,13 @@ class Keys {
   }
 
   // Refuses any value but the one that the engine implements; an absent key is that value.
-  void expect(std::string_view key, std::string_view supported) const {
+  void expect_text(std::string_view key, std::string_view supported) const {
     const std::string value = text_or(key, std::string(supported));
     if (value != supported) {
       throw Error("{}: {} is \"{}\"; only \"{}\" is supported", where_, full(key), printable(value, 80), supported);
     }
   }
-  void expect(std::string_view key, bool supported) const {
+  void expect_flag(std::string_view key, bool supported) const {
     if (boolean_or(key, supported) != supported)
       throw Error("{}: {} is {}; only {} is supported", where_, full(key), !supported, supported);
   }
@@ -116,14 +116,14 @@ RouterConfig parse_router(const Keys& keys, bool is_v3) {
   const bool norm_topk_prob = keys.boolean("norm_topk_prob");
   router.routed_scaling_factor = static_cast<float>(keys.number("routed_scaling_factor"));
   if (is_v3) {
-    keys.expect("topk_method", "noaux_tc");
-    keys.expect("scoring_func", "sigmoid");
+    keys.expect_text("topk_method", "noaux_tc");
+    keys.expect_text("scoring_func", "sigmoid");
     router.norm_topk_prob = norm_topk_prob;
     router.n_group = keys.integer("n_group");
     router.topk_group = keys.integer("topk_group");
     return router;
   }
-  keys.expect("scoring_func", "softmax");
+  keys.expect_text("scoring_func", "softmax");
   router.scoring = Scoring::softmax;
   // transformers never norms the weights of this family, whatever the file says.
   if (norm_topk_prob) log("{}: norm_topk_prob is true; deepseek_v2 leaves the weights as they are", keys.where());
@@ -171,7 +171,7 @@ void parse_rope(const Keys& keys, ModelConfig& config) {
                 printable(type, 80));
   }
   scaling->expect_absent("attention_factor");
-  scaling->expect("truncate", true);
+  scaling->expect_flag("truncate", true);
   YarnScaling yarn;
   yarn.factor = scaling->number("factor");
   yarn.original_max_position_embeddings = scaling->integer("original_max_position_embeddings");
@@ -190,8 +190,8 @@ void parse_quantization(const Keys& keys, ModelConfig& config) {
     throw Error("{}: quantization_config.quant_method {} is not supported; only fp8 is", keys.where(),
                 printable(method, 80));
   }
-  quantization.expect("fmt", "e4m3");
-  quantization.expect("activation_scheme", "dynamic");
+  quantization.expect_text("fmt", "e4m3");
+  quantization.expect_text("activation_scheme", "dynamic");
   const auto block = quantization.integers("weight_block_size");
   constexpr int64_t kMaxBlock = 65536;
   if (block.size() != 2 || std::min(block[0], block[1]) < 1 || std::max(block[0], block[1]) > kMaxBlock) {
@@ -248,10 +248,10 @@ ModelConfig parse_config(const JsonDocument& document) {
   ModelConfig config;
   config.model_type = keys.text("model_type");
   const bool is_v3 = config.model_type == "deepseek_v3";
-  keys.expect("hidden_act", "silu");
-  keys.expect("attention_bias", false);
-  keys.expect("mlp_bias", false);
-  keys.expect("tie_word_embeddings", false);
+  keys.expect_text("hidden_act", "silu");
+  keys.expect_flag("attention_bias", false);
+  keys.expect_flag("mlp_bias", false);
+  keys.expect_flag("tie_word_embeddings", false);
   if (keys.integer_or("moe_layer_freq", 1) != 1)
     throw Error("{}: moe_layer_freq is {}; only 1 is supported", keys.where(), keys.integer("moe_layer_freq"));
 
@@ -289,7 +289,7 @@ ModelConfig parse_config(const JsonDocument& document) {
   }
   parse_rope(keys, config);
   config.rope_interleave = keys.boolean_or("rope_interleave", true);
-  if (!is_v3) keys.expect("rope_interleave", true);
+  if (!is_v3) keys.expect_flag("rope_interleave", true);
   parse_quantization(keys, config);
   check_config(config, keys.where());
   parse_tokens(keys, config);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <system_error>
 
@@ -48,6 +49,7 @@ struct Piece {
   int64_t first_row, n_rows;
 };
 constexpr int64_t kPieceNumbers = int64_t{1} << 20;
+constexpr size_t kPiecesToWaitFor = 1000;  // about a second
 
 void convert(const Piece& piece, const ModelConfig& config) {
   const Format format = *piece.from->stored->format;
@@ -146,14 +148,14 @@ LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed,
     ++i;
   });
 
-  Progress progress("loading", static_cast<int64_t>(pieces.size()));
+  std::optional<Progress> progress;  // only where there is something to wait for
+  if (pieces.size() >= kPiecesToWaitFor) progress.emplace("loading", static_cast<int64_t>(pieces.size()));
   std::atomic<int64_t> done{0};
   pool.run(static_cast<int64_t>(pieces.size()), [&](int64_t p, int thread) {
     convert(pieces[static_cast<size_t>(p)], model.config);
     const int64_t n = done.fetch_add(1, std::memory_order_relaxed) + 1;
-    if (thread == 0) progress.update(n);
+    if (thread == 0 && progress) progress->update(n);
   });
-  progress.finish();
   return model;
 }
 

@@ -1,20 +1,122 @@
 #include "ops/attention.h"
 
+#include <cmath>
+
+#include "ops/attention_blocks.h"
+
 namespace fathom {
+namespace {
 
-void mla_attention(Context&, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
+using namespace attention;
+
+// Up to kBlock queries of one sequence.
+struct QueryBlock {
+  int64_t sequence_begin, first, n;
+  int64_t n_keys() const { return first + n - sequence_begin; }
+};
+
+// The longest first, so that the threads end together.
+std::vector<QueryBlock> query_blocks(Tensor seq_offsets) {
+  std::vector<QueryBlock> blocks;
+  for (int64_t s = 0; s + 1 < seq_offsets.size(); ++s) {
+    const int64_t begin = seq_offsets.i32()[s], end = seq_offsets.i32()[s + 1];
+    for (int64_t first = begin; first < end; first += kBlock) {
+      blocks.push_back({begin, first, std::min(kBlock, end - first)});
+    }
+  }
+  std::stable_sort(blocks.begin(), blocks.end(),
+                   [](const QueryBlock& a, const QueryBlock& b) { return a.n_keys() > b.n_keys(); });
+  return blocks;
+}
+
+struct Scratch {
+  float* q_transposed;                // [key_dim, queries], scaled
+  float* keys;                        // [keys, key_dim]
+  float* values;                      // [keys, v]
+  float* scores;                      // [keys, queries]
+  float* out;                         // [queries, v]
+  float *largest, *sum, *correction;  // [queries]
+};
+
+constexpr int64_t kScoreStride = kBlock | 16;
+
+void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, float scale, Tensor o, Tensor lse,
+            const Scratch& s) {
+  const cpu::AttentionKernels& k = kernels();
+  const int64_t key_dim = in.key_dim(), v_dim = in.dims.v_head_dim, v_stride = block_stride(v_dim);
+  const int64_t n_queries = padded(block.n), end = block.first + block.n;
+  transpose_padded(s.q_transposed, kScoreStride, in.query(block.first, head), in.q.row_stride, block.n, key_dim, scale);
+  std::fill_n(s.largest, n_queries, kLowest);
+  std::fill_n(s.sum, n_queries, 0.0f);
+
+  for (int64_t key = block.sequence_begin; key < end; key += kBlock) {
+    const int64_t n_keys = std::min(kBlock, end - key);
+    in.copy_keys(s.keys, key_dim, key, head, n_keys);
+    copy_rows(s.values, v_stride, in.value(key, head), in.kv.row_stride, n_keys, v_dim);
+    k.multiply({.m = n_keys,
+                .n = n_queries,
+                .k = key_dim,
+                .a = s.keys,
+                .a_row = key_dim,
+                .a_col = 1,
+                .b = s.q_transposed,
+                .ldb = kScoreStride,
+                .c = s.scores,
+                .ldc = kScoreStride,
+                .accumulate = false});
+    for (int64_t j = std::max<int64_t>(0, block.first + 1 - key); j < n_keys; ++j) {
+      std::fill_n(s.scores + j * kScoreStride, key + j - block.first, kMasked);  // queries before this key
+    }
+    k.online_softmax(s.scores, kScoreStride, n_keys, n_queries, s.largest, s.sum, s.correction);
+    const bool first = key == block.sequence_begin;
+    for (int64_t i = 0; i < block.n && !first; ++i) {
+      if (s.correction[i] != 1) k.scale_and_add(s.out + i * v_stride, s.correction[i], nullptr, 0, v_dim);
+    }
+    k.multiply({.m = block.n,
+                .n = v_dim,
+                .k = n_keys,
+                .a = s.scores,
+                .a_row = 1,
+                .a_col = kScoreStride,
+                .b = s.values,
+                .ldb = v_stride,
+                .c = s.out,
+                .ldc = v_stride,
+                .accumulate = !first});
+  }
+
+  for (int64_t i = 0; i < block.n; ++i) {
+    float* out = s.out + i * v_stride;
+    k.scale_and_add(out, 1 / s.sum[i], nullptr, 0, v_dim);
+    std::copy_n(out, v_dim, o.f32_row(block.first + i) + head * v_dim);
+    if (lse) lse.f32(block.first + i, head) = s.largest[i] + std::log(s.sum[i]);
+  }
+}
+
+}  // namespace
+
+void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
                    float scale, Tensor lse) {
-  plain::mla_attention(o, q, kv, k_rope, seq_offsets, dims, scale, lse);
-}
-
-void mla_attention_backward(Context&, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q, Tensor kv,
-                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale) {
-  plain::mla_attention_backward(dq, dkv, dk_rope, d_o, o, q, kv, k_rope, lse, seq_offsets, dims, scale);
-}
-
-void mla_attention_absorbed(Context&, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& dims, float scale) {
-  plain::mla_attention_absorbed(o, q, kv_b, sequences, dims, scale);
+  const ExpandedInputs in = {q, kv, k_rope, dims};
+  check_expanded(in, o, seq_offsets);
+  const std::vector<QueryBlock> blocks = query_blocks(seq_offsets);
+  const ArenaScope scope(ctx.arena);
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < ctx.pool.size(); ++thread) {
+    const int64_t v_stride = block_stride(dims.v_head_dim);
+    scratch.push_back({.q_transposed = new_floats(ctx, in.key_dim() * kScoreStride),
+                       .keys = new_floats(ctx, kBlock * in.key_dim()),
+                       .values = new_floats(ctx, kBlock * v_stride),
+                       .scores = new_floats(ctx, kBlock * kScoreStride),
+                       .out = new_floats(ctx, kBlock * v_stride),
+                       .largest = new_floats(ctx, kBlock),
+                       .sum = new_floats(ctx, kBlock),
+                       .correction = new_floats(ctx, kBlock)});
+  }
+  ctx.pool.run(static_cast<int64_t>(blocks.size()) * dims.n_heads, [&](int64_t task, int thread) {
+    attend(in, blocks[static_cast<size_t>(task / dims.n_heads)], task % dims.n_heads, scale, o, lse,
+           scratch[static_cast<size_t>(thread)]);
+  });
 }
 
 }  // namespace fathom

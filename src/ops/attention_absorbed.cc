@@ -1,0 +1,230 @@
+// The absorbed form. After W_UK every head's query has the width of a cached row, so that all heads and new tokens of a
+// sequence are queries of one attention with one shared key: a row of the cache, whose first part is its value.
+#include <cmath>
+
+#include "ops/attention_blocks.h"
+
+namespace fathom {
+namespace {
+
+using namespace attention;
+
+constexpr int64_t kGroup = 64;    // queries (pairs of token and head, heads innermost) that share one reading of rows
+constexpr int64_t kChunk = 256;   // rows of the cache in one task
+constexpr int64_t kRound = 8192;  // queries in memory at a time, or one token's
+constexpr int64_t kGroupStride = kGroup | 16;
+
+// Up to kGroup queries of one sequence.
+struct Group {
+  const LatentCacheView* sequence;
+  int64_t first, n;           // queries first .. first + n of this round
+  int64_t first_of_sequence;  // the same query counted from the first of its sequence's new tokens
+  int64_t n_keys(int64_t heads) const {
+    return sequence->length - sequence->n_new + (first_of_sequence + n - 1) / heads + 1;
+  }
+};
+
+// Part of a group's softmax over a chunk of its rows: exp(s - largest) summed, alone and times values.
+struct Partial {
+  float *largest, *sum;  // [queries]
+  float* out;            // [queries, rank]
+};
+
+struct Chunk {
+  size_t group;
+  int64_t first_key;
+};
+
+struct Scratch {
+  float* scores;      // [keys, queries]
+  float* correction;  // [queries]
+};
+
+// q_transposed: [rank + rope, queries], scaled
+void attend(const Group& group, int64_t first_key, const float* q_transposed, const MlaDims& dims, const Partial& out,
+            const Scratch& s) {
+  const cpu::AttentionKernels& k = kernels();
+  const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim;
+  const int64_t n_padded = padded(group.n), cached = group.sequence->length - group.sequence->n_new;
+  const int64_t last = std::min(first_key + kChunk, group.n_keys(dims.n_heads));
+  std::fill_n(out.largest, n_padded, kLowest);
+  std::fill_n(out.sum, n_padded, 0.0f);
+  for (int64_t key = first_key; key < last; key += kBlock) {
+    const int64_t n_keys = std::min(kBlock, last - key);
+    const float* rows = group.sequence->rows + key * row_dim;
+    k.multiply({.m = n_keys,
+                .n = n_padded,
+                .k = row_dim,
+                .a = rows,
+                .a_row = row_dim,
+                .a_col = 1,
+                .b = q_transposed,
+                .ldb = kGroupStride,
+                .c = s.scores,
+                .ldc = kGroupStride,
+                .accumulate = false});
+    for (int64_t j = std::max<int64_t>(0, cached + 1 - key); j < n_keys; ++j) {
+      // Queries of the new tokens before this key.
+      const int64_t n_masked = (key + j - cached) * dims.n_heads - group.first_of_sequence;
+      std::fill_n(s.scores + j * kGroupStride, std::clamp<int64_t>(n_masked, 0, group.n), kMasked);
+    }
+    k.online_softmax(s.scores, kGroupStride, n_keys, n_padded, out.largest, out.sum, s.correction);
+    for (int64_t i = 0; i < group.n && key != first_key; ++i) {
+      if (s.correction[i] != 1) k.scale_and_add(out.out + i * rank, s.correction[i], nullptr, 0, rank);
+    }
+    k.multiply({.m = group.n,
+                .n = rank,
+                .k = n_keys,
+                .a = s.scores,
+                .a_row = 1,
+                .a_col = kGroupStride,
+                .b = rows,
+                .ldb = row_dim,
+                .c = out.out,
+                .ldc = rank,
+                .accumulate = key != first_key});
+  }
+}
+
+// total = total + part, of n queries
+void merge(const Partial& total, const Partial& part, int64_t begin, int64_t end, int64_t rank) {
+  for (int64_t i = begin; i < end; ++i) {
+    const float largest = std::max(total.largest[i], part.largest[i]);
+    const float factor = std::exp(total.largest[i] - largest), weight = std::exp(part.largest[i] - largest);
+    kernels().scale_and_add(total.out + i * rank, factor, part.out + i * rank, weight, rank);
+    total.sum[i] = total.sum[i] * factor + part.sum[i] * weight;
+    total.largest[i] = largest;
+  }
+}
+
+Partial new_partial(Context& ctx, int64_t n, int64_t rank) {
+  return {new_floats(ctx, n), new_floats(ctx, n), new_floats(ctx, n * rank)};
+}
+
+// All chunks of all groups, into totals: [queries of the round]. Chunks begin at the same rows for every query and are
+// merged in order, so that the result of a query has the same bits whatever is computed beside it.
+void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vector<float*>& q_transposed,
+                const MlaDims& dims, const Partial& totals) {
+  const int64_t rank = dims.kv_lora_rank;
+  std::vector<Chunk> chunks;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    for (int64_t key = 0; key < groups[g].n_keys(dims.n_heads); key += kChunk) chunks.push_back({g, key});
+  }
+  const size_t wave = std::min(chunks.size(), static_cast<size_t>(8 * ctx.pool.size()));
+  std::vector<Partial> partials;
+  for (size_t i = 0; i < wave; ++i) partials.push_back(new_partial(ctx, kGroup, rank));
+  std::vector<Scratch> scratch;
+  for (int thread = 0; thread < ctx.pool.size(); ++thread) {
+    scratch.push_back({new_floats(ctx, kBlock * kGroupStride), new_floats(ctx, kGroup)});
+  }
+
+  for (size_t begin = 0; begin < chunks.size(); begin += wave) {
+    const size_t end = std::min(begin + wave, chunks.size());
+    ctx.pool.run(static_cast<int64_t>(end - begin), [&](int64_t i, int thread) {
+      const Chunk& chunk = chunks[begin + static_cast<size_t>(i)];
+      attend(groups[chunk.group], chunk.first_key, q_transposed[chunk.group], dims, partials[static_cast<size_t>(i)],
+             scratch[static_cast<size_t>(thread)]);
+    });
+    const size_t first_group = chunks[begin].group, n_groups = chunks[end - 1].group + 1 - first_group;
+    constexpr int64_t kQueriesOfTask = 8;
+    constexpr int64_t kTasksOfGroup = kGroup / kQueriesOfTask;
+    ctx.pool.run(static_cast<int64_t>(n_groups) * kTasksOfGroup, [&](int64_t task, int) {
+      const size_t g = first_group + static_cast<size_t>(task / kTasksOfGroup);
+      const Group& group = groups[g];
+      const int64_t first = task % kTasksOfGroup * kQueriesOfTask, last = std::min(first + kQueriesOfTask, group.n);
+      const Partial total = {totals.largest + group.first, totals.sum + group.first, totals.out + group.first * rank};
+      for (size_t i = begin; i < end; ++i) {
+        if (chunks[i].group == g) merge(total, partials[i - begin], first, last, rank);
+      }
+    });
+  }
+}
+
+// Tokens of one round: rows first .. first + n of q and o.
+void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, const std::vector<Group>& groups, const MlaDims& dims,
+                  float scale) {
+  const ArenaScope scope(ctx.arena);
+  const cpu::AttentionKernels& k = kernels();
+  const int64_t heads = dims.n_heads, nope = dims.qk_nope_head_dim, rope = dims.qk_rope_head_dim;
+  const int64_t v_dim = dims.v_head_dim, rank = dims.kv_lora_rank, row_dim = rank + rope, n_tokens = q.rows();
+
+  // q_c, and q_rope behind it: [tokens, heads, rank + rope]
+  float* q_rows = new_floats(ctx, n_tokens * heads * row_dim);
+  constexpr int64_t kColumns = 128;  // of a task
+  const int64_t tasks_of_head = (rank + kColumns - 1) / kColumns;
+  ctx.pool.run(heads * tasks_of_head, [&](int64_t task, int) {
+    const int64_t h = task / tasks_of_head, column = task % tasks_of_head * kColumns;
+    k.multiply({.m = n_tokens,
+                .n = std::min(kColumns, rank - column),
+                .k = nope,
+                .a = q.f32() + h * (nope + rope),
+                .a_row = q.row_stride,
+                .a_col = 1,
+                .b = kv_b.f32_row(h * (nope + v_dim)) + column,
+                .ldb = kv_b.row_stride,
+                .c = q_rows + h * row_dim + column,
+                .ldc = heads * row_dim,
+                .accumulate = false});
+    if (column == 0) {
+      copy_rows(q_rows + h * row_dim + rank, heads * row_dim, q.f32() + h * (nope + rope) + nope, q.row_stride,
+                n_tokens, rope);
+    }
+  });
+  std::vector<float*> q_transposed;
+  for (size_t g = 0; g < groups.size(); ++g) q_transposed.push_back(new_floats(ctx, row_dim * kGroupStride));
+  ctx.pool.run(static_cast<int64_t>(groups.size()), [&](int64_t i, int) {
+    const Group& group = groups[static_cast<size_t>(i)];
+    transpose_padded(q_transposed[static_cast<size_t>(i)], kGroupStride, q_rows + group.first * row_dim, row_dim,
+                     group.n, row_dim, scale);
+  });
+
+  const Partial totals = new_partial(ctx, n_tokens * heads, rank);
+  std::fill_n(totals.largest, n_tokens * heads, kLowest);
+  std::fill_n(totals.sum, n_tokens * heads, 0.0f);
+  std::fill_n(totals.out, n_tokens * heads * rank, 0.0f);
+  attend_all(ctx, groups, q_transposed, dims, totals);
+
+  ctx.pool.run(heads, [&](int64_t h, int) {
+    k.multiply_transposed(n_tokens, v_dim, rank, totals.out + h * rank, heads * rank,
+                          kv_b.f32_row(h * (nope + v_dim) + nope), kv_b.row_stride, o.f32() + h * v_dim, o.row_stride);
+    for (int64_t t = 0; t < n_tokens; ++t) {
+      k.scale_and_add(o.f32_row(t) + h * v_dim, 1 / totals.sum[t * heads + h], nullptr, 0, v_dim);
+    }
+  });
+}
+
+}  // namespace
+
+void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
+                            const MlaDims& dims, float scale) {
+  const int64_t heads = dims.n_heads, tokens_of_round = std::max<int64_t>(1, kRound / heads);
+  FATHOM_CHECK(q.cols() == heads * (dims.qk_nope_head_dim + dims.qk_rope_head_dim));
+  FATHOM_CHECK(o.cols() == heads * dims.v_head_dim && o.rows() == q.rows());
+  FATHOM_CHECK(kv_b.rows() == heads * (dims.qk_nope_head_dim + dims.v_head_dim) && kv_b.cols() == dims.kv_lora_rank);
+
+  std::vector<Group> groups;
+  int64_t row = 0, n_tokens = 0;  // the round's first row of q, and its tokens so far
+  const auto finish_round = [&] {
+    if (n_tokens > 0) attend_round(ctx, o.slice(row, n_tokens), q.slice(row, n_tokens), kv_b, groups, dims, scale);
+    groups.clear();
+    row += n_tokens;
+    n_tokens = 0;
+  };
+  for (const LatentCacheView& sequence : sequences) {
+    FATHOM_CHECK(sequence.n_new >= 0 && sequence.n_new <= sequence.length);
+    for (int64_t token = 0; token < sequence.n_new;) {
+      const int64_t n = std::min(sequence.n_new - token, tokens_of_round - n_tokens);
+      for (int64_t query = 0; query < n * heads; query += kGroup) {
+        groups.push_back(
+            {&sequence, n_tokens * heads + query, std::min(kGroup, n * heads - query), token * heads + query});
+      }
+      token += n;
+      n_tokens += n;
+      if (n_tokens == tokens_of_round) finish_round();
+    }
+  }
+  finish_round();
+  FATHOM_CHECK(row == q.rows());
+}
+
+}  // namespace fathom

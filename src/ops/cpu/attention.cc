@@ -1,0 +1,179 @@
+#include "ops/cpu/attention_kernels.h"
+#include "ops/cpu/vec.h"
+
+namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 8;  // with 2 vectors: 16 sums in registers
+#else
+constexpr int kTileRows = 6;  // with 2 vectors: 12 sums in registers
+#endif
+
+// Rows x (Vectors * kWidth) elements of C; with kPart only the first `part` elements of one vector.
+template <int kRows, int kVectors, bool kPart>
+void multiply_tile(const BlockProduct& p, int64_t row, int64_t column, int64_t part) {
+  const float* a = p.a + row * p.a_row;
+  const float* b = p.b + column;
+  Vec sum[kRows][kVectors] = {};
+  for (int64_t k = 0; k < p.k; ++k) {
+    Vec b_row[kVectors];
+    for (int v = 0; v < kVectors; ++v) b_row[v] = kPart ? load_part(b, part) : load(b + v * kWidth);
+    for (int i = 0; i < kRows; ++i) {
+      const Vec a_i = splat(a[i * p.a_row]);
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += a_i * b_row[v];
+    }
+    a += p.a_col;
+    b += p.ldb;
+  }
+  for (int i = 0; i < kRows; ++i) {
+    float* c = p.c + (row + i) * p.ldc + column;
+    for (int v = 0; v < kVectors; ++v) {
+      if constexpr (kPart) {
+        store_part(c, p.accumulate ? load_part(c, part) + sum[i][v] : sum[i][v], part);
+      } else {
+        store(c + v * kWidth, p.accumulate ? load(c + v * kWidth) + sum[i][v] : sum[i][v]);
+      }
+    }
+  }
+}
+
+// The last rows of a panel, fewer than kTileRows.
+template <int kRows, int kVectors, bool kPart>
+void multiply_last_rows(const BlockProduct& p, int64_t row, int64_t column, int64_t part) {
+  if constexpr (kRows > 0) {
+    if (p.m - row == kRows) return multiply_tile<kRows, kVectors, kPart>(p, row, column, part);
+    multiply_last_rows<kRows - 1, kVectors, kPart>(p, row, column, part);
+  }
+}
+
+template <int kVectors, bool kPart = false>
+void multiply_panel(const BlockProduct& p, int64_t column, int64_t part = 0) {
+  int64_t row = 0;
+  for (; row + kTileRows <= p.m; row += kTileRows) multiply_tile<kTileRows, kVectors, kPart>(p, row, column, part);
+  multiply_last_rows<kTileRows - 1, kVectors, kPart>(p, row, column, part);
+}
+
+void multiply(const BlockProduct& p) {
+  int64_t column = 0;
+  if (p.m == 1) {  // a wide tile, to read long runs of B
+    for (; column + 8 * kWidth <= p.n; column += 8 * kWidth) multiply_tile<1, 8, false>(p, 0, column, 0);
+  }
+  for (; column + 2 * kWidth <= p.n; column += 2 * kWidth) multiply_panel<2>(p, column);
+  for (; column + kWidth <= p.n; column += kWidth) multiply_panel<1>(p, column);
+  if (column < p.n) multiply_panel<1, true>(p, column, p.n - column);
+}
+
+struct Rows {
+  int64_t k;
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb;
+  float* c;
+  int64_t ldc;
+};
+
+template <int kRows, int kColumns>
+void dot_tile(const Rows& r, int64_t row, int64_t column) {
+  const float* a = r.a + row * r.lda;
+  const float* b = r.b + column * r.ldb;
+  Vec total[kRows][kColumns] = {};
+  const auto step = [&](auto load_at) {
+    Vec x[kRows];
+    for (int i = 0; i < kRows; ++i) x[i] = load_at(a + i * r.lda);
+    for (int j = 0; j < kColumns; ++j) {
+      const Vec y = load_at(b + j * r.ldb);
+      for (int i = 0; i < kRows; ++i) total[i][j] += x[i] * y;
+    }
+  };
+  int64_t k = 0;
+  for (; k + kWidth <= r.k; k += kWidth) step([k](const float* x) { return load(x + k); });
+  if (k < r.k) step([k, &r](const float* x) { return load_part(x + k, r.k - k); });
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kColumns; ++j) r.c[(row + i) * r.ldc + column + j] = sum(total[i][j]);
+  }
+}
+
+void multiply_transposed(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+                         float* c, int64_t ldc) {
+  const Rows rows = {k, a, lda, b, ldb, c, ldc};
+  int64_t column = 0;
+  for (; column + 4 <= n; column += 4) {
+    int64_t row = 0;
+    for (; row + 2 <= m; row += 2) dot_tile<2, 4>(rows, row, column);
+    if (row < m) dot_tile<1, 4>(rows, row, column);
+  }
+  for (; column < n; ++column) {
+    for (int64_t row = 0; row < m; ++row) dot_tile<1, 1>(rows, row, column);
+  }
+}
+
+void transpose(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t rows, int64_t cols, float factor) {
+  constexpr int64_t kSide = 8;  // 8 lines of each side stay in the cache
+  for (int64_t row = 0; row < rows; row += kSide) {
+    const int64_t n = rows - row < kSide ? rows - row : kSide;
+    for (int64_t col = 0; col < cols; ++col) {
+      for (int64_t i = 0; i < n; ++i) to[col * ld_to + row + i] = factor * from[(row + i) * ld_from + col];
+    }
+  }
+}
+
+void online_softmax(float* s, int64_t ld, int64_t n_keys, int64_t n_queries, float* largest, float* sum,
+                    float* correction) {
+  for (int64_t q = 0; q < n_queries; q += kWidth) {
+    Vec highest = load(s + q);
+    for (int64_t j = 1; j < n_keys; ++j) highest = max(highest, load(s + j * ld + q));
+    const Vec before = load(largest + q);
+    highest = max(before, highest);
+    Vec total = {};
+    for (int64_t j = 0; j < n_keys; ++j) {
+      const Vec p = exp(load(s + j * ld + q) - highest);
+      store(s + j * ld + q, p);
+      total += p;
+    }
+    const Vec factor = exp(before - highest);
+    store(largest + q, highest);
+    store(sum + q, load(sum + q) * factor + total);
+    store(correction + q, factor);
+  }
+}
+
+void probabilities(float* s, int64_t ld, int64_t rows, int64_t n, const float* lse, int64_t lse_stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const Vec shift = splat(lse[i * lse_stride]);
+    for (int64_t j = 0; j < n; j += kWidth) {
+      float* x = s + i * ld + j;
+      store(x, exp(min(load(x) - shift, Vec{})));
+    }
+  }
+}
+
+void score_gradients(float* dp, const float* p, int64_t ld, int64_t rows, int64_t n, const float* delta,
+                     int64_t delta_stride) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const Vec shift = splat(delta[i * delta_stride]);
+    for (int64_t j = 0; j < n; j += kWidth) {
+      float* x = dp + i * ld + j;
+      store(x, load(p + i * ld + j) * (load(x) - shift));
+    }
+  }
+}
+
+void scale_and_add(float* y, float factor, const float* x, float weight, int64_t n) {
+  int64_t i = 0;
+  if (x == nullptr) {
+    for (; i + kWidth <= n; i += kWidth) store(y + i, load(y + i) * splat(factor));
+    for (; i < n; ++i) y[i] *= factor;
+    return;
+  }
+  for (; i + kWidth <= n; i += kWidth) store(y + i, load(y + i) * splat(factor) + load(x + i) * splat(weight));
+  for (; i < n; ++i) y[i] = y[i] * factor + x[i] * weight;
+}
+
+}  // namespace
+
+const AttentionKernels attention_kernels = {multiply,      multiply_transposed, transpose,    online_softmax,
+                                            probabilities, score_gradients,     scale_and_add};
+
+}  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

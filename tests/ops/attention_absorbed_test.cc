@@ -1,0 +1,138 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "ops/attention.h"
+#include "ops/linear.h"
+#include "ops/test_tensors.h"
+
+namespace fathom {
+namespace {
+
+const MlaDims kOdd = {.n_heads = 3, .qk_nope_head_dim = 5, .qk_rope_head_dim = 2, .v_head_dim = 3, .kv_lora_rank = 7};
+const MlaDims kMany = {
+    .n_heads = 70, .qk_nope_head_dim = 16, .qk_rope_head_dim = 8, .v_head_dim = 24, .kv_lora_rank = 140};
+
+struct Lengths {
+  int64_t length, n_new;
+};
+
+struct Problem {
+  MlaDims dims;
+  Tensor q, kv_b, o;
+  std::vector<LatentCacheView> sequences;
+  float scale;
+};
+
+Problem make_problem(const MlaDims& dims, const std::vector<Lengths>& lengths, int64_t gap = 0, uint64_t seed = 1) {
+  const int64_t rank = dims.kv_lora_rank, nope = dims.qk_nope_head_dim, rope = dims.qk_rope_head_dim;
+  Problem p;
+  p.dims = dims;
+  int64_t n_tokens = 0;
+  for (const auto [length, n_new] : lengths) {
+    p.sequences.push_back({random_f32(length, rank + rope, seed++).f32(), length, n_new});
+    n_tokens += n_new;
+  }
+  const int64_t q_dim = dims.n_heads * (nope + rope), o_dim = dims.n_heads * dims.v_head_dim;
+  p.q = random_f32(n_tokens, q_dim, seed++, q_dim + gap);
+  p.kv_b = random_f32(dims.n_heads * (nope + dims.v_head_dim), rank, seed++, rank + gap);
+  p.o = filled_f32(n_tokens, o_dim, NAN, o_dim + gap);
+  p.scale = 0.3f / std::sqrt(static_cast<float>(nope * rank));
+  return p;
+}
+
+void absorbed(Context& context, const Problem& p) {
+  mla_attention_absorbed(context, p.o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+}
+
+TEST(AbsorbedAttention, MatchesPlainTwinOnOddShapes) {
+  struct Case {
+    MlaDims dims;
+    std::vector<Lengths> lengths;
+    int64_t gap;
+  };
+  for (const Case& c : {Case{kOdd, {{1, 1}}, 0},
+                        {kOdd, {{65, 1}, {1, 1}, {600, 2}, {5, 5}, {3, 0}, {257, 130}}, 3},
+                        {kMany, {{64, 1}}, 0},
+                        {kMany, {{256, 1}, {700, 3}, {9, 9}}, 1}}) {
+    const Problem p = make_problem(c.dims, c.lengths, c.gap);
+    absorbed(ctx(), p);
+    const Tensor o = filled_like(p.o, NAN);
+    plain::mla_attention_absorbed(o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+    EXPECT_LE(max_relative_error(p.o, o), 5e-6) << c.dims.n_heads << " heads, " << c.lengths.size() << " sequences";
+    EXPECT_TRUE(gaps_untouched(p.o));
+  }
+}
+
+TEST(AbsorbedAttention, EqualsTheExpandedForm) {
+  for (const MlaDims& dims : {kOdd, kMany}) {
+    const int64_t n = 131, rank = dims.kv_lora_rank;
+    const Problem p = make_problem(dims, {{n, n}});
+    const Tensor rows(const_cast<float*>(p.sequences[0].rows), Format::f32, {n, rank + dims.qk_rope_head_dim});
+    const Tensor kv = filled_f32(n, p.kv_b.rows(), NAN);
+    linear(ctx(), kv, rows.columns(0, rank), p.kv_b);
+    const Tensor expanded = filled_like(p.o, NAN);
+    mla_attention(ctx(), expanded, p.q, kv, rows.columns(rank, dims.qk_rope_head_dim),
+                  i32_tensor({0, static_cast<int32_t>(n)}), dims, p.scale);
+    absorbed(ctx(), p);
+    EXPECT_LE(max_relative_error(p.o, expanded), 1e-5);
+    // The newest token alone, as in decoding, and the newest three, as in speculation: the same bits.
+    for (const int64_t n_new : {1, 3}) {
+      const Tensor newest = filled_like(p.o.slice(n - n_new, n_new), NAN);
+      const LatentCacheView view = {p.sequences[0].rows, n, n_new};
+      mla_attention_absorbed(ctx(), newest, p.q.slice(n - n_new, n_new), p.kv_b, std::span(&view, 1), dims, p.scale);
+      EXPECT_TRUE(same_bits(newest, p.o.slice(n - n_new, n_new))) << n_new;
+    }
+  }
+}
+
+TEST(AbsorbedAttention, SequencesDoNotChangeEachOthersBits) {
+  const Problem p = make_problem(kMany, {{300, 2}, {40, 1}, {513, 1}});
+  absorbed(ctx(), p);
+  int64_t row = 0;
+  for (const LatentCacheView& sequence : p.sequences) {
+    const Tensor alone = filled_like(p.o.slice(row, sequence.n_new), NAN);
+    mla_attention_absorbed(ctx(), alone, p.q.slice(row, sequence.n_new), p.kv_b, std::span(&sequence, 1), p.dims,
+                           p.scale);
+    EXPECT_TRUE(same_bits(alone, p.o.slice(row, sequence.n_new)));
+    row += sequence.n_new;
+  }
+}
+
+TEST(AbsorbedAttention, SameBitsForAnyNumberOfThreads) {
+  // Long enough that one thread goes over the chunks of a sequence in several waves.
+  const Problem p = make_problem(kMany, {{2600, 1}, {300, 3}});
+  Tensor first;
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    Arena arena;
+    Context context{pool, arena};
+    absorbed(context, p);
+    EXPECT_EQ(arena.mark().offset, 0u);
+    if (!first) first = copy_of(p.o);
+    EXPECT_TRUE(same_bits(first, p.o)) << threads;
+  }
+}
+
+TEST(AbsorbedAttention, LongPromptsAreTakenInRounds) {
+  const MlaDims dims = {
+      .n_heads = 130, .qk_nope_head_dim = 4, .qk_rope_head_dim = 2, .v_head_dim = 3, .kv_lora_rank = 6};
+  const Problem p = make_problem(dims, {{10, 1}, {140, 130}, {7, 2}});
+  absorbed(ctx(), p);
+  const Tensor o = filled_like(p.o, NAN);
+  plain::mla_attention_absorbed(o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+  EXPECT_LE(max_relative_error(p.o, o), 5e-6);
+}
+
+TEST(AbsorbedAttention, LargeScoresDoNotOverflow) {
+  Problem p = make_problem(kOdd, {{600, 2}});
+  p.scale = 1e4f;
+  absorbed(ctx(), p);
+  const Tensor o = filled_like(p.o, NAN);
+  plain::mla_attention_absorbed(o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+  EXPECT_LE(max_relative_error(p.o, o), 1e-2);
+}
+
+}  // namespace
+}  // namespace fathom

@@ -197,7 +197,7 @@ void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope,
   FATHOM_CHECK(lse && lse.rows() == n_tokens && lse.cols() == heads);
   const Gradients out = {dq, dkv, new_floats(ctx, n_tokens * heads * rope)};
 
-  ctx.pool.parallel_for(0, n_tokens, grain.heads * v_dim), [&](int64_t begin, int64_t end) {
+  ctx.pool.parallel_for(0, n_tokens, row_grain(heads * v_dim), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t h = 0; h < heads; ++h) {
         kernels().multiply_transposed(1, 1, v_dim, d_o.f32_row(t) + h * v_dim, 0, o.f32_row(t) + h * v_dim, 0,
@@ -225,7 +225,7 @@ void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope,
   });
 
   // One rotary key serves all heads.
-  ctx.pool.parallel_for(0, n_tokens, grain.heads * rope), [&](int64_t begin, int64_t end) {
+  ctx.pool.parallel_for(0, n_tokens, row_grain(heads * rope), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* sum = dk_rope.f32_row(t);
       std::fill_n(sum, rope, 0.0f);

@@ -149,6 +149,7 @@ TEST(Rope, EveryInstructionSetAgrees) {
   for (const auto& [isa, kernels] :
        each_isa(cpu::baseline::rotation_kernels, cpu::avx2::rotation_kernels, cpu::avx512::rotation_kernels)) {
     for (int64_t half = 1; half <= 40; ++half) {
+      SCOPED_TRACE(testing::Message() << isa << " " << half);
       const Tensor x = random_f32(2 * half, 1), pairs = copy_of(x), halves = copy_of(x);
       const Tensor angles = random_f32(half, 2), c = zeros_like(angles), s = zeros_like(angles);
       for (int64_t i = 0; i < half; ++i) {
@@ -160,8 +161,8 @@ TEST(Rope, EveryInstructionSetAgrees) {
       for (int64_t i = 0; i < half; ++i) {
         const auto check = [&](Tensor got, int64_t first, int64_t second) {
           const double x0 = x.f32()[first], x1 = x.f32()[second], cos = c.f32()[i], sin = s.f32()[i];
-          EXPECT_NEAR(got.f32()[first], x0 * cos - x1 * sin, 5e-7) << isa << " " << half;
-          EXPECT_NEAR(got.f32()[second], x1 * cos + x0 * sin, 5e-7) << isa << " " << half;
+          EXPECT_NEAR(got.f32()[first], x0 * cos - x1 * sin, 5e-7);
+          EXPECT_NEAR(got.f32()[second], x1 * cos + x0 * sin, 5e-7);
         };
         check(pairs, 2 * i, 2 * i + 1);
         check(halves, i, i + half);

@@ -1,4 +1,13 @@
-// From logits to the next token: penalties, temperature, top-k, top-p, min-p, one seeded draw.
+// From logits to the next token. In this order:
+//   1. repetition_penalty r, for each token that stands in prompt or output: logit > 0 ? logit / r : logit * r
+//   2. presence and frequency penalty, for each token that stands n > 0 times in the output: logit -= presence + n *
+//   frequency
+//   3. temperature: p = softmax(logit / temperature); 0 takes the largest logit and ends here
+//   4. top_k: the k most likely tokens stay
+//   5. top_p: of those the fewest, most likely first, whose share of what is left reaches top_p (one at least)
+//   6. min_p: of those the ones at least min_p times as likely as the most likely
+//   7. one draw from what is left
+// Equal logits: the lower id comes first.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +29,9 @@ struct SamplerOptions {
 // Throws UsageError, naming the option, for values outside their range.
 void check_sampler(const SamplerOptions& options);
 
-// logits: [vocab], changed in place. previous: prompt and output so far (repetition), of which the last n_generated are output
-// (presence, frequency). Equal logits: the lower id.
+// logits: [vocab], changed in place by the penalties; -inf excludes a token. Throws Error when one is NaN or +inf, or
+// all are -inf: no token can be chosen from a broken model. previous: prompt and output so far, of which the last
+// n_generated are output. Greedy takes nothing from rng, every other choice exactly one number.
 int32_t sample(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
                const SamplerOptions& options, Rng& rng);
 

@@ -1,0 +1,73 @@
+// One sequence, generated token by token: the prompt in one pass, then a token a pass over the latent cache.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "infer/sampler.h"
+#include "model/forward.h"
+#include "text/tokenizer.h"
+
+namespace fathom {
+
+// A conversation's tokens as far as the model has read them. Lives across calls: what a new prompt shares with it from
+// the start is not computed again.
+struct Sequence {
+  std::vector<int32_t> ids;  // [cache.length]
+  LatentCache cache;
+};
+
+struct GenerationOptions {
+  SamplerOptions sampler;
+  int64_t max_tokens = 256;
+  std::vector<std::string> stop;  // texts that end the output and do not stand in it
+  std::vector<int64_t> eos_ids;   // empty: nothing but the limits and `stop` ends the output
+  uint64_t seed = 0;
+};
+
+enum class FinishReason { eos, stop, length, context, interrupted };
+const char* finish_reason_name(FinishReason reason);  // "eos", "stop", "length", "context", "interrupted"
+
+struct Generation {
+  std::vector<int32_t> ids;  // as generated, an end token included
+  std::string text;          // what the ids say, without special tokens, cut before a stop text
+  FinishReason finish = FinishReason::length;
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;  // of the prompt, found in the sequence
+  double prefill_s = 0;       // until the first token is known
+  double decode_s = 0;        // from there to the last
+
+  double tokens_per_s() const { return decode_s > 0 ? static_cast<double>(ids.size() - 1) / decode_s : 0; }
+};
+
+// What the caller hears and says while a generation runs; both may be empty.
+struct GenerationCallbacks {
+  std::function<void(std::string_view)> on_text;  // whole characters, never a part of a stop text
+  std::function<bool()> interrupted;              // asked between passes
+};
+
+// Continues `prompt`. tokenizer may be null: then there is no text and no stop text. Throws Error for a prompt that is
+// empty, longer than the model's or the sequence's context, or holds ids outside the vocabulary.
+Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer, Sequence& sequence,
+                    std::span<const int32_t> prompt, const GenerationOptions& options,
+                    const GenerationCallbacks& callbacks = {});
+
+// Finds stop texts in text that arrives in pieces.
+class StopFilter {
+ public:
+  explicit StopFilter(std::vector<std::string> stops);  // UsageError for an empty one
+  // What can be shown now: all but an end that may be the beginning of a stop text. Nothing after stopped().
+  std::string push(std::string_view text);
+  std::string finish();  // what was held back, when no more text comes
+  bool stopped() const { return stopped_; }
+
+ private:
+  std::vector<std::string> stops_;
+  std::string held_;
+  bool stopped_ = false;
+};
+
+}  // namespace fathom

@@ -93,6 +93,8 @@ int parse_and_run(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.get_formatter()->column_width(34);
   add_common_options(app, common);
+  add_score(app, common);
+  add_inspect(app, common);
   app.parse_complete_callback([&common] {
     check_device(common.device);
     set_quiet(common.quiet);

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs every test: under ThreadSanitizer (the threaded parts), under AddressSanitizer and
+# UndefinedBehaviorSanitizer (all), and as users run it. Ends with ctest's summary of the last.
+set -euo pipefail
+cd "$(dirname "$0")"
+start=$SECONDS
+say() { printf '\n== %s (after %d s)\n' "$*" "$((SECONDS - start))"; }
+
+say "Packages"
+scripts/install_packages.sh
+jobs=$(nproc)
+
+build() { # preset, targets...
+  local preset=$1
+  shift
+  cmake --preset "$preset" -DFATHOM_WERROR=ON >"build-$preset.log" 2>&1 || { cat "build-$preset.log"; exit 1; }
+  rm -f "build-$preset.log"
+  cmake --build --preset "$preset" -j "$jobs" ${@:+--target "$@"} | tail -n 3
+}
+
+say "ThreadSanitizer: thread pool, operators, model"
+build tsan base_test ops_test model_test
+for room in base ops model; do
+  "build/tsan/tests/${room}_test" --gtest_brief=1
+done
+
+say "AddressSanitizer and UndefinedBehaviorSanitizer: every test"
+build asan
+ctest --preset asan -j "$jobs" --quiet --output-on-failure || { echo "the sanitizer run failed" >&2; exit 1; }
+
+say "Release: every test"
+build release
+ctest --preset release -j "$jobs"

@@ -1,5 +1,6 @@
 #include "ops/cross_entropy.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -41,15 +42,17 @@ void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Te
     loss.f32()[t] = 0;
     for (int64_t i = 0; i < x.cols(); ++i) dx.f32(t, i) = 0;
     if (target == kNoTarget) continue;
+    std::vector<double> dx_row(static_cast<size_t>(x.cols()));
     const double lse = head_logits(logits, x.f32_row(t), w);
     loss.f32()[t] = static_cast<float>(lse - logits[static_cast<size_t>(target)]);
     for (int64_t v = 0; v < w.rows(); ++v) {
       const double d_logit = gradient_scale * (std::exp(logits[static_cast<size_t>(v)] - lse) - (v == target ? 1 : 0));
       for (int64_t i = 0; i < x.cols(); ++i) {
-        dx.f32(t, i) += static_cast<float>(d_logit * w.f32(v, i));
+        dx_row[static_cast<size_t>(i)] += d_logit * w.f32(v, i);
         dw.f32(v, i) += static_cast<float>(d_logit * x.f32(t, i));
       }
     }
+    for (int64_t i = 0; i < x.cols(); ++i) dx.f32(t, i) = static_cast<float>(dx_row[static_cast<size_t>(i)]);
   }
 }
 

@@ -9,7 +9,10 @@ namespace {
 
 using namespace attention;
 
-// Up to kBlock queries of one sequence.
+constexpr int64_t kQueryBlock = 128;
+constexpr int64_t kScoreStride = kQueryBlock | 16;
+
+// Up to kQueryBlock queries of one sequence.
 struct QueryBlock {
   int64_t sequence_begin, first, n;
   int64_t n_keys() const { return first + n - sequence_begin; }
@@ -20,8 +23,8 @@ std::vector<QueryBlock> query_blocks(Tensor seq_offsets) {
   std::vector<QueryBlock> blocks;
   for (int64_t s = 0; s + 1 < seq_offsets.size(); ++s) {
     const int64_t begin = seq_offsets.i32()[s], end = seq_offsets.i32()[s + 1];
-    for (int64_t first = begin; first < end; first += kBlock) {
-      blocks.push_back({begin, first, std::min(kBlock, end - first)});
+    for (int64_t first = begin; first < end; first += kQueryBlock) {
+      blocks.push_back({begin, first, std::min(kQueryBlock, end - first)});
     }
   }
   std::stable_sort(blocks.begin(), blocks.end(),
@@ -38,8 +41,6 @@ struct Scratch {
   float *largest, *sum, *correction;  // [queries]
 };
 
-constexpr int64_t kScoreStride = kBlock | 16;
-
 void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, float scale, Tensor o, Tensor lse,
             const Scratch& s) {
   const cpu::AttentionKernels& k = kernels();
@@ -50,39 +51,30 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
   std::fill_n(s.sum, n_queries, 0.0f);
 
   for (int64_t key = block.sequence_begin; key < end; key += kBlock) {
-    const int64_t n_keys = std::min(kBlock, end - key);
+    const int64_t n_keys = std::min(kBlock, end - key), diagonal = block.first - key;  // query i sees key diagonal + i
     in.copy_keys(s.keys, key_dim, key, head, n_keys);
     copy_rows(s.values, v_stride, in.value(key, head), in.kv.row_stride, n_keys, v_dim);
-    k.multiply({.m = n_keys,
-                .n = n_queries,
-                .k = key_dim,
-                .a = s.keys,
-                .a_row = key_dim,
-                .a_col = 1,
-                .b = s.q_transposed,
-                .ldb = kScoreStride,
-                .c = s.scores,
-                .ldc = kScoreStride,
-                .accumulate = false});
-    for (int64_t j = std::max<int64_t>(0, block.first + 1 - key); j < n_keys; ++j) {
-      std::fill_n(s.scores + j * kScoreStride, key + j - block.first, kMasked);  // queries before this key
+    const bool masked = diagonal + 1 < n_keys;
+    const int64_t strip = masked ? kStrip : kQueryBlock;
+    for (int64_t j = 0; j < n_keys; j += strip) {
+      const int64_t first_query = std::max<int64_t>(0, j - diagonal) / kStrip * kStrip;
+      k.multiply({std::min(strip, n_keys - j), n_queries - first_query, key_dim}, {s.keys + j * key_dim, key_dim},
+                 {s.q_transposed + first_query, kScoreStride},
+                 {s.scores + j * kScoreStride + first_query, kScoreStride}, false);
+    }
+    for (int64_t j = std::max<int64_t>(0, diagonal + 1); j < n_keys; ++j) {
+      std::fill_n(s.scores + j * kScoreStride, j - diagonal, kMasked);  // queries before this key
     }
     k.online_softmax(s.scores, kScoreStride, n_keys, n_queries, s.largest, s.sum, s.correction);
     const bool first = key == block.sequence_begin;
     for (int64_t i = 0; i < block.n && !first; ++i) {
       if (s.correction[i] != 1) k.scale_and_add(s.out + i * v_stride, s.correction[i], nullptr, 0, v_dim);
     }
-    k.multiply({.m = block.n,
-                .n = v_dim,
-                .k = n_keys,
-                .a = s.scores,
-                .a_row = 1,
-                .a_col = kScoreStride,
-                .b = s.values,
-                .ldb = v_stride,
-                .c = s.out,
-                .ldc = v_stride,
-                .accumulate = !first});
+    for (int64_t i = 0; i < block.n; i += strip) {
+      const int64_t n = std::min(strip, block.n - i), n_visible = std::clamp<int64_t>(diagonal + i + n, 0, n_keys);
+      k.multiply({n, v_dim, n_visible}, {s.scores + i, 1, kScoreStride}, {s.values, v_stride},
+                 {s.out + i * v_stride, v_stride}, !first);
+    }
   }
 
   for (int64_t i = 0; i < block.n; ++i) {
@@ -108,10 +100,10 @@ void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, T
                        .keys = new_floats(ctx, kBlock * in.key_dim()),
                        .values = new_floats(ctx, kBlock * v_stride),
                        .scores = new_floats(ctx, kBlock * kScoreStride),
-                       .out = new_floats(ctx, kBlock * v_stride),
-                       .largest = new_floats(ctx, kBlock),
-                       .sum = new_floats(ctx, kBlock),
-                       .correction = new_floats(ctx, kBlock)});
+                       .out = new_floats(ctx, kQueryBlock * v_stride),
+                       .largest = new_floats(ctx, kQueryBlock),
+                       .sum = new_floats(ctx, kQueryBlock),
+                       .correction = new_floats(ctx, kQueryBlock)});
   }
   ctx.pool.run(static_cast<int64_t>(blocks.size()) * dims.n_heads, [&](int64_t task, int thread) {
     attend(in, blocks[static_cast<size_t>(task / dims.n_heads)], task % dims.n_heads, scale, o, lse,

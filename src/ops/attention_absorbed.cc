@@ -52,17 +52,8 @@ void attend(const Group& group, int64_t first_key, const float* q_transposed, co
   for (int64_t key = first_key; key < last; key += kBlock) {
     const int64_t n_keys = std::min(kBlock, last - key);
     const float* rows = group.sequence->rows + key * row_dim;
-    k.multiply({.m = n_keys,
-                .n = n_padded,
-                .k = row_dim,
-                .a = rows,
-                .a_row = row_dim,
-                .a_col = 1,
-                .b = q_transposed,
-                .ldb = kGroupStride,
-                .c = s.scores,
-                .ldc = kGroupStride,
-                .accumulate = false});
+    k.multiply({n_keys, n_padded, row_dim}, {rows, row_dim}, {q_transposed, kGroupStride}, {s.scores, kGroupStride},
+               false);
     for (int64_t j = std::max<int64_t>(0, cached + 1 - key); j < n_keys; ++j) {
       // Queries of the new tokens before this key.
       const int64_t n_masked = (key + j - cached) * dims.n_heads - group.first_of_sequence;
@@ -72,17 +63,8 @@ void attend(const Group& group, int64_t first_key, const float* q_transposed, co
     for (int64_t i = 0; i < group.n && key != first_key; ++i) {
       if (s.correction[i] != 1) k.scale_and_add(out.out + i * rank, s.correction[i], nullptr, 0, rank);
     }
-    k.multiply({.m = group.n,
-                .n = rank,
-                .k = n_keys,
-                .a = s.scores,
-                .a_row = 1,
-                .a_col = kGroupStride,
-                .b = rows,
-                .ldb = row_dim,
-                .c = out.out,
-                .ldc = rank,
-                .accumulate = key != first_key});
+    k.multiply({group.n, rank, n_keys}, {s.scores, 1, kGroupStride}, {rows, row_dim}, {out.out, rank},
+               key != first_key);
   }
 }
 
@@ -154,17 +136,9 @@ void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, const std::vect
   const int64_t tasks_of_head = (rank + kColumns - 1) / kColumns;
   ctx.pool.run(heads * tasks_of_head, [&](int64_t task, int) {
     const int64_t h = task / tasks_of_head, column = task % tasks_of_head * kColumns;
-    k.multiply({.m = n_tokens,
-                .n = std::min(kColumns, rank - column),
-                .k = nope,
-                .a = q.f32() + h * (nope + rope),
-                .a_row = q.row_stride,
-                .a_col = 1,
-                .b = kv_b.f32_row(h * (nope + v_dim)) + column,
-                .ldb = kv_b.row_stride,
-                .c = q_rows + h * row_dim + column,
-                .ldc = heads * row_dim,
-                .accumulate = false});
+    k.multiply({n_tokens, std::min(kColumns, rank - column), nope}, {q.f32() + h * (nope + rope), q.row_stride},
+               {kv_b.f32_row(h * (nope + v_dim)) + column, kv_b.row_stride},
+               {q_rows + h * row_dim + column, heads * row_dim}, false);
     if (column == 0) {
       copy_rows(q_rows + h * row_dim + rank, heads * row_dim, q.f32() + h * (nope + rope) + nope, q.row_stride,
                 n_tokens, rope);

@@ -74,71 +74,34 @@ void sweep(const Inputs& in, const Sweep& task, const Gradients& out, const Scra
       scale_rows(s.queries, key_stride, n_queries, key_dim, in.scale);
       copy_rows(s.d_out, v_stride, in.d_o.f32_row(query) + head * v_dim, in.d_o.row_stride, n_queries, v_dim);
 
-      k.multiply({.m = n_queries,
-                  .n = n_padded,
-                  .k = key_dim,
-                  .a = s.queries,
-                  .a_row = key_stride,
-                  .a_col = 1,
-                  .b = s.keys_transposed,
-                  .ldb = kScoreStride,
-                  .c = s.p,
-                  .ldc = kScoreStride,
-                  .accumulate = false});
-      for (int64_t i = 0; i < n_queries && query == key; ++i) {
-        std::fill(s.p + i * kScoreStride + std::min(i + 1, n_padded), s.p + i * kScoreStride + n_padded, kMasked);
+      const bool diagonal = query == key;
+      const int64_t strip = diagonal ? kStrip : kBlock;
+      for (int64_t i = 0; i < n_queries; i += strip) {
+        const int64_t n = std::min(strip, n_queries - i), n_seen = diagonal ? std::min(n_padded, i + kStrip) : n_padded;
+        float *p = s.p + i * kScoreStride, *ds = s.ds + i * kScoreStride;
+        k.multiply({n, n_seen, key_dim}, {s.queries + i * key_stride, key_stride}, {s.keys_transposed, kScoreStride},
+                   {p, kScoreStride}, false);
+        for (int64_t row = 0; row < n && diagonal; ++row) {
+          std::fill(p + row * kScoreStride + std::min(i + row + 1, n_seen), p + row * kScoreStride + n_seen, kMasked);
+        }
+        k.probabilities(p, kScoreStride, n, n_seen, in.lse.f32_row(query + i) + head, in.lse.row_stride);
+        k.multiply({n, n_seen, v_dim}, {s.d_out + i * v_stride, v_stride}, {s.values_transposed, kScoreStride},
+                   {ds, kScoreStride}, false);
+        k.score_gradients(ds, p, kScoreStride, n, n_seen, in.delta + (query + i) * heads + head, heads);
+        if (task.want_dq) {
+          k.multiply({n, key_dim, std::min(n_seen, n_keys)}, {ds, kScoreStride}, {s.keys, key_stride},
+                     {out.dq.f32_row(query + i) + head * key_dim, out.dq.row_stride}, key != task.sequence_begin);
+        }
       }
-      k.probabilities(s.p, kScoreStride, n_queries, n_padded, in.lse.f32_row(query) + head, in.lse.row_stride);
-      k.multiply({.m = n_queries,
-                  .n = n_padded,
-                  .k = v_dim,
-                  .a = s.d_out,
-                  .a_row = v_stride,
-                  .a_col = 1,
-                  .b = s.values_transposed,
-                  .ldb = kScoreStride,
-                  .c = s.ds,
-                  .ldc = kScoreStride,
-                  .accumulate = false});
-      k.score_gradients(s.ds, s.p, kScoreStride, n_queries, n_padded, in.delta + query * heads + head, heads);
-
-      if (task.want_dkv) {
+      for (int64_t j = 0; j < n_keys && task.want_dkv; j += strip) {
         const bool accumulate = query != first_query;
-        k.multiply({.m = n_keys,
-                    .n = v_dim,
-                    .k = n_queries,
-                    .a = s.p,
-                    .a_row = 1,
-                    .a_col = kScoreStride,
-                    .b = s.d_out,
-                    .ldb = v_stride,
-                    .c = s.d_values,
-                    .ldc = v_stride,
-                    .accumulate = accumulate});
-        k.multiply({.m = n_keys,
-                    .n = key_dim,
-                    .k = n_queries,
-                    .a = s.ds,
-                    .a_row = 1,
-                    .a_col = kScoreStride,
-                    .b = s.queries,
-                    .ldb = key_stride,
-                    .c = s.d_keys,
-                    .ldc = key_stride,
-                    .accumulate = accumulate});
-      }
-      if (task.want_dq) {
-        k.multiply({.m = n_queries,
-                    .n = key_dim,
-                    .k = n_keys,
-                    .a = s.ds,
-                    .a_row = kScoreStride,
-                    .a_col = 1,
-                    .b = s.keys,
-                    .ldb = key_stride,
-                    .c = out.dq.f32_row(query) + head * key_dim,
-                    .ldc = out.dq.row_stride,
-                    .accumulate = key != task.sequence_begin});
+        const int64_t n = std::min(strip, n_keys - j), i = diagonal ? j : 0;  // the first query that sees key j
+        const cpu::BlockIn p = {s.p + i * kScoreStride + j, 1, kScoreStride},
+                           ds = {s.ds + i * kScoreStride + j, 1, kScoreStride};
+        k.multiply({n, v_dim, n_queries - i}, p, {s.d_out + i * v_stride, v_stride},
+                   {s.d_values + j * v_stride, v_stride}, accumulate);
+        k.multiply({n, key_dim, n_queries - i}, ds, {s.queries + i * key_stride, key_stride},
+                   {s.d_keys + j * key_stride, key_stride}, accumulate);
       }
     }
     if (task.want_dkv) {

@@ -13,7 +13,9 @@
 
 namespace fathom::attention {
 
-inline constexpr int64_t kBlock = 64;                                 // queries, and keys, of one tile of scores
+inline constexpr int64_t kBlock = 64;  // keys of one tile of scores
+// On the diagonal a tile is made in strips, which leave out what no query sees.
+inline constexpr int64_t kStrip = 16;
 inline constexpr float kLowest = -std::numeric_limits<float>::max();  // a running maximum before its first score
 inline constexpr float kMasked = -std::numeric_limits<float>::infinity();
 

@@ -41,28 +41,10 @@ TEST(AttentionKernels, ProductsOfAnyShape) {
             }
           }
           const Tensor c = filled_like(before, NAN), c_columns = copy_of(before), c_dots = filled_like(before, NAN);
-          kernels->multiply({.m = m,
-                             .n = n,
-                             .k = k,
-                             .a = a.f32(),
-                             .a_row = a.row_stride,
-                             .a_col = 1,
-                             .b = b.f32(),
-                             .ldb = b.row_stride,
-                             .c = c.f32(),
-                             .ldc = c.row_stride,
-                             .accumulate = false});
-          kernels->multiply({.m = m,
-                             .n = n,
-                             .k = k,
-                             .a = a_columns.f32(),
-                             .a_row = 1,
-                             .a_col = a_columns.row_stride,
-                             .b = b.f32(),
-                             .ldb = b.row_stride,
-                             .c = c_columns.f32(),
-                             .ldc = c_columns.row_stride,
-                             .accumulate = true});
+          kernels->multiply({m, n, k}, {a.f32(), a.row_stride}, {b.f32(), b.row_stride}, {c.f32(), c.row_stride},
+                            false);
+          kernels->multiply({m, n, k}, {a_columns.f32(), 1, a_columns.row_stride}, {b.f32(), b.row_stride},
+                            {c_columns.f32(), c_columns.row_stride}, true);
           kernels->multiply_transposed(m, n, k, a.f32(), a.row_stride, b_columns.f32(), b_columns.row_stride,
                                        c_dots.f32(), c_dots.row_stride);
           EXPECT_LE(max_relative_error(c, want), 1e-6) << m << " " << n << " " << k;

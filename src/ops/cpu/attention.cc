@@ -10,24 +10,31 @@ constexpr int kTileRows = 8;  // with 2 vectors: 16 sums in registers
 constexpr int kTileRows = 6;  // with 2 vectors: 12 sums in registers
 #endif
 
+struct BlockProduct {
+  int64_t m, n, k;
+  BlockIn a, b;
+  BlockOut c;
+  bool accumulate;
+};
+
 // Rows x (Vectors * kWidth) elements of C; with kPart only the first `part` elements of one vector.
 template <int kRows, int kVectors, bool kPart>
 void multiply_tile(const BlockProduct& p, int64_t row, int64_t column, int64_t part) {
-  const float* a = p.a + row * p.a_row;
-  const float* b = p.b + column;
+  const float* a = p.a.data + row * p.a.row;
+  const float* b = p.b.data + column;
   Vec sum[kRows][kVectors] = {};
   for (int64_t k = 0; k < p.k; ++k) {
     Vec b_row[kVectors];
     for (int v = 0; v < kVectors; ++v) b_row[v] = kPart ? load_part(b, part) : load(b + v * kWidth);
     for (int i = 0; i < kRows; ++i) {
-      const Vec a_i = splat(a[i * p.a_row]);
+      const Vec a_i = splat(a[i * p.a.row]);
       for (int v = 0; v < kVectors; ++v) sum[i][v] += a_i * b_row[v];
     }
-    a += p.a_col;
-    b += p.ldb;
+    a += p.a.col;
+    b += p.b.row;
   }
   for (int i = 0; i < kRows; ++i) {
-    float* c = p.c + (row + i) * p.ldc + column;
+    float* c = p.c.data + (row + i) * p.c.row + column;
     for (int v = 0; v < kVectors; ++v) {
       if constexpr (kPart) {
         store_part(c, p.accumulate ? load_part(c, part) + sum[i][v] : sum[i][v], part);
@@ -54,7 +61,8 @@ void multiply_panel(const BlockProduct& p, int64_t column, int64_t part = 0) {
   multiply_last_rows<kTileRows - 1, kVectors, kPart>(p, row, column, part);
 }
 
-void multiply(const BlockProduct& p) {
+void multiply(const ProductSize& size, const BlockIn& a, const BlockIn& b, const BlockOut& c, bool accumulate) {
+  const BlockProduct p = {size.m, size.n, size.k, a, b, c, accumulate};
   int64_t column = 0;
   if (p.m == 1) {  // a wide tile, to read long runs of B
     for (; column + 8 * kWidth <= p.n; column += 8 * kWidth) multiply_tile<1, 8, false>(p, 0, column, 0);
@@ -109,13 +117,34 @@ void multiply_transposed(int64_t m, int64_t n, int64_t k, const float* a, int64_
   }
 }
 
+typedef float Four __attribute__((vector_size(16)));
+
+// to[j, i] = factor * from[i, j] for i, j < 4
+void transpose_square(float* to, int64_t ld_to, const float* from, int64_t ld_from, float factor) {
+  Four row[4];
+  for (int i = 0; i < 4; ++i) {
+    memcpy(&row[i], from + i * ld_from, sizeof(Four));
+    row[i] *= factor;
+  }
+  const Four low01 = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
+  const Four high01 = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
+  const Four low23 = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
+  const Four high23 = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+  const Four column[4] = {
+      __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+      __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+  for (int j = 0; j < 4; ++j) memcpy(to + j * ld_to, &column[j], sizeof(Four));
+}
+
 void transpose(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t rows, int64_t cols, float factor) {
-  constexpr int64_t kSide = 8;  // 8 lines of each side stay in the cache
-  for (int64_t row = 0; row < rows; row += kSide) {
-    const int64_t n = rows - row < kSide ? rows - row : kSide;
-    for (int64_t col = 0; col < cols; ++col) {
-      for (int64_t i = 0; i < n; ++i) to[col * ld_to + row + i] = factor * from[(row + i) * ld_from + col];
+  const int64_t whole_rows = rows / 4 * 4, whole_cols = cols / 4 * 4;
+  for (int64_t i = 0; i < whole_rows; i += 4) {
+    for (int64_t j = 0; j < whole_cols; j += 4) {
+      transpose_square(to + j * ld_to + i, ld_to, from + i * ld_from + j, ld_from, factor);
     }
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = i < whole_rows ? whole_cols : 0; j < cols; ++j) to[j * ld_to + i] = factor * from[i * ld_from + j];
   }
 }
 

@@ -6,21 +6,23 @@
 
 namespace fathom::cpu {
 
-// C[m, n] (+)= A[m, k] B[k, n]. Element (i, j) of A stands at a[i * a_row + j * a_col]; rows of B and C are ldb and ldc
-// apart. The bits of an element of C depend on its row of A and its column of B alone.
-struct BlockProduct {
+struct ProductSize {
   int64_t m, n, k;
-  const float* a;
-  int64_t a_row, a_col;
-  const float* b;
-  int64_t ldb;
-  float* c;
-  int64_t ldc;
-  bool accumulate;
+};
+// Element (i, j) stands at data[i * row + j * col], so that a block may be read as its transpose.
+struct BlockIn {
+  const float* data;
+  int64_t row, col = 1;
+};
+struct BlockOut {
+  float* data;
+  int64_t row;
 };
 
 struct AttentionKernels {
-  void (*multiply)(const BlockProduct& product);
+  // C[m, n] (+)= A[m, k] B[k, n], B with col 1. The bits of an element of C depend on its row of A and its column of B
+  // alone.
+  void (*multiply)(const ProductSize& size, const BlockIn& a, const BlockIn& b, const BlockOut& c, bool accumulate);
   // C[m, n] = A[m, k] B[n, k]^T; the same promise about bits.
   void (*multiply_transposed)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                               float* c, int64_t ldc);

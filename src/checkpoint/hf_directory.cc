@@ -77,6 +77,8 @@ Checkpoint open_shards(const fs::path& directory, const fs::path& index_path) {
       throw Error("{}: the shard {} is missing; {} tensors are in it", index.where(), printable(file_name),
                   names.size());
     }
+  }
+  for (const auto& [file_name, names] : shards) {
     SafetensorsFile shard(directory / file_name);
     std::vector<std::string> missing;
     for (const std::string& name : names) {

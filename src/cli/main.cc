@@ -95,6 +95,7 @@ int parse_and_run(int argc, char** argv) {
   add_common_options(app, common);
   add_score(app, common);
   add_inspect(app, common);
+  add_tokenize(app, common);
   app.parse_complete_callback([&common] {
     check_device(common.device);
     set_quiet(common.quiet);

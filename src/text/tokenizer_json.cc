@@ -328,11 +328,14 @@ std::string write_tokenizer_json(const std::vector<SplitRule>& splits, const std
   steps.push_back(byte_level(false, true, false));
   // nlohmann's ordered object looks for a key from its start at every insertion, so the vocabulary is written by hand.
   std::string vocab, merge_list;
-  std::vector<std::string> spelled;
-  for (const std::string& token : tokens) {
-    spelled.push_back(spell_bytes(token));
+  std::vector<std::string> spelled;  // [id]
+  for (const AddedToken& token : added) {
+    if (token.id == static_cast<int32_t>(spelled.size())) spelled.push_back(token.content);
+  }
+  for (const std::string& token : tokens) spelled.push_back(spell_bytes(token));
+  for (size_t id = 0; id < spelled.size(); ++id) {
     if (!vocab.empty()) vocab += ",\n";
-    vocab += fmt::format("{}:{}", Json(spelled.back()).dump(), spelled.size() - 1);
+    vocab += fmt::format("{}:{}", Json(spelled[id]).dump(), id);
   }
   for (const Merge& merge : merges) {
     if (!merge_list.empty()) merge_list += ",\n";

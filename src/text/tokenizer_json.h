@@ -37,7 +37,8 @@ struct TokenizerJson {
 // `where` begins every message. Unknown kinds of components are refused by name.
 TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& where);
 
-// The JSON of a byte-level BPE: `tokens` spelled in the byte alphabet get the ids 0, 1, ..; then come `added`.
+// The JSON of a byte-level BPE. Added tokens with the ids 0, 1, .. come first; `tokens` (bytes) have the ids that
+// follow, or begin at 0; other added tokens keep their ids behind them.
 std::string write_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
                                  const std::vector<Merge>& merges, const std::vector<AddedToken>& added);
 

@@ -43,14 +43,14 @@ class Oracle : public testing::TestWithParam<Fixture> {
   fs::path scratch_;
 };
 
-struct Run {
+struct Output {
   int exit_code;
   std::string output;
 };
 
-Run run(const std::string& arguments) {
+Output program(const std::string& arguments) {
   FILE* pipe = popen((std::string(FATHOM_PROGRAM) + " " + arguments).c_str(), "r");
-  Run result{-1, {}};
+  Output result{-1, {}};
   char chunk[4096];
   for (size_t n = 0; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) result.output.append(chunk, n);
   const int status = pclose(pipe);
@@ -129,7 +129,7 @@ TEST_P(Oracle, ScoreMatches) {
       fmt::format("score --json --threads 2 --model {} --tokens {} --out {} --all", model().string(), tokens, out);
   if (has_mtp) command += fmt::format(" --mtp --mtp-weight {}", lambda);
   if (has_grads) command += " --grads " + grads;
-  const Run score = run(command);
+  const Output score = program(command);
   ASSERT_EQ(score.exit_code, 0);
   const JsonDocument printed = JsonDocument::parse(score.output, "score");
   EXPECT_NEAR(double(printed.root()["loss"]), double(facts.root()["loss"]), double(tolerance["loss"]));
@@ -168,8 +168,7 @@ TEST_P(Oracle, GreedyContinuationIsEqual) {
   const auto greedy = integers(*expected.find("greedy_ids"));
   const auto sequences = prompts(expected);
   for (size_t s = 0; s < sequences.size(); ++s) {
-    const Run generate =
-        run(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens 32 --model {} --tokens \"{}\"",
+    const Output generate = program(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens 32 --model {} --tokens \"{}\"",
                         model().string(), list_text(sequences[s])));
     ASSERT_EQ(generate.exit_code, 0);
     const JsonDocument printed = JsonDocument::parse(generate.output, "generate");
@@ -186,8 +185,8 @@ INSTANTIATE_TEST_SUITE_P(Fixtures, Oracle,
                                          Fixture{"v3_norope_scaling"}, Fixture{"v3_rope_half"}, Fixture{"v2_lite_like"},
                                          Fixture{"v2_group_limited"}, Fixture{"moonlight_like"}, Fixture{"v3_mtp"},
                                          Fixture{"v3_fp8"}),
-                         [](const auto& info) {
-                           return std::string(info.param.name) + (*info.param.model != 0 ? "_" : "") + info.param.model;
+                         [](const auto& fixture) {
+                           return std::string(fixture.param.name) + (*fixture.param.model != 0 ? "_" : "") + fixture.param.model;
                          });
 
 TEST(OracleOf, Fp8Activations) {
@@ -198,8 +197,7 @@ TEST(OracleOf, Fp8Activations) {
   fs::create_directories(scratch);
   const auto tokens = write_tokens(scratch / "tokens.json", prompts(expected));
   const auto out = (scratch / "out.safetensors").string();
-  const Run score =
-      run(fmt::format("score --json --fp8-activations --model {} --tokens {} --out {}", folder.string(), tokens, out));
+  const Output score = program(fmt::format("score --json --fp8-activations --model {} --tokens {} --out {}", folder.string(), tokens, out));
   EXPECT_EQ(score.exit_code, 0);
   if (score.exit_code == 0) {
     EXPECT_LE(max_difference(floats(*SafetensorsFile(out).find("logits")), floats(*expected.find("logits_fp8_act"))),
@@ -253,7 +251,7 @@ TEST(OracleOf, ThreeAdamwSteps) {
 }
 
 TEST(OracleOf, SparseAttentionModelsAreRefusedByName) {
-  const Run inspect = run(fmt::format("inspect {} 2>&1", (kData / "v32_dsa").string()));
+  const Output inspect = program(fmt::format("inspect {} 2>&1", (kData / "v32_dsa").string()));
   EXPECT_EQ(inspect.exit_code, 1);
   EXPECT_NE(inspect.output.find("deepseek_v32"), std::string::npos) << inspect.output;
   EXPECT_EQ(std::count(inspect.output.begin(), inspect.output.end(), '\n'), 1) << inspect.output;

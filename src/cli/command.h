@@ -7,6 +7,8 @@
 #include <string>
 #include <string_view>
 
+#include "infer/sampler.h"
+
 namespace fathom::cli {
 
 struct CommonOptions {
@@ -25,6 +27,9 @@ void add_generate(CLI::App& app, CommonOptions& common);
 void add_chat(CLI::App& app, CommonOptions& common);
 void add_inspect(CLI::App& app, CommonOptions& common);
 void add_tokenize(CLI::App& app, CommonOptions& common);
+
+// Temperature, filters and penalties, as options of `command`.
+void add_sampler_options(CLI::App& command, SamplerOptions& sampler);
 
 // Threads to work on: --threads, or every physical core that this process may use.
 int thread_count(const CommonOptions& common);

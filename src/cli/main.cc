@@ -100,6 +100,8 @@ int parse_and_run(int argc, char** argv) {
     check_device(common.device);
     set_quiet(common.quiet);
   });
+  add_score(app, common);
+  add_generate(app, common);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
   }

@@ -1,0 +1,177 @@
+// fathom generate: completes a prompt.
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "base/terminal.h"
+#include "checkpoint/hf_model.h"
+#include "cli/command.h"
+#include "infer/generation.h"
+
+namespace fathom::cli {
+namespace {
+
+constexpr size_t kMaxPromptBytes = size_t{64} << 20;
+
+struct Options {
+  std::string model, prompt, tokens, draft = "none", kv_type = "f32";
+  bool has_prompt = false, ignore_eos = false, no_bos = false;
+  GenerationOptions generation;
+};
+
+// "1,2,3" or "[1, 2, 3]"
+std::vector<int32_t> parse_tokens(std::string_view text) {
+  constexpr std::string_view kBetween = ", []\n";
+  std::vector<int32_t> ids;
+  for (size_t at = text.find_first_not_of(kBetween); at < text.size(); at = text.find_first_not_of(kBetween, at)) {
+    int32_t id = 0;
+    const auto [end, error] = std::from_chars(text.data() + at, text.data() + text.size(), id);
+    const auto next = static_cast<size_t>(end - text.data());
+    if (error != std::errc() || (next < text.size() && kBetween.find(text[next]) == std::string_view::npos)) {
+      throw UsageError("--tokens: '{}' is no list of ids like 1,2,3", printable(text.substr(at), 40));
+    }
+    ids.push_back(id);
+    at = next;
+  }
+  if (ids.empty()) throw UsageError("--tokens: there is no id in '{}'", printable(text, 40));
+  return ids;
+}
+
+std::string read_stdin() {
+  if (isatty(STDIN_FILENO) == 1) throw UsageError("give --prompt TEXT, --tokens \"1,2,3\", or the prompt on stdin");
+  std::string text;
+  char block[1 << 16];
+  while (const size_t n = std::fread(block, 1, sizeof block, stdin)) {
+    text.append(block, n);
+    if (text.size() > kMaxPromptBytes) throw Error("the prompt on stdin is longer than 64 MiB");
+  }
+  if (interrupted_by != 0) throw Interrupted{};
+  return text;
+}
+
+std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokenizer) {
+  if (!options.tokens.empty()) return parse_tokens(options.tokens);
+  if (tokenizer == nullptr) {
+    throw Error("{}: has no tokenizer.json to read a text with; give --tokens", printable(options.model));
+  }
+  std::vector<int32_t> ids = tokenizer->encode(options.has_prompt ? options.prompt : read_stdin());
+  const int32_t bos = tokenizer->bos_id();
+  if (!options.no_bos && bos >= 0 && (ids.empty() || ids.front() != bos)) ids.insert(ids.begin(), bos);
+  return ids;
+}
+
+// A model directory without a tokenizer can still be given ids.
+std::optional<Tokenizer> load_tokenizer(const Options& options) {
+  const std::filesystem::path directory(options.model);
+  const bool there = std::filesystem::exists(directory / "tokenizer.json") ||
+                     std::filesystem::exists(directory / "tokenizer_config.json");
+  if (!there) return std::nullopt;
+  return Tokenizer::load(directory);
+}
+
+void print_json(const Generation& g) {
+  nlohmann::ordered_json out;
+  out["ids"] = g.ids;
+  out["text"] = g.text;
+  out["prompt_tokens"] = g.prompt_tokens;
+  out["prefill_s"] = g.prefill_s;
+  out["decode_s"] = g.decode_s;
+  out["tokens_per_s"] = g.tokens_per_s();
+  out["drafted"] = 0;
+  out["accepted"] = 0;
+  out["finish_reason"] = finish_reason_name(g.finish);
+  write_stdout(out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+}
+
+void run(const Options& options, const CommonOptions& common) {
+  if (options.draft != "none") {
+    throw UsageError("--draft {}: this build drafts nothing; use --draft none", printable(options.draft));
+  }
+  if (options.kv_type != "f32") {
+    throw UsageError("--kv-type {}: this build keeps the cache in f32 only", printable(options.kv_type));
+  }
+  if (options.has_prompt && !options.tokens.empty()) throw UsageError("give either --prompt or --tokens, not both");
+  check_sampler(options.generation.sampler);
+  const StopFilter stops_are_valid(options.generation.stop);
+
+  ThreadPool pool(thread_count(common));
+  const std::optional<Tokenizer> tokenizer = load_tokenizer(options);
+  const Tokenizer* const text = tokenizer ? &*tokenizer : nullptr;
+  if (text == nullptr && !options.generation.stop.empty()) {
+    throw Error("{}: has no tokenizer.json, so --stop has no text to look at", printable(options.model));
+  }
+  const LoadedModel loaded = load_model(options.model, pool);
+  const Model model = make_model(loaded.config, loaded.parameters.weights);
+  const std::vector<int32_t> prompt = read_prompt(options, text);
+
+  GenerationOptions generation = options.generation;
+  generation.seed = common.seed;
+  if (!options.ignore_eos) generation.eos_ids = loaded.config.eos_token_ids;
+  const auto prompt_tokens = static_cast<int64_t>(prompt.size());
+  const int64_t limit = std::max(loaded.config.max_position_embeddings, int64_t{1});
+  const int64_t context = prompt_tokens + std::min(generation.max_tokens, limit);
+  Sequence sequence{{}, make_latent_cache(loaded.config, std::clamp(context, int64_t{1}, limit))};
+  Arena arena;
+  Context ctx{pool, arena};
+
+  bool ends_line = true;
+  GenerationCallbacks callbacks;
+  callbacks.interrupted = [] { return interrupted_by != 0; };
+  if (!common.json) {
+    callbacks.on_text = [&](std::string_view piece) {
+      write_stdout(piece);
+      ends_line = piece.back() == '\n';
+    };
+  }
+  const Generation result = generate(ctx, model, text, sequence, prompt, generation, callbacks);
+  if (common.json) {
+    print_json(result);
+  } else if (text == nullptr) {
+    write_stdout(fmt::format("{}\n", fmt::join(result.ids, ",")));
+  } else if (!ends_line && isatty(STDOUT_FILENO) == 1) {
+    write_stdout("\n");
+  }
+  log("{} prompt tokens in {:.2f}s, {} tokens in {:.2f}s ({:.1f} tokens/s), ended by {}", result.prompt_tokens,
+      result.prefill_s, result.ids.size(), result.decode_s, result.tokens_per_s(), finish_reason_name(result.finish));
+  if (result.finish == FinishReason::interrupted) throw Interrupted{};
+}
+
+}  // namespace
+
+void add_sampler_options(CLI::App& command, SamplerOptions& sampler) {
+  command.add_option("--temperature", sampler.temperature, "0 takes the likeliest token; higher is more varied", true);
+  command.add_option("--top-k", sampler.top_k, "Draw from the K likeliest tokens (0: all)", true);
+  command.add_option("--top-p", sampler.top_p, "Draw from the likeliest tokens that reach this share", true);
+  command.add_option("--min-p", sampler.min_p, "Leave out tokens this much less likely than the likeliest", true);
+  command.add_option("--repetition-penalty", sampler.repetition_penalty, "Above 1: avoid tokens seen before", true);
+  command.add_option("--presence-penalty", sampler.presence_penalty, "Off the logit of every token in the output",
+                     true);
+  command.add_option("--frequency-penalty", sampler.frequency_penalty, "The same, for each time it stands there", true);
+}
+
+void add_generate(CLI::App& app, CommonOptions& common) {
+  const auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("generate", "Complete a prompt");
+  command->add_option("--model", options->model, "Model directory")->required()->type_name("DIR");
+  CLI::Option* prompt = command->add_option("--prompt", options->prompt, "The text to continue (default: stdin)");
+  command->add_option("--tokens", options->tokens, "The prompt as token ids: \"1,2,3\"; nothing is put before them");
+  command->add_option("--max-tokens", options->generation.max_tokens, "Tokens to generate at most", true)
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
+  add_sampler_options(*command, options->generation.sampler);
+  command->add_option("--stop", options->generation.stop, "End before this text (may be given again)")
+      ->allow_extra_args(false)
+      ->type_name("TEXT");
+  command->add_flag("--ignore-eos", options->ignore_eos, "Go on behind an end token");
+  command->add_flag("--no-bos", options->no_bos, "Put no begin token before the text");
+  command->add_option("--draft", options->draft, "Speculative decoding: none", true);
+  command->add_option("--kv-type", options->kv_type, "Number format of the cache: f32", true);
+  command->callback([options, prompt, &common] {
+    options->has_prompt = prompt->count() > 0;
+    run(*options, common);
+  });
+}
+
+}  // namespace fathom::cli

@@ -142,23 +142,23 @@ void run(const Options& options, const CommonOptions& common) {
 }  // namespace
 
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler) {
-  command.add_option("--temperature", sampler.temperature, "0 takes the likeliest token; higher is more varied", true);
-  command.add_option("--top-k", sampler.top_k, "Draw from the K likeliest tokens (0: all)", true);
-  command.add_option("--top-p", sampler.top_p, "Draw from the likeliest tokens that reach this share", true);
-  command.add_option("--min-p", sampler.min_p, "Leave out tokens this much less likely than the likeliest", true);
-  command.add_option("--repetition-penalty", sampler.repetition_penalty, "Above 1: avoid tokens seen before", true);
-  command.add_option("--presence-penalty", sampler.presence_penalty, "Off the logit of every token in the output",
-                     true);
-  command.add_option("--frequency-penalty", sampler.frequency_penalty, "The same, for each time it stands there", true);
+  command.add_option("--temperature", sampler.temperature, "0 takes the likeliest token; higher is more varied");
+  command.add_option("--top-k", sampler.top_k, "Draw from the K likeliest tokens (0: all)");
+  command.add_option("--top-p", sampler.top_p, "Draw from the likeliest tokens that reach this share");
+  command.add_option("--min-p", sampler.min_p, "Leave out tokens this much less likely than the likeliest");
+  command.add_option("--repetition-penalty", sampler.repetition_penalty, "Above 1: avoid tokens seen before");
+  command.add_option("--presence-penalty", sampler.presence_penalty, "Off the logit of every token in the output");
+  command.add_option("--frequency-penalty", sampler.frequency_penalty, "The same, for each time it stands there");
 }
 
 void add_generate(CLI::App& app, CommonOptions& common) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "Complete a prompt");
+  command->option_defaults()->always_capture_default();
   command->add_option("--model", options->model, "Model directory")->required()->type_name("DIR");
   CLI::Option* prompt = command->add_option("--prompt", options->prompt, "The text to continue (default: stdin)");
   command->add_option("--tokens", options->tokens, "The prompt as token ids: \"1,2,3\"; nothing is put before them");
-  command->add_option("--max-tokens", options->generation.max_tokens, "Tokens to generate at most", true)
+  command->add_option("--max-tokens", options->generation.max_tokens, "Tokens to generate at most")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   add_sampler_options(*command, options->generation.sampler);
   command->add_option("--stop", options->generation.stop, "End before this text (may be given again)")
@@ -166,8 +166,8 @@ void add_generate(CLI::App& app, CommonOptions& common) {
       ->type_name("TEXT");
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on behind an end token");
   command->add_flag("--no-bos", options->no_bos, "Put no begin token before the text");
-  command->add_option("--draft", options->draft, "Speculative decoding: none", true);
-  command->add_option("--kv-type", options->kv_type, "Number format of the cache: f32", true);
+  command->add_option("--draft", options->draft, "Speculative decoding: none");
+  command->add_option("--kv-type", options->kv_type, "Number format of the cache: f32");
   command->callback([options, prompt, &common] {
     options->has_prompt = prompt->count() > 0;
     run(*options, common);

@@ -93,15 +93,14 @@ int parse_and_run(int argc, char** argv) {
   app.require_subcommand(0, 1);
   app.get_formatter()->column_width(34);
   add_common_options(app, common);
-  add_score(app, common);
-  add_inspect(app, common);
-  add_tokenize(app, common);
   app.parse_complete_callback([&common] {
     check_device(common.device);
     set_quiet(common.quiet);
   });
   add_score(app, common);
   add_generate(app, common);
+  add_inspect(app, common);
+  add_tokenize(app, common);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
   }

@@ -1,0 +1,237 @@
+"""Runs the real program: exit codes, one line on stderr, --config, and what generate gives. usage: cli_test.py PROGRAM"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+
+PROGRAM = sys.argv.pop(1)
+ORACLE = pathlib.Path(__file__).resolve().parent.parent / "data" / "oracle"
+TINY = str(ORACLE / "v3_tiny")
+
+
+def tensors(path):
+    """name -> (shape, list of numbers) of a safetensors file's integer tensors."""
+    data = path.read_bytes()
+    header_bytes = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + header_bytes])
+    found = {}
+    for name, entry in header.items():
+        size = {"I32": 4, "I64": 8}.get(entry.get("dtype"))
+        if size:
+            begin, end = (8 + header_bytes + offset for offset in entry["data_offsets"])
+            raw = data[begin:end]
+            found[name] = (entry["shape"], [int.from_bytes(raw[i : i + size], "little", signed=True) for i in range(0, len(raw), size)])
+    return found
+
+
+def fathom(*arguments, stdin="", **options):
+    options.setdefault("stdout", subprocess.PIPE)
+    return subprocess.run([PROGRAM, *arguments], input=stdin, stderr=subprocess.PIPE, encoding="utf-8", timeout=120, **options)
+
+
+class Case(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def assert_refused(self, result, code, *words):
+        """One line on stderr that holds `words`, nothing on stdout."""
+        self.assertEqual(result.returncode, code, result.stderr)
+        self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        self.assertTrue(result.stderr.startswith("fathom: "), result.stderr)
+        for word in words:
+            self.assertIn(word, result.stderr)
+        self.assertEqual(result.stdout or "", "")
+
+    def assert_done(self, result):
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return result.stdout
+
+    def write(self, name, text):
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    def generate(self, *arguments, **options):
+        return fathom("generate", "--model", TINY, *arguments, **options)
+
+    def generate_json(self, *arguments, **options):
+        return json.loads(self.assert_done(self.generate("--json", *arguments, **options)))
+
+
+class Program(Case):
+    def test_version_names_instruction_sets_and_backends(self):
+        text = self.assert_done(fathom("--version"))
+        for word in ("fathom 0.", "baseline", "CPU", "CUDA", "MPI"):
+            self.assertIn(word, text)
+
+    def test_help_of_every_subcommand(self):
+        text = self.assert_done(fathom("--help"))
+        commands = [line.split()[0] for line in text.split("Subcommands:")[1].splitlines() if line.strip()]
+        self.assertIn("generate", commands)
+        for command in commands:
+            text = self.assert_done(fathom(command, "--help"))
+            self.assertIn(f"fathom {command}", text)
+
+    def test_no_subcommand_is_wrong_usage(self):
+        result = fathom()
+        self.assertEqual((result.returncode, result.stdout), (2, ""))
+        self.assertIn("Usage: fathom", result.stderr)
+
+    def test_wrong_usage(self):
+        self.assert_refused(fathom("--bogus"), 2, "--bogus", "--help")
+        self.assert_refused(fathom("nothing"), 2, "nothing")
+        self.assert_refused(fathom("generate"), 2, "--model", "fathom generate --help")
+        self.assert_refused(fathom("generate", "--model"), 2, "--model")
+        self.assert_refused(self.generate("--threads", "many"), 2, "--threads")
+        self.assert_refused(self.generate("--threads", "-1"), 2, "--threads")
+        self.assert_refused(self.generate("--seed", "-1"), 2, "--seed")
+        self.assert_refused(self.generate("--device", "cuda"), 2, "CUDA")
+        self.assert_refused(self.generate("--device", "abacus"), 2, "abacus")
+        self.assert_refused(fathom("generate", "--model", "x", "--new\nline"), 2)
+
+    def test_wrong_instruction_set(self):
+        self.assert_refused(fathom("--version", env={"FATHOM_ISA": "mmx"}), 2, "FATHOM_ISA")
+
+    def test_common_options_stand_before_or_after_the_subcommand(self):
+        arguments = ["--model", TINY, "--tokens", "0,5", "--max-tokens", "1"]
+        for line in (["--json", "--threads", "1", "generate", *arguments], ["generate", *arguments, "--threads", "1", "--json"]):
+            self.assertEqual(len(json.loads(self.assert_done(fathom(*line)))["ids"]), 1)
+
+    def test_stdout_that_takes_nothing_is_reported(self):
+        with open("/dev/full", "w") as full:
+            self.assert_refused(fathom("--version", stdout=full), 1, "standard output")
+            self.assert_refused(self.generate("--tokens", "0,5", "--quiet", "--json", stdout=full), 1, "standard output")
+
+    def test_a_reader_that_left_ends_it_quietly(self):
+        reading, writing = os.pipe()
+        os.close(reading)
+        result = fathom("--help", stdout=writing)
+        os.close(writing)
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+
+
+class ConfigFile(Case):
+    def ids(self, config, *arguments):
+        path = self.write("options.toml", config)
+        return self.generate_json("--config", path, "--ignore-eos", *arguments)["ids"]
+
+    def test_flat_keys_and_sections_are_options_and_the_command_line_wins(self):
+        self.assertEqual(len(self.ids('# a comment\ntokens = "0, 5" # another\nmax-tokens = 3\n')), 3)
+        self.assertEqual(len(self.ids('quiet = true\nthreads = 1\n[generate]\ntokens = "0,5"\nmax-tokens = 4\n')), 4)
+        self.assertEqual(len(self.ids('tokens = "0,5"\nmax-tokens = 3\n', "--max-tokens", "6")), 6)
+
+    def test_strings_keep_their_characters(self):
+        for text in (r'"a # b, \"c\" [d] = \u00e9"', "'a # b, \"c\" [d] = é'"):
+            path = self.write("options.toml", f"prompt = {text}\nmax-tokens = 1")
+            self.assertEqual(
+                self.generate_json("--config", path)["prompt_tokens"],
+                self.generate_json("--prompt", 'a # b, "c" [d] = é', "--max-tokens", "1")["prompt_tokens"],
+            )
+
+    def test_a_section_of_another_command_is_checked_and_not_run(self):
+        self.assertEqual(len(self.ids('tokens = "0,5"\nmax-tokens = 2\n[score]\nmodel = "elsewhere"\n')), 2)
+
+    def test_refuses_what_it_does_not_know(self):
+        for text, word in (
+            ("max-token = 3", "max-token"),
+            ("[generate]\nbogus = 1", "line 2"),
+            ("[nonsense]", "nonsense"),
+            ("max-tokens = 3\nmax-tokens = 4", "twice"),
+            ("max-tokens 3", "'='"),
+            ("prompt = unquoted text", "line 1"),
+            ('prompt = "no end', "line 1"),
+            ("max-tokens = [1, 2]", "max-tokens"),
+            ("max-tokens = 'many'", "max-tokens"),
+            ("config = 'x'", "config"),
+            ("prompt = \"\"\"x\"\"\"", "line 1"),
+            ("\0", "line 1"),
+        ):
+            result = self.generate("--tokens", "0", "--config", self.write("options.toml", text))
+            self.assert_refused(result, 2, word)
+
+    def test_a_missing_file_is_reported(self):
+        self.assert_refused(self.generate("--config", str(self.folder / "none.toml")), 2, "none.toml")
+        self.assert_refused(self.generate("--config", str(self.folder)), 2)
+
+
+class Generate(Case):
+    def test_greedy_ids_are_those_of_the_reference(self):
+        for model in sorted(ORACLE.iterdir()):
+            if not (model / "expected.safetensors").is_file() or "v32" in model.name:
+                continue
+            expected = tensors(model / "expected.safetensors")
+            offsets, ids = expected["seq_offsets"][1], expected["input_ids"][1]
+            greedy = expected["greedy_ids"][1]
+            for s, (begin, end) in enumerate(zip(offsets, offsets[1:])):
+                prompt = ",".join(map(str, ids[begin:end]))
+                result = fathom("generate", "--model", str(model), "--tokens", prompt, "--json", "--temperature", "0",
+                                "--max-tokens", "32", "--ignore-eos")
+                answer = json.loads(self.assert_done(result))
+                self.assertEqual(answer["ids"], greedy[s * 32 : s * 32 + 32], model.name)
+                self.assertEqual(answer["prompt_tokens"], end - begin)
+
+    def test_prompt_and_stdin_are_the_same(self):
+        a = self.generate_json("--prompt", "The hollow window hides", "--max-tokens", "8")
+        b = self.generate_json("--max-tokens", "8", stdin="The hollow window hides")
+        self.assertEqual(a["ids"], b["ids"])
+        self.assertEqual(a["text"], self.assert_done(self.generate("--prompt", "The hollow window hides", "--max-tokens", "8")))
+
+    def test_same_seed_same_tokens_for_any_number_of_threads(self):
+        def run(seed, threads):
+            return self.generate_json("--tokens", "0,5,9", "--temperature", "1", "--seed", seed, "--threads", threads)["ids"]
+
+        self.assertEqual(run("3", "1"), run("3", "4"))
+        self.assertNotEqual(run("3", "1"), run("4", "1"))
+
+    def test_stop_texts_cut_the_text(self):
+        whole = self.generate_json("--tokens", "0,5,9", "--max-tokens", "40", "--ignore-eos")["text"]
+        stop = whole[10:13]
+        cut = self.generate_json("--tokens", "0,5,9", "--max-tokens", "40", "--ignore-eos", "--stop", "[never]", "--stop", stop)
+        self.assertEqual(cut["text"], whole[: whole.index(stop)])
+        self.assertEqual(cut["finish_reason"], "stop")
+
+    def test_wrong_options(self):
+        for arguments, word in (
+            (["--temperature", "-1"], "--temperature"),
+            (["--temperature", "nan"], "--temperature"),
+            (["--top-p", "0"], "--top-p"),
+            (["--top-k", "-2"], "--top-k"),
+            (["--min-p", "2"], "--min-p"),
+            (["--max-tokens", "-1"], "--max-tokens"),
+            (["--max-tokens", "1e3"], "--max-tokens"),
+            (["--draft", "mtp"], "--draft"),
+            (["--kv-type", "fp8"], "--kv-type"),
+            (["--prompt", "x"], "--prompt"),
+            (["--stop", ""], "stop"),
+        ):
+            self.assert_refused(self.generate("--tokens", "0,5", *arguments), 2, word)
+        for tokens in ("1,x", "1.5", "99999999999", ",", "1;2"):
+            self.assert_refused(self.generate("--tokens", tokens), 2, "--tokens")
+
+    def test_prompts_that_cannot_be_read(self):
+        self.assert_refused(self.generate("--tokens", "0,640"), 1, "640", "position 1")
+        self.assert_refused(self.generate("--tokens=-1"), 1, "-1")
+        self.assert_refused(self.generate("--no-bos", stdin=""), 1, "empty")
+
+    def test_missing_models(self):
+        self.assert_refused(fathom("generate", "--model", "/nonexistent", "--prompt", "x"), 1, "/nonexistent")
+        self.assert_refused(fathom("generate", "--model", str(self.folder), "--tokens", "1"), 1, "config.json")
+
+    def test_a_signal_stops_it_with_its_code(self):
+        arguments = [PROGRAM, "generate", "--model", TINY, "--tokens", "0,5", "--ignore-eos", "--max-tokens", "1000000"]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+                process.stdout.read(1)  # it generates
+                process.send_signal(number)
+                process.communicate(timeout=60)
+                self.assertEqual(process.returncode, 128 + number)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)

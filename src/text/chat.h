@@ -1,0 +1,25 @@
+// A conversation -> the prompt, as transformers' apply_chat_template makes it.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+namespace fathom {
+
+struct ChatOptions {
+  nlohmann::ordered_json tools = nullptr;  // a list of OpenAI-style tools, or null
+  bool add_generation_prompt = true;
+  nlohmann::ordered_json kwargs = nlohmann::ordered_json::object();  // thinking, enable_thinking, ...
+  std::string bos_token{};
+  std::string eos_token{};
+};
+
+// Stands for V3.2's own encoder, which is released instead of a Jinja template.
+inline constexpr std::string_view kDeepseekV32Encoding = "deepseek-v3.2-encoding";
+
+// `chat_template`: Jinja source, or kDeepseekV32Encoding. `messages`: a list of {role, content, ...}.
+std::string render_chat(std::string_view chat_template, const nlohmann::ordered_json& messages,
+                        const ChatOptions& options);
+
+}  // namespace fathom

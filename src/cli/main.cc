@@ -97,6 +97,7 @@ int parse_and_run(int argc, char** argv) {
     check_device(common.device);
     set_quiet(common.quiet);
   });
+  add_train(app, common);
   add_score(app, common);
   add_generate(app, common);
   add_inspect(app, common);

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# From a bare machine to a trained model: installs what is missing, builds, trains a small DeepSeek-V3 (latent attention, 16 routed
+# experts and a shared one, loss-free balancing, multi-token prediction) on Shakespeare, scores held-out text and writes some.
+#   STEPS=N changes the length of the training, OUT=DIR where it goes.
+set -euo pipefail
+cd "$(dirname "$0")"
+out=${OUT:-out/demo}
+steps=${STEPS:-1200}
+say() { printf '\n== %s\n' "$*"; }
+
+say "Packages"
+scripts/install_packages.sh
+
+say "Build"
+cmake --preset release -DFATHOM_TESTS=OFF >/dev/null
+cmake --build --preset release -j "$(nproc)" --target fathom | tail -n 1
+fathom=build/release/src/fathom
+
+say "Train ($steps steps; a checkpoint in $out, progress below)"
+rm -rf "$out"
+"$fathom" train --model-config models/shakespeare.config.json --tokenizer bytes --out "$out" \
+  --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 200 \
+  --steps "$steps" --seq-len 128 --batch-size 16 --lr 4e-3 --min-lr 0 --warmup 60 --schedule wsd --decay-fraction 0.5 \
+  --beta2 0.98 --weight-decay 0.1 --sample-every 400 --prompt "ROMEO:" --seed 1
+
+say "Held-out loss (nats a character)"
+"$fathom" score --model "$out" --text data/tinyshakespeare-val.txt
+
+if "$fathom" generate --help >/dev/null 2>&1; then
+  say "Text"
+  "$fathom" generate --model "$out" --prompt "ROMEO:" --max-tokens 300 --temperature 0.8 --seed 1
+fi
+
+say "Next"
+cat <<TEXT
+  $fathom generate --model $out --prompt "JULIET:" --max-tokens 500 --temperature 0.8
+  $fathom inspect $out
+  $out/report.html shows the run: losses, learning rate, expert loads, samples
+TEXT

@@ -1,0 +1,102 @@
+// fathom train: pretrains from text.
+#include "train/train.h"
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "base/terminal.h"
+#include "cli/command.h"
+
+namespace fathom::cli {
+namespace {
+
+struct Options {
+  TrainOptions train;
+  std::string schedule = "cosine", balance = "auto", precision = "f32";
+  double min_lr = -1;
+};
+
+void run(Options options, const CommonOptions& common) {
+  if (options.precision == "bf16" || options.precision == "fp8") {
+    throw UsageError("train: --precision {} is not built in; use --precision f32", options.precision);
+  }
+  if (options.precision != "f32") throw UsageError("train: --precision {}: must be f32", printable(options.precision));
+  TrainOptions& train_options = options.train;
+  train_options.lr.schedule = schedule_named(options.schedule);
+  train_options.lr.min = options.min_lr < 0 ? train_options.lr.peak / 10 : options.min_lr;
+  train_options.balance = balance_named(options.balance);
+  train_options.seed = common.seed;
+  ThreadPool pool(thread_count(common));
+  const TrainResult result = train(train_options, pool, [] { return interrupted_by != 0; });
+  if (result.stopped) throw Interrupted{};
+  const std::string out = train_options.out.string();
+  if (common.json) {
+    nlohmann::ordered_json object{
+        {"out", out}, {"step", result.step}, {"tokens", result.tokens}, {"loss", result.loss}};
+    if (result.val_loss) object["val_loss"] = *result.val_loss;
+    object["seconds"] = result.seconds;
+    write_stdout(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  } else {
+    const std::string validation = result.val_loss ? fmt::format(", validation loss {:.4f}", *result.val_loss) : "";
+    write_stdout(fmt::format("{}: {} steps, loss {:.4f}{}, {}; report in {}/report.html\n", printable(out), result.step,
+                             result.loss, validation, human_duration(result.seconds), printable(out)));
+  }
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, CommonOptions& common) {
+  auto options = std::make_shared<Options>();
+  TrainOptions& o = options->train;
+  o.steps = 1000;
+  o.seq_len = 256;
+  o.batch_size = 8;
+  o.lr.peak = 1e-3;
+  CLI::App* c = app.add_subcommand("train", "Pretrain a model from text");
+  c->add_option("--model-config", o.model_config, "Train a new model of this shape: a Hugging Face config.json")
+      ->type_name("FILE");
+  c->add_option("--init", o.init, "Start from the weights of a model directory")->type_name("DIR");
+  c->add_option("--data", o.data, "Text to learn from: UTF-8 files, or .jsonl with `text`")->type_name("FILE...");
+  c->add_option("--tokenizer", o.tokenizer, "tokenizer.json, a directory with one, or bytes (default: that of --init)");
+  c->add_option("--out", o.out, "Becomes a model directory; checkpoints under DIR/checkpoints/step-N/")
+      ->type_name("DIR");
+  c->add_flag("--resume", o.resume, "Go on from the newest whole checkpoint under --out");
+  c->add_option("--steps", o.steps, "Optimizer steps")->capture_default_str();
+  c->add_option("--seq-len", o.seq_len, "Tokens a sequence")->capture_default_str();
+  c->add_option("--batch-size", o.batch_size, "Sequences a step")->capture_default_str();
+  c->add_option("--micro-batch", o.micro_batch, "Sequences a forward pass; gradients add up (default: the batch)");
+  c->add_option("--lr", o.lr.peak, "Peak learning rate")->capture_default_str();
+  c->add_option("--min-lr", options->min_lr, "Learning rate at the end (default: a tenth of --lr)");
+  c->add_option("--warmup", o.lr.warmup, "Steps of linear growth of the learning rate");
+  c->add_option("--schedule", options->schedule, "constant, cosine or wsd")->capture_default_str();
+  c->add_option("--decay-fraction", o.lr.decay_fraction, "wsd: the part of the run in which the rate falls")
+      ->capture_default_str();
+  c->add_option("--weight-decay", o.weight_decay, "Decay of matrices; norms and biases have none")
+      ->capture_default_str();
+  c->add_option("--beta1", o.beta1, "AdamW")->capture_default_str();
+  c->add_option("--beta2", o.beta2, "AdamW")->capture_default_str();
+  c->add_option("--eps", o.eps, "AdamW")->capture_default_str();
+  c->add_option("--clip", o.clip, "Greatest global norm of the gradient, 0: none")->capture_default_str();
+  c->add_option("--precision", options->precision, "f32")->capture_default_str();
+  c->add_option("--balance", options->balance, "Expert loads: bias (loss-free), aux (balance loss) or none")
+      ->default_str("bias, or aux for models without correction biases");
+  c->add_option("--bias-update-speed", o.bias_update_speed, "Step of the correction biases")->capture_default_str();
+  c->add_option("--balance-alpha", o.balance_alpha, "Weight of the balance loss (default: 0.001 with aux, else 0)");
+  c->add_option("--mtp-weight", o.mtp_weight, "Weight of the MTP loss, where the model has the module")
+      ->capture_default_str();
+  c->add_option("--val-data", o.val_data, "Text that is not learned from")->type_name("FILE...");
+  c->add_option("--val-every", o.val_every, "Validate every N steps (0: after the last only)");
+  c->add_option("--val-sequences", o.val_sequences, "At most so many sequences before the last step (0: all)")
+      ->capture_default_str();
+  c->add_option("--save-every", o.save_every, "Checkpoint every N steps (0: after the last only)");
+  c->add_option("--keep", o.keep, "Keep the newest N checkpoints (0: all)");
+  c->add_option("--log", o.log, "One JSON object a step (default: train.jsonl under --out)")->type_name("FILE.jsonl");
+  c->add_option("--sample-every", o.sample_every, "Write text every N steps");
+  c->add_option("--prompt", o.prompt, "What samples begin with (default: a line end)");
+  c->add_option("--sample-tokens", o.sample_tokens, "Tokens of a sample")->capture_default_str();
+  c->add_option("--temperature", o.sample_temperature, "Of samples; 0 takes the likeliest")->capture_default_str();
+  c->callback([options, &common] { run(*options, common); });
+}
+
+}  // namespace fathom::cli

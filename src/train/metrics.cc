@@ -1,0 +1,119 @@
+#include "train/metrics.h"
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "base/file.h"
+#include "base/json.h"
+
+namespace fathom {
+namespace {
+
+constexpr size_t kMaxLogBytes = size_t{4} << 30;
+
+using Json = nlohmann::ordered_json;
+
+template <class T>
+T number(simdjson::dom::element object, const char* key) {
+  T value = 0;
+  if (object[key].get(value) != simdjson::SUCCESS) return 0;
+  return value;
+}
+
+std::optional<double> optional_number(simdjson::dom::element object, const char* key) {
+  double value = 0;
+  if (object[key].get(value) != simdjson::SUCCESS) return std::nullopt;
+  return value;
+}
+
+// Nothing when the line is no whole object with a step: the end of a file that was cut off.
+std::optional<StepMetrics> parse_line(std::string_view line) {
+  try {
+    const JsonDocument document = JsonDocument::parse(line, "log");
+    const simdjson::dom::element root = document.root();
+    StepMetrics m;
+    if (root["step"].get(m.step) != simdjson::SUCCESS) return std::nullopt;
+    m.loss = number<double>(root, "loss");
+    m.mtp_loss = optional_number(root, "mtp_loss");
+    m.lr = number<double>(root, "lr");
+    m.grad_norm = number<double>(root, "grad_norm");
+    m.tokens = number<int64_t>(root, "tokens");
+    m.tokens_per_s = number<double>(root, "tokens_per_s");
+    m.max_violation = number<double>(root, "max_violation");
+    m.val_loss = optional_number(root, "val_loss");
+    std::string_view sample;
+    if (root["sample"].get(sample) == simdjson::SUCCESS) m.sample = std::string(sample);
+    simdjson::dom::array layers;
+    if (root["expert_load"].get(layers) == simdjson::SUCCESS) {
+      for (const auto layer : layers) {
+        auto& row = m.expert_load.emplace_back();
+        for (const auto count : layer.get_array()) row.push_back(count.get_int64().value());
+      }
+    }
+    return m;
+  } catch (const std::exception&) {
+    return std::nullopt;
+  }
+}
+
+template <class Visit>
+void for_each_line(std::string_view content, const Visit& visit) {
+  while (!content.empty()) {
+    const size_t end = std::min(content.find('\n'), content.size());
+    visit(content.substr(0, end));
+    content.remove_prefix(std::min(end + 1, content.size()));
+  }
+}
+
+}  // namespace
+
+std::string to_json_line(const StepMetrics& m) {
+  Json object{{"step", m.step}, {"loss", m.loss}};
+  if (m.mtp_loss) object["mtp_loss"] = *m.mtp_loss;
+  object["lr"] = m.lr;
+  object["grad_norm"] = m.grad_norm;
+  object["tokens"] = m.tokens;
+  object["tokens_per_s"] = std::round(m.tokens_per_s * 10) / 10;
+  object["max_violation"] = m.max_violation;
+  if (m.val_loss) object["val_loss"] = *m.val_loss;
+  if (!m.expert_load.empty()) object["expert_load"] = m.expert_load;
+  if (m.sample) object["sample"] = *m.sample;
+  return object.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+std::vector<StepMetrics> read_metrics(const std::filesystem::path& path) {
+  std::vector<StepMetrics> all;
+  for_each_line(read_file(path, kMaxLogBytes), [&](std::string_view line) {
+    if (auto metrics = parse_line(line)) all.push_back(std::move(*metrics));
+  });
+  return all;
+}
+
+MetricsLog::MetricsLog(const std::filesystem::path& path, int64_t last_step) : path_(path) {
+  if (path.has_parent_path()) make_directory(path.parent_path());
+  std::string kept;
+  if (last_step > 0 && std::filesystem::exists(path)) {
+    const std::string content = read_file(path, kMaxLogBytes);
+    for_each_line(content, [&](std::string_view line) {
+      const auto metrics = parse_line(line);
+      if (metrics && metrics->step <= last_step) kept.append(line).push_back('\n');
+    });
+  }
+  // Beside the checkpoint protocol's care a log is no loss: a plain file, but a pipe or device is written to as it is.
+  if (!std::filesystem::exists(path) || std::filesystem::is_regular_file(path)) write_file_atomically(path, kept);
+  file_ = std::fopen(path.c_str(), "ae");
+  if (file_ == nullptr) throw Error("{}: cannot write the log: {}", printable(path.native()), std::strerror(errno));
+}
+
+MetricsLog::~MetricsLog() { std::fclose(file_); }
+
+void MetricsLog::write(const StepMetrics& metrics) {
+  const std::string line = to_json_line(metrics);
+  if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0) {
+    throw Error("{}: cannot write the log: {}", printable(path_.native()), std::strerror(errno));
+  }
+}
+
+}  // namespace fathom

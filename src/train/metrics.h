@@ -1,0 +1,45 @@
+// What a run reports of each step: lines of a JSONL file, read back for the report.
+#pragma once
+
+#include <cstdio>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/forward.h"
+
+namespace fathom {
+
+struct StepMetrics {
+  int64_t step = 0;
+  double loss = 0;
+  std::optional<double> mtp_loss;
+  double lr = 0, grad_norm = 0;
+  int64_t tokens = 0;  // learned from since the beginning
+  double tokens_per_s = 0;
+  double max_violation = 0;
+  std::optional<double> val_loss;
+  ExpertLoad expert_load;             // at some steps
+  std::optional<std::string> sample;  // text drawn after the step
+};
+
+std::string to_json_line(const StepMetrics& metrics);
+std::vector<StepMetrics> read_metrics(const std::filesystem::path& path);
+
+// Appends a line a step, each flushed, so that `tail -f` follows the run.
+class MetricsLog {
+ public:
+  // Keeps the lines of steps up to `last_step` and drops the rest (0: begins anew).
+  MetricsLog(const std::filesystem::path& path, int64_t last_step);
+  ~MetricsLog();
+  MetricsLog(const MetricsLog&) = delete;
+  MetricsLog& operator=(const MetricsLog&) = delete;
+  void write(const StepMetrics& metrics);
+
+ private:
+  std::filesystem::path path_;
+  std::FILE* file_;
+};
+
+}  // namespace fathom

@@ -1,0 +1,435 @@
+#include "train/train.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/file.h"
+#include "base/terminal.h"
+#include "checkpoint/hf_model.h"
+#include "model/loss.h"
+#include "ops/adamw.h"
+#include "text/dataset.h"
+#include "train/balance.h"
+#include "train/metrics.h"
+#include "train/report.h"
+#include "train/sample_text.h"
+#include "train/saved_state.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
+constexpr uint64_t kSampleStream = 0x73616d70;
+
+// A stretch of the flat parameters that decays or does not: matrices do, norms do not.
+struct DecayRun {
+  size_t begin, size;
+  bool decays;
+};
+
+std::vector<DecayRun> decay_runs(const Parameters& parameters, const ModelConfig& config) {
+  struct Piece {
+    const float* data;
+    bool decays;
+  };
+  std::vector<Piece> pieces;
+  for_each_tensor(parameters.weights, config, [&](const NamedTensor& t) {
+    if (t.trained) pieces.push_back({t.view.f32(), t.view.rank >= 2});
+  });
+  std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.data < b.data; });
+  const std::span<float> all = parameters.trained();
+  std::vector<DecayRun> runs;
+  for (const Piece& piece : pieces) {
+    const auto begin = static_cast<size_t>(piece.data - all.data());
+    if (!runs.empty() && runs.back().decays == piece.decays) continue;
+    if (!runs.empty()) runs.back().size = begin - runs.back().begin;
+    runs.push_back({begin, all.size() - begin, piece.decays});
+  }
+  return runs;
+}
+
+void need(bool condition, const char* option, const std::string& value, const char* must) {
+  if (!condition) throw UsageError("train: {} is {}, must be {}", option, value, must);
+}
+
+void check_options(const TrainOptions& o) {
+  if (o.model_config.empty() == o.init.empty()) {
+    throw UsageError("train: give either --model-config FILE (a new model) or --init DIR (start from a checkpoint)");
+  }
+  if (o.data.empty()) throw UsageError("train: give --data FILE...: text to learn from");
+  if (o.out.empty()) throw UsageError("train: give --out DIR: where checkpoints and the model go");
+  if (o.tokenizer.empty() && o.init.empty()) {
+    throw UsageError("train: give --tokenizer FILE, DIR or bytes");
+  }
+  const auto positive = [](const char* name, int64_t value) {
+    need(value > 0, name, fmt::to_string(value), "1 or more");
+  };
+  const auto not_negative = [](const char* name, int64_t value) {
+    need(value >= 0, name, fmt::to_string(value), "0 or more");
+  };
+  positive("--steps", o.steps);
+  positive("--seq-len", o.seq_len);
+  positive("--batch-size", o.batch_size);
+  not_negative("--micro-batch", o.micro_batch);
+  if (o.micro_batch > 0 && o.batch_size % o.micro_batch != 0) {
+    throw UsageError("train: --micro-batch {} does not divide --batch-size {}", o.micro_batch, o.batch_size);
+  }
+  not_negative("--warmup", o.lr.warmup);
+  not_negative("--val-every", o.val_every);
+  not_negative("--val-sequences", o.val_sequences);
+  not_negative("--save-every", o.save_every);
+  not_negative("--keep", o.keep);
+  not_negative("--sample-every", o.sample_every);
+  const auto within = [](const char* name, double value, double low, double high, const char* must) {
+    need(value >= low && value <= high, name, fmt::to_string(value), must);
+  };
+  within("--lr", o.lr.peak, 1e-12, 100, "above 0 and at most 100");
+  within("--min-lr", o.lr.min, 0, o.lr.peak, "between 0 and --lr");
+  within("--decay-fraction", o.lr.decay_fraction, 0, 1, "between 0 and 1");
+  within("--weight-decay", o.weight_decay, 0, 100, "between 0 and 100");
+  within("--beta1", o.beta1, 0, 0.999999, "at least 0 and below 1");
+  within("--beta2", o.beta2, 0, 0.999999, "at least 0 and below 1");
+  within("--eps", o.eps, 1e-30, 1, "above 0 and at most 1");
+  within("--clip", o.clip, 0, 1e30, "0 (no limit) or more");
+  within("--bias-update-speed", o.bias_update_speed, 0, 1, "between 0 and 1");
+  within("--mtp-weight", o.mtp_weight, 0, 100, "between 0 and 100");
+  if (std::isnan(o.balance_alpha)) throw UsageError("train: --balance-alpha is not a number");
+  if (o.val_every > 0 && o.val_data.empty()) {
+    throw UsageError("train: --val-every needs --val-data FILE...: text that is not learned from");
+  }
+}
+
+// What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
+// longer, its schedule then follows the new number.
+Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vector<int32_t>& ids, Balance balance,
+                     double alpha) {
+  const char* const schedules[] = {"constant", "cosine", "wsd"};
+  return {
+      {"data", fmt::format("{} ids, xxh3 {:016x}", ids.size(), XXH3_64bits(ids.data(), ids.size() * sizeof(int32_t)))},
+      {"model", fmt::format("{} layers, hidden {}, vocabulary {}, {} experts, {} parameters", c.num_hidden_layers,
+                            c.hidden_size, c.vocab_size, c.router.n_routed_experts, count_parameters(c).total)},
+      {"seed", fmt::to_string(o.seed)},
+      {"seq-len", fmt::to_string(o.seq_len)},
+      {"batch-size", fmt::to_string(o.batch_size)},
+      {"micro-batch", fmt::to_string(o.micro_batch)},
+      {"lr", fmt::to_string(o.lr.peak)},
+      {"min-lr", fmt::to_string(o.lr.min)},
+      {"warmup", fmt::to_string(o.lr.warmup)},
+      {"schedule", schedules[static_cast<int>(o.lr.schedule)]},
+      {"decay-fraction", fmt::to_string(o.lr.decay_fraction)},
+      {"weight-decay", fmt::to_string(o.weight_decay)},
+      {"beta1", fmt::to_string(o.beta1)},
+      {"beta2", fmt::to_string(o.beta2)},
+      {"eps", fmt::to_string(o.eps)},
+      {"clip", fmt::to_string(o.clip)},
+      {"balance", balance == Balance::bias  ? "bias"
+                  : balance == Balance::aux ? "aux"
+                                            : "none"},
+      {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
+      {"balance-alpha", fmt::to_string(alpha)},
+      {"mtp-weight", fmt::to_string(o.mtp_weight)}};
+}
+
+Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
+  const bool has_bias = config.router.method == TopkMethod::noaux_tc;
+  if (o.balance == Balance::bias && !has_bias) {
+    throw UsageError(
+        "train: --balance bias needs a model with e_score_correction_bias (topk_method noaux_tc); use --balance aux");
+  }
+  if (o.balance != Balance::automatic) return o.balance;
+  return has_bias ? Balance::bias : Balance::aux;
+}
+
+TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
+  TrainedState state;
+  if (!o.init.empty()) {
+    LoadedModel model = load_model(o.init, pool);
+    state.config = model.config;
+    state.parameters = std::move(model.parameters);
+  } else {
+    state.config = read_model_config(o.model_config);
+    state.parameters = allocate_parameters(state.config);
+    initialize(state.parameters, state.config, o.seed);
+  }
+  state.config.weight_block_rows = state.config.weight_block_cols = 0;  // trained weights are f32
+  state.first_moment = allocate_parameters(state.config, /*with_bias=*/false);
+  state.second_moment = allocate_parameters(state.config, /*with_bias=*/false);
+  return state;
+}
+
+void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer& tokenizer,
+               const std::vector<int32_t>& ids) {
+  if (tokenizer.vocab_size() > config.vocab_size) {
+    throw Error("vocabulary mismatch: the tokenizer has {} ids and the model a vocab_size of {}; raise vocab_size",
+                tokenizer.vocab_size(), config.vocab_size);
+  }
+  if (o.seq_len > config.max_position_embeddings) {
+    throw Error("--seq-len {} is above the model's max_position_embeddings {}", o.seq_len,
+                config.max_position_embeddings);
+  }
+  if (static_cast<int64_t>(ids.size()) <= o.seq_len) {
+    throw Error("{}: the data has {} ids, a sequence of --seq-len {} needs {}", printable(o.data[0].native()),
+                ids.size(), o.seq_len, o.seq_len + 1);
+  }
+}
+
+// Everything that a step works on.
+struct Run {
+  const TrainOptions& options;
+  Context ctx;
+  const Tokenizer& tokenizer;
+  const std::vector<int32_t>& ids;
+  const std::vector<int32_t>& val_ids;
+  const std::vector<Window>& val_windows;
+  const WindowSampler& sampler;
+  TrainedState state;
+  Model model;  // views of state.parameters
+  Parameters gradients;
+  std::vector<DecayRun> decay;
+  LossOptions loss;
+  Balance balance;
+};
+
+// Windows of n + 1 ids -> n inputs each and, as targets, the ids behind them.
+struct Example {
+  Batch batch;
+  Targets targets;
+};
+Example make_example(Context& ctx, std::vector<std::vector<int32_t>> windows) {
+  std::vector<int32_t> next;
+  for (auto& window : windows) {
+    next.insert(next.end(), window.begin() + 1, window.end());
+    window.pop_back();
+  }
+  Example example{make_batch(ctx, windows), {}};
+  example.targets = make_targets(ctx, example.batch);
+  example.targets.n_main = static_cast<int64_t>(next.size());
+  std::copy(next.begin(), next.end(), example.targets.main.i32());
+  return example;
+}
+
+// Loss and gradient of the step's batch, micro-batch by micro-batch.
+LossResult batch_gradients(Run& run, int64_t step) {
+  const TrainOptions& o = run.options;
+  const int64_t micro = o.micro_batch > 0 ? o.micro_batch : o.batch_size;
+  LossOptions loss = run.loss;
+  loss.main_scale = 1.0 / static_cast<double>(o.batch_size * o.seq_len);
+  loss.mtp_scale = o.seq_len > 2 ? 1.0 / static_cast<double>(o.batch_size * (o.seq_len - 2)) : 0;
+  loss.balance_scale = 1.0 / static_cast<double>(o.batch_size);
+  std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
+  LossResult total;
+  for (int64_t first = 0; first < o.batch_size; first += micro) {
+    const ArenaScope scope(run.ctx.arena);
+    std::vector<std::vector<int32_t>> windows;
+    for (int64_t s = first; s < first + micro; ++s) {
+      const auto begin = run.ids.begin() + run.sampler.start(step, s);
+      windows.emplace_back(begin, begin + o.seq_len + 1);
+    }
+    const auto [batch, targets] = make_example(run.ctx, std::move(windows));
+    const LossResult part = loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, loss);
+    total.loss_sum += part.loss_sum;
+    total.main_targets += part.main_targets;
+    total.mtp_loss_sum += part.mtp_loss_sum;
+    total.mtp_targets += part.mtp_targets;
+    total.balance_loss += part.balance_loss;
+    add_load(total.expert_load, part.expert_load);
+  }
+  return total;
+}
+
+// One step of the optimizer; returns the gradient's norm before clipping. Throws, with the weights untouched, when loss
+// or gradient is not finite.
+double update(Run& run, int64_t step, const LossResult& loss, double lr) {
+  const TrainOptions& o = run.options;
+  const double norm = std::sqrt(sum_of_squares(run.ctx, run.gradients.trained()));
+  if (!std::isfinite(loss.loss_sum) || !std::isfinite(loss.mtp_loss_sum) || !std::isfinite(norm)) {
+    throw Error("step {}: the {} is not finite; the weights before it are kept. Try a lower --lr or a longer --warmup",
+                step, std::isfinite(loss.loss_sum) && std::isfinite(loss.mtp_loss_sum) ? "gradient" : "loss");
+  }
+  const double scale = o.clip > 0 && norm > o.clip ? o.clip / norm : 1;
+  for (const DecayRun& r : run.decay) {
+    const AdamwConfig config{static_cast<float>(lr), static_cast<float>(o.beta1), static_cast<float>(o.beta2),
+                             static_cast<float>(o.eps), static_cast<float>(r.decays ? o.weight_decay : 0)};
+    adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
+               run.gradients.trained().subspan(r.begin, r.size),
+               run.state.first_moment.trained().subspan(r.begin, r.size),
+               run.state.second_moment.trained().subspan(r.begin, r.size), static_cast<float>(scale));
+  }
+  if (run.balance == Balance::bias) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
+  return norm;
+}
+
+// Mean main loss over the validation windows, all or `val_sequences` of them spread evenly.
+double validation_loss(Run& run, bool all) {
+  const auto n = static_cast<int64_t>(run.val_windows.size());
+  const int64_t limit = run.options.val_sequences;
+  const int64_t used = all || limit == 0 ? n : std::min(n, limit);
+  const int64_t micro = run.options.micro_batch > 0 ? run.options.micro_batch : run.options.batch_size;
+  double sum = 0;
+  int64_t targets_seen = 0;
+  for (int64_t first = 0; first < used; first += micro) {
+    const ArenaScope scope(run.ctx.arena);
+    std::vector<std::vector<int32_t>> windows;
+    for (int64_t i = first; i < std::min(first + micro, used); ++i) {
+      const Window& window = run.val_windows[static_cast<size_t>(i * n / used)];
+      const auto begin = run.val_ids.begin() + window.start;
+      windows.emplace_back(begin, begin + window.n_ids);
+    }
+    const auto [batch, targets] = make_example(run.ctx, std::move(windows));
+    const LossResult part = loss(run.ctx, run.model, batch, targets, {});
+    sum += part.loss_sum;
+    targets_seen += part.main_targets;
+  }
+  return sum / static_cast<double>(targets_seen);
+}
+
+std::string draw_sample(Run& run, int64_t step) {
+  const TrainOptions& o = run.options;
+  Rng rng(o.seed + static_cast<uint64_t>(step), kSampleStream);
+  std::vector<int32_t> ids = run.tokenizer.encode(o.prompt);
+  const std::vector<int32_t> more = sample_ids(run.ctx, run.model, ids, o.sample_tokens, o.sample_temperature, rng);
+  ids.insert(ids.end(), more.begin(), more.end());
+  return run.tokenizer.decode(ids, /*skip_special=*/true);
+}
+
+StepMetrics train_step(Run& run, int64_t step) {
+  const TrainOptions& o = run.options;
+  const double begin_s = monotonic_s();
+  const LossResult loss = batch_gradients(run, step);
+  StepMetrics m;
+  m.step = step;
+  m.loss = loss.loss();
+  if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
+  m.lr = learning_rate(o.lr, step);
+  m.grad_norm = update(run, step, loss, m.lr);
+  run.state.step = step;
+  run.state.tokens += loss.main_targets;
+  m.tokens = run.state.tokens;
+  m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
+  m.max_violation = max_violation(loss.expert_load);
+
+  const bool last = step == o.steps;
+  if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) m.expert_load = loss.expert_load;
+  if (!run.val_windows.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
+    m.val_loss = validation_loss(run, last);
+  }
+  if (o.sample_every > 0 && (last || step % o.sample_every == 0)) m.sample = draw_sample(run, step);
+  return m;
+}
+
+// Writes the model directory and the report.
+void finish(Run& run, const fs::path& log_path, const Settings& settings) {
+  const fs::path& out = run.options.out;
+  save_model(out, run.state.config, run.state.parameters.weights, {.format = Format::f32});
+  run.tokenizer.save(out);
+  write_file_atomically(out / "report.html", training_report(read_metrics(log_path), run.state.config, settings));
+}
+
+}  // namespace
+
+Balance balance_named(const std::string& name) {
+  if (name == "auto") return Balance::automatic;
+  if (name == "bias") return Balance::bias;
+  if (name == "aux") return Balance::aux;
+  if (name == "none") return Balance::none;
+  throw UsageError("--balance {}: must be bias, aux or none", printable(name));
+}
+
+TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::function<bool()>& stop_requested) {
+  TrainOptions options = given;
+  options.lr.steps = options.steps;
+  check_options(options);
+  const double begin_s = monotonic_s();
+  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
+  TrainedState state = initial_state(options, pool);
+  const std::vector<int32_t> ids = read_dataset(tokenizer, options.data);
+  check_fit(options, state.config, tokenizer, ids);
+  if (options.sample_every > 0 && tokenizer.encode(options.prompt).empty()) {
+    throw UsageError("train: --prompt is empty; samples need something to go on from");
+  }
+  const WindowSampler sampler(static_cast<int64_t>(ids.size()), options.seq_len, options.batch_size, options.seed);
+  std::vector<int32_t> val_ids;
+  std::vector<Window> val_windows;
+  if (!options.val_data.empty()) {
+    val_ids = read_dataset(tokenizer, options.val_data);
+    val_windows = sequential_windows(static_cast<int64_t>(val_ids.size()), options.seq_len);
+  }
+  const Balance balance = resolve_balance(options, state.config);
+  const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : balance == Balance::aux ? 1e-3 : 0;
+  const Settings settings = settings_of(options, state.config, ids, balance, alpha);
+  if (state.config.bos_token_id < 0) state.config.bos_token_id = tokenizer.bos_id();
+  if (state.config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) state.config.eos_token_ids = {tokenizer.eos_id()};
+
+  if (options.resume) {
+    if (auto saved = load_newest_checkpoint(options.out, settings, pool)) {
+      state = std::move(*saved);
+      log("resuming after step {}", state.step);
+    } else {
+      log("no whole checkpoint under {}, starting at the beginning", printable(options.out.native()));
+    }
+  } else if (has_checkpoints(options.out)) {
+    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
+                     printable(options.out.native()));
+  }
+  if (state.step > options.steps) {
+    throw UsageError("train: the checkpoint is of step {}, --steps is {}", state.step, options.steps);
+  }
+  make_directory(options.out);
+  const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
+  MetricsLog metrics_log(log_path, state.step);
+
+  Arena arena;
+  Run run{options, {pool, arena}, tokenizer, ids, val_ids, val_windows, sampler, std::move(state), {}, {}, {},
+          {},      balance};
+  run.model = make_model(run.state.config, run.state.parameters.weights);
+  run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
+  run.decay = decay_runs(run.state.parameters, run.state.config);
+  run.loss.mtp_weight = run.model.weights.mtp.empty() ? 0 : options.mtp_weight;
+  run.loss.balance_alpha = alpha;
+  const ParameterCount count = count_parameters(run.state.config);
+  log("{} parameters, {} active a token; {} tokens of text; {} threads", human_count(static_cast<double>(count.total)),
+      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(ids.size())), pool.size());
+
+  TrainResult result;
+  std::optional<double> val_loss;
+  Progress progress("training", options.steps);
+  const int64_t first = run.state.step + 1;
+  int64_t saved_step = run.state.step;
+  for (int64_t step = first; step <= options.steps; ++step) {
+    const StepMetrics m = train_step(run, step);
+    metrics_log.write(m);
+    if (m.val_loss) val_loss = m.val_loss;
+    result.loss = m.loss;
+    if (m.val_loss) {
+      log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
+    }
+    if (m.sample) log("step {}: {}", step, printable(*m.sample, 1000));
+    progress.update(step, fmt::format("loss {:.4f}{} {:.0f} tok/s", m.loss,
+                                      val_loss ? fmt::format(" val {:.4f}", *val_loss) : "", m.tokens_per_s));
+    result.stopped = stop_requested && stop_requested() && step < options.steps;
+    const bool due = options.save_every > 0 && step % options.save_every == 0;
+    if (due || result.stopped || step == options.steps) {
+      save_checkpoint(options.out, run.state, tokenizer, settings, options.keep);
+      saved_step = step;
+    }
+    if (result.stopped) break;
+  }
+  progress.finish();
+  if (result.stopped) {
+    log("stopped after step {}; go on with --resume", saved_step);
+  } else {
+    finish(run, log_path, settings);
+  }
+  result.step = run.state.step;
+  result.tokens = run.state.tokens;
+  result.val_loss = val_loss;
+  result.seconds = monotonic_s() - begin_s;
+  return result;
+}
+
+}  // namespace fathom

@@ -1,0 +1,63 @@
+// Pretraining from text: the loop, its options and its result.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "train/schedule.h"
+
+namespace fathom {
+
+enum class Balance {
+  automatic,  // bias for models with correction biases, aux for others
+  bias,       // loss-free: biases of the choice follow the loads
+  aux,        // the sequence-wise balance loss
+  none
+};
+Balance balance_named(const std::string& name);
+
+struct TrainOptions {
+  std::filesystem::path model_config;  // exactly one of these two
+  std::filesystem::path init;
+  std::vector<std::filesystem::path> data, val_data;
+  std::string tokenizer;  // file, directory or "bytes"; empty: that of `init`
+  std::filesystem::path out;
+  bool resume = false;
+  uint64_t seed = 0;
+
+  int64_t steps = 0, seq_len = 0, batch_size = 0;
+  int64_t micro_batch = 0;  // sequences a forward pass; 0: all of the batch at once
+  LearningRate lr;          // its `steps` is ours
+  double weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
+  double clip = 1;  // greatest global norm of the gradient; 0: no limit
+  Balance balance = Balance::automatic;
+  double bias_update_speed = 0.001;
+  double balance_alpha = -1;  // of the balance loss; below 0: 0.001 for aux, else 0
+  double mtp_weight = 0.3;    // where the model has an MTP module
+
+  int64_t val_every = 0;             // 0: only after the last step
+  int64_t val_sequences = 64;        // at most, in the middle of the run; the last validation reads all
+  int64_t save_every = 0, keep = 0;  // 0: only at the end; 0: keep all
+  std::filesystem::path log;         // empty: OUT/train.jsonl
+  int64_t sample_every = 0, sample_tokens = 200;
+  std::string prompt = "\n";
+  double sample_temperature = 0.8;
+};
+
+struct TrainResult {
+  int64_t step = 0, tokens = 0;
+  double loss = 0;  // of the last step
+  std::optional<double> val_loss;
+  double seconds = 0;    // of this process
+  bool stopped = false;  // by stop_requested, after saving a checkpoint
+};
+
+// Trains until `steps` are done or stop_requested() is true between two steps. At the end OUT is a model directory with
+// the report beside it. Same options, same bits, for any number of threads, with or without interruption.
+TrainResult train(const TrainOptions& options, ThreadPool& pool, const std::function<bool()>& stop_requested);
+
+}  // namespace fathom

@@ -1,0 +1,216 @@
+// The trainer's laws: schedules, balancing, checkpoints that survive damage, and the same bits however a run is cut.
+#include "train/train.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <fstream>
+
+#include "base/file.h"
+#include "train/balance.h"
+#include "train/metrics.h"
+#include "train/saved_state.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kConfig = R"({
+  "model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 258, "hidden_size": 16,
+  "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": null, "kv_lora_rank": 8,
+  "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 8, "intermediate_size": 24, "moe_intermediate_size": 8,
+  "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1,
+  "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+  "norm_topk_prob": true, "routed_scaling_factor": 1.0, "num_nextn_predict_layers": 1, "hidden_act": "silu",
+  "attention_bias": false, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+  "initializer_range": 0.05, "tie_word_embeddings": false})";
+
+class Train : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = fs::temp_directory_path() / fmt::format("fathom-train-{}-{}", getpid(),
+                                                      testing::UnitTest::GetInstance()->current_test_info()->name());
+    fs::remove_all(folder_);
+    fs::create_directories(folder_);
+    std::ofstream(folder_ / "config.json") << kConfig;
+    std::ofstream text(folder_ / "text.txt");
+    for (int i = 0; i < 60; ++i) text << "line " << i << " of the text that the model learns from\n";
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  TrainOptions options(const std::string& out) const {
+    TrainOptions o;
+    o.model_config = folder_ / "config.json";
+    o.data = o.val_data = {folder_ / "text.txt"};
+    o.tokenizer = "bytes";
+    o.out = folder_ / out;
+    o.steps = 6;
+    o.seq_len = 17;
+    o.batch_size = 4;
+    o.lr.peak = 1e-2;
+    o.lr.warmup = 2;
+    return o;
+  }
+  TrainResult run(const TrainOptions& o, int threads = 1, int64_t stop_after = 0) const {
+    ThreadPool pool(threads);
+    int64_t steps = 0;
+    return train(o, pool, [&] { return ++steps == stop_after; });
+  }
+  std::string weights(const std::string& out) const {
+    return read_file(folder_ / out / "model.safetensors", size_t{1} << 30);
+  }
+  fs::path folder_;
+};
+
+TEST(LearningRate, EachScheduleHasItsShape) {
+  LearningRate rate{Schedule::constant, 2.0, 0.5, 10, 110, 0.5};
+  EXPECT_DOUBLE_EQ(learning_rate(rate, 1), 0.2);
+  EXPECT_DOUBLE_EQ(learning_rate(rate, 10), 2.0);
+  EXPECT_DOUBLE_EQ(learning_rate(rate, 110), 2.0);
+  rate.schedule = Schedule::cosine;
+  EXPECT_NEAR(learning_rate(rate, 60), 1.25, 1e-12);
+  EXPECT_NEAR(learning_rate(rate, 110), 0.5, 1e-12);
+  rate.schedule = Schedule::wsd;
+  EXPECT_DOUBLE_EQ(learning_rate(rate, 55), 2.0);
+  EXPECT_LT(learning_rate(rate, 56), 2.0);
+  EXPECT_DOUBLE_EQ(learning_rate(rate, 110), 0.5);
+  EXPECT_THROW(schedule_named("linear"), UsageError);
+}
+
+TEST(Balance, BiasesFollowTheSignOfTheLoadError) {
+  float biases[] = {0, 0, 0, 1};
+  float gate[4] = {};
+  ModelWeights w;
+  w.layers.resize(2);  // a dense layer, then an MoE layer
+  w.layers[1].moe.gate = Tensor(gate, Format::f32, {4, 1});
+  w.layers[1].moe.e_score_correction_bias = Tensor(biases, Format::f32, {4});
+  const ExpertLoad load = {{1, 9, 5, 5}};
+  update_biases(w, load, 0.25);
+  EXPECT_FLOAT_EQ(biases[0], 0.25f);
+  EXPECT_FLOAT_EQ(biases[1], -0.25f);
+  EXPECT_FLOAT_EQ(biases[2], 0);
+  EXPECT_FLOAT_EQ(biases[3], 1);
+  EXPECT_DOUBLE_EQ(max_violation(load), 0.8);
+}
+
+TEST_F(Train, LearnsAndWritesAModelWithItsReport) {
+  TrainOptions o = options("out");
+  o.steps = 40;
+  o.sample_every = 20;
+  o.sample_tokens = 5;
+  const TrainResult result = run(o);
+  ASSERT_TRUE(result.val_loss);
+  EXPECT_LT(*result.val_loss, 4.5);  // log(258) is 5.55
+  const auto steps = read_metrics(o.out / "train.jsonl");
+  ASSERT_EQ(steps.size(), 40u);
+  EXPECT_TRUE(steps[39].mtp_loss && steps[39].val_loss && steps[39].sample);
+  EXPECT_GT(steps[0].grad_norm, 0);
+  const std::string report = read_file(o.out / "report.html", size_t{1} << 26);
+  EXPECT_NE(report.find("</html>"), std::string::npos);
+  ThreadPool pool(1);
+  EXPECT_EQ(load_model(o.out, pool).config.hidden_size, 16);
+}
+
+TEST_F(Train, SameBitsForAnyNumberOfThreads) {
+  run(options("one"), 1);
+  run(options("two"), 2);
+  EXPECT_TRUE(weights("one") == weights("two"));
+}
+
+TEST_F(Train, ResumedRunHasTheBitsOfAnUninterruptedOne) {
+  run(options("whole"));
+  TrainOptions o = options("cut");
+  EXPECT_TRUE(run(o, 1, 3).stopped);
+  EXPECT_FALSE(fs::exists(o.out / "model.safetensors"));
+  std::ofstream(o.out / "train.jsonl", std::ios::app) << R"({"step": 4, "loss": 1})"
+                                                      << "\n{\"step\": 5, \"lo";
+  o.resume = true;
+  run(o, 2);
+  EXPECT_TRUE(weights("whole") == weights("cut"));
+  const auto steps = read_metrics(o.out / "train.jsonl");
+  ASSERT_EQ(steps.size(), 6u);
+  for (size_t i = 0; i < 6; ++i) EXPECT_EQ(steps[i].step, static_cast<int64_t>(i) + 1);
+}
+
+TEST_F(Train, ResumePassesOverDamagedCheckpoints) {
+  TrainOptions o = options("out");
+  o.save_every = 2;
+  run(o);
+  const std::string whole = weights("out");
+  const fs::path newest = checkpoint_directory(o.out, 6), middle = checkpoint_directory(o.out, 4);
+  fs::resize_file(newest / "optimizer.safetensors", fs::file_size(newest / "optimizer.safetensors") - 1);
+  std::fstream damaged(middle / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
+  damaged.seekp(-1, std::ios::end);
+  damaged.put('\x55');
+  damaged.close();
+  fs::create_directories(o.out / "checkpoints/step-9.partial");
+  o.resume = true;
+  run(o);
+  EXPECT_EQ(read_metrics(o.out / "train.jsonl").size(), 6u);
+  EXPECT_TRUE(weights("out") == whole);
+}
+
+TEST_F(Train, KeepsTheNewestCheckpoints) {
+  TrainOptions o = options("out");
+  o.save_every = 1;
+  o.keep = 2;
+  run(o);
+  EXPECT_FALSE(fs::exists(checkpoint_directory(o.out, 4)));
+  EXPECT_TRUE(fs::exists(checkpoint_directory(o.out, 5)));
+  EXPECT_TRUE(fs::exists(checkpoint_directory(o.out, 6)));
+}
+
+TEST_F(Train, MicroBatchesAddUpToTheBatch) {
+  TrainOptions o = options("micro");
+  o.micro_batch = 2;
+  run(options("whole"));
+  run(o);
+  const auto a = read_metrics(folder_ / "whole/train.jsonl"), b = read_metrics(folder_ / "micro/train.jsonl");
+  ASSERT_EQ(a.size(), b.size());
+  EXPECT_NEAR(a[0].loss, b[0].loss, 1e-6);
+  EXPECT_NEAR(a[0].grad_norm, b[0].grad_norm, 1e-4 * a[0].grad_norm);
+}
+
+TEST_F(Train, LossThatIsNotFiniteStopsAndNamesTheStep) {
+  TrainOptions o = options("out");
+  o.lr.peak = 100;
+  o.clip = 0;
+  o.eps = 1e-30;
+  o.steps = 200;
+  o.weight_decay = 100;
+  o.save_every = 1;
+  o.keep = 1;
+  try {
+    run(o);
+    FAIL() << "weights multiplied by -9999 a step stayed finite";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("not finite"), std::string::npos) << e.what();
+  }
+  EXPECT_TRUE(has_checkpoints(o.out));
+}
+
+TEST_F(Train, RefusesWhatMakesNoSense) {
+  TrainOptions o = options("out");
+  o.micro_batch = 3;
+  EXPECT_THROW(run(o), UsageError);
+  o = options("out");
+  o.model_config.clear();
+  EXPECT_THROW(run(o), UsageError);
+  o = options("out");
+  o.seq_len = 65;
+  EXPECT_THROW(run(o), Error);
+  o = options("out");
+  o.lr.peak = std::nan("");
+  EXPECT_THROW(run(o), UsageError);
+  o = options("out");
+  run(o);
+  EXPECT_THROW(run(o), UsageError);  // would write over the run
+  o.resume = true;
+  o.beta2 = 0.9;
+  EXPECT_THROW(run(o), Error);  // another run's settings
+}
+
+}  // namespace
+}  // namespace fathom

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 out=${OUT:-out/demo}
-steps=${STEPS:-1800}
+steps=${STEPS:-1400}
 say() { printf '\n== %s\n' "$*"; }
 
 say "Packages"

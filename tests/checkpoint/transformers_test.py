@@ -15,7 +15,7 @@ import tempfile
 FATHOM, DATA = sys.argv[1], pathlib.Path(sys.argv[2])
 
 other = os.environ.get("FATHOM_PYTHON")
-if other and os.path.realpath(other) != os.path.realpath(sys.executable) and "FATHOM_PYTHON_CHOSEN" not in os.environ:
+if other and "FATHOM_PYTHON_CHOSEN" not in os.environ:
     os.environ["FATHOM_PYTHON_CHOSEN"] = "1"
     os.execv(other, [other, *sys.argv])
 

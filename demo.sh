@@ -24,12 +24,10 @@ rm -rf "$out"
   --beta2 0.98 --weight-decay 0.1 --bias-update-speed 0.02 --sample-every 400 --prompt "ROMEO:" --seed 1
 
 say "Held-out loss (nats a character)"
-"$fathom" score --model "$out" --text data/tinyshakespeare-val.txt
+"$fathom" score --model "$out" --text data/tinyshakespeare-val.txt --window 128
 
-if "$fathom" generate --help >/dev/null 2>&1; then
-  say "Text"
-  "$fathom" generate --model "$out" --prompt "ROMEO:" --max-tokens 300 --temperature 0.8 --seed 1
-fi
+say "Text"
+"$fathom" generate --model "$out" --prompt "ROMEO:" --max-tokens 400 --temperature 0.8 --seed 1
 
 say "Next"
 cat <<TEXT

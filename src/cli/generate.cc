@@ -59,7 +59,9 @@ std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokeni
   }
   std::vector<int32_t> ids = tokenizer->encode(options.has_prompt ? options.prompt : read_stdin());
   const int32_t bos = tokenizer->bos_id();
-  if (!options.no_bos && bos >= 0 && (ids.empty() || ids.front() != bos)) ids.insert(ids.begin(), bos);
+  // Models of plain bytes are trained on text without begin tokens; one is the last resort for an empty prompt.
+  const bool wanted = ids.empty() || (ids.front() != bos && !tokenizer->is_bytes());
+  if (!options.no_bos && bos >= 0 && wanted) ids.insert(ids.begin(), bos);
   return ids;
 }
 

@@ -17,12 +17,13 @@ namespace {
 
 constexpr size_t kMaxTokensFile = size_t{1} << 30;
 constexpr size_t kMaxTextFile = size_t{1} << 30;
-constexpr int64_t kTextWindow = 2048;  // tokens a piece of --text is scored in, when the model's context allows
+constexpr int64_t kTextWindow = 2048;  // tokens a piece of --text has, when the model's context allows
 
 struct Options {
   std::string model, tokens, text, out, grads;
   bool all = false, mtp = false, fp8_activations = false;
   double mtp_weight = 0;
+  int64_t window = 0;  // 0: kTextWindow or the model's context
 };
 
 // A list of lists of token ids.
@@ -53,7 +54,12 @@ std::vector<std::vector<int32_t>> read_text_windows(const Options& options, cons
   const Tokenizer tokenizer = Tokenizer::load(options.model);
   const std::vector<int32_t> ids = tokenizer.encode(read_file(options.text, kMaxTextFile));
   if (ids.size() < 2) throw Error("{}: has fewer than two tokens, nothing to predict", printable(options.text));
-  const auto window = static_cast<size_t>(std::max<int64_t>(2, std::min(kTextWindow, config.max_position_embeddings)));
+  if (options.window > config.max_position_embeddings) {
+    throw UsageError("score: --window is {}, more than the model's context of {}", options.window,
+                     config.max_position_embeddings);
+  }
+  const int64_t wish = options.window > 0 ? options.window : std::min(kTextWindow, config.max_position_embeddings);
+  const auto window = static_cast<size_t>(std::max<int64_t>(2, wish));
   std::vector<std::vector<int32_t>> sequences;
   for (size_t begin = 0; begin + 1 < ids.size(); begin += window - 1) {
     const size_t end = std::min(begin + window, ids.size());
@@ -158,6 +164,9 @@ void add_score(CLI::App& app, CommonOptions& common) {
   command->add_option("--tokens", options->tokens, "JSON file with a list of lists of token ids, one a sequence");
   command->add_option("--text", options->text,
                       "Text file, cut into windows of the model's context (at most 2048 tokens)");
+  command
+      ->add_option("--window", options->window, "Tokens in a window of --text (default: 2048, or the model's context)")
+      ->check(CLI::Range(2, 1 << 30));
   command->add_option("--out", options->out,
                       "Write input_ids, seq_offsets, logits, final_hidden, router.i.topk_ids and router.i.topk_weights "
                       "(.safetensors)");

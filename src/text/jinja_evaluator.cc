@@ -68,8 +68,7 @@ Interpreter::Flow Interpreter::run_statement(const Statement& statement, const S
     case StatementKind::kIf:
       return run_if(statement, scope);
     case StatementKind::kFor:
-      run_for(statement, elements(evaluate(*statement.expressions[0], scope), budget_), 0, scope);
-      break;
+      return run_for(statement, elements(evaluate(*statement.expressions[0], scope), budget_), 0, scope);
     case StatementKind::kSet:
       assign(statement.targets[0], evaluate(*statement.expressions[0], scope), scope);
       break;
@@ -128,23 +127,28 @@ Interpreter::Flow Interpreter::run_for(const Statement& statement, std::vector<V
     }
     items = std::move(kept);
   }
-  if (items.empty()) {
-    if (statement.blocks.size() > 1) return run_block(statement.blocks[1], std::make_shared<Scope>(Scope{scope}));
-    return Flow::kNext;
-  }
+  // Jinja's else runs when no iteration came to its end: break and continue count as not having run.
+  const auto otherwise = [&] {
+    if (statement.blocks.size() < 2) return Flow::kNext;
+    return run_block(statement.blocks[1], std::make_shared<Scope>(Scope{scope}));
+  };
+  if (items.empty()) return otherwise();
   budget_.make(static_cast<Int>(sizeof(Loop) + items.size() * sizeof(Value)));
   loops_.push_back({.items = std::move(items),
                     .depth = depth,
                     .recursive = statement.recursive ? &statement : nullptr,
                     .scope = scope});
   Loop& loop = loops_.back();
+  bool completed = false;
   for (; loop.index < loop.items.size(); ++loop.index) {
     const auto inner = std::make_shared<Scope>(Scope{scope});
     inner->variables.emplace_back("loop", Value(&loop));
     assign(target, loop.items[loop.index], inner);
-    if (run_block(statement.blocks[0], inner) == Flow::kBreak) break;
+    const Flow flow = run_block(statement.blocks[0], inner);
+    if (flow == Flow::kBreak) break;
+    completed |= flow == Flow::kNext;
   }
-  return Flow::kNext;
+  return completed ? Flow::kNext : otherwise();
 }
 
 void Interpreter::run_call(const Statement& statement, const ScopeRef& scope) {

@@ -332,7 +332,7 @@ Value round(const Value& v, Call call, Budget&) {
   if (method != "common") {
     const double scaled = as_double(v) * scale;
     if (!std::isfinite(scaled)) throw Error("round: the number is not finite");
-    return (method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) / scale;
+    return ((method == "ceil" ? std::ceil(scaled) : std::floor(scaled)) + 0.0) / scale;
   }
   if (as_int(v, integer)) {
     if (precision >= 0) return integer;

@@ -12,7 +12,7 @@ namespace {
 constexpr Int kMaxWidth = 1 << 20;
 
 struct Layout {
-  std::string fill = " ";
+  std::string fill = std::string(1, ' ');
   char align = '\0';  // < > ^ =
   char sign = '-';
   bool alternate = false;
@@ -135,7 +135,7 @@ Layout read_layout(std::string_view spec) {
   if (here("#")) layout.alternate = ++at > 0;
   if (here("0")) {
     ++at;
-    if (!layout.align) layout.fill = "0", layout.align = '=';
+    if (!layout.align) layout.fill = std::string(1, '0'), layout.align = '=';
   }
   layout.width = read_int(spec, at);
   if (here(",_")) layout.group = spec[at++];
@@ -258,10 +258,10 @@ std::string percent_format(std::string_view format, const Value& arguments, Budg
       continue;
     }
     if (value->is_undefined()) fail_undefined(*value);
-    if (zero && !left) layout.fill = "0", layout.align = '=';
+    if (zero && !left) layout.fill = std::string(1, '0'), layout.align = '=';
     Int integer = 0;
     if (type == 'c') {
-      layout.fill = " ";
+      layout.fill = std::string(1, ' ');
       if (!left) layout.align = '>';
       if (value->text() && code_points(*value->text()) != 1) throw Error("%c needs one character");
       out += value->text()
@@ -279,7 +279,7 @@ std::string percent_format(std::string_view format, const Value& arguments, Budg
       const Int wanted = std::exchange(layout.precision, -1);
       if (wanted >= 0) {
         Layout inner = layout;
-        inner.fill = "0", inner.align = '=', inner.width = wanted + (integer < 0 || layout.sign != '-');
+        inner.fill = std::string(1, '0'), inner.align = '=', inner.width = wanted + (integer < 0 || layout.sign != '-');
         out += pad("", format_int(integer, inner, budget), layout, '>', budget);
       } else {
         out += format_int(integer, layout, budget);

@@ -86,9 +86,7 @@ Value range(const CallArguments& arguments, Budget& budget) {
   budget.make(count * static_cast<Int>(sizeof(Value)));
   std::vector<Value> items;
   for (Int i = 0; i < count; ++i) items.emplace_back(begin + i * step);
-  std::string printed =
-      "range(" + int_text(begin) + ", " + int_text(end) + (step == 1 ? "" : ", " + int_text(step)) + ")";
-  return std::make_shared<const Sequence>(Sequence{SequenceKind::kRange, std::move(items), 1, std::move(printed)});
+  return std::make_shared<const Sequence>(Sequence{SequenceKind::kRange, std::move(items), 1, begin, end, step});
 }
 
 Value dict_of(const CallArguments& arguments, Budget& budget) {

@@ -208,7 +208,7 @@ Value get_item(const Value& value, const Value& key, Budget& budget) {
   if (value.is_undefined()) fail_undefined(value);
   Int index = 0;
   if (const Dict* dict = value.dict()) {
-    if (!key.sequence() || key.sequence()->kind == SequenceKind::kTuple) {
+    if (is_hashable(key)) {
       if (const Value* found = dict->find(key, budget)) return *found;
     }
   } else if (const std::string* text = value.text(); text && as_int(key, index)) {
@@ -266,8 +266,13 @@ Value get_slice(const Value& value, const Value& begin, const Value& end, const 
     for (const Value& c : out) text += *c.text();
     return make_text(std::move(text), budget);
   }
-  return make_sequence(sequence->kind == SequenceKind::kTuple ? SequenceKind::kTuple : SequenceKind::kList,
-                       std::move(out), budget);
+  if (sequence->kind == SequenceKind::kRange) {
+    budget.make(static_cast<Int>(out.size() * sizeof(Value)));
+    const Int from = sequence->begin, unit = sequence->step;
+    return std::make_shared<const Sequence>(
+        Sequence{SequenceKind::kRange, std::move(out), 1, from + first * unit, from + last * unit, unit * pace});
+  }
+  return make_sequence(sequence->kind, std::move(out), budget);
 }
 
 }  // namespace fathom::jinja

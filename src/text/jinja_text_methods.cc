@@ -30,7 +30,7 @@ std::vector<std::string_view> split_on_space(std::string_view text, Int most) {
   text = strip(text, nullptr, true, false);
   while (!text.empty()) {
     if (most >= 0 && static_cast<Int>(parts.size()) == most) {
-      parts.push_back(strip(text, nullptr, false, true));
+      parts.push_back(text);
       break;
     }
     size_t end = 0;
@@ -48,7 +48,7 @@ std::vector<std::string_view> rsplit_on_space(std::string_view text, Int most) {
   text = strip(text, nullptr, false, true);
   while (!text.empty()) {
     if (most >= 0 && static_cast<Int>(parts.size()) == most) {
-      parts.push_back(strip(text, nullptr, true, false));
+      parts.push_back(text);
       break;
     }
     size_t begin = 0;

@@ -70,7 +70,8 @@ void append_dict_repr(std::string& out, const Dict& dict, Budget& budget) {
 void append_sequence_repr(std::string& out, const Sequence& sequence, Budget& budget) {
   switch (sequence.kind) {
     case SequenceKind::kRange:
-      out += sequence.printed;
+      out += fmt::format("range({}, {}", sequence.begin, sequence.end);
+      out += sequence.step == 1 ? ")" : fmt::format(", {})", sequence.step);
       return;
     case SequenceKind::kTuple:
       out += '(';
@@ -229,7 +230,7 @@ Nested::Nested(Budget& budget) : budget_(budget) {
 }
 
 const Value* Dict::find(const Value& key, Budget& budget) const {
-  require_hashable(key);
+  if (!is_hashable(key)) throw Error("a {} cannot be a key: it is unhashable", type_name(key));
   if (key.text()) {
     budget.step(static_cast<int64_t>(items.size() / 16) + 1);
     return find(*key.text());
@@ -457,17 +458,13 @@ bool contains(const Value& container, const Value& item, Budget& budget) {
   throw Error("'in' cannot look into a value of type {}", type_name(container));
 }
 
-void require_hashable(const Value& key) {
-  if (const Sequence* sequence = key.sequence()) {
-    if (sequence->kind == SequenceKind::kTuple) {
-      for (const Value& item : sequence->items) require_hashable(item);
-      return;
-    }
-    if (sequence->kind == SequenceKind::kRange) return;
-  } else if (!key.dict()) {
-    return;
+bool is_hashable(const Value& key) {
+  const Sequence* sequence = key.sequence();
+  if (!sequence) return !key.dict();
+  if (sequence->kind == SequenceKind::kTuple) {
+    return std::all_of(sequence->items.begin(), sequence->items.end(), is_hashable);
   }
-  throw Error("a {} cannot be a key: it is unhashable", type_name(key));
+  return sequence->kind == SequenceKind::kRange;
 }
 
 std::string int_text(Int value) { return fmt::format("{}", value); }

@@ -55,8 +55,8 @@ enum class SequenceKind { kList, kTuple, kRange, kKeys, kValues, kItems };
 struct Sequence {
   SequenceKind kind;
   std::vector<Value> items;
-  int height;             // levels of nesting, bounded so that no recursion over values is deep
-  std::string printed{};  // of a range
+  int height;                        // levels of nesting, bounded so that no recursion over values is deep
+  Int begin = 0, end = 0, step = 1;  // of a range
 };
 
 // What map, select, reverse, ... give: a sequence that can be gone through once.
@@ -155,7 +155,7 @@ double as_double(const Value& value);       // a number's value
 bool equal(const Value& a, const Value& b, Budget& budget);
 bool less(const Value& a, const Value& b, Budget& budget, const char* op = "<");
 bool contains(const Value& container, const Value& item, Budget& budget);
-void require_hashable(const Value& key);
+bool is_hashable(const Value& key);
 
 // str() and repr().
 std::string to_text(const Value& value, Budget& budget);

@@ -38,9 +38,10 @@ ChatOptions options_of(const ordered_json& kwargs) {
   return options;
 }
 
-std::string error_of(std::string_view source, const ordered_json& variables = ordered_json::object()) {
+std::string error_of(std::string_view source, const ordered_json& variables = ordered_json::object(),
+                     const TemplateLimits& limits = {}) {
   try {
-    return "no error: " + render_template(source, variables);
+    return "no error: " + render_template(source, variables, limits);
   } catch (const Error& error) {
     return error.what();
   }
@@ -114,7 +115,7 @@ TEST(ChatTemplate, HostileTemplatesEndEarlyWithOneLine) {
            "{{ x" + std::string(100000, '|') + " }}",
            "{{ x is not" + std::string(100000, ' ') + "}}",
        }) {
-    const std::string error = error_of(source);
+    const std::string error = error_of(source, ordered_json::object(), {.steps = 2'000'000, .bytes = 64 << 20});
     EXPECT_THAT(error, testing::StartsWith("chat template, line 1: ")) << source.substr(0, 80);
     EXPECT_LT(error.size(), 300u);
     EXPECT_EQ(error.find('\n'), std::string::npos);

@@ -16,7 +16,7 @@ constexpr int64_t kMaxCols = 1024;       // columns of C in a task
 constexpr int64_t kOneThreadCols = 256;  // columns of B packed at a time by gemm_one_thread
 constexpr int64_t kPackedFloats = int64_t{3} << 20;  // of B, kept packed at a time
 constexpr int64_t kMinWork = int64_t{1} << 18;       // multiply-adds: less is not worth a task of its own
-constexpr int64_t kTasksPerThread = 12;              // so that the last to finish is not far behind
+constexpr int64_t kTasksPerThread = 8;               // so that the last to finish is not far behind
 
 const cpu::GemmKernels& kernels() {
   static const cpu::GemmKernels& chosen =
@@ -96,17 +96,23 @@ struct Task {
 // Multiply-adds, with packing counted as so many.
 int64_t work(int64_t rows, int64_t cols, int64_t k) { return (rows + 8) * cols * k; }
 
-// Cuts the pieces into tiles of at most about `work_of_task`.
+// Does every task pack for itself the part of B that it reads? A panel is then read from L1, where one packed
+// beforehand has gone to memory and back, but is made anew for each kMaxRows rows of C. A transposed B costs more to
+// pack.
+bool packs_on_the_way(const GemmShape& s) { return s.m <= (s.b_transposed ? 1 : 4) * kMaxRows; }
+
+// Cuts the pieces into tiles of at most about `work_of_task`: columns first, but not to where a transposed A is packed
+// for few of them, and rows not to where a panel of B is loaded for few of them.
 std::vector<Task> make_tasks(std::span<const Piece> pieces, int64_t work_of_task) {
   const auto [mr, nr] = std::pair(kernels().mr, kernels().nr);
   std::vector<Task> tasks;
   for (const Piece& piece : pieces) {
     const GemmShape& s = piece.call->shape;
-    int64_t rows = piece.packed_b == nullptr ? s.m : std::min(s.m, kMaxRows), cols = std::min(piece.n_cols, kMaxCols);
+    int64_t rows = std::min(s.m, kMaxRows), cols = std::min(piece.n_cols, kMaxCols);
     const auto too_large = [&] { return work(rows, cols, s.k) > work_of_task; };
     const auto halve = [](int64_t n, int64_t multiple) { return round_up(ceil_div(n, 2), multiple); };
-    while (too_large() && cols > 8 * nr) cols = halve(cols, nr);
-    while (too_large() && rows > 4 * mr && piece.packed_b != nullptr) rows = halve(rows, mr);
+    while (too_large() && cols > 4 * nr) cols = halve(cols, nr);
+    while (too_large() && rows > 8 * mr) rows = halve(rows, mr);
     while (too_large() && cols > nr) cols = halve(cols, nr);
     for (int64_t row = 0; row < s.m; row += rows) {
       for (int64_t col = 0; col < piece.n_cols; col += cols) {
@@ -179,7 +185,7 @@ void gemm_many(Context& ctx, std::span<const GemmCall> calls) {
   for (const GemmCall& call : calls) {
     const GemmShape& s = call.shape;
     if (s.m == 0 || s.n == 0) continue;
-    if (s.m <= kMaxRows) {
+    if (packs_on_the_way(s)) {
       pieces.push_back({&call, 0, s.n, nullptr});
       continue;
     }

@@ -56,14 +56,18 @@ void pack_b(float* panel, const float* b, int64_t ldb, bool transposed, int64_t 
 }
 
 void pack_a(float* panels, const float* a, int64_t lda, int64_t k, int64_t m) {
-  for (int64_t i = 0; i < m; i += kMr) {
-    float* panel = panels + i * k;
-    const int64_t n = smaller(kMr, m - i);
-    if (i + kWidth <= m) {
-      // Whole vectors: what one writes beyond its mr floats the next overwrites.
-      for (int64_t p = 0; p < k; ++p) store(panel + p * kMr, load(a + p * lda + i));
-    } else {
-      for (int64_t p = 0; p < k; ++p) memcpy(panel + p * kMr, a + p * lda + i, static_cast<size_t>(n) * sizeof(float));
+  // Some rows of the stored A at a time, so that their lines stay near while panel after panel takes its columns.
+  // Whole vectors where they fit: what one writes beyond its mr floats the next row overwrites, and the last row writes
+  // no more than its own.
+  constexpr int64_t kRowsAtOnce = 16;
+  for (int64_t begin = 0; begin < k; begin += kRowsAtOnce) {
+    const int64_t end = smaller(begin + kRowsAtOnce, k);
+    for (int64_t i = 0; i < m; i += kMr) {
+      float* panel = panels + i * k;
+      int64_t p = begin;
+      for (; p < smaller(end, k - 1) && i + kWidth <= m; ++p) store(panel + p * kMr, load(a + p * lda + i));
+      const auto n = static_cast<size_t>(smaller(kMr, m - i));
+      for (; p < end; ++p) memcpy(panel + p * kMr, a + p * lda + i, n * sizeof(float));
     }
   }
 }
@@ -72,6 +76,7 @@ void pack_a(float* panels, const float* a, int64_t lda, int64_t k, int64_t m) {
 template <int kRows, int kVectors, bool kPackedA>
 void multiply_tile(int64_t k, const float* a, int64_t lda, const float* b, float* c, int64_t ldc, int64_t n,
                    bool accumulate) {
+  for (int i = 0; i < kRows; ++i) __builtin_prefetch(c + i * ldc, 1);  // its lines come in while the sums are made
   Vec sums[kRows][kVectors] = {};
   for (int64_t p = 0; p < k; ++p) {
     Vec columns[kVectors];

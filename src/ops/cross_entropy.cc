@@ -6,6 +6,7 @@
 #include "ops/cpu/cross_entropy_kernels.h"
 #include "ops/cpu/isa.h"
 #include "ops/gemm.h"
+#include "ops/grain.h"
 
 namespace fathom {
 namespace {
@@ -28,15 +29,19 @@ void check_shapes(const Head& head) {
   FATHOM_CHECK(!dw || (dw.rows() == w.rows() && dw.cols() == w.cols()));
 }
 
-void gather_rows(Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::copy_n(src.f32_row(rows[i]), src.cols(), dst.f32_row(static_cast<int64_t>(i)));
-  }
+void gather_rows(Context& ctx, Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
+  ctx.pool.parallel_for(0, dst.rows(), row_grain(src.cols()), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::copy_n(src.f32_row(rows[static_cast<size_t>(i)]), src.cols(), dst.f32_row(i));
+    }
+  });
 }
-void scatter_rows(Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
-  for (size_t i = 0; i < rows.size(); ++i) {
-    std::copy_n(src.f32_row(static_cast<int64_t>(i)), src.cols(), dst.f32_row(rows[i]));
-  }
+void scatter_rows(Context& ctx, Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
+  ctx.pool.parallel_for(0, src.rows(), row_grain(src.cols()), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::copy_n(src.f32_row(i), src.cols(), dst.f32_row(rows[static_cast<size_t>(i)]));
+    }
+  });
 }
 
 // The block's tokens all have a target.
@@ -46,7 +51,7 @@ void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& token
   const bool in_place = tokens.back() - tokens.front() == n - 1;
   const bool backward = static_cast<bool>(head.dx);
   const Tensor x = in_place ? head.x.slice(tokens[0], n) : new_f32(ctx, {n, hidden});
-  if (!in_place) gather_rows(x, head.x, tokens);
+  if (!in_place) gather_rows(ctx, x, head.x, tokens);
 
   const Tensor logits = new_f32(ctx, {n, vocab});
   gemm(ctx, {n, vocab, hidden, false, true, x.row_stride, head.w.row_stride, vocab}, x.f32(), head.w.f32(),
@@ -54,21 +59,23 @@ void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& token
 
   const auto& kernels = cpu::choose(cpu::baseline::cross_entropy_kernels, cpu::avx2::cross_entropy_kernels,
                                     cpu::avx512::cross_entropy_kernels);
-  ctx.pool.run(n, [&](int64_t i, int) {
-    const int64_t token = tokens[static_cast<size_t>(i)];
-    float* row = logits.f32_row(i);
-    float& at_target = row[head.targets.i32()[token]];
-    const float target_logit = at_target;
-    const float lse = backward ? kernels.softmax(row, vocab, head.gradient_scale) : kernels.log_sum_exp(row, vocab);
-    head.loss.f32()[token] = lse - target_logit;
-    if (backward) at_target -= head.gradient_scale;
+  ctx.pool.parallel_for(0, n, row_grain(vocab), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t token = tokens[static_cast<size_t>(i)];
+      float* row = logits.f32_row(i);
+      float& at_target = row[head.targets.i32()[token]];
+      const float target_logit = at_target;
+      const float lse = backward ? kernels.softmax(row, vocab, head.gradient_scale) : kernels.log_sum_exp(row, vocab);
+      head.loss.f32()[token] = lse - target_logit;
+      if (backward) at_target -= head.gradient_scale;
+    }
   });
   if (!backward) return;
 
   const Tensor dx = in_place ? head.dx.slice(tokens[0], n) : new_f32(ctx, {n, hidden});
   gemm(ctx, {n, hidden, vocab, false, false, vocab, head.w.row_stride, dx.row_stride}, logits.f32(), head.w.f32(),
        dx.f32(), false);
-  if (!in_place) scatter_rows(head.dx, dx, tokens);
+  if (!in_place) scatter_rows(ctx, head.dx, dx, tokens);
   gemm(ctx, {vocab, hidden, n, true, false, vocab, x.row_stride, head.dw.row_stride}, logits.f32(), x.f32(),
        head.dw.f32(), true);
 }

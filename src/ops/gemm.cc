@@ -112,7 +112,7 @@ std::vector<Task> make_tasks(std::span<const Piece> pieces, int64_t work_of_task
     const auto too_large = [&] { return work(rows, cols, s.k) > work_of_task; };
     const auto halve = [](int64_t n, int64_t multiple) { return round_up(ceil_div(n, 2), multiple); };
     while (too_large() && cols > 4 * nr) cols = halve(cols, nr);
-    while (too_large() && rows > 8 * mr) rows = halve(rows, mr);
+    while (too_large() && rows > 8 * mr && !(s.b_transposed && piece.packed_b == nullptr)) rows = halve(rows, mr);
     while (too_large() && cols > nr) cols = halve(cols, nr);
     for (int64_t row = 0; row < s.m; row += rows) {
       for (int64_t col = 0; col < piece.n_cols; col += cols) {

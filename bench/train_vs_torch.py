@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -30,6 +31,7 @@ def run_measured(command):
 def run_fathom(options, folder):
     log = folder / "log.jsonl"
     log.unlink(missing_ok=True)
+    shutil.rmtree(folder / "out", ignore_errors=True)  # a run would continue what it finds there
     _, peak = run_measured([options.fathom, "train", "--quiet", "--threads", str(options.threads), "--model-config",
                             options.config, "--tokenizer", "bytes", "--data", options.data, "--out", str(folder / "out"),
                             "--steps", str(options.steps), "--seq-len", str(options.seq_len), "--batch-size",

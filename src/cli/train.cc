@@ -13,7 +13,7 @@ namespace {
 
 struct Options {
   TrainOptions train;
-  std::string schedule = "cosine", balance = "auto", precision = "f32";
+  std::string schedule = "cosine", balance = "auto", precision = "f32", save_format = "f32";
   double min_lr = -1;
 };
 
@@ -23,6 +23,10 @@ void run(Options options, const CommonOptions& common) {
   }
   if (options.precision != "f32") throw UsageError("train: --precision {}: must be f32", printable(options.precision));
   TrainOptions& train_options = options.train;
+  if (options.save_format != "f32" && options.save_format != "bf16") {
+    throw UsageError("train: --save-format {}: must be f32 or bf16", printable(options.save_format));
+  }
+  train_options.save_format = options.save_format == "bf16" ? Format::bf16 : Format::f32;
   train_options.lr.schedule = schedule_named(options.schedule);
   train_options.lr.min = options.min_lr < 0 ? train_options.lr.peak / 10 : options.min_lr;
   train_options.balance = balance_named(options.balance);
@@ -79,6 +83,8 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--eps", o.eps, "AdamW")->capture_default_str();
   c->add_option("--clip", o.clip, "Greatest global norm of the gradient, 0: none")->capture_default_str();
   c->add_option("--precision", options->precision, "f32")->capture_default_str();
+  c->add_option("--save-format", options->save_format, "Stored type of the trained model's weights: f32 or bf16")
+      ->capture_default_str();
   c->add_option("--balance", options->balance, "Expert loads: bias (loss-free), aux (balance loss) or none")
       ->default_str("bias, or aux for models without correction biases");
   c->add_option("--bias-update-speed", o.bias_update_speed, "Step of the correction biases")->capture_default_str();

@@ -325,7 +325,7 @@ StepMetrics train_step(Run& run, int64_t step) {
 // Writes the model directory and the report.
 void finish(Run& run, const fs::path& log_path, const Settings& settings) {
   const fs::path& out = run.options.out;
-  save_model(out, run.state.config, run.state.parameters.weights, {.format = Format::f32});
+  save_model(out, run.state.config, run.state.parameters.weights, {.format = run.options.save_format});
   run.tokenizer.save(out);
   write_file_atomically(out / "report.html", training_report(read_metrics(log_path), run.state.config, settings));
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/thread_pool.h"
+#include "number/tensor.h"
 #include "train/schedule.h"
 
 namespace fathom {
@@ -27,6 +28,7 @@ struct TrainOptions {
   std::string tokenizer;  // file, directory or "bytes"; empty: that of `init`
   std::filesystem::path out;
   bool resume = false;
+  Format save_format = Format::f32;  // of the model directory at the end: f32 or bf16
   uint64_t seed = 0;
 
   int64_t steps = 0, seq_len = 0, batch_size = 0;

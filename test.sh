@@ -13,7 +13,7 @@ jobs=$(nproc)
 build() { # preset, targets...
   local preset=$1
   shift
-  cmake --preset "$preset" -DFATHOM_WERROR=ON >"build-$preset.log" 2>&1 || { cat "build-$preset.log"; exit 1; }
+  cmake --preset "$preset" -DFATHOM_TESTS=ON >"build-$preset.log" 2>&1 || { cat "build-$preset.log"; exit 1; }
   rm -f "build-$preset.log"
   cmake --build --preset "$preset" -j "$jobs" ${@:+--target "$@"} | tail -n 3
 }

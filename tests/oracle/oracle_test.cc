@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <regex>
 
 #include "base/json.h"
 #include "checkpoint/hf_model.h"
@@ -100,7 +99,18 @@ double mean_difference(const std::vector<float>& a, const std::vector<float>& b)
 double largest(const std::vector<float>& a) { return max_difference(a, std::vector<float>(a.size())); }
 
 // "router.2.topk_ids" -> "router.topk_ids", "hidden.3" -> "hidden"
-std::string folded(const std::string& name) { return std::regex_replace(name, std::regex("\\.[0-9]+"), ""); }
+std::string folded(const std::string& name) {
+  std::string out;
+  for (size_t i = 0; i < name.size(); ++i) {
+    const bool number = name[i] == '.' && i + 1 < name.size() && name[i + 1] >= '0' && name[i + 1] <= '9';
+    if (!number) {
+      out += name[i];
+      continue;
+    }
+    while (i + 1 < name.size() && name[i + 1] >= '0' && name[i + 1] <= '9') ++i;
+  }
+  return out;
+}
 
 // The prompts as a list of lists.
 std::vector<std::vector<int32_t>> prompts(const SafetensorsFile& expected) {
@@ -142,8 +152,7 @@ TEST_P(Oracle, ScoreMatches) {
 
   const SafetensorsFile got(out);
   for (const StoredTensor& want : expected.tensors()) {
-    static const std::regex not_of_score("greedy_.*|mtp_greedy_.*|logits_fp8_act");
-    if (std::regex_match(want.name, not_of_score)) continue;
+    if (want.name.find("greedy_") != std::string::npos || want.name == "logits_fp8_act") continue;
     const StoredTensor* have = got.find(want.name);
     ASSERT_NE(have, nullptr) << want.name;
     EXPECT_EQ(have->shape, want.shape) << want.name;

@@ -292,7 +292,9 @@ std::string percent_format(std::string_view format, const Value& arguments, Budg
     }
     budget.make(static_cast<Int>(out.size() / 64 + 1));
   }
-  if (!used_names && next < given.size() && !named && !(arguments.sequence() && !is_tuple)) {
+  // Python counts the values of a tuple or a plain value only; lists, and Jinja's undefined, could be asked for a name.
+  const bool counted = is_tuple || !(arguments.sequence() || arguments.is_undefined());
+  if (!used_names && next < given.size() && !named && counted) {
     throw Error("a format has fewer places than there are values");
   }
   return out;

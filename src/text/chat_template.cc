@@ -11,7 +11,7 @@ std::string render_template(std::string_view source, const nlohmann::ordered_jso
                             const TemplateLimits& limits) {
   constexpr size_t kMaxSource = 4 << 20;
   if (source.size() > kMaxSource) throw Error("the chat template is larger than {} bytes", kMaxSource);
-  if (!jinja::is_utf8(source)) throw Error("the chat template is not UTF-8");
+  if (first_invalid_utf8(source) != kNoPosition) throw Error("the chat template is not UTF-8");
   jinja::Block block;
   try {
     block = jinja::parse(source);

@@ -76,7 +76,10 @@ const ordered_json& member(const ordered_json& object, const char* key, size_t i
 std::string tools_block(const ordered_json& tools, size_t index) {
   if (!tools.is_array()) throw Error("messages[{}].tools must be a list", index);
   std::string out = fmt::format(fmt::runtime(kToolsHeader), kMark);
-  for (size_t i = 0; i < tools.size(); ++i) out += (i ? "\n" : "") + to_json(member(tools[i], "function", index));
+  for (const ordered_json& tool : tools) {
+    if (!out.ends_with('\n')) out += '\n';
+    out += to_json(member(tool, "function", index));
+  }
   return out + "\n</functions>\n";
 }
 
@@ -209,7 +212,8 @@ std::string encode_deepseek_v32(const ordered_json& messages, const ChatOptions&
   }
   for (size_t i = 0; i < all.size(); ++i) {
     for (const char* key : {"role", "content", "reasoning_content"}) {
-      if (!jinja::is_utf8(text_of(all[i], key, i))) throw Error("messages[{}].{} is not UTF-8", i, key);
+      if (first_invalid_utf8(text_of(all[i], key, i)) != kNoPosition)
+        throw Error("messages[{}].{} is not UTF-8", i, key);
     }
   }
   if (thinking && options.kwargs.value("drop_thinking", ordered_json(true)) == true) all = without_old_thinking(all);

@@ -319,7 +319,7 @@ Value absolute(const Value& v, Call, Budget&) {
   return i < 0 ? negate(i, true) : Value(i);
 }
 
-Value round(const Value& v, Call call, Budget&) {
+Value round(const Value& v, Call call, Budget& budget) {
   const Parameters given("round", call, {"precision", "method"});
   if (!is_number(v)) throw Error("round needs a number, not {}", type_name(v));
   const Int precision = given.integer(0, 0);
@@ -341,9 +341,10 @@ Value round(const Value& v, Call call, Budget&) {
     for (Int i = 0; i < -precision; ++i) unit *= 10;
     Int rest = integer % unit;
     if (rest < 0) rest += unit;
-    const Int below = integer - rest;
-    const bool up = rest * 2 > unit || (rest * 2 == unit && (below / unit) % 2 != 0);
-    return up ? below + unit : below;
+    const Value below = arithmetic("-", integer, rest, budget);
+    const bool odd = *arithmetic("//", below, unit, budget).as<Int>() % 2 != 0;
+    const bool up = rest * 2 > unit || (rest * 2 == unit && odd);
+    return up ? arithmetic("+", below, unit, budget) : below;
   }
   const double d = as_double(v);
   if (!std::isfinite(d)) return d;

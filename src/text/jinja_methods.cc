@@ -76,9 +76,10 @@ Value range(const CallArguments& arguments, Budget& budget) {
   const Int end = require_int(arguments.positional[n == 1 ? 0 : 1], "range()'s end");
   const Int step = n == 3 ? require_int(arguments.positional[2], "range()'s step") : Int(1);
   if (step == 0) throw Error("range() needs a step that is not zero");
-  Int distance = 0;
-  if (__builtin_sub_overflow(end, begin, &distance))
-    throw Error("range() is larger than {} items", int_text(kMaxRange));
+  for (const Int bound : {begin, end, step}) {
+    if (bound <= -kHuge || bound >= kHuge) throw Error("range() takes no integers of that size");
+  }
+  const Int distance = end - begin;
   const Int count =
       (distance > 0) == (step > 0) && distance != 0 ? (distance - (step > 0 ? 1 : -1)) / step + 1 : Int(0);
   if (count > kMaxRange) throw Error("range() is larger than {} items", int_text(kMaxRange));

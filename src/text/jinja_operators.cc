@@ -54,10 +54,9 @@ Value integer_arithmetic(std::string_view op, Int a, Int b) {
   if (b == 0) throw Error("division by zero");
   if (op == "/") return static_cast<double>(a) / static_cast<double>(b);
   if (op == "//") return floor_divide(a, b);
-  return b == -1                                    ? Int(0)
-         : (a % b + b) % b == 0                     ? Int(0)
-         : (a % b != 0 && ((a % b < 0) != (b < 0))) ? a % b + b
-                                                    : a % b;
+  if (b == -1) return Int(0);
+  const Int rest = a % b;
+  return rest != 0 && (rest < 0) != (b < 0) ? rest + b : rest;
 }
 
 double float_modulo(double a, double b) {
@@ -130,7 +129,7 @@ Int require_int(const Value& value, std::string_view what) {
   Int result = 0;
   if (value.is_undefined()) fail_undefined(value);
   if (!as_int(value, result)) throw Error("{} must be an integer, not {}", what, type_name(value));
-  return result;
+  return std::clamp(result, -kHuge, kHuge);
 }
 
 Value arithmetic(std::string_view op, const Value& a, const Value& b, Budget& budget) {
@@ -245,10 +244,7 @@ Value get_slice(const Value& value, const Value& begin, const Value& end, const 
   }
   const Int stride = step.is_none() ? Int(1) : require_int(step, "the step of a slice");
   if (stride == 0) throw Error("the step of a slice is zero");
-  std::vector<Value> characters;
-  if (value.text()) characters = elements(value, budget);
-  const std::vector<Value>& items = sequence ? sequence->items : characters;
-  const Int n = static_cast<Int>(items.size());
+  const Int n = static_cast<Int>(value.text() ? code_points(*value.text()) : sequence->items.size());
   const auto bound = [&](const Value& at, Int otherwise) {
     if (at.is_none()) return otherwise;
     Int i = require_int(at, "the bound of a slice");
@@ -256,9 +252,15 @@ Value get_slice(const Value& value, const Value& begin, const Value& end, const 
     return std::clamp(i, stride > 0 ? Int(0) : Int(-1), stride > 0 ? n : n - 1);
   };
   const Int first = bound(begin, stride > 0 ? Int(0) : n - 1), last = bound(end, stride > 0 ? n : Int(-1));
+  if (const std::string* text = value.text(); text && stride == 1) {
+    budget.scan(text->size());
+    const size_t from = byte_offset(*text, static_cast<size_t>(first));
+    const size_t to = std::max(from, byte_offset(*text, static_cast<size_t>(last)));
+    return make_text(text->substr(from, to - from), budget);
+  }
+  const std::vector<Value> items = elements(value, budget);
   std::vector<Value> out;
-  const Int room = n + 1;
-  const Int pace = std::clamp(stride, -room, room);
+  const Int pace = std::clamp(stride, -n - 1, n + 1);
   for (Int i = first; pace > 0 ? i < last : i > last; i += pace) out.push_back(items[static_cast<size_t>(i)]);
   budget.step(static_cast<int64_t>(out.size()) + 1);
   if (value.text()) {
@@ -270,7 +272,7 @@ Value get_slice(const Value& value, const Value& begin, const Value& end, const 
     budget.make(static_cast<Int>(out.size() * sizeof(Value)));
     const Int from = sequence->begin, unit = sequence->step;
     return std::make_shared<const Sequence>(
-        Sequence{SequenceKind::kRange, std::move(out), 1, from + first * unit, from + last * unit, unit * pace});
+        Sequence{SequenceKind::kRange, std::move(out), 1, from + first * unit, from + last * unit, unit * stride});
   }
   return make_sequence(sequence->kind, std::move(out), budget);
 }

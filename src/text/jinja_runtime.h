@@ -33,6 +33,8 @@ class Parameters {
 };
 
 [[noreturn]] void fail_undefined(const Value& value);
+// An integer that counts or indexes: beyond kHuge all are alike.
+constexpr Int kHuge = Int(1) << 62;
 Int require_int(const Value& value, std::string_view what);
 
 Value arithmetic(std::string_view op, const Value& a, const Value& b, Budget& budget);

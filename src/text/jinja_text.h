@@ -6,13 +6,13 @@
 #include <string_view>
 #include <vector>
 
+#include "text/utf8.h"
+
 namespace fathom::jinja {
 
 // `text` must be UTF-8 everywhere here; the template and its variables are checked when they enter.
-bool is_utf8(std::string_view text);
 size_t code_points(std::string_view text);
 char32_t decode_at(std::string_view text, size_t& at);  // moves `at` behind the code point
-void append_utf8(std::string& out, char32_t c);
 // The byte where the n-th code point begins; text.size() when there are fewer.
 size_t byte_offset(std::string_view text, size_t n);
 

@@ -303,7 +303,8 @@ Value from_json(const nlohmann::ordered_json& json, Budget& budget, int depth) {
       return json.get<double>();
     case nlohmann::json::value_t::string: {
       const auto& text = json.get_ref<const std::string&>();
-      if (!is_utf8(text)) throw Error("a text among the variables is not UTF-8: '{}'", printable(text, 60));
+      if (first_invalid_utf8(text) != kNoPosition)
+        throw Error("a text among the variables is not UTF-8: '{}'", printable(text, 60));
       return text;
     }
     case nlohmann::json::value_t::array: {
@@ -315,7 +316,8 @@ Value from_json(const nlohmann::ordered_json& json, Budget& budget, int depth) {
     case nlohmann::json::value_t::object: {
       Dict dict;
       for (const auto& [key, value] : json.items()) {
-        if (!is_utf8(key)) throw Error("a key among the variables is not UTF-8: '{}'", printable(key, 60));
+        if (first_invalid_utf8(key) != kNoPosition)
+          throw Error("a key among the variables is not UTF-8: '{}'", printable(key, 60));
         dict.items.emplace_back(key, from_json(value, budget, depth + 1));
       }
       return make_dict(std::move(dict), budget);

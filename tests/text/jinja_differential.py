@@ -6,6 +6,7 @@ usage: jinja_differential.py SEED COUNT. Exits with 77 when the Python package j
 
 import json
 import random
+import resource
 import signal
 import sys
 
@@ -211,6 +212,8 @@ def main():
         raise TimeoutError
 
     signal.signal(signal.SIGALRM, too_slow)
+    # Repetition can ask for any memory; it is refused here too.
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
     for n in range(count):
         maker = Maker(seed * 1000003 + n)
         template = maker.output(maker.r.randint(1, 4)) if n % 2 else maker.block(maker.r.randint(1, 3))

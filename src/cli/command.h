@@ -8,6 +8,8 @@
 #include <string_view>
 
 #include "infer/sampler.h"
+#include "text/chat.h"
+#include "text/tokenizer.h"
 
 namespace fathom::cli {
 
@@ -30,6 +32,11 @@ void add_tokenize(CLI::App& app, CommonOptions& common);
 
 // Temperature, filters and penalties, as options of `command`.
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler);
+
+// --template: a Jinja file or kDeepseekV32Encoding; without one, the tokenizer's own template, empty when it has none.
+std::string load_chat_template(const std::string& file, const Tokenizer& tokenizer);
+// Options with the tokenizer's begin and end token, which templates write.
+ChatOptions begin_and_end_of(const Tokenizer& tokenizer);
 
 // Threads to work on: --threads, or every physical core that this process may use.
 int thread_count(const CommonOptions& common);

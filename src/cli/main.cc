@@ -100,6 +100,7 @@ int parse_and_run(int argc, char** argv) {
   add_train(app, common);
   add_score(app, common);
   add_generate(app, common);
+  add_chat(app, common);
   add_inspect(app, common);
   add_tokenize(app, common);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {

@@ -19,9 +19,9 @@ namespace {
 constexpr size_t kMaxInputBytes = size_t{1} << 30;
 
 struct Options {
-  std::string model, out;
+  std::string model, out, template_file;
   std::vector<std::string> data;
-  bool decode = false, jsonl = false;
+  bool decode = false, jsonl = false, chat = false;
   int64_t train = 0;
 };
 
@@ -51,7 +51,8 @@ std::vector<int32_t> ids_of(simdjson::dom::element value, const std::string& whe
 
 std::string json_of(const std::vector<int32_t>& ids) { return fmt::format("[{}]", fmt::join(ids, ", ")); }
 
-std::string one_line(const Tokenizer& tokenizer, const JsonDocument& line) {
+std::string one_line(const Tokenizer& tokenizer, std::string_view text_line, const std::string& where) {
+  const JsonDocument line = JsonDocument::parse(text_line, where);
   simdjson::dom::element value;
   if (!line.root()["ids"].get(value)) return nlohmann::json(tokenizer.decode(ids_of(value, line.where()))).dump();
   std::string_view text;
@@ -59,14 +60,33 @@ std::string one_line(const Tokenizer& tokenizer, const JsonDocument& line) {
   return json_of(tokenizer.encode(text));
 }
 
-void run_lines(const Tokenizer& tokenizer, std::string_view input) {
+// An object with messages, and perhaps tools and kwargs (the template's variables) -> {"text", "ids"}.
+std::string one_chat(const Tokenizer& tokenizer, const std::string& chat_template, std::string_view line,
+                     const std::string& where) {
+  JsonDocument::parse(line, where);  // its checks
+  const auto object = nlohmann::ordered_json::parse(line, nullptr, false);
+  if (!object.is_object() || !object.contains("messages")) throw Error("{}: expected an object with messages", where);
+  ChatOptions options = begin_and_end_of(tokenizer);
+  options.add_generation_prompt = false;  // kwargs may ask for it
+  if (object.contains("tools")) options.tools = object["tools"];
+  if (object.contains("kwargs")) options.kwargs = object["kwargs"];
+  try {
+    const std::string text = render_chat(chat_template, object["messages"], options);
+    return nlohmann::ordered_json{{"text", text}, {"ids", tokenizer.encode(text)}}.dump();
+  } catch (const Error& e) {
+    throw Error("{}: {}", where, e.what());
+  }
+}
+
+// Calls line_result(line, where) for each line that is not blank and writes what it gives.
+template <class F>
+void run_lines(std::string_view input, F line_result) {
   for (int64_t number = 1; !input.empty(); ++number) {
     const size_t end = std::min(input.find('\n'), input.size());
     const std::string_view line = input.substr(0, end);
     input.remove_prefix(std::min(end + 1, input.size()));
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const JsonDocument document = JsonDocument::parse(line, fmt::format("standard input: line {}", number));
-    write_stdout(one_line(tokenizer, document) + "\n");
+    write_stdout(line_result(line, fmt::format("standard input: line {}", number)) + "\n");
   }
 }
 
@@ -87,9 +107,20 @@ void run_training(const Options& options) {
 void run(const Options& options) {
   if (options.train != 0) return run_training(options);
   if (options.model.empty()) throw UsageError("tokenize: give --model, or --train to make a vocabulary");
+  if (options.chat && options.decode) throw UsageError("tokenize: give either --chat or --decode, not both");
+  if (!options.chat && !options.template_file.empty()) throw UsageError("tokenize: --template needs --chat");
   const Tokenizer tokenizer = Tokenizer::load(options.model);
+  if (options.chat) {
+    const std::string chat_template = load_chat_template(options.template_file, tokenizer);
+    return run_lines(read_stdin(), [&](std::string_view line, const std::string& where) {
+      return one_chat(tokenizer, chat_template, line, where);
+    });
+  }
   const std::string input = read_stdin();
-  if (options.jsonl) return run_lines(tokenizer, input);
+  if (options.jsonl) {
+    return run_lines(input,
+                     [&](std::string_view line, const std::string& where) { return one_line(tokenizer, line, where); });
+  }
   if (options.decode) {
     const JsonDocument document = JsonDocument::parse(input, "standard input");
     return write_stdout(tokenizer.decode(ids_of(document.root(), "standard input")));
@@ -105,6 +136,9 @@ void add_tokenize(CLI::App& app, CommonOptions&) {
   command->add_option("--model", options->model, "Model directory, tokenizer.json or the word bytes");
   command->add_flag("--decode", options->decode, "Read a JSON list of ids, write the text");
   command->add_flag("--jsonl", options->jsonl, "Read an object with text (or ids) a line, write ids (or text) a line");
+  command->add_flag("--chat", options->chat, "Read an object with messages a line, write the prompt's text and ids");
+  command->add_option("--template", options->template_file, "With --chat: Jinja file, or deepseek-v3.2-encoding")
+      ->type_name("FILE");
   command->add_option("--train", options->train, "Make a byte-level BPE vocabulary of this many ids");
   command->add_option("--data", options->data, "With --train: UTF-8 text to learn from");
   command->add_option("--out", options->out, "With --train: the tokenizer.json to write");

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import pty
 import signal
 import subprocess
 import sys
@@ -10,7 +11,9 @@ import unittest
 
 PROGRAM = sys.argv.pop(1)
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "data" / "oracle"
+CHAT = ORACLE.parent / "chat"
 TINY = str(ORACLE / "v3_tiny")
+BEGIN = "<｜begin▁of▁sentence｜>"
 
 
 def tensors(path):
@@ -231,6 +234,161 @@ class Generate(Case):
                 process.send_signal(number)
                 process.communicate(timeout=60)
                 self.assertEqual(process.returncode, 128 + number)
+
+
+class Tokenize(Case):
+    def tokenize(self, *arguments, **options):
+        return fathom("tokenize", "--model", TINY, *arguments, **options)
+
+    def ids(self, text):
+        return json.loads(self.assert_done(self.tokenize(stdin=text)))
+
+    def chat(self, objects, *arguments):
+        lines = "".join(json.dumps(o, ensure_ascii=False) + "\n" for o in objects)
+        return [json.loads(line) for line in self.assert_done(self.tokenize("--chat", *arguments, stdin=lines)).splitlines()]
+
+    def vectors(self, name):
+        return [json.loads(line) for line in (CHAT / name).read_text(encoding="utf-8").splitlines()]
+
+    def test_chat_uses_the_models_template(self):
+        vectors = self.vectors("tiny_vectors.jsonl")
+        self.assertGreater(len(vectors), 5)
+        variables = ("add_generation_prompt", "thinking")
+        answers = self.chat([{"messages": v["messages"], "kwargs": {name: v[name] for name in variables}} for v in vectors])
+        self.assertEqual([a["text"] for a in answers], [v["text"] for v in vectors])
+        for answer in answers[:3]:
+            self.assertEqual(answer["ids"], self.ids(answer["text"]))
+            self.assertEqual(answer["ids"][0], 0)  # the begin token, once
+            self.assertNotIn(0, answer["ids"][1:])
+
+    def test_chat_with_another_template(self):
+        by_template = {}
+        for vector in self.vectors("vectors.jsonl"):
+            by_template.setdefault(vector["template"], []).append(vector)
+        for name in ("deepseek-v3", "deepseek-v3.1", "deepseek-v3.2-encoding"):
+            template = name if name.endswith("encoding") else str(CHAT / (name + ".jinja"))
+            vectors = by_template[name]
+            objects = [{"messages": v["messages"], "kwargs": v["kwargs"]} for v in vectors]
+            answers = self.chat(objects, "--template", template)
+            self.assertEqual([a["text"] for a in answers], [v["text"] for v in vectors], name)
+
+    def test_chat_without_generation_prompt_unless_asked_for(self):
+        messages = [{"role": "user", "content": "Hi"}]
+        plain, asked = self.chat([{"messages": messages}, {"messages": messages, "kwargs": {"add_generation_prompt": True}}])
+        self.assertEqual(plain["text"], BEGIN + "<｜User｜>Hi")
+        self.assertEqual(asked["text"], BEGIN + "<｜User｜>Hi<｜Assistant｜></think>")
+
+    def test_chat_gives_tools_to_the_template(self):
+        template = self.write("t.jinja", "{{ tools[0].name }} {{ messages|length }} {{ eos_token }}")
+        tools = [{"name": "now"}]
+        answer = self.chat([{"messages": [], "tools": tools}], "--template", template)
+        self.assertEqual(answer[0]["text"], "now 0 <｜end▁of▁sentence｜>")
+
+    def test_chat_refuses_what_is_no_conversation(self):
+        for line, word in (
+            ("[]", "messages"),
+            ('{"text": "x"}', "messages"),
+            ('{"messages": 1}', "messages"),
+            ('{"messages": [], "kwargs": []}', "kwargs"),
+            ('{"messages": [], "tools": 1}', "tools"),
+            ('{"messages": [', "line 2"),
+            ('{"messages": [], "messages": []}', "messages"),
+        ):
+            self.assert_refused(self.tokenize("--chat", stdin="\n" + line), 1, "standard input: line 2", word)
+        line = '{"messages": []}'
+        self.assert_refused(fathom("tokenize", "--model", "bytes", "--chat", stdin=line), 1, "no chat template")
+        self.assert_refused(self.tokenize("--chat", "--template", "/nonexistent", stdin=line), 1, "/nonexistent")
+        self.assert_refused(self.tokenize("--chat", "--decode", stdin=line), 2, "--decode")
+        self.assert_refused(self.tokenize("--template", "x", stdin=line), 2, "--chat")
+
+
+class Chat(Case):
+    def chat(self, *arguments, model=TINY, **options):
+        return fathom("chat", "--model", model, "--max-tokens", "12", *arguments, **options)
+
+    def turns(self, stdin, *arguments):
+        return [json.loads(line) for line in self.assert_done(self.chat("--json", *arguments, stdin=stdin)).splitlines()]
+
+    def completion(self, prompt):
+        arguments = ["generate", "--model", TINY, "--prompt", prompt, "--max-tokens", "12", "--json"]
+        return json.loads(self.assert_done(fathom(*arguments)))
+
+    def test_an_answer_is_the_completion_of_the_templates_prompt(self):
+        for arguments, begin, end in (
+            ([], "", "</think>"),
+            (["--system", "Be brief."], "Be brief.", "</think>"),
+            (["--thinking", "on"], "", "<think>"),
+            (["--thinking", "off"], "", "</think>"),
+        ):
+            expected = self.completion(BEGIN + begin + "<｜User｜>Who carries the lantern?<｜Assistant｜>" + end)
+            turn = self.turns("Who carries the lantern?\n", *arguments)[0]
+            self.assertEqual(turn["ids"], expected["ids"], arguments)
+            self.assertEqual(turn["prompt_tokens"], expected["prompt_tokens"])
+
+    def test_later_turns_see_the_earlier_and_reset_forgets_them(self):
+        first, second, third = self.turns("Who?\n\nWhere?\n/reset\nWho?")
+        head = BEGIN + "<｜User｜>Who?<｜Assistant｜></think>"
+        expected = self.completion(head + first["text"] + "<｜end▁of▁sentence｜><｜User｜>Where?<｜Assistant｜></think>")
+        self.assertEqual(second["ids"], expected["ids"])
+        self.assertGreater(second["cached_tokens"], 0)
+        self.assertEqual(third["ids"], first["ids"])
+
+    def test_stdout_holds_the_answers_alone(self):
+        turns = self.turns("Who?\nWhere?\n")
+        result = self.chat(stdin="/help\nWho?\n/nothing\nWhere?\n/exit\nNever\n")
+        text = "".join(t["text"] + ("" if t["text"].endswith("\n") else "\n") for t in turns)
+        self.assertEqual(self.assert_done(result), text)
+        self.assertIn("/reset", result.stderr)
+        self.assertIn("there is no command /nothing", result.stderr)
+        self.assertEqual(self.assert_done(self.chat(stdin="")), "")
+
+    def test_a_model_without_a_template_continues_the_text(self):
+        for file in pathlib.Path(TINY).iterdir():
+            if file.is_file() and file.name != "tokenizer_config.json":
+                (self.folder / file.name).symlink_to(file)
+        config = json.loads((pathlib.Path(TINY) / "tokenizer_config.json").read_text(encoding="utf-8"))
+        del config["chat_template"]
+        self.write("tokenizer_config.json", json.dumps(config))
+        result = self.chat("--json", model=str(self.folder), stdin="The hollow\n")
+        self.assertEqual(json.loads(self.assert_done(result))["ids"], self.completion("The hollow")["ids"])
+        self.assertIn("no chat template", result.stderr)
+        self.assert_refused(self.chat("--thinking", "on", model=str(self.folder), stdin="x"), 2, "--thinking")
+
+    def test_a_full_context_is_told(self):
+        result = self.chat("--ctx", "16", stdin="Who?\n")
+        self.assert_done(result)
+        self.assertIn("the context of 16 tokens is full; /reset", result.stderr)
+        self.assert_refused(self.chat("--ctx", "4", stdin="Who carries the lantern?\n"), 1, "context holds 4", "/reset")
+
+    def test_wrong_options(self):
+        for arguments in (["--thinking", "maybe"], ["--temperature", "-1"], ["--max-tokens", "x"], ["--ctx", "-1"]):
+            self.assert_refused(self.chat(*arguments, stdin="x"), 2, arguments[0])
+        self.assert_refused(self.chat("--template", "/nonexistent", stdin="x"), 1, "/nonexistent")
+        self.assert_refused(fathom("chat", "--model", "/nonexistent"), 1, "/nonexistent")
+
+    def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_program(self):
+        ours, theirs = pty.openpty()
+        arguments = [PROGRAM, "chat", "--model", TINY, "--max-tokens", "1000000", "--stop", "[never]"]
+        with subprocess.Popen(arguments, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            os.write(ours, b"Who?\n")
+            process.stdout.read(1)  # it answers
+            process.send_signal(signal.SIGINT)
+            os.write(ours, b"/help\n/exit\n")
+            _, log = process.communicate(timeout=60)
+            self.assertEqual(process.returncode, 0, log)
+            self.assertIn(b"/reset", log)
+        os.close(ours)
+        os.close(theirs)
+
+    def test_a_signal_ends_it_where_stdin_is_no_terminal(self):
+        with subprocess.Popen([PROGRAM, "chat", "--model", TINY, "--quiet"], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+            process.stdin.write(b"Who?\n")
+            process.stdin.flush()
+            process.stdout.read(1)
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+            self.assertEqual(process.returncode, 128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ fathom=build/release/src/fathom
 say "Train ($steps steps; a checkpoint in $out, progress below)"
 rm -rf "$out"
 "$fathom" train --model-config models/shakespeare.config.json --tokenizer bytes --out "$out" \
-  --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 200 \
-  --steps "$steps" --seq-len 128 --batch-size 8 --lr 3e-3 --min-lr 0 --warmup 60 --schedule wsd --decay-fraction 0.5 \
+  --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 350 \
+  --steps "$steps" --seq-len 128 --batch-size 8 --lr 4e-3 --min-lr 0 --warmup 60 --schedule wsd --decay-fraction 0.5 \
   --beta2 0.98 --weight-decay 0.1 --bias-update-speed 0.02 --sample-every 400 --prompt "ROMEO:" --seed 1
 
 say "Held-out loss (nats a character)"

@@ -186,7 +186,7 @@ Value center(const Value& v, Call call, Budget& budget) {
 
 Value truncate(const Value& v, Call call, Budget& budget) {
   const Parameters given("truncate", call, {"length", "killwords", "end", "leeway"});
-  if (v.is_undefined()) return "";
+  if (v.is_undefined()) return v;
   if (!v.text()) throw Error("truncate needs a text, not {}", type_name(v));
   const std::string end = given[2] ? given.text(2) : "...";
   const Int length = given.integer(0, 255), leeway = given[3] && !given[3]->is_none() ? given.integer(3, 5) : Int(5);

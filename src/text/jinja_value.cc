@@ -397,6 +397,7 @@ bool equal(const Value& a, const Value& b, Budget& budget) {
   const Nested nested(budget);
   if (const Sequence* x = a.sequence()) {
     const Sequence* y = b.sequence();
+    if (x->kind == SequenceKind::kValues) return x == y;
     if (x->kind != y->kind || x->items.size() != y->items.size()) return false;
     for (size_t i = 0; i < x->items.size(); ++i) {
       if (!equal(x->items[i], y->items[i], budget)) return false;
@@ -466,7 +467,7 @@ bool is_hashable(const Value& key) {
   if (sequence->kind == SequenceKind::kTuple) {
     return std::all_of(sequence->items.begin(), sequence->items.end(), is_hashable);
   }
-  return sequence->kind == SequenceKind::kRange;
+  return sequence->kind == SequenceKind::kRange || sequence->kind == SequenceKind::kValues;
 }
 
 std::string int_text(Int value) { return fmt::format("{}", value); }

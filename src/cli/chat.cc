@@ -19,7 +19,7 @@
 #include "checkpoint/hf_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 namespace fathom::cli {
 namespace {

@@ -11,7 +11,7 @@
 #include "cli/command.h"
 #include "text/bpe_trainer.h"
 #include "text/tokenizer.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 namespace fathom::cli {
 namespace {

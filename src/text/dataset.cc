@@ -7,7 +7,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/rng.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 namespace fathom {
 namespace {

@@ -13,7 +13,7 @@
 #include "text/bpe.h"
 #include "text/pretokenizer.h"
 #include "text/tokenizer_json.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 namespace fathom {
 namespace {

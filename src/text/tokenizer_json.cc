@@ -6,7 +6,8 @@
 
 #include "base/error.h"
 #include "base/json.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
+#include "text/byte_alphabet.h"
 
 namespace fathom {
 namespace {

@@ -1,4 +1,4 @@
-// UTF-8 (RFC 3629): where it breaks, how to mend it, and the byte alphabet of byte-level vocabularies.
+// UTF-8 (RFC 3629): where it breaks and how to mend it.
 #pragma once
 
 #include <cstddef>
@@ -28,13 +28,5 @@ void append_utf8(std::string& out, char32_t code_point);
 
 // The code point at the start of valid, non-empty text.
 char32_t utf8_code_point(std::string_view text);
-
-// Byte-level vocabularies spell every byte as a printable character: itself where it is one, else U+0100 and following.
-char32_t byte_to_letter(uint8_t byte);
-int letter_to_byte(char32_t letter);  // -1: no letter of that alphabet
-
-// Text spelled in that alphabet; and back, empty-handed (false) where a character is not of it.
-std::string spell_bytes(std::string_view bytes);
-bool unspell_bytes(std::string_view spelled, std::string& bytes);
 
 }  // namespace fathom

@@ -1,32 +1,8 @@
-#include "text/utf8.h"
+#include "base/utf8.h"
 
 #include <simdjson.h>
 
-#include <array>
-
 namespace fathom {
-namespace {
-
-struct ByteAlphabet {
-  std::array<char32_t, 256> letter;
-  std::array<int16_t, 0x144> byte;  // by letter
-  ByteAlphabet() {
-    byte.fill(-1);
-    char32_t next = 0x100;
-    for (unsigned b = 0; b < 256; ++b) {
-      const bool prints = (b >= 0x21 && b <= 0x7E) || (b >= 0xA1 && b <= 0xAC) || b >= 0xAE;
-      letter[b] = prints ? static_cast<char32_t>(b) : next++;
-      byte[letter[b]] = static_cast<int16_t>(b);
-    }
-  }
-};
-
-const ByteAlphabet& alphabet() {
-  static const ByteAlphabet table;
-  return table;
-}
-
-}  // namespace
 
 Utf8Unit utf8_unit(std::string_view text) {
   if (text.empty()) return {0, false, false};
@@ -101,27 +77,6 @@ char32_t utf8_code_point(std::string_view text) {
   if (lead < 0xE0) return (lead & 0x1F) << 6 | (byte(1) & 0x3F);
   if (lead < 0xF0) return (lead & 0x0F) << 12 | (byte(1) & 0x3F) << 6 | (byte(2) & 0x3F);
   return (lead & 0x07) << 18 | (byte(1) & 0x3F) << 12 | (byte(2) & 0x3F) << 6 | (byte(3) & 0x3F);
-}
-
-char32_t byte_to_letter(uint8_t byte) { return alphabet().letter[byte]; }
-
-int letter_to_byte(char32_t letter) { return letter < alphabet().byte.size() ? alphabet().byte[letter] : -1; }
-
-std::string spell_bytes(std::string_view bytes) {
-  std::string out;
-  for (const char byte : bytes) append_utf8(out, byte_to_letter(static_cast<uint8_t>(byte)));
-  return out;
-}
-
-bool unspell_bytes(std::string_view spelled, std::string& bytes) {
-  bytes.clear();
-  while (!spelled.empty()) {
-    const int byte = letter_to_byte(utf8_code_point(spelled));
-    if (byte < 0) return false;
-    bytes += static_cast<char>(byte);
-    spelled.remove_prefix(utf8_unit(spelled).bytes);
-  }
-  return true;
 }
 
 }  // namespace fathom

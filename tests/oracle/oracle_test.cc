@@ -1,9 +1,7 @@
 // The program against the fixtures of independent implementations (tests/data/oracle): every logit, hidden state,
 // expert choice, greedy token, loss, gradient and optimizer step, within the tolerances that stand beside them.
 #include <gtest/gtest.h>
-#include <stdlib.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdio>
@@ -15,6 +13,7 @@
 #include "checkpoint/safetensors.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
+#include "temporary_directory.h"
 
 namespace fathom {
 namespace {
@@ -30,16 +29,9 @@ struct Fixture {
 
 class Oracle : public testing::TestWithParam<Fixture> {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "fathom-oracle-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    scratch_ = pattern;
-  }
-  void TearDown() override { fs::remove_all(scratch_); }
-
   fs::path folder() const { return kData / GetParam().name; }
   fs::path model() const { return folder() / GetParam().model; }
-  fs::path scratch_;
+  const test::TemporaryDirectory scratch_;
 };
 
 struct Output {
@@ -139,8 +131,9 @@ TEST_P(Oracle, ScoreMatches) {
   const bool has_mtp = facts.root()["mtp"]["lambda"].get(lambda) == simdjson::SUCCESS;
   const bool has_grads = fs::exists(folder() / "grads.safetensors");
 
-  const auto tokens = write_tokens(scratch_ / "tokens.json", prompts(expected));
-  const auto out = (scratch_ / "out.safetensors").string(), grads = (scratch_ / "grads.safetensors").string();
+  const auto tokens = write_tokens(scratch_.path() / "tokens.json", prompts(expected));
+  const auto out = (scratch_.path() / "out.safetensors").string(),
+             grads = (scratch_.path() / "grads.safetensors").string();
   std::string command =
       fmt::format("score --json --threads 2 --model {} --tokens {} --out {} --all", model().string(), tokens, out);
   if (has_mtp) command += fmt::format(" --mtp --mtp-weight {}", lambda);
@@ -210,10 +203,9 @@ TEST(OracleOf, Fp8Activations) {
   const fs::path folder = kData / "v3_fp8";
   const SafetensorsFile expected(folder / "expected.safetensors");
   const JsonDocument facts = JsonDocument::read(folder / "expected.json", 1 << 20);
-  const fs::path scratch = fs::temp_directory_path() / fmt::format("fathom-fp8-{}", getpid());
-  fs::create_directories(scratch);
-  const auto tokens = write_tokens(scratch / "tokens.json", prompts(expected));
-  const auto out = (scratch / "out.safetensors").string();
+  const test::TemporaryDirectory scratch;
+  const auto tokens = write_tokens(scratch.path() / "tokens.json", prompts(expected));
+  const auto out = (scratch.path() / "out.safetensors").string();
   const Output score = program(
       fmt::format("score --json --fp8-activations --model {} --tokens {} --out {}", folder.string(), tokens, out));
   EXPECT_EQ(score.exit_code, 0);
@@ -228,7 +220,6 @@ TEST(OracleOf, Fp8Activations) {
     EXPECT_LE(max_difference({got.begin(), got.begin() + first_row}, {want.begin(), want.begin() + first_row}),
               double(facts.root()["tolerance"]["logits_fp8_act"]));
   }
-  fs::remove_all(scratch);
 }
 
 TEST(OracleOf, ThreeAdamwSteps) {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "temporary_directory.h"
 #include "text/tokenizer.h"
 
 namespace fathom::test {
@@ -23,27 +24,6 @@ inline std::string slurp(const std::filesystem::path& path) {
   if (!in) throw std::runtime_error("cannot open " + path.string());
   return {std::istreambuf_iterator<char>(in), {}};
 }
-
-// A directory that is removed at the end of the scope.
-class TemporaryDirectory {
- public:
-  TemporaryDirectory() {
-    std::string name = (std::filesystem::temp_directory_path() / "fathom-text-XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("cannot make " + name);
-    path_ = name;
-  }
-  ~TemporaryDirectory() { std::filesystem::remove_all(path_); }
-  TemporaryDirectory(const TemporaryDirectory&) = delete;
-  TemporaryDirectory& operator=(const TemporaryDirectory&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-  std::filesystem::path write(const std::string& name, const std::string& content) const {
-    std::ofstream(path_ / name, std::ios::binary) << content;
-    return path_ / name;
-  }
-
- private:
-  std::filesystem::path path_;
-};
 
 inline std::vector<std::string> lines_of(const std::filesystem::path& path) {
   std::istringstream in(slurp(path));

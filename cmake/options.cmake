@@ -37,6 +37,8 @@ endfunction()
 # fathom_kernels(ops): compiles ops/cpu/*.cc once per instruction set into fathom_ops (see src/ops/cpu/isa.h).
 function(fathom_kernels room)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${room}/cpu/*.cc)
+  # Norms round products before they are added, as the reference does.
+  set_source_files_properties(${CMAKE_CURRENT_SOURCE_DIR}/${room}/cpu/norm.cc PROPERTIES COMPILE_OPTIONS -ffp-contract=off)
   set(isas baseline)
   if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
     set(isas baseline avx2 avx512)

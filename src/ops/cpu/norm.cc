@@ -4,25 +4,36 @@
 namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
 namespace {
 
+// The squares' sum in the order in which PyTorch sums a row with vectors of this width, products rounded before they are
+// added (this file is compiled without contraction). Norms then have the reference's bits, and where an input of an FP8
+// product lies on the midpoint between two codes it is rounded to the same one.
 float sum_of_squares(const float* x, int64_t n) {
-  Vec s0 = {}, s1 = {}, s2 = {}, s3 = {};
-  int64_t i = 0;
-  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
-    const Vec a = load(x + i), b = load(x + i + kWidth), c = load(x + i + 2 * kWidth), d = load(x + i + 3 * kWidth);
-    s0 += a * a;
-    s1 += b * b;
-    s2 += c * c;
-    s3 += d * d;
+  constexpr int kSide = 4, kLevels = 4, kLevelBits = 4;
+  Vec level[kLevels][kSide] = {};
+  const int64_t groups = n / (kSide * kWidth);
+  for (int64_t g = 1; g <= groups; ++g) {
+    for (int k = 0; k < kSide; ++k, x += kWidth) level[0][k] += load(x) * load(x);
+    // 16 sums become one of the level above, so that rounding errors do not grow with the row.
+    for (int l = 1; l < kLevels && g % (int64_t{1} << (kLevelBits * l)) == 0; ++l) {
+      for (int k = 0; k < kSide; ++k) {
+        level[l][k] += level[l - 1][k];
+        level[l - 1][k] = Vec{};
+      }
+    }
   }
-  for (; i + kWidth <= n; i += kWidth) {
-    const Vec a = load(x + i);
-    s0 += a * a;
+  Vec* total = level[0];
+  for (int l = 1; l < kLevels; ++l) {
+    for (int k = 0; k < kSide; ++k) total[k] += level[l][k];
   }
-  if (i < n) {
-    const Vec a = load_part(x + i, n - i);
-    s1 += a * a;
-  }
-  return sum((s0 + s1) + (s2 + s3));
+  n -= groups * kSide * kWidth;
+  for (; n >= kWidth; n -= kWidth, x += kWidth) total[0] += load(x) * load(x);
+  for (int k = 1; k < kSide; ++k) total[0] += total[k];
+  float sum = 0;
+  for (int64_t i = 0; i < n; ++i) sum += x[i] * x[i];
+  float lanes[kWidth];
+  store(lanes, total[0]);
+  for (const float lane : lanes) sum += lane;
+  return sum;
 }
 
 float rms_norm(float* y, const float* x, const float* w, int64_t n, float eps) {

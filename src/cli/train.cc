@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/terminal.h"
 #include "cli/command.h"
+#include "infer/generation.h"
 
 namespace fathom::cli {
 namespace {
@@ -15,7 +16,27 @@ struct Options {
   TrainOptions train;
   std::string schedule = "cosine", balance = "auto", precision = "f32", save_format = "f32";
   double min_lr = -1;
+  int64_t sample_tokens = 200;
+  double sample_temperature = 0.8;
 };
+
+// Prompt and continuation as text, with a seed of its own for every step.
+auto make_sampler(const Options& options, const CommonOptions& common) {
+  GenerationOptions generation;
+  generation.max_tokens = options.sample_tokens;
+  generation.sampler.temperature = options.sample_temperature;
+  check_sampler(generation.sampler);
+  return [generation, seed = common.seed](Context& ctx, const Model& model, const Tokenizer& tokenizer,
+                                          std::span<const int32_t> prompt, int64_t step) mutable {
+    generation.eos_ids = model.config.eos_token_ids;
+    generation.seed = seed + static_cast<uint64_t>(step);
+    const int64_t context =
+        std::min(model.config.max_position_embeddings, static_cast<int64_t>(prompt.size()) + generation.max_tokens);
+    Sequence sequence{{}, make_latent_cache(model.config, context)};
+    return tokenizer.decode(prompt, /*skip_special=*/true) +
+           generate(ctx, model, &tokenizer, sequence, prompt, generation).text;
+  };
+}
 
 void run(Options options, const CommonOptions& common) {
   if (options.precision == "bf16" || options.precision == "fp8") {
@@ -31,6 +52,7 @@ void run(Options options, const CommonOptions& common) {
   train_options.lr.min = options.min_lr < 0 ? train_options.lr.peak / 10 : options.min_lr;
   train_options.balance = balance_named(options.balance);
   train_options.seed = common.seed;
+  train_options.sample = make_sampler(options, common);
   ThreadPool pool(thread_count(common));
   const TrainResult result = train(train_options, pool, [] { return interrupted_by != 0; });
   if (result.stopped) throw Interrupted{};
@@ -100,8 +122,9 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--log", o.log, "One JSON object a step (default: train.jsonl under --out)")->type_name("FILE.jsonl");
   c->add_option("--sample-every", o.sample_every, "Write text every N steps");
   c->add_option("--prompt", o.prompt, "What samples begin with (default: a line end)");
-  c->add_option("--sample-tokens", o.sample_tokens, "Tokens of a sample")->capture_default_str();
-  c->add_option("--temperature", o.sample_temperature, "Of samples; 0 takes the likeliest")->capture_default_str();
+  c->add_option("--sample-tokens", options->sample_tokens, "Tokens of a sample")->capture_default_str();
+  c->add_option("--temperature", options->sample_temperature, "Of samples; 0 takes the likeliest")
+      ->capture_default_str();
   c->callback([options, &common] { run(*options, common); });
 }
 

@@ -75,13 +75,6 @@ void collect_group(Context& ctx, const Model& model, const Batch& batch, const S
   out.add("mtp_logits", head_logits(ctx, model, mtp_hidden));
 }
 
-void add_loss(LossResult& total, const LossResult& part) {
-  total.loss_sum += part.loss_sum;
-  total.main_targets += part.main_targets;
-  total.mtp_loss_sum += part.mtp_loss_sum;
-  total.mtp_targets += part.mtp_targets;
-}
-
 }  // namespace
 
 ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
@@ -120,9 +113,9 @@ ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<
     const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
     const Targets targets = make_targets(ctx, batch);
     if (options.tensors) collect_group(ctx, model, batch, options, out);
-    add_loss(result.loss, options.gradients != nullptr
-                              ? loss_and_gradients(ctx, model, *options.gradients, batch, targets, loss_options)
-                              : loss(ctx, model, batch, targets, loss_options));
+    result.loss += options.gradients != nullptr
+                       ? loss_and_gradients(ctx, model, *options.gradients, batch, targets, loss_options)
+                       : loss(ctx, model, batch, targets, loss_options);
     begin = end;
   }
   return result;

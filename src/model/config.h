@@ -45,6 +45,7 @@ struct ModelConfig {
   bool is_moe(int64_t layer) const { return router.n_routed_experts > 0 && layer >= first_k_dense_replace; }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t cache_row() const { return kv_lora_rank + qk_rope_head_dim; }  // values cached for a token and layer
+  bool operator==(const ModelConfig&) const = default;
   MlaDims mla() const { return {num_attention_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank}; }
 };
 

@@ -22,6 +22,20 @@ double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
 
 }  // namespace
 
+LossResult& LossResult::operator+=(const LossResult& part) {
+  loss_sum += part.loss_sum;
+  main_targets += part.main_targets;
+  mtp_loss_sum += part.mtp_loss_sum;
+  mtp_targets += part.mtp_targets;
+  balance_loss += part.balance_loss;
+  expert_load.resize(std::max(expert_load.size(), part.expert_load.size()));  // the MTP layer's row may be in one only
+  for (size_t l = 0; l < part.expert_load.size(); ++l) {
+    expert_load[l].resize(part.expert_load[l].size());
+    for (size_t e = 0; e < expert_load[l].size(); ++e) expert_load[l][e] += part.expert_load[l][e];
+  }
+  return *this;
+}
+
 Targets make_targets(Context& ctx, const Batch& batch) {
   Targets targets{new_i32(ctx, {batch.n_tokens()}), 0, 0};
   const int32_t* ids = batch.ids.i32();

@@ -22,6 +22,7 @@ struct LossResult {
   double balance_loss = 0;  // summed over sequences and layers, alpha included
   ExpertLoad expert_load;   // the MTP layer's row last
 
+  LossResult& operator+=(const LossResult& part);  // of other targets of the same step
   double loss() const { return main_targets > 0 ? loss_sum / static_cast<double>(main_targets) : 0; }
   double mtp_loss() const { return mtp_targets > 0 ? mtp_loss_sum / static_cast<double>(mtp_targets) : 0; }
 };

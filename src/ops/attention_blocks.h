@@ -7,6 +7,7 @@
 #include <limits>
 #include <vector>
 
+#include "base/arithmetic.h"
 #include "ops/attention.h"
 #include "ops/cpu/attention_kernels.h"
 #include "ops/cpu/isa.h"
@@ -24,7 +25,7 @@ inline const cpu::AttentionKernels& kernels() {
 }
 
 // Columns of a block of scores, a multiple of every vector's width.
-inline int64_t padded(int64_t n) { return (n + 15) / 16 * 16; }
+inline int64_t padded(int64_t n) { return round_up(n, 16); }
 // Floats between the rows of a block that has n columns: an odd number of cache lines, so that the rows spread over all
 // sets of a cache.
 inline int64_t block_stride(int64_t n) { return padded(n) | 16; }

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "base/arithmetic.h"
 #include "ops/cpu/gemm_kernels.h"
 #include "ops/cpu/isa.h"
 
@@ -23,9 +24,6 @@ const cpu::GemmKernels& kernels() {
       cpu::choose(cpu::baseline::gemm_kernels, cpu::avx2::gemm_kernels, cpu::avx512::gemm_kernels);
   return chosen;
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
 
 // The length of the blocks that k is cut into. It decides the order of the sums and so depends on k alone.
 int64_t depth_of(int64_t k) {

@@ -13,6 +13,7 @@ struct YarnScaling {
   int64_t original_max_position_embeddings = 0;
   double beta_fast = 32, beta_slow = 1;
   double mscale = 0, mscale_all_dim = 0;  // 0: the key is missing
+  bool operator==(const YarnScaling&) const = default;
 };
 
 struct Rope {

@@ -18,6 +18,7 @@ struct RouterConfig {
   TopkMethod method = TopkMethod::noaux_tc;
   bool norm_topk_prob = true;  // weights / (their sum + 1e-20)
   float routed_scaling_factor = 1;
+  bool operator==(const RouterConfig&) const = default;
 };
 
 // logits: [tokens, experts] f32; bias: [experts] f32 (noaux_tc; absent means zeros).

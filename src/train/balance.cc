@@ -41,15 +41,4 @@ double max_violation(const ExpertLoad& load) {
   return worst;
 }
 
-void add_load(ExpertLoad& total, const ExpertLoad& part) {
-  if (total.empty()) {
-    total = part;
-    return;
-  }
-  FATHOM_CHECK(total.size() == part.size());
-  for (size_t l = 0; l < total.size(); ++l) {
-    for (size_t e = 0; e < total[l].size(); ++e) total[l][e] += part[l][e];
-  }
-}
-
 }  // namespace fathom

@@ -12,7 +12,4 @@ void update_biases(ModelWeights& weights, const ExpertLoad& load, double speed);
 // max over layers of max_e load_e / mean - 1. 0 without MoE layers.
 double max_violation(const ExpertLoad& load);
 
-// total += part, layer by layer; an empty total takes the part's shape.
-void add_load(ExpertLoad& total, const ExpertLoad& part);
-
 }  // namespace fathom

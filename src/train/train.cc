@@ -15,7 +15,6 @@
 #include "train/balance.h"
 #include "train/metrics.h"
 #include "train/report.h"
-#include "train/sample_text.h"
 #include "train/saved_state.h"
 
 namespace fathom {
@@ -24,7 +23,6 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
-constexpr uint64_t kSampleStream = 0x73616d70;
 
 // A stretch of the flat parameters that decays or does not: matrices do, norms do not.
 struct DecayRun {
@@ -178,6 +176,17 @@ void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer
   }
 }
 
+// A sample as a block of lines fit for a terminal.
+std::string indented(std::string_view text) {
+  std::string block;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    block += (block.empty() ? "  | " : "\n  | ") + printable(text.substr(0, end));
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return block;
+}
+
 // Everything that a step works on.
 struct Run {
   const TrainOptions& options;
@@ -187,6 +196,7 @@ struct Run {
   const std::vector<int32_t>& val_ids;
   const std::vector<Window>& val_windows;
   const WindowSampler& sampler;
+  const std::vector<int32_t>& prompt;
   TrainedState state;
   Model model;  // views of state.parameters
   Parameters gradients;
@@ -231,13 +241,7 @@ LossResult batch_gradients(Run& run, int64_t step) {
       windows.emplace_back(begin, begin + o.seq_len + 1);
     }
     const auto [batch, targets] = make_example(run.ctx, std::move(windows));
-    const LossResult part = loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, loss);
-    total.loss_sum += part.loss_sum;
-    total.main_targets += part.main_targets;
-    total.mtp_loss_sum += part.mtp_loss_sum;
-    total.mtp_targets += part.mtp_targets;
-    total.balance_loss += part.balance_loss;
-    add_load(total.expert_load, part.expert_load);
+    total += loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, loss);
   }
   return total;
 }
@@ -270,8 +274,7 @@ double validation_loss(Run& run, bool all) {
   const int64_t limit = run.options.val_sequences;
   const int64_t used = all || limit == 0 ? n : std::min(n, limit);
   const int64_t micro = run.options.micro_batch > 0 ? run.options.micro_batch : run.options.batch_size;
-  double sum = 0;
-  int64_t targets_seen = 0;
+  LossResult total;
   for (int64_t first = 0; first < used; first += micro) {
     const ArenaScope scope(run.ctx.arena);
     std::vector<std::vector<int32_t>> windows;
@@ -281,20 +284,9 @@ double validation_loss(Run& run, bool all) {
       windows.emplace_back(begin, begin + window.n_ids);
     }
     const auto [batch, targets] = make_example(run.ctx, std::move(windows));
-    const LossResult part = loss(run.ctx, run.model, batch, targets, {});
-    sum += part.loss_sum;
-    targets_seen += part.main_targets;
+    total += loss(run.ctx, run.model, batch, targets, {});
   }
-  return sum / static_cast<double>(targets_seen);
-}
-
-std::string draw_sample(Run& run, int64_t step) {
-  const TrainOptions& o = run.options;
-  Rng rng(o.seed + static_cast<uint64_t>(step), kSampleStream);
-  std::vector<int32_t> ids = run.tokenizer.encode(o.prompt);
-  const std::vector<int32_t> more = sample_ids(run.ctx, run.model, ids, o.sample_tokens, o.sample_temperature, rng);
-  ids.insert(ids.end(), more.begin(), more.end());
-  return run.tokenizer.decode(ids, /*skip_special=*/true);
+  return total.loss();
 }
 
 StepMetrics train_step(Run& run, int64_t step) {
@@ -318,7 +310,9 @@ StepMetrics train_step(Run& run, int64_t step) {
   if (!run.val_windows.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
     m.val_loss = validation_loss(run, last);
   }
-  if (o.sample_every > 0 && (last || step % o.sample_every == 0)) m.sample = draw_sample(run, step);
+  if (o.sample_every > 0 && (last || step % o.sample_every == 0)) {
+    m.sample = o.sample(run.ctx, run.model, run.tokenizer, run.prompt, step);
+  }
   return m;
 }
 
@@ -349,8 +343,14 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   TrainedState state = initial_state(options, pool);
   const std::vector<int32_t> ids = read_dataset(tokenizer, options.data);
   check_fit(options, state.config, tokenizer, ids);
-  if (options.sample_every > 0 && tokenizer.encode(options.prompt).empty()) {
-    throw UsageError("train: --prompt is empty; samples need something to go on from");
+  const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
+  if (options.sample_every > 0) {
+    FATHOM_CHECK(options.sample);
+    if (prompt.empty()) throw UsageError("train: --prompt is empty; samples need something to go on from");
+    if (static_cast<int64_t>(prompt.size()) >= state.config.max_position_embeddings) {
+      throw UsageError("train: --prompt has {} tokens, must be below the model's max_position_embeddings {}",
+                       prompt.size(), state.config.max_position_embeddings);
+    }
   }
   const WindowSampler sampler(static_cast<int64_t>(ids.size()), options.seq_len, options.batch_size, options.seed);
   std::vector<int32_t> val_ids;
@@ -384,8 +384,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   MetricsLog metrics_log(log_path, state.step);
 
   Arena arena;
-  Run run{options, {pool, arena}, tokenizer, ids, val_ids, val_windows, sampler, std::move(state), {}, {}, {},
-          {},      balance};
+  Run run{options, {pool, arena},    tokenizer, ids, val_ids, val_windows, sampler,
+          prompt,  std::move(state), {},        {},  {},      {},          balance};
   run.model = make_model(run.state.config, run.state.parameters.weights);
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
   run.decay = decay_runs(run.state.parameters, run.state.config);
@@ -408,7 +408,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     if (m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
     }
-    if (m.sample) log("step {}: {}", step, printable(*m.sample, 1000));
+    if (m.sample) log("step {}, sample:\n{}", step, indented(*m.sample));
     progress.update(step, fmt::format("loss {:.4f}{} {:.0f} tok/s", m.loss,
                                       val_loss ? fmt::format(" val {:.4f}", *val_loss) : "", m.tokens_per_s));
     result.stopped = stop_requested && stop_requested() && step < options.steps;

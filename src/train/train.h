@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "base/thread_pool.h"
-#include "number/tensor.h"
+#include "model/forward.h"
+#include "text/tokenizer.h"
 #include "train/schedule.h"
 
 namespace fathom {
@@ -45,9 +45,11 @@ struct TrainOptions {
   int64_t val_sequences = 64;        // at most, in the middle of the run; the last validation reads all
   int64_t save_every = 0, keep = 0;  // 0: only at the end; 0: keep all
   std::filesystem::path log;         // empty: OUT/train.jsonl
-  int64_t sample_every = 0, sample_tokens = 200;
-  std::string prompt = "\n";
-  double sample_temperature = 0.8;
+  int64_t sample_every = 0;
+  std::string prompt = "\n";  // of samples
+  // Text that continues the prompt, for log and report: how is the business of who generates.
+  std::function<std::string(Context&, const Model&, const Tokenizer&, std::span<const int32_t> prompt, int64_t step)>
+      sample;
 };
 
 struct TrainResult {

@@ -3,31 +3,15 @@
 #include <gmock/gmock.h>
 
 #include "base/error.h"
+#include "model/tiny_models.h"
 
 namespace fathom {
 namespace {
 
 ModelConfig tiny_config() {
-  ModelConfig config;
-  config.vocab_size = 300;
-  config.hidden_size = 32;
-  config.num_hidden_layers = 2;
-  config.num_attention_heads = 2;
-  config.q_lora_rank = 24;
-  config.kv_lora_rank = 16;
-  config.qk_nope_head_dim = 8;
-  config.qk_rope_head_dim = 8;
-  config.v_head_dim = 12;
-  config.intermediate_size = 48;
-  config.moe_intermediate_size = 16;
-  config.n_shared_experts = 1;
-  config.first_k_dense_replace = 1;
+  ModelConfig config = tiny_v3();
+  config.vocab_size = 300;  // room for bytes
   config.max_position_embeddings = 96;
-  config.router.n_routed_experts = 8;
-  config.router.num_experts_per_tok = 2;
-  config.router.n_group = 2;
-  config.router.topk_group = 1;
-  config.initializer_range = 0.3;  // large, so that tokens differ clearly
   return config;
 }
 

@@ -99,13 +99,16 @@ TEST_F(Train, LearnsAndWritesAModelWithItsReport) {
   TrainOptions o = options("out");
   o.steps = 40;
   o.sample_every = 20;
-  o.sample_tokens = 5;
+  o.sample = [](Context&, const Model&, const Tokenizer& tokenizer, std::span<const int32_t> prompt, int64_t step) {
+    return tokenizer.decode(prompt) + fmt::to_string(step);
+  };
   const TrainResult result = run(o);
   ASSERT_TRUE(result.val_loss);
   EXPECT_LT(*result.val_loss, 4.5);  // log(258) is 5.55
   const auto steps = read_metrics(o.out / "train.jsonl");
   ASSERT_EQ(steps.size(), 40u);
-  EXPECT_TRUE(steps[39].mtp_loss && steps[39].val_loss && steps[39].sample);
+  EXPECT_TRUE(steps[39].mtp_loss && steps[39].val_loss);
+  EXPECT_EQ(steps[39].sample, "\n40");
   EXPECT_GT(steps[0].grad_norm, 0);
   const std::string report = read_file(o.out / "report.html", size_t{1} << 26);
   EXPECT_NE(report.find("</html>"), std::string::npos);

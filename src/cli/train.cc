@@ -92,6 +92,9 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--seq-len", o.seq_len, "Tokens a sequence")->capture_default_str();
   c->add_option("--batch-size", o.batch_size, "Sequences a step")->capture_default_str();
   c->add_option("--micro-batch", o.micro_batch, "Sequences a forward pass; gradients add up (default: the batch)");
+  c->add_option("--extend-seq-len", o.extend_seq_len,
+                "Tokens a sequence after step --extend-at, with as many tokens a step as before");
+  c->add_option("--extend-at", o.extend_at, "Last step of --seq-len");
   c->add_option("--lr", o.lr.peak, "Peak learning rate")->capture_default_str();
   c->add_option("--min-lr", options->min_lr, "Learning rate at the end (default: a tenth of --lr)");
   c->add_option("--warmup", o.lr.warmup, "Steps of linear growth of the learning rate");

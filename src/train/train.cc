@@ -64,8 +64,9 @@ void check_options(const TrainOptions& o) {
   if (o.tokenizer.empty() && o.init.empty()) {
     throw UsageError("train: give --tokenizer FILE, DIR or bytes");
   }
+  constexpr int64_t kMost = int64_t{1} << 31;
   const auto positive = [](const char* name, int64_t value) {
-    need(value > 0, name, fmt::to_string(value), "1 or more");
+    need(value > 0 && value <= kMost, name, fmt::to_string(value), "between 1 and 2^31");
   };
   const auto not_negative = [](const char* name, int64_t value) {
     need(value >= 0, name, fmt::to_string(value), "0 or more");
@@ -76,6 +77,19 @@ void check_options(const TrainOptions& o) {
   not_negative("--micro-batch", o.micro_batch);
   if (o.micro_batch > 0 && o.batch_size % o.micro_batch != 0) {
     throw UsageError("train: --micro-batch {} does not divide --batch-size {}", o.micro_batch, o.batch_size);
+  }
+  not_negative("--extend-seq-len", o.extend_seq_len);
+  if (o.extend_seq_len > 0) {
+    if (o.extend_at < 1 || o.extend_at >= o.steps) {
+      throw UsageError("train: --extend-at is {}, must be between 1 and --steps - 1: the last step of --seq-len",
+                       o.extend_at);
+    }
+    if (o.batch_size * o.seq_len % o.extend_seq_len != 0 || o.micro_batch * o.seq_len % o.extend_seq_len != 0) {
+      throw UsageError("train: --extend-seq-len {} does not divide the tokens of a step or micro-batch ({} x {})",
+                       o.extend_seq_len, o.micro_batch > 0 ? o.micro_batch : o.batch_size, o.seq_len);
+    }
+  } else if (o.extend_at != 0) {
+    throw UsageError("train: --extend-at needs --extend-seq-len N: how long sequences are from there on");
   }
   not_negative("--warmup", o.lr.warmup);
   not_negative("--val-every", o.val_every);
@@ -114,6 +128,8 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
       {"seed", fmt::to_string(o.seed)},
       {"seq-len", fmt::to_string(o.seq_len)},
       {"batch-size", fmt::to_string(o.batch_size)},
+      {"extend-seq-len", fmt::to_string(o.extend_seq_len)},
+      {"extend-at", fmt::to_string(o.extend_at)},
       {"micro-batch", fmt::to_string(o.micro_batch)},
       {"lr", fmt::to_string(o.lr.peak)},
       {"min-lr", fmt::to_string(o.lr.min)},
@@ -166,13 +182,16 @@ void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer
     throw Error("vocabulary mismatch: the tokenizer has {} ids and the model a vocab_size of {}; raise vocab_size",
                 tokenizer.vocab_size(), config.vocab_size);
   }
-  if (o.seq_len > config.max_position_embeddings) {
-    throw Error("--seq-len {} is above the model's max_position_embeddings {}", o.seq_len,
-                config.max_position_embeddings);
-  }
-  if (static_cast<int64_t>(ids.size()) <= o.seq_len) {
-    throw Error("{}: the data has {} ids, a sequence of --seq-len {} needs {}", printable(o.data[0].native()),
-                ids.size(), o.seq_len, o.seq_len + 1);
+  for (const auto& [name, seq_len] :
+       {std::pair("--seq-len", o.seq_len), std::pair("--extend-seq-len", o.extend_seq_len)}) {
+    if (seq_len > config.max_position_embeddings) {
+      throw Error("{} {} is above the model's max_position_embeddings {}", name, seq_len,
+                  config.max_position_embeddings);
+    }
+    if (static_cast<int64_t>(ids.size()) <= seq_len) {
+      throw Error("{}: the data has {} ids, a sequence of {} {} needs {}", printable(o.data[0].native()), ids.size(),
+                  name, seq_len, seq_len + 1);
+    }
   }
 }
 
@@ -187,6 +206,25 @@ std::string indented(std::string_view text) {
   return block;
 }
 
+// A stretch of the run whose sequences have one length.
+struct Phase {
+  int64_t seq_len, batch_size, micro_batch;
+  WindowSampler sampler;
+  std::vector<Window> val_windows;
+};
+
+Phase make_phase(const TrainOptions& o, int64_t seq_len, const std::vector<int32_t>& ids,
+                 const std::vector<int32_t>& val_ids) {
+  const int64_t batch_size = o.batch_size * o.seq_len / seq_len;
+  Phase phase{seq_len,
+              batch_size,
+              o.micro_batch > 0 ? o.micro_batch * o.seq_len / seq_len : batch_size,
+              WindowSampler(static_cast<int64_t>(ids.size()), seq_len, batch_size, o.seed),
+              {}};
+  if (!o.val_data.empty()) phase.val_windows = sequential_windows(static_cast<int64_t>(val_ids.size()), seq_len);
+  return phase;
+}
+
 // Everything that a step works on.
 struct Run {
   const TrainOptions& options;
@@ -194,8 +232,7 @@ struct Run {
   const Tokenizer& tokenizer;
   const std::vector<int32_t>& ids;
   const std::vector<int32_t>& val_ids;
-  const std::vector<Window>& val_windows;
-  const WindowSampler& sampler;
+  const std::vector<Phase>& phases;  // one, or a second after step extend_at
   const std::vector<int32_t>& prompt;
   TrainedState state;
   Model model;  // views of state.parameters
@@ -203,6 +240,10 @@ struct Run {
   std::vector<DecayRun> decay;
   LossOptions loss;
   Balance balance;
+
+  const Phase& phase(int64_t step) const {
+    return phases.size() > 1 && step > options.extend_at ? phases[1] : phases[0];
+  }
 };
 
 // Windows of n + 1 ids -> n inputs each and, as targets, the ids behind them.
@@ -225,20 +266,20 @@ Example make_example(Context& ctx, std::vector<std::vector<int32_t>> windows) {
 
 // Loss and gradient of the step's batch, micro-batch by micro-batch.
 LossResult batch_gradients(Run& run, int64_t step) {
-  const TrainOptions& o = run.options;
-  const int64_t micro = o.micro_batch > 0 ? o.micro_batch : o.batch_size;
+  const Phase& phase = run.phase(step);
+  const int64_t seq_len = phase.seq_len;
   LossOptions loss = run.loss;
-  loss.main_scale = 1.0 / static_cast<double>(o.batch_size * o.seq_len);
-  loss.mtp_scale = o.seq_len > 2 ? 1.0 / static_cast<double>(o.batch_size * (o.seq_len - 2)) : 0;
-  loss.balance_scale = 1.0 / static_cast<double>(o.batch_size);
+  loss.main_scale = 1.0 / static_cast<double>(phase.batch_size * seq_len);
+  loss.mtp_scale = seq_len > 2 ? 1.0 / static_cast<double>(phase.batch_size * (seq_len - 2)) : 0;
+  loss.balance_scale = 1.0 / static_cast<double>(phase.batch_size);
   std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
   LossResult total;
-  for (int64_t first = 0; first < o.batch_size; first += micro) {
+  for (int64_t first = 0; first < phase.batch_size; first += phase.micro_batch) {
     const ArenaScope scope(run.ctx.arena);
     std::vector<std::vector<int32_t>> windows;
-    for (int64_t s = first; s < first + micro; ++s) {
-      const auto begin = run.ids.begin() + run.sampler.start(step, s);
-      windows.emplace_back(begin, begin + o.seq_len + 1);
+    for (int64_t s = first; s < first + phase.micro_batch; ++s) {
+      const auto begin = run.ids.begin() + phase.sampler.start(step, s);
+      windows.emplace_back(begin, begin + seq_len + 1);
     }
     const auto [batch, targets] = make_example(run.ctx, std::move(windows));
     total += loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, loss);
@@ -268,18 +309,19 @@ double update(Run& run, int64_t step, const LossResult& loss, double lr) {
   return norm;
 }
 
-// Mean main loss over the validation windows, all or `val_sequences` of them spread evenly.
-double validation_loss(Run& run, bool all) {
-  const auto n = static_cast<int64_t>(run.val_windows.size());
+// Mean main loss over the validation windows of the step's length: all after the last step, before it `val_sequences`
+// of them spread evenly.
+double validation_loss(Run& run, int64_t step) {
+  const Phase& phase = run.phase(step);
+  const auto n = static_cast<int64_t>(phase.val_windows.size());
   const int64_t limit = run.options.val_sequences;
-  const int64_t used = all || limit == 0 ? n : std::min(n, limit);
-  const int64_t micro = run.options.micro_batch > 0 ? run.options.micro_batch : run.options.batch_size;
+  const int64_t used = step == run.options.steps || limit == 0 ? n : std::min(n, limit);
   LossResult total;
-  for (int64_t first = 0; first < used; first += micro) {
+  for (int64_t first = 0; first < used; first += phase.micro_batch) {
     const ArenaScope scope(run.ctx.arena);
     std::vector<std::vector<int32_t>> windows;
-    for (int64_t i = first; i < std::min(first + micro, used); ++i) {
-      const Window& window = run.val_windows[static_cast<size_t>(i * n / used)];
+    for (int64_t i = first; i < std::min(first + phase.micro_batch, used); ++i) {
+      const Window& window = phase.val_windows[static_cast<size_t>(i * n / used)];
       const auto begin = run.val_ids.begin() + window.start;
       windows.emplace_back(begin, begin + window.n_ids);
     }
@@ -307,8 +349,8 @@ StepMetrics train_step(Run& run, int64_t step) {
 
   const bool last = step == o.steps;
   if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) m.expert_load = loss.expert_load;
-  if (!run.val_windows.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
-    m.val_loss = validation_loss(run, last);
+  if (!run.val_ids.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
+    m.val_loss = validation_loss(run, step);
   }
   if (o.sample_every > 0 && (last || step % o.sample_every == 0)) {
     m.sample = o.sample(run.ctx, run.model, run.tokenizer, run.prompt, step);
@@ -352,13 +394,10 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
                        prompt.size(), state.config.max_position_embeddings);
     }
   }
-  const WindowSampler sampler(static_cast<int64_t>(ids.size()), options.seq_len, options.batch_size, options.seed);
   std::vector<int32_t> val_ids;
-  std::vector<Window> val_windows;
-  if (!options.val_data.empty()) {
-    val_ids = read_dataset(tokenizer, options.val_data);
-    val_windows = sequential_windows(static_cast<int64_t>(val_ids.size()), options.seq_len);
-  }
+  if (!options.val_data.empty()) val_ids = read_dataset(tokenizer, options.val_data);
+  std::vector<Phase> phases = {make_phase(options, options.seq_len, ids, val_ids)};
+  if (options.extend_seq_len > 0) phases.push_back(make_phase(options, options.extend_seq_len, ids, val_ids));
   const Balance balance = resolve_balance(options, state.config);
   const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : balance == Balance::aux ? 1e-3 : 0;
   const Settings settings = settings_of(options, state.config, ids, balance, alpha);
@@ -384,8 +423,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   MetricsLog metrics_log(log_path, state.step);
 
   Arena arena;
-  Run run{options, {pool, arena},    tokenizer, ids, val_ids, val_windows, sampler,
-          prompt,  std::move(state), {},        {},  {},      {},          balance};
+  Run run{options, {pool, arena}, tokenizer, ids, val_ids, phases, prompt, std::move(state), {}, {}, {}, {}, balance};
   run.model = make_model(run.state.config, run.state.parameters.weights);
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
   run.decay = decay_runs(run.state.parameters, run.state.config);

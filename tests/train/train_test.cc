@@ -116,6 +116,33 @@ TEST_F(Train, LearnsAndWritesAModelWithItsReport) {
   EXPECT_EQ(load_model(o.out, pool).config.hidden_size, 16);
 }
 
+TEST_F(Train, ExtensionKeepsTheTokensOfAStepAndResumes) {
+  TrainOptions o = options("whole");
+  o.seq_len = 10;
+  o.batch_size = 6;
+  o.micro_batch = 2;
+  o.extend_seq_len = 20;
+  o.extend_at = 3;
+  run(o);
+  for (const StepMetrics& m : read_metrics(o.out / "train.jsonl")) EXPECT_EQ(m.tokens, m.step * 60);
+  TrainOptions plain = o;
+  plain.out = folder_ / "plain";
+  plain.extend_seq_len = plain.extend_at = 0;
+  run(plain);
+  EXPECT_EQ(read_metrics(plain.out / "train.jsonl")[2].loss, read_metrics(o.out / "train.jsonl")[2].loss);
+  EXPECT_NE(read_metrics(plain.out / "train.jsonl")[3].loss, read_metrics(o.out / "train.jsonl")[3].loss);
+  o.out = folder_ / "cut";
+  run(o, 2, 4);
+  o.resume = true;
+  run(o, 1);
+  EXPECT_TRUE(weights("whole") == weights("cut"));
+  for (const auto& [seq_len, at] : {std::pair{20, 0}, {20, 6}, {0, 3}, {7, 3}, {60, 3}}) {
+    o.extend_seq_len = seq_len;
+    o.extend_at = at;
+    EXPECT_THROW(run(o), UsageError) << seq_len << " at " << at;
+  }
+}
+
 TEST_F(Train, SameBitsForAnyNumberOfThreads) {
   run(options("one"), 1);
   run(options("two"), 2);

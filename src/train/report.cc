@@ -42,8 +42,12 @@ const make=(tag,parent,text,attributes)=>{const e=document.createElement(tag);if
 const svgNode=(tag,parent,attributes,text)=>{const e=document.createElementNS('http://www.w3.org/2000/svg',tag);
   for(const k in attributes)e.setAttribute(k,attributes[k]);if(text!==undefined)e.textContent=text;parent.append(e);return e};
 const format=v=>v===0?'0':Math.abs(v)>=1e4||Math.abs(v)<1e-3?v.toExponential(1):String(+v.toPrecision(4));
-const W=480,H=240,L=52,R=10,T=10,B=26;
+// About n round numbers between low and high.
+const ticks=(low,high,n)=>{const raw=(high-low)/n,power=10**Math.floor(Math.log10(raw)),step=power*[1,2,5,10].find(m=>m*power>=raw),all=[];
+  for(let i=Math.ceil(low/step-1e-9);i*step<=high+step*1e-9;++i)all.push(+(i*step).toPrecision(12));return all};
+const L=52,R=10,T=10,B=26;
 function chart(title,series,wide){
+  const W=wide?1000:480,H=wide?320:240;
   const all=series.flatMap(s=>s.points.map(p=>p[1])).filter(Number.isFinite);if(!all.length)return;
   const sorted=[...all].sort((a,b)=>a-b),cut=sorted[Math.floor(sorted.length*.995)];
   let low=sorted[0],high=Math.max(cut,low);if(high-low<1e-12){low-=Math.abs(low)*.1+1e-9;high+=Math.abs(high)*.1+1e-9}
@@ -52,10 +56,10 @@ function chart(title,series,wide){
   const figure=make('figure',document.getElementById('charts'));if(wide)figure.className='wide';make('h2',figure,title);
   const lastOf=s=>format(s.points[s.points.length-1][1]);
   const svg=svgNode('svg',figure,{viewBox:`0 0 ${W} ${H}`,role:'img','aria-label':title+': '+series.map(s=>s.name+' ends at '+lastOf(s)).join(', ')});
-  for(let i=0;i<=4;++i){const v=low+(high-low)*i/4,s=Math.round(first+(end-first)*i/4);
-    svgNode('line',svg,{x1:L,x2:W-R,y1:y(v),y2:y(v),stroke:'var(--line)'});
-    svgNode('text',svg,{x:L-6,y:y(v)+4,'text-anchor':'end'},format(v));
-    svgNode('text',svg,{x:x(s),y:H-8,'text-anchor':i===4?'end':'middle'},s)}
+  for(const v of ticks(low,high,5)){svgNode('line',svg,{x1:L,x2:W-R,y1:y(v),y2:y(v),stroke:'var(--line)'});
+    svgNode('text',svg,{x:L-6,y:y(v)+4,'text-anchor':'end'},format(v))}
+  for(const s of ticks(first,end,wide?10:5))if(Number.isInteger(s)){svgNode('line',svg,{x1:x(s),x2:x(s),y1:H-B,y2:H-B+4,stroke:'var(--dim)'});
+    svgNode('text',svg,{x:x(s),y:H-8,'text-anchor':x(s)>W-R-16?'end':'middle'},s)}
   for(const s of series)svgNode('polyline',svg,{fill:'none',stroke:s.color,'stroke-width':1.5,'stroke-opacity':s.faint?.35:1,
     points:s.points.map(p=>x(p[0]).toFixed(1)+','+y(p[1]).toFixed(1)).join(' ')});
   const legend=make('div',figure);legend.className='legend';
@@ -66,7 +70,7 @@ function chart(title,series,wide){
       return `step ${best[0]} ${s.name} ${format(best[1])}`}).join('   ')});
 }
 const column=key=>steps.filter(s=>s[key]!==undefined).map(s=>[s.step,s[key]]);
-const smooth=points=>{let m=null;return points.map(([s,v])=>[s,m=m===null?v:.95*m+.05*v])};
+const smooth=points=>{let m=0;return points.map(([s,v],i)=>[s,m+=Math.max(.05,1/(i+1))*(v-m)])};
 const loss=column('loss'),mtp=column('mtp_loss'),val=column('val_loss');
 const losses=[{name:'train',color:'var(--a)',points:loss,faint:true},{name:'train, smoothed',color:'var(--a)',points:smooth(loss)}];
 if(mtp.length)losses.push({name:'MTP, smoothed',color:'var(--c)',points:smooth(mtp)});

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # From a bare machine to a trained model: installs what is missing, builds, trains a small DeepSeek-V3 (latent attention, 16 routed
-# experts and a shared one, loss-free balancing, multi-token prediction) on Shakespeare, scores held-out text and writes some.
-#   STEPS=N changes the length of the training, OUT=DIR where it goes.
+# experts and a shared one, loss-free balancing, multi-token prediction) on Shakespeare, first on short sequences, then on long ones,
+# scores held-out text and writes some.
+#   STEPS=N (2 or more) changes the length of the training, OUT=DIR where it goes.
 set -euo pipefail
 cd "$(dirname "$0")"
 out=${OUT:-out/demo}
@@ -17,16 +18,18 @@ cmake --build --preset release -j "$(nproc)" --target fathom | tail -n 1
 fathom=build/release/src/fathom
 
 say "Train ($steps steps; a checkpoint in $out, progress below)"
-rm -rf "$out"
+[ -n "${OUT:-}" ] || rm -rf "$out"  # a directory of the user's own is never removed
 "$fathom" train --model-config models/shakespeare.config.json --tokenizer bytes --out "$out" \
   --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 350 \
-  --steps "$steps" --seq-len 128 --batch-size 8 --lr 4e-3 --min-lr 0 --warmup 60 --schedule wsd --decay-fraction 0.5 \
+  --steps "$steps" --seq-len 128 --batch-size 8 --extend-seq-len 512 --extend-at $((steps * 5 / 7)) \
+  --lr 4e-3 --min-lr 0 --warmup 60 --schedule wsd --decay-fraction 0.28 \
   --beta2 0.98 --weight-decay 0.1 --bias-update-speed 0.02 --sample-every 400 --prompt "ROMEO:" --seed 1
 
 say "Held-out loss (nats a character)"
-"$fathom" score --model "$out" --text data/tinyshakespeare-val.txt --window 128
+"$fathom" score --model "$out" --text data/tinyshakespeare-val.txt --window 512
 
 say "Text"
+printf 'ROMEO:'
 "$fathom" generate --model "$out" --prompt "ROMEO:" --max-tokens 400 --temperature 0.8 --seed 1
 
 say "Next"

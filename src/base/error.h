@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace fathom {
 
@@ -22,6 +23,16 @@ struct Error : std::runtime_error {
 struct UsageError : Error {
   using Error::Error;
 };
+
+// What work() returns. Its Error gets `where` (a file, "standard input: line 3") before the message.
+template <class Work>
+auto errors_at(std::string_view where, const Work& work) {
+  try {
+    return work();
+  } catch (const Error& error) {
+    throw Error("{}: {}", where, error.what());
+  }
+}
 
 // `text` from an untrusted file made fit for one line of a terminal: control bytes and invalid UTF-8 become \xNN,
 // and more than max_bytes become "...".

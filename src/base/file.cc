@@ -39,7 +39,23 @@ size_t regular_file_size(int fd, const fs::path& path) {
   return static_cast<size_t>(info.st_size);
 }
 
+// What stands at `path`, behind symbolic links.
+fs::file_type type_of(const fs::path& path) {
+  std::error_code error;
+  const fs::file_type type = fs::status(path, error).type();
+  if (type == fs::file_type::none || type == fs::file_type::unknown) {
+    throw Error("{}: cannot look at it: {}", printable(path.native()), error.message());
+  }
+  if (type == fs::file_type::not_found && fs::is_symlink(fs::symlink_status(path, error))) {
+    throw Error("{}: is a symbolic link to nothing", printable(path.native()));
+  }
+  return type;
+}
+
 }  // namespace
+
+bool path_exists(const fs::path& path) { return type_of(path) != fs::file_type::not_found; }
+bool path_is_directory(const fs::path& path) { return type_of(path) == fs::file_type::directory; }
 
 // O_NONBLOCK: opening a named pipe must fail below, not wait for a writer.
 MappedFile::MappedFile(const fs::path& path) : path_(path) {

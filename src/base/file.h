@@ -10,6 +10,11 @@
 
 namespace fathom {
 
+// Whether something, or a directory, stands at `path`. Error when that cannot be known (no permission, a loop of symbolic
+// links) and for a symbolic link to nothing: a broken file must not pass for an absent one.
+bool path_exists(const std::filesystem::path& path);
+bool path_is_directory(const std::filesystem::path& path);
+
 // A file mapped read-only. Throws Error when it cannot be opened or is not a regular file. An empty file is valid.
 class MappedFile {
  public:

@@ -1,6 +1,7 @@
 #include "base/json.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/error.h"
@@ -27,6 +28,38 @@ void refuse_duplicate_keys(dom::element element, const std::string& where) {
   }
 }
 
+// Listens to nlohmann-json's parser for the one thing that simdjson does not tell: where a text stops being JSON.
+struct ErrorFinder {
+  size_t position = 0;  // bytes read, the one that did not fit included
+  bool null() { return true; }
+  bool boolean(bool) { return true; }
+  bool number_integer(int64_t) { return true; }
+  bool number_unsigned(uint64_t) { return true; }
+  bool number_float(double, const std::string&) { return true; }
+  bool string(std::string&) { return true; }
+  bool binary(nlohmann::json::binary_t&) { return true; }
+  bool start_object(size_t) { return true; }
+  bool key(std::string&) { return true; }
+  bool end_object() { return true; }
+  bool start_array(size_t) { return true; }
+  bool end_array() { return true; }
+  bool parse_error(size_t at, const std::string&, const std::exception&) {
+    position = at;
+    return false;
+  }
+};
+
+// ", at line 3, column 7", for one line (of a .jsonl file, say) ", at column 7", or nothing where the other parser
+// finds no fault.
+std::string place_of_error(std::string_view text) {
+  ErrorFinder finder;
+  if (nlohmann::json::sax_parse(text.begin(), text.end(), &finder)) return "";
+  const std::string_view before = text.substr(0, std::max<size_t>(finder.position, 1) - 1);
+  const size_t column = before.size() - (before.rfind('\n') + 1) + 1;
+  if (text.find('\n') == std::string_view::npos) return fmt::format(", at column {}", column);
+  return fmt::format(", at line {}, column {}", std::count(before.begin(), before.end(), '\n') + 1, column);
+}
+
 }  // namespace
 
 JsonDocument JsonDocument::parse(std::string_view text, std::string where, size_t max_depth) {
@@ -35,7 +68,9 @@ JsonDocument JsonDocument::parse(std::string_view text, std::string where, size_
   document.parser_ = std::make_unique<dom::parser>();
   const auto fail = [&](simdjson::error_code code) {
     if (code == simdjson::DEPTH_ERROR) throw Error("{}: JSON nested deeper than {} levels", document.where_, max_depth);
-    throw Error("{}: not valid JSON: {}", document.where_, simdjson::error_message(code));
+    const std::string_view reason = simdjson::error_message(code);
+    throw Error("{}: not valid JSON{}: {}", document.where_, place_of_error(text),
+                reason.substr(0, reason.find_last_not_of('.') + 1));
   };
   if (text.empty()) throw Error("{}: is empty, expected JSON", document.where_);
   if (const auto code = document.parser_->allocate(text.size(), max_depth)) fail(code);

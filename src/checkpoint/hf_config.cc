@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "base/file.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
 
@@ -301,10 +302,10 @@ void add_generation_config(ModelConfig& config, const JsonDocument& document) {
 }
 
 ModelConfig read_model_config(const fs::path& path) {
-  const fs::path file = fs::is_directory(path) ? path / "config.json" : path;
+  const fs::path file = path_is_directory(path) ? path / "config.json" : path;
   ModelConfig config = parse_config(JsonDocument::read(file, kMaxConfigBytes));
   const fs::path beside = file.parent_path() / "generation_config.json";
-  if (fs::exists(beside)) add_generation_config(config, JsonDocument::read(beside, kMaxConfigBytes));
+  if (path_exists(beside)) add_generation_config(config, JsonDocument::read(beside, kMaxConfigBytes));
   return config;
 }
 

@@ -73,7 +73,7 @@ Checkpoint open_shards(const fs::path& directory, const fs::path& index_path) {
   Checkpoint checkpoint;
   checkpoint.where = printable(directory.native());
   for (const auto& [file_name, names] : shards) {
-    if (!fs::exists(directory / file_name)) {
+    if (!path_exists(directory / file_name)) {
       throw Error("{}: the shard {} is missing; {} tensors are in it", index.where(), printable(file_name),
                   names.size());
     }
@@ -219,10 +219,10 @@ const StoredTensor* Checkpoint::find(std::string_view name) const {
 }
 
 Checkpoint open_checkpoint(const fs::path& path) {
-  const fs::path single = fs::is_directory(path) ? path / "model.safetensors" : path;
+  const fs::path single = path_is_directory(path) ? path / "model.safetensors" : path;
   const fs::path index = path / "model.safetensors.index.json";
-  if (single != path && !fs::exists(single)) {
-    if (fs::exists(index)) return open_shards(path, index);
+  if (single != path && !path_exists(single)) {
+    if (path_exists(index)) return open_shards(path, index);
     throw Error("{}: holds neither model.safetensors nor model.safetensors.index.json", printable(path.native()));
   }
   Checkpoint checkpoint;

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_directory.h"
 #include "cli/command.h"
@@ -39,8 +40,8 @@ struct Stored {
 
 Subject open_subject(const fs::path& path) {
   const std::string name = printable(path.native());
-  if (!fs::exists(path)) throw Error("{}: no such file or directory", name);
-  if (fs::is_directory(path)) {
+  if (!path_exists(path)) throw Error("{}: no such file or directory", name);
+  if (path_is_directory(path)) {
     Subject subject{name, read_model_config(path), open_checkpoint(path)};
     (void)match_tensors(*subject.checkpoint, *subject.config);
     return subject;

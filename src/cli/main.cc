@@ -56,7 +56,7 @@ void open_standard_streams() {
 int report(std::string message, int exit_code) {
   if (const size_t last = message.find_last_not_of(" \n"); last != std::string::npos) message.resize(last + 1);
   std::replace(message.begin(), message.end(), '\n', ' ');
-  std::fputs(("fathom: " + message + "\n").c_str(), stderr);
+  std::fputs(("fathom: " + printable(message, 10'000) + "\n").c_str(), stderr);
   return exit_code;
 }
 

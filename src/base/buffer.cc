@@ -1,10 +1,13 @@
 #include "base/buffer.h"
 
 #include <sys/mman.h>
+#include <sys/sysinfo.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "base/error.h"
+#include "base/terminal.h"
 
 namespace fathom {
 namespace {
@@ -16,11 +19,23 @@ size_t round_up_to(size_t n, size_t multiple) { return (n + multiple - 1) / mult
 
 }  // namespace
 
+uint64_t machine_memory_bytes() {
+  struct sysinfo info {};
+  if (sysinfo(&info) != 0) return UINT64_MAX;
+  return (uint64_t{info.totalram} + info.totalswap) * info.mem_unit;
+}
+
 Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
-  // Anonymous pages come zeroed and are taken only when touched.
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) throw Error("out of memory: could not allocate {} bytes", bytes);
+  // Anonymous pages come zeroed and are taken only when touched; so a system may promise more than it has.
+  void* p = MAP_FAILED;
+  if (bytes <= machine_memory_bytes()) {
+    p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  }
+  if (p == MAP_FAILED) {
+    throw Error("out of memory: could not allocate {}; try a smaller model, batch or context",
+                human_bytes(static_cast<double>(bytes)));
+  }
   if (bytes >= kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
   data_ = std::unique_ptr<void, Unmap>(p, Unmap{bytes});
 }

@@ -10,8 +10,11 @@ namespace fathom {
 
 inline constexpr size_t kAlignment = 64;  // bytes: one cache line, one AVX-512 register
 
+// Memory and swap of this machine.
+uint64_t machine_memory_bytes();
+
 // An aligned block of zeroed memory that owns itself; movable. Blocks above 2 MiB ask for huge pages.
-// Throws Error when the system has no memory to give.
+// Throws Error when the system has no memory to give, at once where the machine has less than that.
 class Buffer {
  public:
   Buffer() = default;

@@ -159,14 +159,26 @@ Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
   return has_bias ? Balance::bias : Balance::aux;
 }
 
+// Weights, their gradient and two moments. Said before memory is filled that the system cannot back.
+void check_memory(const ModelConfig& config, const fs::path& from) {
+  const auto count = static_cast<double>(count_parameters(config).total);
+  const double needed = count * 4 * sizeof(float), present = static_cast<double>(machine_memory_bytes());
+  if (needed > present) {
+    throw Error("{}: training its {} parameters takes {} of memory, this machine has {}; make the model smaller",
+                printable(from.native()), human_count(count), human_bytes(needed), human_bytes(present));
+  }
+}
+
 TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
   TrainedState state;
   if (!o.init.empty()) {
     LoadedModel model = load_model(o.init, pool);
+    check_memory(model.config, o.init);
     state.config = model.config;
     state.parameters = std::move(model.parameters);
   } else {
     state.config = read_model_config(o.model_config);
+    check_memory(state.config, o.model_config);
     state.parameters = allocate_parameters(state.config);
     initialize(state.parameters, state.config, o.seed);
   }

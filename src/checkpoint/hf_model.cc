@@ -1,6 +1,7 @@
 #include "checkpoint/hf_model.h"
 
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -33,12 +34,17 @@ std::vector<float> read_scales(const MatchedTensor& tensor) {
   return scales;
 }
 
-void check_finite(const MatchedTensor& tensor, Tensor values) {
-  for (int64_t i = 0; i < values.size(); ++i) {
-    if (!std::isfinite(values.f32()[i])) {
-      throw Error("{}: tensor {} holds a number that is not finite, at {}", tensor.file->where(), tensor.name, i);
-    }
-  }
+// Numbers [begin, begin + n) of a tensor. One that is not finite would spread to every output without a word.
+void check_finite(const MatchedTensor& tensor, const float* values, int64_t begin, int64_t n) {
+  constexpr uint32_t kExponent = 0x7F800000;  // all its bits set: infinity or NaN
+  uint32_t broken = 0;
+  for (int64_t i = 0; i < n; ++i) broken |= (std::bit_cast<uint32_t>(values[begin + i]) & kExponent) == kExponent;
+  if (broken == 0) return;
+  while (std::isfinite(values[begin])) ++begin;
+  const int64_t cols = tensor.shape.cols();
+  const std::string place =
+      tensor.shape.rank == 1 ? fmt::to_string(begin) : fmt::format("row {}, column {}", begin / cols, begin % cols);
+  throw Error("{}: tensor {} holds a number that is not finite, at {}", tensor.file->where(), tensor.name, place);
 }
 
 // Rows of one tensor, about as many numbers in each piece: the unit of parallel work.
@@ -62,7 +68,7 @@ void convert(const Piece& piece, const ModelConfig& config) {
   } else {
     to_f32(to, from, format, piece.n_rows * cols);
   }
-  if (piece.to.rank == 1) check_finite(*piece.from, piece.to);
+  check_finite(*piece.from, piece.to.f32(), begin, piece.n_rows * cols);
 }
 
 // What save_model stores: every weight, and behind an MTP layer the copies of embedding and head that readers look for
@@ -160,8 +166,9 @@ LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed,
 }
 
 LoadedModel load_model(const fs::path& directory, ThreadPool& pool) {
-  if (!fs::exists(directory)) throw Error("{}: no such directory", printable(directory.native()));
-  if (!fs::is_directory(directory)) {
+  if (directory.empty()) throw Error("the name of the model's directory is empty");
+  if (!path_exists(directory)) throw Error("{}: no such directory", printable(directory.native()));
+  if (!path_is_directory(directory)) {
     throw Error("{}: is a file; a model is a directory with config.json and model.safetensors",
                 printable(directory.native()));
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "base/json.h"
 #include "base/terminal.h"
@@ -52,7 +53,8 @@ std::vector<std::vector<int32_t>> read_token_lists(const std::string& path) {
 // predicted.
 std::vector<std::vector<int32_t>> read_text_windows(const Options& options, const ModelConfig& config) {
   const Tokenizer tokenizer = Tokenizer::load(options.model);
-  const std::vector<int32_t> ids = tokenizer.encode(read_file(options.text, kMaxTextFile));
+  const std::string text = read_file(options.text, kMaxTextFile);
+  const std::vector<int32_t> ids = errors_at(printable(options.text), [&] { return tokenizer.encode(text); });
   if (ids.size() < 2) throw Error("{}: has fewer than two tokens, nothing to predict", printable(options.text));
   if (options.window > config.max_position_embeddings) {
     throw UsageError("score: --window is {}, more than the model's context of {}", options.window,
@@ -69,7 +71,7 @@ std::vector<std::vector<int32_t>> read_text_windows(const Options& options, cons
   return sequences;
 }
 
-void write_outputs(const std::string& path, std::vector<ScoreTensor>& tensors) {
+void write_outputs(AtomicFile& file, std::vector<ScoreTensor>& tensors) {
   std::vector<std::vector<int32_t>> narrow;  // i32 outputs, narrowed from the collected ids
   narrow.reserve(tensors.size());
   std::vector<TensorToWrite> list;
@@ -91,7 +93,7 @@ void write_outputs(const std::string& path, std::vector<ScoreTensor>& tensors) {
     }
     list.push_back({t.name, Tensor(data, t.format, shape.data(), static_cast<int>(shape.size())), t.format});
   }
-  write_safetensors(path, list);
+  write_safetensors(file, list);
 }
 
 void run(const Options& options, const CommonOptions& common) {
@@ -100,6 +102,9 @@ void run(const Options& options, const CommonOptions& common) {
   }
   if (options.all && options.out.empty()) throw UsageError("score: --all needs --out FILE.safetensors to write to");
   if (options.mtp && options.out.empty()) throw UsageError("score: --mtp needs --out FILE.safetensors to write to");
+  if (!options.out.empty() && options.out == options.grads) {
+    throw UsageError("score: --out and --grads name the same file");
+  }
   if (options.mtp_weight < 0 || !std::isfinite(options.mtp_weight)) {
     throw UsageError("score: --mtp-weight is {}, must be 0 or more", options.mtp_weight);
   }
@@ -117,6 +122,13 @@ void run(const Options& options, const CommonOptions& common) {
   }
   const auto sequences =
       options.tokens.empty() ? read_text_windows(options, loaded.config) : read_token_lists(options.tokens);
+  errors_at(printable(options.tokens.empty() ? options.text : options.tokens),
+            [&] { check_sequences(loaded.config, sequences); });
+
+  // Made before the work, so that a place that takes no files is told at once; then both appear, or neither.
+  std::optional<AtomicFile> out, grads;
+  if (!options.out.empty()) out.emplace(options.out);
+  if (!options.grads.empty()) grads.emplace(options.grads);
 
   Parameters gradients;
   ScoreOptions score_options{
@@ -126,14 +138,19 @@ void run(const Options& options, const CommonOptions& common) {
     score_options.gradients = &gradients.weights;
   }
   ScoreResult result = score(ctx, model, sequences, score_options);
-  if (!options.out.empty()) write_outputs(options.out, result.tensors);
-  if (!options.grads.empty()) {
+  if (!std::isfinite(result.loss.loss_sum) || !std::isfinite(result.loss.mtp_loss_sum)) {
+    throw Error("{}: the loss of these tokens is not finite: the weights overflow", printable(options.model));
+  }
+  if (out) write_outputs(*out, result.tensors);
+  if (grads) {
     std::vector<TensorToWrite> list;
     for_each_tensor(gradients.weights, loaded.config, [&](const NamedTensor& t) {
       list.push_back({t.name, t.view, Format::f32});
     });
-    write_safetensors(options.grads, list);
+    write_safetensors(*grads, list);
   }
+  if (out) out->commit();
+  if (grads) grads->commit();
 
   const LossResult& loss = result.loss;
   const double total = loss.loss() + options.mtp_weight * loss.mtp_loss();

@@ -8,25 +8,6 @@ namespace {
 
 constexpr int64_t kGroupTokens = 4096;
 
-void check_sequences(const ModelConfig& config, std::span<const std::vector<int32_t>> sequences) {
-  if (sequences.empty()) throw Error("no sequence to score: give at least one token");
-  for (size_t s = 0; s < sequences.size(); ++s) {
-    const auto& ids = sequences[s];
-    if (ids.empty()) throw Error("sequence {} is empty: give it at least one token", s);
-    const auto length = static_cast<int64_t>(ids.size());
-    if (length > config.max_position_embeddings) {
-      throw Error("sequence {} has {} tokens, more than the model's context of {} (max_position_embeddings): cut it", s,
-                  length, config.max_position_embeddings);
-    }
-    for (size_t i = 0; i < ids.size(); ++i) {
-      if (ids[i] < 0 || ids[i] >= config.vocab_size) {
-        throw Error("token id {} at position {} of sequence {} is outside the vocabulary of {}", ids[i], i, s,
-                    config.vocab_size);
-      }
-    }
-  }
-}
-
 // Appends the rows of every group to the outputs, which keep the order of their first appearance.
 struct Collector {
   std::vector<ScoreTensor>& tensors;
@@ -76,6 +57,25 @@ void collect_group(Context& ctx, const Model& model, const Batch& batch, const S
 }
 
 }  // namespace
+
+void check_sequences(const ModelConfig& config, std::span<const std::vector<int32_t>> sequences) {
+  if (sequences.empty()) throw Error("no sequence to score: give at least one token");
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const auto& ids = sequences[s];
+    if (ids.empty()) throw Error("sequence {} is empty: give it at least one token", s);
+    const auto length = static_cast<int64_t>(ids.size());
+    if (length > config.max_position_embeddings) {
+      throw Error("sequence {} has {} tokens, more than the model's context of {} (max_position_embeddings): cut it", s,
+                  length, config.max_position_embeddings);
+    }
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (ids[i] < 0 || ids[i] >= config.vocab_size) {
+        throw Error("token id {} at position {} of sequence {} is outside the vocabulary of {}", ids[i], i, s,
+                    config.vocab_size);
+      }
+    }
+  }
+}
 
 ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
                   const ScoreOptions& options) {

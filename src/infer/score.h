@@ -34,8 +34,10 @@ struct ScoreResult {
   std::vector<ScoreTensor> tensors;
 };
 
-// sequences: each at least one id, inside the vocabulary and the context (throws Error naming the sequence and
-// position). Sequences run packed in groups, so memory grows with the outputs alone.
+// Error naming sequence and position unless each has at least one id, all inside the vocabulary and the context.
+void check_sequences(const ModelConfig& config, std::span<const std::vector<int32_t>> sequences);
+
+// sequences: as check_sequences wants them. They run packed in groups, so memory grows with the outputs alone.
 ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
                   const ScoreOptions& options);
 

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "base/file.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
 #include "cli/command.h"
@@ -57,7 +58,8 @@ std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokeni
   if (tokenizer == nullptr) {
     throw Error("{}: has no tokenizer.json to read a text with; give --tokens", printable(options.model));
   }
-  std::vector<int32_t> ids = tokenizer->encode(options.has_prompt ? options.prompt : read_stdin());
+  const std::string text = options.has_prompt ? options.prompt : read_stdin();
+  std::vector<int32_t> ids = errors_at("the prompt", [&] { return tokenizer->encode(text); });
   const int32_t bos = tokenizer->bos_id();
   // Models of plain bytes are trained on text without begin tokens; one is the last resort for an empty prompt.
   const bool wanted = ids.empty() || (ids.front() != bos && !tokenizer->is_bytes());
@@ -68,8 +70,7 @@ std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokeni
 // A model directory without a tokenizer can still be given ids.
 std::optional<Tokenizer> load_tokenizer(const Options& options) {
   const std::filesystem::path directory(options.model);
-  const bool there = std::filesystem::exists(directory / "tokenizer.json") ||
-                     std::filesystem::exists(directory / "tokenizer_config.json");
+  const bool there = path_exists(directory / "tokenizer.json") || path_exists(directory / "tokenizer_config.json");
   if (!there) return std::nullopt;
   return Tokenizer::load(directory);
 }

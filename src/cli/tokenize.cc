@@ -54,10 +54,13 @@ std::string json_of(const std::vector<int32_t>& ids) { return fmt::format("[{}]"
 std::string one_line(const Tokenizer& tokenizer, std::string_view text_line, const std::string& where) {
   const JsonDocument line = JsonDocument::parse(text_line, where);
   simdjson::dom::element value;
-  if (!line.root()["ids"].get(value)) return nlohmann::json(tokenizer.decode(ids_of(value, line.where()))).dump();
+  if (!line.root()["ids"].get(value)) {
+    const std::vector<int32_t> ids = ids_of(value, line.where());
+    return nlohmann::json(errors_at(where, [&] { return tokenizer.decode(ids); })).dump();
+  }
   std::string_view text;
   if (line.root()["text"].get(text)) throw Error("{}: expected an object with \"text\" or \"ids\"", line.where());
-  return json_of(tokenizer.encode(text));
+  return json_of(errors_at(where, [&] { return tokenizer.encode(text); }));
 }
 
 // An object with messages, and perhaps tools and kwargs (the template's variables) -> {"text", "ids"}.
@@ -70,12 +73,10 @@ std::string one_chat(const Tokenizer& tokenizer, const std::string& chat_templat
   options.add_generation_prompt = false;  // kwargs may ask for it
   if (object.contains("tools")) options.tools = object["tools"];
   if (object.contains("kwargs")) options.kwargs = object["kwargs"];
-  try {
+  return errors_at(where, [&] {
     const std::string text = render_chat(chat_template, object["messages"], options);
     return nlohmann::ordered_json{{"text", text}, {"ids", tokenizer.encode(text)}}.dump();
-  } catch (const Error& e) {
-    throw Error("{}: {}", where, e.what());
-  }
+  });
 }
 
 // Calls line_result(line, where) for each line that is not blank and writes what it gives.
@@ -123,9 +124,10 @@ void run(const Options& options) {
   }
   if (options.decode) {
     const JsonDocument document = JsonDocument::parse(input, "standard input");
-    return write_stdout(tokenizer.decode(ids_of(document.root(), "standard input")));
+    const std::vector<int32_t> ids = ids_of(document.root(), "standard input");
+    return write_stdout(errors_at("standard input", [&] { return tokenizer.decode(ids); }));
   }
-  write_stdout(json_of(tokenizer.encode(input)) + "\n");
+  write_stdout(json_of(errors_at("standard input", [&] { return tokenizer.encode(input); })) + "\n");
 }
 
 }  // namespace

@@ -14,8 +14,9 @@ namespace {
 
 constexpr uint64_t kShuffleStream = 0x77696e646f7773;  // apart from all other uses of the seed
 
-void append_document(const Tokenizer& tokenizer, std::string_view text, std::vector<int32_t>& ids) {
-  const std::vector<int32_t> document = tokenizer.encode(text, false);
+void append_document(const Tokenizer& tokenizer, std::string_view text, const std::string& where,
+                     std::vector<int32_t>& ids) {
+  const std::vector<int32_t> document = errors_at(where, [&] { return tokenizer.encode(text, false); });
   ids.insert(ids.end(), document.begin(), document.end());
   if (tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
 }
@@ -30,7 +31,7 @@ void append_jsonl(const Tokenizer& tokenizer, std::string_view content, const st
     const JsonDocument document = JsonDocument::parse(line, fmt::format("{}: line {}", file, line_number));
     std::string_view text;
     if (document.root()["text"].get(text)) throw Error("{}: no \"text\" that is a string", document.where());
-    append_document(tokenizer, text, ids);
+    append_document(tokenizer, text, document.where(), ids);
   }
 }
 
@@ -80,7 +81,7 @@ std::vector<int32_t> read_dataset(const Tokenizer& tokenizer, std::span<const st
     if (path.extension() == ".jsonl") {
       append_jsonl(tokenizer, content, name, ids);
     } else if (!content.empty()) {
-      append_document(tokenizer, content, ids);
+      append_document(tokenizer, content, name, ids);
     }
   }
   return ids;

@@ -4,16 +4,17 @@
 #include <bit>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <unordered_map>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/utf8.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
 #include "text/pretokenizer.h"
 #include "text/tokenizer_json.h"
-#include "base/utf8.h"
 
 namespace fathom {
 namespace {
@@ -88,10 +89,17 @@ void for_each_between(const AddedTokenFinder* added, std::string_view text, std:
 }
 
 bool names_bytes_class(const std::string& config, const std::string& where) {
-  if (config.empty()) return false;
   const JsonDocument document = JsonDocument::parse(config, where);
+  dom::element value;
   std::string_view name;
-  return !document.root()["tokenizer_class"].get(name) && name == kBytesClass;
+  if (document.root()["tokenizer_class"].get(value) || value.is_null()) return false;
+  if (value.get(name)) throw Error("{}: tokenizer_class is not a string", where);
+  return name == kBytesClass;
+}
+
+std::optional<std::string> read_if_there(const fs::path& file, size_t max_bytes) {
+  if (!path_exists(file)) return std::nullopt;
+  return read_file(file, max_bytes);
 }
 
 std::vector<AddedToken> bytes_added_tokens() {
@@ -191,11 +199,13 @@ void Tokenizer::Data::read_config(std::string config_text, const std::string& wh
   std::string_view source;
   dom::array named;
   if (!value.get(named)) {  // a list of {name, template}: the one named "default"
-    for (const dom::element entry : named) {
-      std::string_view name;
-      if (!entry["name"].get(name) && name == "default" && entry["template"].get(source)) {
-        throw Error("{}: chat_template \"default\" has no template", where);
+    for (size_t i = 0; const dom::element entry : named) {
+      std::string_view name, text;
+      if (entry["name"].get(name) || entry["template"].get(text)) {
+        throw Error("{}: chat_template[{}] is not an object with name and template", where, i);
       }
+      if (name == "default") source = text;
+      ++i;
     }
   } else if (value.get(source)) {
     throw Error("{}: chat_template is not a string", where);
@@ -225,7 +235,7 @@ Tokenizer Tokenizer::bytes() {
 
 Tokenizer Tokenizer::load(const fs::path& source) {
   if (source == "bytes") return bytes();
-  const bool is_directory = fs::is_directory(source);
+  const bool is_directory = path_is_directory(source);
   const fs::path file = is_directory ? source / "tokenizer.json" : source;
   // A tokenizer.json under another name may lie beside files that are not its own.
   const bool has_company = file.filename() == "tokenizer.json";
@@ -233,21 +243,27 @@ Tokenizer Tokenizer::load(const fs::path& source) {
   const fs::path template_file = file.parent_path() / "chat_template.jinja";
   const std::string where = printable(file.native());
 
-  std::string config;
-  if (has_company && fs::exists(config_file)) config = read_file(config_file, kMaxConfigBytes);
+  std::optional<std::string> config, own_template;
+  if (has_company) {
+    config = read_if_there(config_file, kMaxConfigBytes);
+    own_template = read_if_there(template_file, kMaxTemplateBytes);
+  }
   Tokenizer tokenizer = bytes();
-  if (!names_bytes_class(config, printable(config_file.native()))) {
-    if (is_directory && !fs::exists(file)) {
+  if (!config || !names_bytes_class(*config, printable(config_file.native()))) {
+    if (is_directory && !path_exists(file)) {
       throw Error("{}: there is no tokenizer.json in this directory", printable(source.native()));
     }
     tokenizer = Tokenizer(std::make_unique<Data>());
     tokenizer.data_->read_vocabulary(read_file(file, kMaxTokenizerJsonBytes), where);
   }
   Data& data = *tokenizer.data_;
-  if (!config.empty()) data.read_config(std::move(config), printable(config_file.native()));
-  if (has_company && fs::exists(template_file)) {
-    data.chat_template = read_file(template_file, kMaxTemplateBytes);
+  if (config) data.read_config(std::move(*config), printable(config_file.native()));
+  if (own_template) {
+    data.chat_template = std::move(*own_template);
     data.template_in_own_file = true;
+    if (data.chat_template.empty()) {
+      throw Error("{}: is empty; write a chat template or remove the file", printable(template_file.native()));
+    }
     if (const size_t at = first_invalid_utf8(data.chat_template); at != kNoPosition) {
       throw Error("{}: not UTF-8 at byte {}", printable(template_file.native()), at);
     }

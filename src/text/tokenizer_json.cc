@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -13,6 +14,11 @@ namespace fathom {
 namespace {
 
 namespace dom = simdjson::dom;
+
+// Far above every released tokenizer. Each step is compiled, each byte of an added token makes a node to search with.
+constexpr size_t kMaxPretokenizerSteps = 64;
+constexpr size_t kMaxAddedTokenBytes = 1024;
+constexpr size_t kMaxAddedTokensBytes = size_t{4} << 20;
 
 constexpr const char* kByteLevelRegex =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
@@ -32,22 +38,27 @@ class Reader {
     if (value.get(out)) throw Error("{}: {} is not true or false", where_, key);
     return out;
   }
-  std::string_view text(std::string_view key) const {
+  dom::element at(std::string_view key) const {
     dom::element value;
+    if (!get(key, value)) throw Error("{}: {} is missing", where_, key);
+    return value;
+  }
+  std::string_view text(std::string_view key) const {
     std::string_view out;
-    if (!get(key, value) || value.get(out)) throw Error("{}: {} is missing or not a string", where_, key);
+    if (at(key).get(out)) throw Error("{}: {} is not a string", where_, key);
     return out;
   }
   dom::array array(std::string_view key) const {
-    dom::element value;
     dom::array out;
-    if (!get(key, value) || value.get(out)) throw Error("{}: {} is missing or not a list", where_, key);
+    if (at(key).get(out)) throw Error("{}: {} is not a list", where_, key);
     return out;
   }
-  Reader object(std::string_view key) const {
-    dom::element value;
-    if (!get(key, value)) throw Error("{}: {} is missing", where_, key);
-    return of(value, fmt::format("{}: {}", where_, key));
+  Reader object(std::string_view key) const { return of(at(key), fmt::format("{}: {}", where_, key)); }
+  // Calls visit(Reader) for the objects of a list.
+  template <class Visit>
+  void for_each_object(std::string_view key, const Visit& visit) const {
+    size_t i = 0;
+    for (const dom::element value : array(key)) visit(of(value, fmt::format("{}: {}[{}]", where_, key, i++)));
   }
   static Reader of(dom::element value, const std::string& where) {
     dom::object out;
@@ -75,7 +86,7 @@ void read_normalizer(const Reader& normalizer) {
   if (type != "Sequence") {
     throw Error("{}: the normalizer \"{}\" is not supported", normalizer.where(), printable(type, 80));
   }
-  for (const dom::element step : normalizer.array("normalizers")) read_normalizer(Reader::of(step, normalizer.where()));
+  normalizer.for_each_object("normalizers", read_normalizer);
 }
 
 SplitBehavior read_behavior(const Reader& step) {
@@ -96,9 +107,11 @@ struct PretokenizerSteps {
 void read_pretokenizer(const Reader& step, PretokenizerSteps& steps) {
   const std::string_view type = step.text("type");
   if (type == "Sequence") {
-    for (const dom::element part : step.array("pretokenizers"))
-      read_pretokenizer(Reader::of(part, step.where()), steps);
+    step.for_each_object("pretokenizers", [&](const Reader& part) { read_pretokenizer(part, steps); });
     return;
+  }
+  if (steps.splits.size() == kMaxPretokenizerSteps) {
+    throw Error("{}: is one step more than the {} that a pre-tokenizer may have", step.where(), kMaxPretokenizerSteps);
   }
   if (steps.byte_level) {
     throw Error("{}: \"{}\" comes after ByteLevel, which must be the last step", step.where(), printable(type, 80));
@@ -132,7 +145,7 @@ void read_pretokenizer(const Reader& step, PretokenizerSteps& steps) {
 void read_post_processor(const Reader& step) {
   const std::string_view type = step.text("type");
   if (type == "Sequence") {
-    for (const dom::element part : step.array("processors")) read_post_processor(Reader::of(part, step.where()));
+    step.for_each_object("processors", read_post_processor);
   } else if (type != "ByteLevel" && type != "TemplateProcessing") {
     throw Error("{}: the post-processor \"{}\" is not supported", step.where(), printable(type, 80));
   }
@@ -211,7 +224,7 @@ void read_merges(const Reader& model, const Vocab& vocab, TokenizerJson& out) {
       right = left.substr(space + 1);
       left = left.substr(0, space);
     } else if (entry.get(pair) || pair.size() != 2 || pair.at(0).get(left) || pair.at(1).get(right)) {
-      fail("is neither a string nor a pair of strings", "");
+      throw Error("{}: merge {}: is neither a string nor a pair of strings", model.where(), out.merges.size());
     }
     joined.assign(left);
     joined += right;
@@ -226,12 +239,20 @@ void read_merges(const Reader& model, const Vocab& vocab, TokenizerJson& out) {
 void read_added_tokens(const Reader& root, const Vocab& vocab, TokenizerJson& out) {
   dom::element value;
   if (!root.get("added_tokens", value)) return;
-  std::unordered_map<std::string_view, int32_t> seen;
-  for (const dom::element entry : root.array("added_tokens")) {
-    const Reader token = Reader::of(entry, root.where() + ": added_tokens");
+  std::unordered_set<std::string_view> seen;
+  size_t content_bytes = 0;
+  root.for_each_object("added_tokens", [&](const Reader& token) {
     AddedToken added;
     added.content = std::string(token.text("content"));
-    if (added.content.empty()) throw Error("{}: a token is empty", token.where());
+    if (added.content.empty()) throw Error("{}: the content is empty", token.where());
+    if (added.content.size() > kMaxAddedTokenBytes) {
+      throw Error("{}: the content has {} bytes, more than {}", token.where(), added.content.size(),
+                  kMaxAddedTokenBytes);
+    }
+    content_bytes += added.content.size();
+    if (content_bytes > kMaxAddedTokensBytes) {
+      throw Error("{}: the contents have together more than {} bytes", token.where(), kMaxAddedTokensBytes);
+    }
     dom::element id_value;
     if (!token.get("id", id_value)) throw Error("{}: \"{}\" has no id", token.where(), printable(added.content, 80));
     added.id = checked_id(id_value, token.where(), added.content);
@@ -240,7 +261,7 @@ void read_added_tokens(const Reader& root, const Vocab& vocab, TokenizerJson& ou
     added.rstrip = token.flag("rstrip", false);
     added.single_word = token.flag("single_word", false);
     added.normalized = token.flag("normalized", !added.special);
-    if (!seen.emplace(token.text("content"), added.id).second) {
+    if (!seen.insert(token.text("content")).second) {
       throw Error("{}: \"{}\" is there twice", token.where(), printable(added.content, 80));
     }
     const auto id = static_cast<size_t>(added.id);
@@ -256,7 +277,7 @@ void read_added_tokens(const Reader& root, const Vocab& vocab, TokenizerJson& ou
     out.present[id] = true;
     out.tokens[id] = added.content;
     out.added.push_back(std::move(added));
-  }
+  });
   std::sort(out.added.begin(), out.added.end(), [](const AddedToken& a, const AddedToken& b) { return a.id < b.id; });
 }
 

@@ -101,6 +101,8 @@ std::string read_file(const fs::path& path, size_t max_bytes) {
 
 AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), partial_(path_) {
   partial_ += ".partial";
+  std::error_code ignored;  // what else is wrong with the path, opening tells
+  if (fs::is_directory(path_, ignored)) throw Error("{}: cannot write: is a directory", printable(path_.native()));
   fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd_ < 0) throw Error("{}: cannot create: {}", printable(partial_.native()), reason());
 }

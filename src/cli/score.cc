@@ -125,7 +125,7 @@ void run(const Options& options, const CommonOptions& common) {
   errors_at(printable(options.tokens.empty() ? options.text : options.tokens),
             [&] { check_sequences(loaded.config, sequences); });
 
-  // Made before the work, so that a place that takes no files is told at once; then both appear, or neither.
+  // Made before the work, so that a place that takes no files is told at once; then they appear when both are whole.
   std::optional<AtomicFile> out, grads;
   if (!options.out.empty()) out.emplace(options.out);
   if (!options.grads.empty()) grads.emplace(options.grads);

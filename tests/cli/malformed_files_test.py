@@ -430,6 +430,10 @@ def token_cases():
         yield Case(TINY, nothing, [*TOKENIZE, "--jsonl"], expected, stdin=stdin)
 
 
+def vocabulary_in(out):
+    return ["tokenize", "--train", "270", "--data", "@folder/text.txt", "--out", out]
+
+
 def text_cases():
     yield Case(TINY, nothing, TOKENIZE, "standard input: the text is not UTF-8 at byte 4", stdin=b"\xe4\xb8\xad \xff")
     yield Case(TINY, nothing, PROMPT[:3] + ["--prompt", "ab\udcff"], "the prompt: the text is not UTF-8 at byte 2")
@@ -457,11 +461,11 @@ def text_cases():
         (b"plain text", "line 3: not valid JSON, at column 1"),
     ):
         yield Case(TINY, raw("text.jsonl", good + b"\n" + bad + b"\n" + good), jsonl, "text.jsonl: " + expected)
-    vocabulary = ["tokenize", "--train", "270", "--data", "@folder/text.txt", "--out", "@out/tokenizer.json"]
+    vocabulary = vocabulary_in("@out/tokenizer.json")
     yield Case(TINY, raw("text.txt", b"ab\x80"), vocabulary, "text.txt: not UTF-8 at byte 2")
     yield Case(TINY, removed("text.txt"), vocabulary, "text.txt: cannot open")
     yield Case(TINY, nothing, [*vocabulary[:2], "7", *vocabulary[3:]], "--train 7: a byte-level vocabulary has", 2)
-    yield Case(TINY, nothing, [*vocabulary[:-1], "@out/none/tokenizer.json"], "tokenizer.json.partial: cannot create")
+    yield Case(TINY, nothing, vocabulary_in("@out/none/tokenizer.json"), "tokenizer.json.partial: cannot create")
 
 
 def option_file_cases():
@@ -518,6 +522,8 @@ def path_cases():
     yield Case(TINY, nothing, [*SCORE[:-1], "@out/none/grads.safetensors"], "grads.safetensors.partial: cannot create")
     yield Case(TINY, nothing, [*SCORE[:-1], "@out/scores.safetensors"], "--out and --grads name the same file", 2)
     yield Case(TINY, nothing, [*SCORE[:-1], "/dev/full/x"], "/dev/full/x.partial: cannot create: Not a directory")
+    yield Case(TINY, nothing, [*SCORE[:-1], "@model"], "/model: cannot write: is a directory")
+    yield Case(TINY, nothing, vocabulary_in("@model"), "/model: cannot write: is a directory")
     train_to = lambda path: [argument.replace("@out/run", path) for argument in TRAIN]  # noqa: E731
     yield Case(TINY, nothing, train_to("@folder/text.txt"), "text.txt: cannot create the directory")
     yield Case(TINY, nothing, train_to("/proc/none"), "/proc/none: cannot create the directory")

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/terminal.h"
@@ -13,6 +15,8 @@ namespace fathom {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+// Smaller blocks are the allocator's: cheaper to make, and sanitizers guard their ends.
+constexpr size_t kMappedFrom = size_t{64} << 10;
 constexpr size_t kArenaBlock = size_t{16} << 20;
 
 size_t round_up_to(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -27,20 +31,30 @@ uint64_t machine_memory_bytes() {
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
-  // Anonymous pages come zeroed and are taken only when touched; so a system may promise more than it has.
-  void* p = MAP_FAILED;
-  if (bytes <= machine_memory_bytes()) {
+  void* p = nullptr;
+  if (bytes < kMappedFrom) {
+    if (posix_memalign(&p, kAlignment, bytes) != 0) p = nullptr;
+    if (p != nullptr) std::memset(p, 0, bytes);
+  } else if (bytes <= machine_memory_bytes()) {
+    // Anonymous pages come zeroed and are taken only when touched; so a system may promise more than it has.
     p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) p = nullptr;
   }
-  if (p == MAP_FAILED) {
+  if (p == nullptr) {
     throw Error("out of memory: could not allocate {}; try a smaller model, batch or context",
                 human_bytes(static_cast<double>(bytes)));
   }
   if (bytes >= kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
-  data_ = std::unique_ptr<void, Unmap>(p, Unmap{bytes});
+  data_ = std::unique_ptr<void, Release>(p, Release{bytes});
 }
 
-void Buffer::Unmap::operator()(void* p) const { munmap(p, bytes); }
+void Buffer::Release::operator()(void* p) const {
+  if (bytes < kMappedFrom) {
+    std::free(p);
+  } else {
+    munmap(p, bytes);
+  }
+}
 
 void* Arena::allocate(size_t bytes) {
   bytes = round_up_to(std::max<size_t>(bytes, 1), kAlignment);

@@ -23,11 +23,11 @@ class Buffer {
   size_t size() const { return size_; }
 
  private:
-  struct Unmap {
+  struct Release {
     size_t bytes;
     void operator()(void* p) const;
   };
-  std::unique_ptr<void, Unmap> data_;
+  std::unique_ptr<void, Release> data_;
   size_t size_ = 0;
 };
 

@@ -17,12 +17,16 @@ void refuse_duplicate_keys(dom::element element, const std::string& where) {
   if (element.is_array()) {
     for (dom::element child : dom::array(element)) refuse_duplicate_keys(child, where);
   } else if (element.is_object()) {
+    const dom::object object(element);
     std::vector<std::string_view> keys;
-    for (const auto [key, value] : dom::object(element)) {
+    keys.reserve(object.size());
+    for (const auto [key, value] : object) {
       keys.push_back(key);
       refuse_duplicate_keys(value, where);
     }
-    std::sort(keys.begin(), keys.end());
+    std::ranges::sort(keys, [](std::string_view a, std::string_view b) {  // lengths differ more often than not
+      return a.size() != b.size() ? a.size() < b.size() : a < b;
+    });
     const auto twice = std::adjacent_find(keys.begin(), keys.end());
     if (twice != keys.end()) throw Error("{}: the key \"{}\" stands twice in one object", where, printable(*twice, 80));
   }

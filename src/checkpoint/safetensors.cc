@@ -86,6 +86,7 @@ Entry parse_entry(std::string_view name, dom::element value, const std::string& 
     } else if (key == "shape") {
       dom::array dims;
       if (field.get(dims)) throw fail("shape is not a list");
+      entry.tensor.shape.reserve(dims.size());
       for (const dom::element dim : dims) {
         uint64_t n;
         if (!dim.is<int64_t>() && !dim.is<uint64_t>()) throw fail("shape holds something other than a whole number");

@@ -67,19 +67,11 @@ void compare_total_size(const JsonDocument& index, const Checkpoint& checkpoint)
   }
 }
 
-Checkpoint open_shards(const fs::path& directory, const fs::path& index_path) {
-  const JsonDocument index = JsonDocument::read(index_path, kMaxIndexBytes);
-  const WeightMap shards = parse_weight_map(index);
+Checkpoint join_shards(const JsonDocument& index, const WeightMap& shards, std::string where, const OpenShard& open) {
   Checkpoint checkpoint;
-  checkpoint.where = printable(directory.native());
+  checkpoint.where = std::move(where);
   for (const auto& [file_name, names] : shards) {
-    if (!path_exists(directory / file_name)) {
-      throw Error("{}: the shard {} is missing; {} tensors are in it", index.where(), printable(file_name),
-                  names.size());
-    }
-  }
-  for (const auto& [file_name, names] : shards) {
-    SafetensorsFile shard(directory / file_name);
+    SafetensorsFile shard = open(file_name);
     std::vector<std::string> missing;
     for (const std::string& name : names) {
       if (shard.find(name) == nullptr) missing.push_back(name);
@@ -98,6 +90,19 @@ Checkpoint open_shards(const fs::path& directory, const fs::path& index_path) {
   }
   compare_total_size(index, checkpoint);
   return checkpoint;
+}
+
+Checkpoint open_directory(const fs::path& directory, const fs::path& index_path) {
+  const JsonDocument index = JsonDocument::read(index_path, kMaxIndexBytes);
+  const WeightMap shards = parse_weight_map(index);
+  for (const auto& [file_name, names] : shards) {
+    if (!path_exists(directory / file_name)) {
+      throw Error("{}: the shard {} is missing; {} tensors are in it", index.where(), printable(file_name),
+                  names.size());
+    }
+  }
+  return join_shards(index, shards, printable(directory.native()),
+                     [&](const std::string& file_name) { return SafetensorsFile(directory / file_name); });
 }
 
 // The layer of "model.layers.61.enorm.weight", -1 for tensors of no layer.
@@ -122,7 +127,9 @@ bool is_redundant(std::string_view name, const ModelConfig& config) {
 void check_tensor_count(const Checkpoint& checkpoint, const ModelConfig& c) {
   const auto stored = static_cast<int64_t>(checkpoint.tensors.size());
   const int64_t moe_layers =
-      c.router.n_routed_experts > 0 ? std::max<int64_t>(0, c.num_hidden_layers - c.first_k_dense_replace) : 0;
+      c.router.n_routed_experts > 0
+          ? std::max<int64_t>(0, c.num_hidden_layers - c.first_k_dense_replace) + c.num_nextn_predict_layers
+          : 0;
   if (c.num_hidden_layers > stored || moe_layers * c.router.n_routed_experts > stored) {
     throw Error("{}: holds {} tensors, too few for the config's {} layers with {} experts", checkpoint.where, stored,
                 c.num_hidden_layers, c.router.n_routed_experts);
@@ -158,8 +165,8 @@ const StoredTensor* find_scale(const Checkpoint& checkpoint, const ModelConfig& 
 }
 
 void check_stored(const MatchedTensor& tensor) {
-  const std::vector<int64_t> expected(tensor.shape.shape, tensor.shape.shape + tensor.shape.rank);
-  if (tensor.stored->shape != expected) {
+  const std::span expected(tensor.shape.shape, static_cast<size_t>(tensor.shape.rank));
+  if (!std::ranges::equal(tensor.stored->shape, expected)) {
     throw Error("{}: tensor {} has shape {}, the config asks for {}", tensor.file->where(), tensor.name,
                 shape_text(tensor.stored->shape), shape_text(expected));
   }
@@ -218,11 +225,15 @@ const StoredTensor* Checkpoint::find(std::string_view name) const {
   return found == tensors.end() ? nullptr : found->second.tensor;
 }
 
+Checkpoint open_shards(const JsonDocument& index, std::string where, const OpenShard& open) {
+  return join_shards(index, parse_weight_map(index), std::move(where), open);
+}
+
 Checkpoint open_checkpoint(const fs::path& path) {
   const fs::path single = path_is_directory(path) ? path / "model.safetensors" : path;
   const fs::path index = path / "model.safetensors.index.json";
   if (single != path && !path_exists(single)) {
-    if (path_exists(index)) return open_shards(path, index);
+    if (path_exists(index)) return open_directory(path, index);
     throw Error("{}: holds neither model.safetensors nor model.safetensors.index.json", printable(path.native()));
   }
   Checkpoint checkpoint;
@@ -232,11 +243,11 @@ Checkpoint open_checkpoint(const fs::path& path) {
 }
 
 std::vector<MatchedTensor> match_tensors(const Checkpoint& checkpoint, ModelConfig& config) {
-  check_tensor_count(checkpoint, config);
   if (config.num_nextn_predict_layers > 0 && !has_mtp_layer(checkpoint, config)) {
     log("{}: the config has an MTP layer but the files do not; going on without it", checkpoint.where);
     config.num_nextn_predict_layers = 0;
   }
+  check_tensor_count(checkpoint, config);
   std::vector<MatchedTensor> matched;
   std::vector<std::string> missing;
   for_each_tensor(weight_shapes(config), config, [&](const NamedTensor& named) {

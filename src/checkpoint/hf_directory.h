@@ -4,10 +4,12 @@
 
 #include <deque>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "base/json.h"
 #include "checkpoint/hf_model.h"
 #include "checkpoint/safetensors.h"
 
@@ -31,6 +33,10 @@ struct Checkpoint {
 // model.safetensors of a directory, or the shards that its model.safetensors.index.json names; or the one file that
 // `path` is.
 Checkpoint open_checkpoint(const std::filesystem::path& path);
+
+// The shards of an index, wherever they are: `open` gives the one of a file name. Error when shard and index disagree.
+using OpenShard = std::function<SafetensorsFile(const std::string& file_name)>;
+Checkpoint open_shards(const JsonDocument& index, std::string where, const OpenShard& open);
 
 // One weight and where it is stored.
 struct MatchedTensor {

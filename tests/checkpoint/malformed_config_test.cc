@@ -292,5 +292,18 @@ TEST(Load, ConfigLargerThanTheFilesIsRefusedBeforeMemoryIsTaken) {
   }
 }
 
+// Names and shapes of that many experts, of the MTP layer alone, must not be made only to be found missing.
+TEST(Load, MoreMtpExpertsThanTensorsAreRefusedByTheirNumber) {
+  const TemporaryDirectory directory;
+  const LoadedModel model = random_model(tiny_mtp());
+  save_model(directory.path(), model.config, model.parameters.weights, {});
+  Json config = Json::parse(config_json(model.config, Format::f32));
+  config["n_routed_experts"] = 65536;
+  config["first_k_dense_replace"] = config["num_hidden_layers"];
+  std::ofstream(directory.path() / "config.json") << config.dump();
+  ThreadPool pool(1);
+  EXPECT_THAT(refusal([&] { (void)load_model(directory.path(), pool); }), HasSubstr("too few for the config's"));
+}
+
 }  // namespace
 }  // namespace fathom

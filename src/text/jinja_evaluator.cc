@@ -1,6 +1,7 @@
 #include "text/jinja_evaluator.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 

@@ -233,6 +233,12 @@ Tokenizer Tokenizer::bytes() {
   return Tokenizer(std::move(data));
 }
 
+Tokenizer Tokenizer::parse(std::string json, const std::string& where) {
+  Tokenizer tokenizer(std::make_unique<Data>());
+  tokenizer.data_->read_vocabulary(std::move(json), where);
+  return tokenizer;
+}
+
 Tokenizer Tokenizer::load(const fs::path& source) {
   if (source == "bytes") return bytes();
   const bool is_directory = path_is_directory(source);
@@ -253,8 +259,7 @@ Tokenizer Tokenizer::load(const fs::path& source) {
     if (is_directory && !path_exists(file)) {
       throw Error("{}: there is no tokenizer.json in this directory", printable(source.native()));
     }
-    tokenizer = Tokenizer(std::make_unique<Data>());
-    tokenizer.data_->read_vocabulary(read_file(file, kMaxTokenizerJsonBytes), where);
+    tokenizer = parse(read_file(file, kMaxTokenizerJsonBytes), where);
   }
   Data& data = *tokenizer.data_;
   if (config) data.read_config(std::move(*config), printable(config_file.native()));

@@ -16,6 +16,8 @@ class Tokenizer {
   // A tokenizer.json, a directory that holds one (tokenizer_config.json read beside it), or the word "bytes".
   // A directory whose tokenizer_config.json says {"tokenizer_class": "FathomBytesTokenizer"} is a bytes tokenizer too.
   static Tokenizer load(const std::filesystem::path& source);
+  // The text of a tokenizer.json alone; `where` begins the messages.
+  static Tokenizer parse(std::string json, const std::string& where);
   static Tokenizer bytes();  // ids 0..255 are the bytes, 256 begins and 257 ends a text: 258 ids
 
   Tokenizer(Tokenizer&&) noexcept;

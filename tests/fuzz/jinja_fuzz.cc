@@ -1,4 +1,6 @@
 // Any bytes as a chat template over a small conversation: rendered or refused with one line, soon, and without harm.
+#include <nlohmann/json.hpp>
+
 #include "base/error.h"
 #include "text/chat_template.h"
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every test: under ThreadSanitizer (the threaded parts), under AddressSanitizer and
-# UndefinedBehaviorSanitizer (all), and as users run it. Ends with ctest's summary of the last.
+# UndefinedBehaviorSanitizer (all), as users run it, and the parsers on input made to break them. Ends with ctest's summary.
 set -euo pipefail
 cd "$(dirname "$0")"
 start=$SECONDS
 say() { printf '\n== %s (after %d s)\n' "$*" "$((SECONDS - start))"; }
 
 say "Packages"
-scripts/install_packages.sh
+scripts/install_packages.sh clang libclang-rt-14-dev
 jobs=$(nproc)
 
 build() { # preset, targets...
@@ -27,6 +27,10 @@ done
 say "AddressSanitizer and UndefinedBehaviorSanitizer: every test"
 build asan
 ctest --preset asan -j "$jobs" --quiet --output-on-failure || { echo "the sanitizer run failed" >&2; exit 1; }
+
+say "Fuzzers: model files, tokenizers, chat templates"
+build fuzz
+scripts/fuzz.sh model_load_fuzz=1000000 safetensors_header_fuzz=1000000 tokenizer_fuzz=30s jinja_fuzz=30s
 
 say "Release: every test"
 build release

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building and testing need, those that are missing only. Needs no network when all are there.
+# Installs the Debian packages that building and testing need, and those named as arguments; those that are missing only. Needs
+# no network when all are there.
 set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config git python3 python3-jinja2
-  libfmt-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libxxhash-dev libgtest-dev libgmock-dev)
+  libfmt-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libxxhash-dev libgtest-dev libgmock-dev "$@")
 
 missing=()
 for package in "${packages[@]}"; do

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Runs fuzzers of build/fuzz from their seeds, one a core at a time: scripts/fuzz.sh NAME=RUNS NAME=SECONDSs ...
+# Of a finding it shows the report, the input in base64 and how to run it again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export found=build/fuzz/findings
+mkdir -p "$found"
+rm -f "$found"/*.failed
+
+fuzz() { # NAME=RUNS or NAME=SECONDSs
+  local name=${1%%=*} limit=${1#*=} seeds input
+  local log=$found/$name.log
+  local options=(-seed=1 -entropic=0 -rss_limit_mb=2048 -timeout=5 "-artifact_prefix=$found/$name-")
+  [[ $limit == *s ]] && options+=("-max_total_time=${limit%s}") || options+=("-runs=$limit")
+  [[ $name == tokenizer_fuzz ]] && options+=(-max_len=1024) || options+=(-max_len=4096)
+  [[ -f tests/fuzz/$name.dict ]] && options+=("-dict=tests/fuzz/$name.dict")
+  seeds=$(printf '%s,' tests/fuzz/corpus/"$name"/*)  # named one by one: given their folder, it would be written to
+  if "build/fuzz/tests/fuzz/$name" "${options[@]}" "-seed_inputs=${seeds%,}" >"$log" 2>&1; then
+    printf '%-24s %s\n' "$name" "$(tail -n 1 "$log")"
+    return
+  fi
+  input=$(sed -n 's/.*Test unit written to //p' "$log" | head -n 1)
+  grep -v '^#[0-9]' "$log" | tail -n 60
+  if [[ -n $input ]]; then
+    echo "base64: $(base64 -w 0 "$input")"
+    echo "fuzz: $name fails on $input; run it again with build/fuzz/tests/fuzz/$name $input" >"$found/$name.failed"
+  else
+    echo "fuzz: $name did not run to its end; see $log" >"$found/$name.failed"
+  fi
+}
+export -f fuzz
+
+# Stacks of allocations and a large quarantine cost half the speed; a finding run again by hand has both.
+export ASAN_OPTIONS=malloc_context_size=0:quarantine_size_mb=8
+printf '%s\n' "$@" | xargs -P "$(nproc)" -I {} bash -c 'fuzz {}'
+failed=("$found"/*.failed)
+if [[ -e ${failed[0]} ]]; then
+  cat "${failed[@]}" >&2
+  exit 1
+fi

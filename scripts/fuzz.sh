@@ -30,8 +30,8 @@ fuzz() { # NAME=RUNS or NAME=SECONDSs
 }
 export -f fuzz
 
-# Stacks of allocations and a large quarantine cost half the speed; a finding run again by hand has both.
-export ASAN_OPTIONS=malloc_context_size=0:quarantine_size_mb=8
+# Stacks of allocations, a large quarantine and filling cost half the speed; a finding run again by hand has them.
+export ASAN_OPTIONS=malloc_context_size=0:quarantine_size_mb=1:max_malloc_fill_size=0
 printf '%s\n' "$@" | xargs -P "$(nproc)" -I {} bash -c 'fuzz {}'
 failed=("$found"/*.failed)
 if [[ -e ${failed[0]} ]]; then

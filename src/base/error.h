@@ -14,8 +14,7 @@ namespace fathom {
 struct Error : std::runtime_error {
   explicit Error(const std::string& message) : std::runtime_error(message) {}
   template <class... Args>
-    requires(sizeof...(Args) > 0)
-  explicit Error(fmt::format_string<Args...> format, Args&&... args)
+  requires(sizeof...(Args) > 0) explicit Error(fmt::format_string<Args...> format, Args&&... args)
       : std::runtime_error(fmt::format(format, std::forward<Args>(args)...)) {}
 };
 
@@ -43,8 +42,8 @@ std::string printable(std::string_view text, size_t max_bytes = 200);
 }  // namespace fathom
 
 // Kept in release builds. The optional arguments are a format string and its values.
-#define FATHOM_CHECK(condition, ...)                                                           \
-  do {                                                                                         \
-    if (!(condition)) [[unlikely]]                                                             \
-      ::fathom::check_failed(#condition, __FILE__, __LINE__, fmt::format("" __VA_ARGS__));     \
+#define FATHOM_CHECK(condition, ...)                                                       \
+  do {                                                                                     \
+    if (!(condition)) [[unlikely]]                                                         \
+      ::fathom::check_failed(#condition, __FILE__, __LINE__, fmt::format("" __VA_ARGS__)); \
   } while (false)

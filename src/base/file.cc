@@ -86,7 +86,8 @@ std::string read_file(const fs::path& path, size_t max_bytes) {
   const Descriptor file(path, O_RDONLY | O_NONBLOCK);
   const size_t size = regular_file_size(file.fd, path);
   if (size > max_bytes) {
-    throw Error("{}: has {} bytes, more than the {} that such a file may have", printable(path.native()), size, max_bytes);
+    throw Error("{}: has {} bytes, more than the {} that such a file may have", printable(path.native()), size,
+                max_bytes);
   }
   std::string content(size, '\0');
   for (size_t done = 0; done < size;) {

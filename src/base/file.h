@@ -10,8 +10,8 @@
 
 namespace fathom {
 
-// Whether something, or a directory, stands at `path`. Error when that cannot be known (no permission, a loop of symbolic
-// links) and for a symbolic link to nothing: a broken file must not pass for an absent one.
+// Whether something, or a directory, stands at `path`. Error when that cannot be known (no permission, a loop of
+// symbolic links) and for a symbolic link to nothing: a broken file must not pass for an absent one.
 bool path_exists(const std::filesystem::path& path);
 bool path_is_directory(const std::filesystem::path& path);
 

@@ -17,7 +17,8 @@ inline constexpr size_t kMaxJsonDepth = 64;
 // A parsed document and the memory that its values point into.
 class JsonDocument {
  public:
-  // `where` (a file name, "line 3 of x.jsonl", "request body") begins every error message. Objects with the same key twice are refused.
+  // `where` (a file name, "line 3 of x.jsonl", "request body") begins every error message. Objects with the same key
+  // twice are refused.
   static JsonDocument parse(std::string_view text, std::string where, size_t max_depth = kMaxJsonDepth);
   static JsonDocument read(const std::filesystem::path& path, size_t max_bytes, size_t max_depth = kMaxJsonDepth);
 

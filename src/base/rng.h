@@ -11,10 +11,10 @@ class Rng {
   // Streams with different `stream` are independent: one a purpose (data order, initialization, sampling).
   explicit Rng(uint64_t seed, uint64_t stream = 0);
 
-  uint64_t next();                  // 64 random bits
-  double uniform();                 // [0, 1), 53 bits
-  double normal();                  // mean 0, deviation 1 (Box-Muller, one value a call)
-  uint64_t below(uint64_t bound);   // [0, bound), without bias; bound > 0
+  uint64_t next();                 // 64 random bits
+  double uniform();                // [0, 1), 53 bits
+  double normal();                 // mean 0, deviation 1 (Box-Muller, one value a call)
+  uint64_t below(uint64_t bound);  // [0, bound), without bias; bound > 0
 
   using State = std::array<uint64_t, 4>;
   State state() const { return state_; }

@@ -38,7 +38,7 @@ class Progress {
   bool terminal_, in_view_ = false;
 };
 
-double monotonic_s();                      // seconds of a clock that only goes forward
+double monotonic_s();                        // seconds of a clock that only goes forward
 std::string human_duration(double seconds);  // "42s", "3m05s", "2h10m"
 std::string human_bytes(double bytes);       // "1.4 GiB"
 std::string human_count(double n);           // "671.0B", "15.7M", "512"

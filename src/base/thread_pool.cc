@@ -166,9 +166,8 @@ void ThreadPool::parallel_for(int64_t begin, int64_t end, int64_t grain,
   FATHOM_CHECK(grain > 0);
   const int64_t n = end - begin;
   if (n <= 0) return;
-  run((n + grain - 1) / grain, [&](int64_t i, int) {
-    body(begin + i * grain, std::min(end, begin + (i + 1) * grain));
-  });
+  run((n + grain - 1) / grain,
+      [&](int64_t i, int) { body(begin + i * grain, std::min(end, begin + (i + 1) * grain)); });
 }
 
 }  // namespace fathom

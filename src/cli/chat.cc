@@ -16,10 +16,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/terminal.h"
+#include "base/utf8.h"
 #include "checkpoint/hf_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
-#include "base/utf8.h"
 
 namespace fathom::cli {
 namespace {

@@ -8,10 +8,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/utf8.h"
 #include "cli/command.h"
 #include "text/bpe_trainer.h"
 #include "text/tokenizer.h"
-#include "base/utf8.h"
 
 namespace fathom::cli {
 namespace {

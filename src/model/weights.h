@@ -74,7 +74,8 @@ struct Parameters {
 // Zeroed parameters in the shapes of `config`. with_bias false leaves the correction biases out (gradients, moments).
 Parameters allocate_parameters(const ModelConfig& config, bool with_bias = true);
 
-// The tensors of allocate_parameters without memory behind them: for names and shapes alone, their data must not be touched.
+// The tensors of allocate_parameters without memory behind them: for names and shapes alone, their data must not be
+// touched.
 ModelWeights weight_shapes(const ModelConfig& config);
 
 // One tensor under its Hugging Face name: `view` is it, or its part of a fused tensor (rows of gate_up, one expert).

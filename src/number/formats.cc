@@ -22,8 +22,8 @@ void store_unaligned(void* base, int64_t i, T value) {
   std::memcpy(static_cast<char*>(base) + i * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
 }
 
-// A small float's exponent and mantissa, put where those of an f32 stand, are off by a factor of two to the difference of the
-// biases; the product also makes subnormals right. No branches: the loops over these become vectors.
+// A small float's exponent and mantissa, put where those of an f32 stand, are off by a factor of two to the difference
+// of the biases; the product also makes subnormals right. No branches: the loops over these become vectors.
 inline float widen_f16(uint16_t code) {
   const uint32_t magnitude = static_cast<uint32_t>(code & 0x7FFF) << 13;
   const uint32_t finite = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p112f);
@@ -76,7 +76,9 @@ uint8_t f32_to_f8_e4m3(float x) {
 
 void to_f32(float* out, const void* in, Format format, int64_t n) {
   switch (format) {
-    case Format::f32: std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float)); return;
+    case Format::f32:
+      std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
+      return;
     case Format::bf16:
       for (int64_t i = 0; i < n; ++i) out[i] = bf16_to_f32(load_unaligned<uint16_t>(in, i));
       return;
@@ -88,14 +90,17 @@ void to_f32(float* out, const void* in, Format format, int64_t n) {
       return;
     case Format::i32:
     case Format::i64:
-    case Format::u8: break;
+    case Format::u8:
+      break;
   }
   FATHOM_CHECK(false, "format {} holds no floats", static_cast<int>(format));
 }
 
 void from_f32(void* out, const float* in, Format format, int64_t n) {
   switch (format) {
-    case Format::f32: std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float)); return;
+    case Format::f32:
+      std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
+      return;
     case Format::bf16:
       for (int64_t i = 0; i < n; ++i) store_unaligned(out, i, f32_to_bf16(in[i]));
       return;
@@ -107,7 +112,8 @@ void from_f32(void* out, const float* in, Format format, int64_t n) {
       return;
     case Format::i32:
     case Format::i64:
-    case Format::u8: break;
+    case Format::u8:
+      break;
   }
   FATHOM_CHECK(false, "format {} holds no floats", static_cast<int>(format));
 }
@@ -146,7 +152,8 @@ void quantize_f8_blocks(uint8_t* codes, float* scales, const float* in, int64_t 
       if (scale == 0) scale = 1;
       *scales++ = scale;
       for (int64_t row = top; row < bottom; ++row) {
-        for (int64_t col = left; col < right; ++col) codes[row * cols + col] = f32_to_f8_e4m3(in[row * cols + col] / scale);
+        for (int64_t col = left; col < right; ++col)
+          codes[row * cols + col] = f32_to_f8_e4m3(in[row * cols + col] / scale);
       }
     }
   }

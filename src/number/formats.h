@@ -1,4 +1,5 @@
-// Number formats: how bf16, f16 and fp8 (e4m3fn) codes become floats and back. Encoding rounds to nearest, ties to even.
+// Number formats: how bf16, f16 and fp8 (e4m3fn) codes become floats and back. Encoding rounds to nearest, ties to
+// even.
 #pragma once
 
 #include <bit>
@@ -31,8 +32,9 @@ float f8_e4m3_to_f32(uint8_t code);
 void to_f32(float* out, const void* in, Format format, int64_t n);
 void from_f32(void* out, const float* in, Format format, int64_t n);
 
-// FP8 with a scale for each block: number = code * scale[row / block_rows, col / block_cols]. The last block of a dimension
-// may be incomplete. V3 stores weights in blocks of 128 x 128 (`weight_scale_inv`) and rounds activations in 1 x 128.
+// FP8 with a scale for each block: number = code * scale[row / block_rows, col / block_cols]. The last block of a
+// dimension may be incomplete. V3 stores weights in blocks of 128 x 128 (`weight_scale_inv`) and rounds activations in
+// 1 x 128.
 struct BlockShape {
   int64_t rows = 128, cols = 128;
 };
@@ -42,8 +44,8 @@ struct BlockShape {
 void dequantize_f8_blocks(float* out, const uint8_t* codes, const float* scales, int64_t first_row, int64_t n_rows,
                           int64_t cols, BlockShape block);
 
-// The way back: scale = max(amax of the block, amax_floor) / 448, rounded up to a power of two with `ue8m0`; 1 where that
-// is zero. Weights take no floor, activations kActivationAmaxFloor.
+// The way back: scale = max(amax of the block, amax_floor) / 448, rounded up to a power of two with `ue8m0`; 1 where
+// that is zero. Weights take no floor, activations kActivationAmaxFloor.
 inline constexpr float kActivationAmaxFloor = 1e-4f;
 void quantize_f8_blocks(uint8_t* codes, float* scales, const float* in, int64_t rows, int64_t cols, BlockShape block,
                         bool ue8m0, float amax_floor = 0);

@@ -14,12 +14,16 @@ enum class Format : uint8_t { f32, bf16, f16, f8_e4m3, i32, i64, u8 };
 constexpr int64_t format_bytes(Format format) {
   switch (format) {
     case Format::f32:
-    case Format::i32: return 4;
-    case Format::i64: return 8;
+    case Format::i32:
+      return 4;
+    case Format::i64:
+      return 8;
     case Format::bf16:
-    case Format::f16: return 2;
+    case Format::f16:
+      return 2;
     case Format::f8_e4m3:
-    case Format::u8: return 1;
+    case Format::u8:
+      return 1;
   }
   return 0;
 }
@@ -34,7 +38,8 @@ struct Tensor {
   int64_t row_stride = 0;
 
   Tensor() = default;
-  Tensor(void* p, Format f, std::initializer_list<int64_t> dims) : Tensor(p, f, dims.begin(), static_cast<int>(dims.size())) {}
+  Tensor(void* p, Format f, std::initializer_list<int64_t> dims)
+      : Tensor(p, f, dims.begin(), static_cast<int>(dims.size())) {}
   Tensor(void* p, Format f, const int64_t* dims, int n_dims) : data(p), format(f), rank(n_dims) {
     FATHOM_CHECK(n_dims >= 1 && n_dims <= 4);
     for (int i = 0; i < n_dims; ++i) shape[i] = dims[i];

@@ -1,5 +1,6 @@
 // The core of multi-head latent attention (V2 section 2.1, V3 equations 1-11), causal, over packed sequences.
-//   s[t, j] = scale * (q_nope[t, h] . k_nope[j, h] + q_rope[t, h] . k_rope[j]),  o[t, h] = sum_j softmax_j(s[t, j]) v[j, h]
+//   s[t, j] = scale * (q_nope[t, h] . k_nope[j, h] + q_rope[t, h] . k_rope[j]),  o[t, h] = sum_j softmax_j(s[t, j])
+//   v[j, h]
 // Blocked with an online softmax: no context x context matrix is ever stored.
 #pragma once
 
@@ -30,10 +31,11 @@ void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope,
 struct LatentCacheView {
   const float* rows = nullptr;  // [length, kv_lora_rank + rope], contiguous
   int64_t length = 0;           // rows in the cache, those of the new tokens included
-  int64_t n_new = 0;            // the last n_new rows belong to the new tokens: query i sees length - n_new + i + 1 rows
+  int64_t n_new = 0;  // the last n_new rows belong to the new tokens: query i sees length - n_new + i + 1 rows
 };
 
-// Absorbed form (decode, V2 section 2.1.2): the up-projections W_UK and W_UV are applied to query and output, not to the cache.
+// Absorbed form (decode, V2 section 2.1.2): the up-projections W_UK and W_UV are applied to query and output, not to
+// the cache.
 //   q_c[h] = W_UK[h]^T q_nope[h],  s = scale * (q_c . c_j + q_rope . k_rope_j),  o[h] = W_UV[h] sum_j p_j c_j
 // q: [sum of n_new, heads * (nope + rope)]; kv_b: [heads * (nope + v), kv_lora_rank]; o: [sum of n_new, heads * v]
 void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,

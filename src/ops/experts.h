@@ -1,4 +1,5 @@
-// Expert dispatch and combine in one process: a stable sort of (token, choice) pairs by expert. No padding, no dropping.
+// Expert dispatch and combine in one process: a stable sort of (token, choice) pairs by expert. No padding, no
+// dropping.
 #pragma once
 
 #include "ops/context.h"
@@ -7,10 +8,10 @@ namespace fathom {
 
 // Where every (token, choice) pair went. Slots are rows of the dispatched matrix, grouped by expert, tokens ascending.
 struct Dispatch {
-  Tensor offsets;     // [experts + 1] i32: slots of expert e are offsets[e] .. offsets[e+1]
-  Tensor token_of;    // [slots] i32
-  Tensor choice_of;   // [slots] i32: which of the token's k choices
-  Tensor slot_of;     // [tokens, k] i32: the inverse
+  Tensor offsets;    // [experts + 1] i32: slots of expert e are offsets[e] .. offsets[e+1]
+  Tensor token_of;   // [slots] i32
+  Tensor choice_of;  // [slots] i32: which of the token's k choices
+  Tensor slot_of;    // [tokens, k] i32: the inverse
 };
 
 // topk_ids: [tokens, k] i32. Memory from ctx.arena.

@@ -17,10 +17,10 @@ struct YarnScaling {
 };
 
 struct Rope {
-  int64_t dim = 0;         // qk_rope_head_dim, even
-  bool interleaved = true;   // pairs (x0, x1), (x2, x3), ... share an angle; else (x0, x_{d/2}), ...
-  std::vector<float> inv_freq;   // [dim / 2], radians a position, YaRN applied
-  float attention_scaling = 1;   // cos and sin are multiplied by it
+  int64_t dim = 0;                 // qk_rope_head_dim, even
+  bool interleaved = true;         // pairs (x0, x1), (x2, x3), ... share an angle; else (x0, x_{d/2}), ...
+  std::vector<float> inv_freq;     // [dim / 2], radians a position, YaRN applied
+  float attention_scaling = 1;     // cos and sin are multiplied by it
   float softmax_scale_factor = 1;  // the softmax scale is multiplied by it: g(mscale_all_dim)^2
 };
 

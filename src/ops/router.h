@@ -1,4 +1,5 @@
-// The router of DeepSeekMoE: which experts a token goes to, with which weights (V3 equations 12-16, V2 equations 20-22).
+// The router of DeepSeekMoE: which experts a token goes to, with which weights (V3 equations 12-16, V2 equations
+// 20-22).
 #pragma once
 
 #include "ops/context.h"

@@ -33,10 +33,10 @@ struct TrainOptions {
 
   int64_t steps = 0, seq_len = 0, batch_size = 0;
   int64_t micro_batch = 0;  // sequences a forward pass; 0: all of the batch at once
-  // Context extension (V3 section 4.3): after step extend_at sequences have extend_seq_len tokens, and there are fewer of
-  // them, so that the tokens of a step stay the same. 0: none.
+  // Context extension (V3 section 4.3): after step extend_at sequences have extend_seq_len tokens, and there are fewer
+  // of them, so that the tokens of a step stay the same. 0: none.
   int64_t extend_seq_len = 0, extend_at = 0;
-  LearningRate lr;          // its `steps` is ours
+  LearningRate lr;  // its `steps` is ours
   double weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
   double clip = 1;  // greatest global norm of the gradient; 0: no limit
   Balance balance = Balance::automatic;

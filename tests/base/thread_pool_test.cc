@@ -27,7 +27,11 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
 
 TEST(ThreadPool, CarriesTheFirstExceptionHomeAndStaysUsable) {
   ThreadPool pool(3);
-  EXPECT_THROW(pool.run(100, [](int64_t i, int) { if (i == 7) throw Error("seven"); }), Error);
+  EXPECT_THROW(pool.run(100,
+                        [](int64_t i, int) {
+                          if (i == 7) throw Error("seven");
+                        }),
+               Error);
   std::atomic<int64_t> total = 0;
   pool.run(100, [&](int64_t i, int) { total += i; });
   EXPECT_EQ(total, 4950);
@@ -36,9 +40,7 @@ TEST(ThreadPool, CarriesTheFirstExceptionHomeAndStaysUsable) {
 TEST(ThreadPool, NestedRunsStayOnTheirThread) {
   ThreadPool pool(4);
   std::atomic<int> wrong = 0;
-  pool.run(8, [&](int64_t, int outer) {
-    pool.run(8, [&](int64_t, int inner) { wrong += inner != outer; });
-  });
+  pool.run(8, [&](int64_t, int outer) { pool.run(8, [&](int64_t, int inner) { wrong += inner != outer; }); });
   EXPECT_EQ(wrong, 0);
 }
 

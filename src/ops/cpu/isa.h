@@ -13,9 +13,12 @@ template <class Table>
 const Table& choose([[maybe_unused]] const Table& baseline, [[maybe_unused]] const Table& avx2,
                     [[maybe_unused]] const Table& avx512) {
   switch (cpu_isa()) {
-    case Isa::avx512: return avx512;
-    case Isa::avx2: return avx2;
-    case Isa::baseline: break;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx2:
+      return avx2;
+    case Isa::baseline:
+      break;
   }
   return baseline;
 }

@@ -60,8 +60,9 @@ struct Output {
   std::string output;
 };
 
+// Runs the program with words for a shell: paths stand in quotes, they may hold spaces.
 Output program(const std::string& arguments, const std::string& environment = {}) {
-  FILE* pipe = popen((environment + FATHOM_PROGRAM + " " + arguments).c_str(), "r");
+  FILE* pipe = popen((environment + "'" FATHOM_PROGRAM "' " + arguments).c_str(), "r");
   Output result{-1, {}};
   char chunk[4096];
   for (size_t n = 0; (n = fread(chunk, 1, sizeof chunk, pipe)) > 0;) result.output.append(chunk, n);
@@ -155,10 +156,10 @@ TEST_P(Oracle, ScoreMatches) {
   const auto tokens = write_tokens(scratch_.path() / "tokens.json", prompts(expected));
   const auto out = (scratch_.path() / "out.safetensors").string(),
              grads = (scratch_.path() / "grads.safetensors").string();
-  std::string command =
-      fmt::format("score --json --threads 2 --model {} --tokens {} --out {} --all", model().string(), tokens, out);
+  std::string command = fmt::format("score --json --threads 2 --model '{}' --tokens '{}' --out '{}' --all",
+                                    model().string(), tokens, out);
   if (has_mtp) command += fmt::format(" --mtp --mtp-weight {}", lambda);
-  if (has_grads) command += " --grads " + grads;
+  if (has_grads) command += " --grads '" + grads + "'";
   const Output score = program(command);
   ASSERT_EQ(score.exit_code, 0);
   const JsonDocument printed = JsonDocument::parse(score.output, "score");
@@ -198,7 +199,7 @@ TEST_P(Oracle, GreedyContinuationIsEqual) {
   const auto sequences = prompts(expected);
   for (size_t s = 0; s < sequences.size(); ++s) {
     const Output generate =
-        program(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens 32 --model {} --tokens \"{}\"",
+        program(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens 32 --model '{}' --tokens {}",
                             model().string(), list_text(sequences[s])));
     ASSERT_EQ(generate.exit_code, 0);
     const JsonDocument printed = JsonDocument::parse(generate.output, "generate");
@@ -219,9 +220,9 @@ TEST_P(Oracle, Fp8ActivationsMatch) {
   const auto tokens = write_tokens(scratch_.path() / "tokens.json", prompts(expected));
   const auto out = (scratch_.path() / "out.safetensors").string();
   const bool same_order = cpu_isa() >= Isa::avx2;
-  const Output score = program(
-      fmt::format("score --json --fp8-activations --model {} --tokens {} --out {}", model().string(), tokens, out),
-      same_order ? "FATHOM_ISA=avx2 " : "");
+  const Output score = program(fmt::format("score --json --fp8-activations --model '{}' --tokens '{}' --out '{}'",
+                                           model().string(), tokens, out),
+                               same_order ? "FATHOM_ISA=avx2 " : "");
   ASSERT_EQ(score.exit_code, 0);
   const auto got = floats(*SafetensorsFile(out).find("logits")), want = floats(*expected.find("logits_fp8_act"));
   if (same_order) {
@@ -279,7 +280,7 @@ TEST(OracleOf, ThreeAdamwSteps) {
 }
 
 TEST(OracleOf, SparseAttentionModelsAreRefusedByName) {
-  const Output inspect = program(fmt::format("inspect {} 2>&1", (kData / "v32_dsa").string()));
+  const Output inspect = program(fmt::format("inspect '{}' 2>&1", (kData / "v32_dsa").string()));
   EXPECT_EQ(inspect.exit_code, 1);
   EXPECT_NE(inspect.output.find("deepseek_v32"), std::string::npos) << inspect.output;
   EXPECT_EQ(std::count(inspect.output.begin(), inspect.output.end(), '\n'), 1) << inspect.output;

@@ -14,6 +14,23 @@ if(FATHOM_SANITIZE)
   target_compile_options(fathom_options INTERFACE -fsanitize=${FATHOM_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
   target_link_options(fathom_options INTERFACE -fsanitize=${FATHOM_SANITIZE})
 endif()
+if(FATHOM_SANITIZE OR CMAKE_BUILD_TYPE STREQUAL "Debug")
+  target_compile_definitions(fathom_options INTERFACE _GLIBCXX_ASSERTIONS)
+endif()
+
+# Against what hostile files might find in spite of all checks, as Debian builds its packages: for all but the kernels, which see
+# checked sizes alone and are the ones that must be fast.
+add_library(fathom_hardening INTERFACE)
+if(NOT FATHOM_SANITIZE)
+  target_compile_options(fathom_hardening INTERFACE -fstack-protector-strong)
+  if(CMAKE_BUILD_TYPE MATCHES "^(Release|RelWithDebInfo|MinSizeRel)$")  # needs optimization
+    target_compile_options(fathom_hardening INTERFACE -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+  endif()
+endif()
+target_link_options(fathom_hardening INTERFACE -Wl,-z,relro,-z,now)
+include(CheckPIESupported)
+check_pie_supported(LANGUAGES CXX)  # else CMAKE_POSITION_INDEPENDENT_CODE would leave linking to the compiler's default
+
 find_program(FATHOM_CCACHE ccache)
 if(FATHOM_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${FATHOM_CCACHE})
@@ -31,7 +48,7 @@ function(fathom_room name)
   cmake_parse_arguments(ROOM "" "" "LIBRARIES" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${name}/*.cc)
   add_library(fathom_${name} STATIC ${sources})
-  target_link_libraries(fathom_${name} PUBLIC fathom_options ${ROOM_LIBRARIES})
+  target_link_libraries(fathom_${name} PUBLIC fathom_options fathom_hardening ${ROOM_LIBRARIES})
 endfunction()
 
 # fathom_kernels(ops): compiles ops/cpu/*.cc once per instruction set into fathom_ops (see src/ops/cpu/isa.h).

@@ -54,7 +54,7 @@ int usable_cores() {
     const std::string folder = fmt::format("/sys/devices/system/cpu/cpu{}/topology/", cpu);
     std::string package, core;
     if (std::ifstream(folder + "physical_package_id") >> package && std::ifstream(folder + "core_id") >> core) {
-      cores.insert(package + ":" + core);
+      cores.insert(fmt::format("{}:{}", package, core));
     }
   }
   const int n = cores.empty() ? n_cpus : static_cast<int>(cores.size());

@@ -58,7 +58,9 @@ class Keys {
     if (at(key).get(x)) throw wrong_type(key, "a string");
     return std::string(x);
   }
-  std::string text_or(std::string_view key, std::string absent) const { return has(key) ? text(key) : absent; }
+  std::string text_or(std::string_view key, std::string_view absent) const {
+    return has(key) ? text(key) : std::string(absent);
+  }
   Keys object(std::string_view key) const { return Keys(at(key), where_, full(key)); }
 
   // A whole number, or a list of them.
@@ -72,7 +74,7 @@ class Keys {
 
   // Refuses any value but the one that the engine implements; an absent key is that value.
   void expect_text(std::string_view key, std::string_view supported) const {
-    const std::string value = text_or(key, std::string(supported));
+    const std::string value = text_or(key, supported);
     if (value != supported) {
       throw Error("{}: {} is \"{}\"; only \"{}\" is supported", where_, full(key), printable(value, 80), supported);
     }

@@ -143,7 +143,7 @@ Parameters allocate_parameters(const ModelConfig& config, bool with_bias) {
 }
 
 ModelWeights weight_shapes(const ModelConfig& config) {
-  Layout layout{reinterpret_cast<float*>(kAlignment)};  // present, though nowhere
+  Layout layout{reinterpret_cast<float*>(kAlignment)};  // NOLINT(performance-no-int-to-ptr): present, though nowhere
   ModelWeights weights = take_trained(layout, config);
   take_biases(layout, config, weights);
   return weights;

@@ -94,6 +94,7 @@ void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vecto
   }
   const size_t wave = std::min(chunks.size(), static_cast<size_t>(8 * ctx.pool.size()));
   std::vector<Partial> partials;
+  partials.reserve(wave);
   for (size_t i = 0; i < wave; ++i) partials.push_back(new_partial(ctx, kGroup, rank));
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < ctx.pool.size(); ++thread) {

@@ -57,7 +57,9 @@ std::string to_json(const ordered_json& json) {
 
 bool given(const ordered_json& object, const char* key) {
   const auto found = object.find(key);
-  return found != object.end() && !found->is_null() && found->size() > 0 && *found != "" && *found != false;
+  if (found == object.end() || found->empty()) return false;  // null is empty, too
+  if (found->is_string()) return !found->get_ref<const std::string&>().empty();
+  return *found != false;
 }
 
 std::string text_of(const ordered_json& object, const char* key, size_t index) {

@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "base/error.h"
+#include "text/jinja_parser.h"
 #include "text/jinja_runtime.h"
 #include "text/jinja_text.h"
 
@@ -60,6 +61,7 @@ void sort_keyed(std::vector<Keyed>& items, bool reverse, Budget& budget) {
 template <class Keyed>
 std::vector<Value> without_keys(std::vector<Keyed>& items) {
   std::vector<Value> out;
+  out.reserve(items.size());
   for (auto& [key, item] : items) out.push_back(std::move(item));
   return out;
 }

@@ -227,9 +227,9 @@ Value get_item(const Value& value, const Value& key, Budget& budget) {
     if (index >= 0 && index < n) return sequence->items[static_cast<size_t>(index)];
   }
   if (key.text()) {
-    const Value found = value.dict() && !has_method(value, *key.text()) && !changes_its_object(value, *key.text())
-                            ? Value()
-                            : get_attribute(value, *key.text(), budget);
+    Value found = value.dict() && !has_method(value, *key.text()) && !changes_its_object(value, *key.text())
+                      ? Value()
+                      : get_attribute(value, *key.text(), budget);
     if (!found.is_undefined()) return found;
     return undefined(fmt::format("'{}' has no attribute '{}'", type_name(value), printable(*key.text(), 60)));
   }

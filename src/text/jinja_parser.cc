@@ -266,7 +266,7 @@ class Parser {
   }
 
   std::string variable_name() {
-    const std::string name = expect_name();
+    std::string name = expect_name();
     for (const char* constant : {"true", "false", "none", "True", "False", "None"}) {
       if (name == constant) fail(fmt::format("cannot assign to '{}'", name));
     }
@@ -435,7 +435,8 @@ class Parser {
       result = primary();
     }
     result = postfix(std::move(result));
-    return with_filter ? filters(std::move(result)) : std::move(result);
+    if (with_filter) return filters(std::move(result));
+    return result;
   }
 
   ExpressionRef primary() {

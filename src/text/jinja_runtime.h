@@ -22,7 +22,7 @@ class Parameters {
  public:
   Parameters(std::string_view what, const CallArguments& arguments, std::initializer_list<const char*> names);
   const Value* operator[](size_t i) const { return values_[i]; }  // nullptr: not given
-  Value get(size_t i, Value otherwise) const { return values_[i] ? *values_[i] : std::move(otherwise); }
+  Value get(size_t i, const Value& otherwise) const { return values_[i] ? *values_[i] : otherwise; }
   bool flag(size_t i, bool otherwise = false) const { return values_[i] ? truth(*values_[i]) : otherwise; }
   Int integer(size_t i, Int otherwise) const;
   const std::string& text(size_t i) const;  // must be given
@@ -54,8 +54,6 @@ bool is_text_method(std::string_view name);
 
 Value apply_filter(const std::string& name, const Value& value, const CallArguments& arguments, Budget& budget);
 bool apply_test(const std::string& name, const Value& value, const CallArguments& arguments, Budget& budget);
-bool has_filter(std::string_view name);
-bool has_test(std::string_view name);
 
 std::string replace_text(std::string_view text, std::string_view from, std::string_view to, Int count, Budget& budget);
 std::string percent_format(std::string_view format, const Value& arguments, Budget& budget);

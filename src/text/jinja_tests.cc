@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "text/jinja_parser.h"
 #include "text/jinja_runtime.h"
 #include "text/jinja_text.h"
 

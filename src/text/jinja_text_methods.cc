@@ -21,6 +21,7 @@ using Call = const CallArguments&;
 Value pieces(const std::vector<std::string_view>& parts, Budget& budget) {
   budget.step(static_cast<int64_t>(parts.size()));
   std::vector<Value> items;
+  items.reserve(parts.size());
   for (const std::string_view part : parts) items.push_back(make_text(std::string(part), budget));
   return make_list(std::move(items), budget);
 }

@@ -110,6 +110,7 @@ std::vector<AddedToken> bytes_added_tokens() {
 // The same vocabulary as byte-level BPE without merges, for other programs.
 std::string bytes_tokenizer_json() {
   std::vector<std::string> tokens;
+  tokens.reserve(258);
   for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
   return write_tokenizer_json({}, tokens, {}, bytes_added_tokens());
 }
@@ -224,6 +225,7 @@ Tokenizer Tokenizer::bytes() {
   auto data = std::make_unique<Data>();
   data->bytes = true;
   std::vector<std::string> tokens;
+  tokens.reserve(258);
   for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
   tokens.emplace_back(kBytesBegin);
   tokens.emplace_back(kBytesEnd);

@@ -55,9 +55,9 @@ void route(const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Ten
         groups.push_back(group_score(config, {begin, begin + group_size}));
       }
       const std::vector<int64_t> kept = best(groups, config.topk_group);
-      for (int64_t e = 0; e < experts; ++e) {
-        if (!std::binary_search(kept.begin(), kept.end(), e / group_size)) {
-          choice[e] = -std::numeric_limits<float>::infinity();
+      for (int64_t g = 0; g < config.n_group; ++g) {
+        if (!std::binary_search(kept.begin(), kept.end(), g)) {
+          std::fill_n(choice.begin() + g * group_size, group_size, -std::numeric_limits<float>::infinity());
         }
       }
     }

@@ -97,6 +97,7 @@ void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vecto
   partials.reserve(wave);
   for (size_t i = 0; i < wave; ++i) partials.push_back(new_partial(ctx, kGroup, rank));
   std::vector<Scratch> scratch;
+  scratch.reserve(static_cast<size_t>(ctx.pool.size()));
   for (int thread = 0; thread < ctx.pool.size(); ++thread) {
     scratch.push_back({new_floats(ctx, kBlock * kGroupStride), new_floats(ctx, kGroup)});
   }

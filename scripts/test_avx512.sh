@@ -61,7 +61,7 @@ CFG
 echo c >"$work/commands" # Debian's Bochs has the debugger: go on
 TERM=xterm bochs -q -f "$work/bochsrc" -rc "$work/commands" </dev/null >"$work/out.txt" 2>&1 &
 bochs=$!
-trap 'kill $bochs $(jobs -p) 2>/dev/null' EXIT
+trap 'kill $bochs $(jobs -p) 2>/dev/null || true' EXIT
 # Its screen is a pseudo terminal that somebody has to read.
 sleep 5
 cat "/dev/pts/$(awk '/tty-index/ { print $2 }' /proc/$bochs/fdinfo/*)" >/dev/null 2>&1 &

@@ -21,7 +21,7 @@ def main():
         text = document.read_text()
         where = document.relative_to(ROOT)
         wrong += [f"{where}: the link {link} leads nowhere" for link in LINK.findall(text) if not (document.parent / link).exists()]
-        wrong += [f"{where}: there is no {path}" for path in TREE.findall(text) if not (ROOT / path).exists()]
+        wrong += [f"{where}: there is no {path}" for path in TREE.findall(text) if "NAME" not in path and not (ROOT / path).exists()]
         if document.name == "tour.md":
             found = NAME.findall(text)
             names += len(found)

@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 out=${OUT:-out/demo}
-steps=${STEPS:-1400}
+steps=${STEPS:-2000}
 say() { printf '\n== %s\n' "$*"; }
 
 say "Packages"
@@ -20,17 +20,17 @@ fathom=build/release/src/fathom
 say "Train ($steps steps; a checkpoint in $out, progress below)"
 [ -n "${OUT:-}" ] || rm -rf "$out"  # a directory of the user's own is never removed
 "$fathom" train --model-config models/shakespeare.config.json --tokenizer bytes --out "$out" \
-  --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 350 \
+  --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 500 \
   --steps "$steps" --seq-len 128 --batch-size 8 --extend-seq-len 512 --extend-at $((steps * 5 / 7)) \
   --lr 4e-3 --min-lr 0 --warmup 60 --schedule wsd --decay-fraction 0.28 \
-  --beta2 0.98 --weight-decay 0.1 --bias-update-speed 0.02 --sample-every 400 --prompt "ROMEO:" --seed 1
+  --beta2 0.98 --weight-decay 0.1 --bias-update-speed 0.02 --sample-every 500 --prompt "ROMEO:" --seed 1
 
 say "Held-out loss (nats a character)"
 "$fathom" score --model "$out" --text data/tinyshakespeare-val.txt --window 512
 
 say "Text"
 printf 'ROMEO:'
-"$fathom" generate --model "$out" --prompt "ROMEO:" --max-tokens 400 --temperature 0.8 --seed 1
+"$fathom" generate --model "$out" --prompt "ROMEO:" --max-tokens 400 --temperature 0.8 --seed 1 --quiet
 
 say "Next"
 cat <<TEXT

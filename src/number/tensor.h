@@ -9,23 +9,65 @@
 
 namespace fathom {
 
-enum class Format : uint8_t { f32, bf16, f16, f8_e4m3, i32, i64, u8 };
+enum class Format : uint8_t {
+  f32,
+  bf16,
+  f16,
+  f8_e4m3,
+  i32,
+  i64,
+  u8,
+  // Blocks of numbers with scales of their own, as GGUF defines them (number/blocks.h).
+  q8_0,
+  q4_0,
+  q5_0,
+  q4_k,
+  q5_k,
+  q6_k,
+};
 
-constexpr int64_t format_bytes(Format format) {
+struct FormatTraits {
+  const char* name;
+  int64_t block;        // numbers that are stored together; a row holds whole blocks
+  int64_t block_bytes;  // bytes of that many
+};
+
+constexpr FormatTraits format_traits(Format format) {
   switch (format) {
     case Format::f32:
-    case Format::i32:
-      return 4;
-    case Format::i64:
-      return 8;
+      return {"f32", 1, 4};
     case Format::bf16:
+      return {"bf16", 1, 2};
     case Format::f16:
-      return 2;
+      return {"f16", 1, 2};
     case Format::f8_e4m3:
+      return {"fp8", 1, 1};
+    case Format::i32:
+      return {"i32", 1, 4};
+    case Format::i64:
+      return {"i64", 1, 8};
     case Format::u8:
-      return 1;
+      return {"u8", 1, 1};
+    case Format::q8_0:
+      return {"q8_0", 32, 34};
+    case Format::q4_0:
+      return {"q4_0", 32, 18};
+    case Format::q5_0:
+      return {"q5_0", 32, 22};
+    case Format::q4_k:
+      return {"q4_k", 256, 144};
+    case Format::q5_k:
+      return {"q5_k", 256, 176};
+    case Format::q6_k:
+      return {"q6_k", 256, 210};
   }
-  return 0;
+  return {"", 1, 0};
+}
+
+// Bytes of n numbers, n being whole blocks.
+constexpr int64_t format_bytes(Format format, int64_t n = 1) {
+  const FormatTraits traits = format_traits(format);
+  return n / traits.block * traits.block_bytes;
 }
 
 // Up to 4 dimensions, row-major. Everything before the last dimension is rows: row i begins row_stride elements behind
@@ -55,13 +97,13 @@ struct Tensor {
     return n;
   }
   int64_t size() const { return rows() * cols(); }
-  int64_t size_bytes() const { return size() * format_bytes(format); }
+  int64_t size_bytes() const { return format_bytes(format, size()); }
   bool contiguous() const { return rows() <= 1 || row_stride == cols(); }
 
   // The elements as T; the format must say so.
   template <class T>
   T* as() const {
-    FATHOM_CHECK(sizeof(T) == static_cast<size_t>(format_bytes(format)));
+    FATHOM_CHECK(sizeof(T) == static_cast<size_t>(format_traits(format).block_bytes));
     return static_cast<T*>(data);
   }
   float* f32() const {
@@ -75,7 +117,8 @@ struct Tensor {
     return static_cast<int32_t*>(data);
   }
 
-  void* at(int64_t element) const { return static_cast<char*>(data) + element * format_bytes(format); }
+  // Where an element, the first of a block, is.
+  void* at(int64_t element) const { return static_cast<char*>(data) + format_bytes(format, element); }
 
   // Rows [begin, begin + n) of a matrix (rank 2), or indices of the first dimension of a higher rank.
   Tensor slice(int64_t begin, int64_t n) const {

@@ -50,8 +50,8 @@ static_assert(sizeof(BlockQ4K) == 144 && sizeof(BlockQ5K) == 176 && sizeof(Block
 struct ScaleAndMin {
   uint8_t scale, min;
 };
-// sc and m of 32 numbers, j in 0 .. 7. The first four pairs have a byte each (6 bits); of the others 4 bits stand behind
-// them and 2 in the upper bits of the first.
+// sc and m of 32 numbers, j in 0 .. 7. The first four pairs have a byte each (6 bits); of the others 4 bits stand
+// behind them and 2 in the upper bits of the first.
 inline ScaleAndMin scale_and_min(const uint8_t* scales, int j) {
   if (j < 4) return {static_cast<uint8_t>(scales[j] & 63), static_cast<uint8_t>(scales[j + 4] & 63)};
   return {static_cast<uint8_t>((scales[j + 4] & 15) | (scales[j - 4] >> 6 << 4)),

@@ -76,8 +76,10 @@ struct Tensor {
   void* data = nullptr;
   Format format = Format::f32;
   int rank = 0;
+  bool panels =
+      false;  // rows stand in panels of 8 (number/panels.h), each matrix of the last two dimensions in its own
   int64_t shape[4] = {0, 0, 0, 0};
-  int64_t row_stride = 0;
+  int64_t row_stride = 0;  // elements; of panels, bytes from one to the next
 
   Tensor() = default;
   Tensor(void* p, Format f, std::initializer_list<int64_t> dims)
@@ -97,7 +99,9 @@ struct Tensor {
     return n;
   }
   int64_t size() const { return rows() * cols(); }
-  int64_t size_bytes() const { return format_bytes(format, size()); }
+  int64_t size_bytes() const {
+    return panels ? n_matrices() * panels_of_matrix() * row_stride : format_bytes(format, size());
+  }
   bool contiguous() const { return rows() <= 1 || row_stride == cols(); }
 
   // The elements as T; the format must say so.
@@ -107,7 +111,7 @@ struct Tensor {
     return static_cast<T*>(data);
   }
   float* f32() const {
-    FATHOM_CHECK(format == Format::f32);
+    FATHOM_CHECK(format == Format::f32 && !panels);
     return static_cast<float*>(data);
   }
   float* f32_row(int64_t row) const { return f32() + row * row_stride; }
@@ -125,22 +129,22 @@ struct Tensor {
     FATHOM_CHECK(begin >= 0 && n >= 0 && begin + n <= shape[0]);
     Tensor t = *this;
     t.shape[0] = n;
-    t.data = at(begin * stride_of_first());
+    t.data = first_dimension(begin);
     return t;
   }
-  // The i-th of the first dimension, one rank less (rank >= 2).
+  // The i-th of the first dimension, one rank less (rank >= 2; of panels rank 3).
   Tensor operator[](int64_t i) const {
-    FATHOM_CHECK(rank >= 2 && i >= 0 && i < shape[0]);
+    FATHOM_CHECK(rank >= (panels ? 3 : 2) && i >= 0 && i < shape[0]);
     Tensor t = *this;
     t.rank = rank - 1;
     for (int d = 0; d < t.rank; ++d) t.shape[d] = shape[d + 1];
     t.shape[t.rank] = 0;
-    t.data = at(i * stride_of_first());
+    t.data = first_dimension(i);
     return t;
   }
   // Columns [begin, begin + n), same rows.
   Tensor columns(int64_t begin, int64_t n) const {
-    FATHOM_CHECK(begin >= 0 && n >= 0 && begin + n <= cols());
+    FATHOM_CHECK(!panels && begin >= 0 && n >= 0 && begin + n <= cols());
     Tensor t = *this;
     t.shape[rank - 1] = n;
     t.data = at(begin);
@@ -149,11 +153,18 @@ struct Tensor {
   // Same elements in another shape; only for contiguous tensors.
   Tensor reshape(std::initializer_list<int64_t> dims) const {
     const Tensor t(data, format, dims);
-    FATHOM_CHECK(contiguous() && t.size() == size());
+    FATHOM_CHECK(!panels && contiguous() && t.size() == size());
     return t;
   }
 
  private:
+  int64_t n_matrices() const { return rank == 3 ? shape[0] : 1; }
+  int64_t panels_of_matrix() const { return (shape[rank - 2] + 7) / 8; }
+  void* first_dimension(int64_t i) const {
+    if (!panels) return at(i * stride_of_first());
+    FATHOM_CHECK(rank == 3 || (rank == 2 && i % 8 == 0));
+    return static_cast<char*>(data) + (rank == 3 ? i * panels_of_matrix() : i / 8) * row_stride;
+  }
   int64_t stride_of_first() const {
     int64_t n = rank == 1 ? 1 : row_stride;
     for (int i = 1; i + 1 < rank; ++i) n *= shape[i];

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "ops/gemm.h"
+#include "ops/panel_linear.h"
 
 namespace fathom {
 namespace {
@@ -40,25 +41,38 @@ GemmCall backward_weight_call(Tensor dw, Tensor dy, Tensor x) {
           true};
 }
 
-// One call for every expert that has rows: make_call(first row, rows, expert).
-template <class MakeCall>
-void run_grouped(Context& ctx, Tensor offsets, Tensor x, Tensor w, const MakeCall& make_call) {
+// visit(first row, rows, expert) for every expert that has rows.
+template <class Visit>
+void for_each_group(Tensor offsets, int64_t n_rows, Tensor w, const Visit& visit) {
   const int64_t n_experts = w.shape[0];
   const int32_t* offset = offsets.i32();
-  FATHOM_CHECK(w.rank == 3 && offsets.size() == n_experts + 1 && offset[0] == 0 && offset[n_experts] == x.rows());
-  std::vector<GemmCall> calls;
+  FATHOM_CHECK(w.rank == 3 && offsets.size() == n_experts + 1 && offset[0] == 0 && offset[n_experts] == n_rows);
   for (int64_t e = 0; e < n_experts; ++e) {
-    const int64_t n_rows = offset[e + 1] - offset[e];
-    FATHOM_CHECK(n_rows >= 0, "expert {} has {} rows", e, n_rows);
-    if (n_rows > 0) calls.push_back(make_call(offset[e], n_rows, e));
+    const int64_t n = offset[e + 1] - offset[e];
+    FATHOM_CHECK(n >= 0, "expert {} has {} rows", e, n);
+    if (n > 0) visit(offset[e], n, e);
   }
+}
+
+// make_call(first row, rows, expert)
+template <class MakeCall>
+void run_grouped(Context& ctx, Tensor offsets, Tensor x, Tensor w, const MakeCall& make_call) {
+  std::vector<GemmCall> calls;
+  for_each_group(offsets, x.rows(), w,
+                 [&](int64_t begin, int64_t n, int64_t e) { calls.push_back(make_call(begin, n, e)); });
   gemm_many(ctx, calls);
 }
 
 }  // namespace
 
-void linear(Context& ctx, Tensor y, Tensor x, Tensor w, bool accumulate) {
-  const GemmCall call = linear_call(y, x, w, accumulate);
+void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumulate) {
+  if (w.panels) {
+    FATHOM_CHECK(!accumulate);
+    check_shapes(y, x.x, w);
+    const PanelCall call{y, x, w};
+    return panel_linear(ctx, {&call, 1});
+  }
+  const GemmCall call = linear_call(y, x.x, w, accumulate);
   gemm_many(ctx, {&call, 1});
 }
 
@@ -72,9 +86,18 @@ void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x) {
   gemm_many(ctx, {&call, 1});
 }
 
-void grouped_linear(Context& ctx, Tensor y, Tensor x, Tensor w, Tensor offsets, bool accumulate) {
-  run_grouped(ctx, offsets, x, w, [&](int64_t begin, int64_t n, int64_t e) {
-    return linear_call(y.slice(begin, n), x.slice(begin, n), w[e], accumulate);
+void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tensor offsets, bool accumulate) {
+  if (w.panels) {
+    FATHOM_CHECK(!accumulate);
+    std::vector<PanelCall> calls;
+    for_each_group(offsets, x.x.rows(), w, [&](int64_t begin, int64_t n, int64_t e) {
+      calls.push_back({y.slice(begin, n), x.slice(begin, n), w[e]});
+      check_shapes(calls.back().y, calls.back().x.x, w[e]);
+    });
+    return panel_linear(ctx, calls);
+  }
+  run_grouped(ctx, offsets, x.x, w, [&](int64_t begin, int64_t n, int64_t e) {
+    return linear_call(y.slice(begin, n), x.x.slice(begin, n), w[e], accumulate);
   });
 }
 

@@ -1,15 +1,30 @@
 // Linear layers without bias: y = x W^T, as every projection of the family, and the same grouped over experts.
-// f32; rows may be strided. `accumulate` adds to the output instead of overwriting it. Every element of a result is
-// summed in an order that depends on the shapes alone: the same bits for any number of threads, and for the first two
-// forms the same bits for a row whatever other rows stand beside it.
+// Activations are f32; rows may be strided. `accumulate` adds to the output instead of overwriting it. Every element of
+// a result is summed in an order that depends on the shapes alone: the same bits for any number of threads, and for the
+// first two forms the same bits for a row whatever other rows stand beside it.
 #pragma once
+
+#include <initializer_list>
 
 #include "ops/context.h"
 
 namespace fathom {
 
+// What linear layers read. A weight in panels of a block format (number/panels.h) meets rows in 8 bits, with a scale
+// for each of its blocks; they are made once for all weights that share an input.
+struct LinearInput {
+  Tensor x;  // [tokens, in] f32; without data after dispatch() when no weight reads it
+  Tensor by_32,
+      by_256;  // [tokens, bytes] u8 for weights with blocks of 32 and 256 (ops/cpu/panel_kernels.h), or absent
+  LinearInput(Tensor rows) : x(rows) {}               // NOLINT(google-explicit-constructor): any rows are an input
+  LinearInput slice(int64_t begin, int64_t n) const;  // rows
+};
+// The input in all the forms that `weights` read; those that are absent read none. Memory from ctx.arena.
+LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tensor> weights);
+
 // y[t, o] = sum_i x[t, i] w[o, i].   x: [tokens, in], w: [out, in], y: [tokens, out]
-void linear(Context& ctx, Tensor y, Tensor x, Tensor w, bool accumulate = false);
+// w is f32, or panels of any format: then the input must have the form that w reads, and nothing accumulates.
+void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumulate = false);
 
 // dx[t, i] = sum_o dy[t, o] w[o, i].   dy: [tokens, out], w: [out, in], dx: [tokens, in]
 void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate = false);
@@ -19,7 +34,7 @@ void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x);
 
 // The same for experts: rows offsets[e] .. offsets[e+1] of x belong to expert e and meet w[e]. No padding; an expert
 // without rows costs nothing (its dw gets nothing added). w: [experts, out, in]; offsets: [experts + 1] i32.
-void grouped_linear(Context& ctx, Tensor y, Tensor x, Tensor w, Tensor offsets, bool accumulate = false);
+void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tensor offsets, bool accumulate = false);
 void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets,
                                    bool accumulate = false);
 void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets);

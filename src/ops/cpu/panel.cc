@@ -1,0 +1,580 @@
+#include <math.h>
+
+#include "ops/cpu/panel_kernels.h"
+#include "ops/cpu/panel_vec.h"
+
+namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
+namespace {
+
+#if defined(__AVX2__)
+constexpr bool kWide = true;
+#else
+constexpr bool kWide = false;  // the loops that stand for vectors here gain nothing from tiles
+#endif
+constexpr int64_t kTokens = 128;  // whose sums and columns of a chunk lie in the cache while panels go by
+constexpr int kAhead = 1024;      // bytes of a panel fetched before they are used
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+Bytes low_halves(Bytes v) { return v & 15; }
+Bytes high_halves(Bytes v) { return reinterpret_cast<Bytes>(reinterpret_cast<Shorts>(v) >> 4) & 15; }
+
+// ---- Quantized rows
+
+// Codes of n numbers (a multiple of 16) and the scale; sums[i] of 16 codes each.
+float quantize(int8_t* codes, const float* x, int n, int16_t* sums) {
+  Floats largest = {};
+  for (int i = 0; i < n; i += 8) {
+    const Ints magnitude = load_as<Ints>(x + i) & 0x7FFFFFFF;
+    const Floats m = reinterpret_cast<Floats>(magnitude);
+    largest = m > largest ? m : largest;
+  }
+  float amax = 0;
+  for (int i = 0; i < 8; ++i) amax = largest[i] > amax ? largest[i] : amax;
+  // Below that the inverse is no number; such activations are nothing.
+  const float inverse = amax > 1e-30f ? 127 / amax : 0;
+  const Floats factor = splat_float(inverse), magic = splat_float(12582912.0f);  // 1.5 * 2^23: rounds to an integer
+  for (int i = 0; i < n; i += 16) {
+    int sum = 0;
+    for (int j = i; j < i + 16; j += 8) {
+      const Ints rounded =
+          reinterpret_cast<Ints>(load_as<Floats>(x + j) * factor + magic) - reinterpret_cast<Ints>(magic);
+      for (int lane = 0; lane < 8; ++lane) {
+        codes[j + lane] = static_cast<int8_t>(rounded[lane]);
+        sum += rounded[lane];
+      }
+    }
+    sums[i / 16] = static_cast<int16_t>(sum);
+  }
+  return amax / 127;
+}
+
+void quantize_32(uint8_t* out, const float* x, int64_t cols) {
+  auto* codes = reinterpret_cast<int8_t*>(out);
+  auto* scales = reinterpret_cast<float*>(out + cols);
+  auto* offsets = reinterpret_cast<uint32_t*>(scales + cols / 32);
+  for (int64_t b = 0; b < cols / 32; ++b) {
+    int16_t sums[2];
+    scales[b] = quantize(codes + b * 32, x + b * 32, 32, sums);
+    offsets[b] = static_cast<uint16_t>(-8 * (sums[0] + sums[1]));
+  }
+}
+
+void quantize_256(uint8_t* out, const float* x, int64_t cols) {
+  auto* codes = reinterpret_cast<int8_t*>(out);
+  auto* scales = reinterpret_cast<float*>(out + cols);
+  auto* sums_32 = reinterpret_cast<int16_t*>(scales + cols / 256);
+  int16_t* sums_16 = sums_32 + cols / 32;
+  for (int64_t b = 0; b < cols / 256; ++b) {
+    scales[b] = quantize(codes + b * 256, x + b * 256, 256, sums_16 + b * 16);
+    for (int64_t s = b * 8; s < b * 8 + 8; ++s) {
+      sums_32[s] = static_cast<int16_t>(sums_16[2 * s] + sums_16[2 * s + 1]);
+    }
+  }
+}
+
+// ---- Formats with blocks of 32
+
+// Some blocks of one panel, as bytes.
+struct Blocks32 {
+  static constexpr int64_t kCols = 256;
+  Bytes codes[kCols / 4];
+  Floats d[kCols / 32];
+};
+
+// A tile's tokens at the columns of the chunk.
+template <int kT>
+struct Tokens32 {
+  const uint8_t* codes[kT];
+  const float* scales[kT];
+  const int32_t* offsets[kT];
+  Tokens32(const PanelProduct& c, int64_t first, int64_t col) {
+    for (int t = 0; t < kT; ++t) {
+      const uint8_t* row = c.x + (first + t) * c.x_stride;
+      codes[t] = row + col;
+      scales[t] = reinterpret_cast<const float*>(row + c.cols) + col / 32;
+      offsets[t] = reinterpret_cast<const int32_t*>(row + c.cols + c.cols / 32 * 4) + col / 32;
+    }
+  }
+};
+
+void unpack_nibbles(Bytes* codes, const uint8_t* vectors) {
+#pragma GCC unroll 4
+  for (int v = 0; v < 4; ++v) {
+    const auto both = load_as<Bytes>(vectors + v * 32);
+    codes[v] = low_halves(both);
+    codes[v + 4] = high_halves(both);
+  }
+}
+
+void add_fifth_bits(Bytes* codes, const uint8_t* vector) {
+  const auto bits = load_as<Shorts>(vector);
+  // Whole i16 are shifted: what comes from the neighbouring byte is masked away.
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; ++g) codes[g] |= reinterpret_cast<Bytes>(bits << (4 - g)) & 16;
+#pragma GCC unroll 4
+  for (int g = 4; g < 8; ++g) codes[g] |= reinterpret_cast<Bytes>(bits >> (g - 4)) & 16;
+}
+
+void prefetch(const uint8_t* p, int bytes) {
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i);
+}
+
+struct Q4_0 {
+  static constexpr int kT = 6;
+  static constexpr int64_t kBlockBytes = 144;
+  static void unpack(Bytes* codes, const uint8_t* in) { unpack_nibbles(codes, in); }
+  // 15 * 127 * 32 in an i16 at most, and what is taken off to begin with is of the other sign or as small.
+  template <int kP, int kN>
+  static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
+    Shorts pairs[kN][kP];
+#pragma GCC unroll 8
+    for (int t = 0; t < kN; ++t) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) pairs[t][p] = reinterpret_cast<Shorts>(splat_int(x.offsets[t][block]));
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kN; ++t) {
+        const Ints a = splat_4_bytes(x.codes[t] + block * 32 + g * 4);
+#pragma GCC unroll 2
+        for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], codes[p][block * 8 + g], a);
+      }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < kN; ++t) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) sums[t][p] = sum_pairs(pairs[t][p]);
+    }
+  }
+};
+
+struct Q5_0 {
+  static constexpr int kT = 4;
+  static constexpr int64_t kBlockBytes = 176;
+  static void unpack(Bytes* codes, const uint8_t* in) {
+    unpack_nibbles(codes, in);
+    add_fifth_bits(codes, in + 128);
+  }
+  template <int kP, int kN>
+  static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kN; ++t) {
+      const Ints minus_16_sums = splat_int(x.offsets[t][block]) << 16 >> 15;
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) sums[t][p] = minus_16_sums;
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 8; half += 4) {  // 31 * 127 * 8 is all that an i16 holds
+      Shorts pairs[kN][kP] = {};
+#pragma GCC unroll 4
+      for (int g = half; g < half + 4; ++g) {
+#pragma GCC unroll 8
+        for (int t = 0; t < kN; ++t) {
+          const Ints a = splat_4_bytes(x.codes[t] + block * 32 + g * 4);
+#pragma GCC unroll 2
+          for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], codes[p][block * 8 + g], a);
+        }
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kN; ++t) {
+#pragma GCC unroll 2
+        for (int p = 0; p < kP; ++p) sums[t][p] += sum_pairs(pairs[t][p]);
+      }
+    }
+  }
+};
+
+struct Q8_0 {
+  static constexpr int kT = 4;
+  static constexpr int64_t kBlockBytes = 272;
+  static void unpack(Bytes* codes, const uint8_t* in) { memcpy(codes, in, 256); }
+  template <int kP, int kN>
+  static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kN; ++t) {
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) sums[t][p] = Ints{};
+    }
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kN; ++t) {
+        const Ints a = splat_4_bytes(x.codes[t] + block * 32 + g * 4);
+#pragma GCC unroll 2
+        for (int p = 0; p < kP; ++p) {
+          sums[t][p] += dot_signed(reinterpret_cast<SignedBytes>(codes[p][block * 8 + g]), a);
+        }
+      }
+    }
+  }
+};
+
+template <class Format, int kP, int kN>
+void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t n_blocks, int64_t token,
+             Floats* totals) {
+  const Tokens32<kN> x(c, token, col);
+  const Bytes* codes[kP];
+  for (int p = 0; p < kP; ++p) codes[p] = chunk[p].codes;
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    Ints sums[kN][kP];
+    Format::dot(sums, codes, x, b);
+#pragma GCC unroll 8
+    for (int t = 0; t < kN; ++t) {
+      const Floats scale = splat_float(x.scales[t][b]);
+#pragma GCC unroll 2
+      for (int p = 0; p < kP; ++p) totals[t * kP + p] += to_floats(sums[t][p]) * (chunk[p].d[b] * scale);
+    }
+  }
+}
+
+// ---- Formats with blocks of 256
+
+struct Block256 {
+  static constexpr int64_t kCols = 256;
+  Bytes codes[64];
+  Shorts scales[16];    // of 32 columns (q6_k: 16), in both i16 of a row
+  Shorts offsets[8];    // mins (q6_k: scales) of two neighbours in the two i16 of a row
+  Floats d, minus_min;  // what the offsets' sum is multiplied by
+};
+
+template <int kT>
+struct Tokens256 {
+  const uint8_t* codes[kT];
+  float scale[kT];
+  const int16_t* sums_32[kT];
+  const int16_t* sums_16[kT];
+  Tokens256(const PanelProduct& c, int64_t first, int64_t col) {
+    for (int t = 0; t < kT; ++t) {
+      const uint8_t* row = c.x + (first + t) * c.x_stride;
+      codes[t] = row + col;
+      scale[t] = read_float(row + c.cols + col / 256 * 4);
+      sums_32[t] = reinterpret_cast<const int16_t*>(row + c.cols + c.cols / 256 * 4) + col / 32;
+      sums_16[t] = reinterpret_cast<const int16_t*>(row + c.cols + c.cols / 256 * 4 + c.cols / 32 * 2) + col / 16;
+    }
+  }
+};
+
+// 8 bytes, one a row, in both i16 of the row.
+Shorts in_both(uint64_t bytes) {
+  typedef uint8_t Eight __attribute__((vector_size(8)));
+  const Ints wide = __builtin_convertvector(reinterpret_cast<Eight>(bytes), Ints);
+  return reinterpret_cast<Shorts>(wide | wide << 16);
+}
+Shorts in_pairs(Shorts first, Shorts second) {
+  return reinterpret_cast<Shorts>((reinterpret_cast<Ints>(first) & 0xFFFF) | reinterpret_cast<Ints>(second) << 16);
+}
+
+// The 6-bit scales and mins of q4_k and q5_k: eight bytes of a word at once.
+void unpack_scales(Block256& block, const uint8_t* in) {
+  constexpr uint64_t kLow = 0x0F0F0F0F0F0F0F0F, kTwo = 0x0303030303030303;
+  Shorts mins[8];
+#pragma GCC unroll 8
+  for (int s = 0; s < 8; ++s) {
+    const auto low = load_as<uint64_t>(in + s * 8);
+    const uint64_t high = load_as<uint64_t>(in + 64 + s / 2 * 8) >> s % 2 * 2;
+    block.scales[s] = in_both((low & kLow) | (high & kTwo) << 4);
+    mins[s] = in_both((low >> 4 & kLow) | (high >> 4 & kTwo) << 4);
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) block.offsets[j] = in_pairs(mins[2 * j], mins[2 * j + 1]);
+}
+
+template <int kN, int kP>
+using Pairs = Shorts[kN][kP];
+
+// pairs += products of 4 columns
+template <int kP, int kN>
+void add_group(Pairs<kN, kP>& pairs, const Block256* block, const Tokens256<kN>& x, int group) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kN; ++t) {
+    const Ints a = splat_4_bytes(x.codes[t] + group * 4);
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], block[p].codes[group], a);
+  }
+}
+
+// sums += scale * pairs
+template <int kP, int kN>
+void add_scaled(Ints (&sums)[kN][kP], const Pairs<kN, kP>& pairs, const Block256* block, int scale) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kN; ++t) {
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) sums[t][p] += dot_pairs(pairs[t][p], block[p].scales[scale]);
+  }
+}
+
+struct Q4K {
+  static constexpr int kT = 6;
+  static constexpr int64_t kBlockBytes = 1152;
+  static constexpr int kOffsets = 4;
+  static constexpr int kGroupsOfSum = 8;  // that an i16 has room for
+  static constexpr int kGroupsOfScale = 8;
+  static void unpack(Block256& block, const uint8_t* in) {
+    block.d = from_f16(in);
+    block.minus_min = -from_f16(in + 16);
+    unpack_scales(block, in + 32);
+    in += 128;
+    for (int s = 0; s < 8; ++s) unpack_nibbles(block.codes + s * 8, in + s * 128);
+  }
+};
+
+struct Q5K {
+  static constexpr int kT = 6;
+  static constexpr int64_t kBlockBytes = 1408;
+  static constexpr int kOffsets = 4;
+  static constexpr int kGroupsOfSum = 4;
+  static constexpr int kGroupsOfScale = 8;
+  static void unpack(Block256& block, const uint8_t* in) {
+    block.d = from_f16(in);
+    block.minus_min = -from_f16(in + 16);
+    unpack_scales(block, in + 32);
+    in += 128;
+    for (int s = 0; s < 8; ++s) {
+      unpack_nibbles(block.codes + s * 8, in + s * 160);
+      add_fifth_bits(block.codes + s * 8, in + s * 160 + 128);
+    }
+  }
+};
+
+struct Q6K {
+  static constexpr int kT = 6;
+  static constexpr int64_t kBlockBytes = 1680;
+  static constexpr int kOffsets = 8;
+  static constexpr int kGroupsOfSum = 2;
+  static constexpr int kGroupsOfScale = 4;
+  static void unpack(Block256& block, const uint8_t* in) {
+    block.d = from_f16(in);
+    block.minus_min = block.d * splat_float(-32);
+    typedef int8_t Eight __attribute__((vector_size(8)));
+    for (int j = 0; j < 16; ++j) {
+      const Ints wide = __builtin_convertvector(load_as<Eight>(in + 16 + j * 8), Ints);
+      block.scales[j] = reinterpret_cast<Shorts>((wide & 0xFFFF) | wide << 16);
+    }
+    for (int j = 0; j < 8; ++j) block.offsets[j] = in_pairs(block.scales[2 * j], block.scales[2 * j + 1]);
+    in += 144;
+    for (int s = 0; s < 8; ++s, in += 192) {
+      Bytes* codes = block.codes + s * 8;
+      unpack_nibbles(codes, in);
+#pragma GCC unroll 2
+      for (int u = 0; u < 2; ++u) {
+        const auto bits = load_as<Shorts>(in + 128 + u * 32);
+        codes[u * 4] |= reinterpret_cast<Bytes>(bits << 4) & 48;
+        codes[u * 4 + 1] |= reinterpret_cast<Bytes>(bits << 2) & 48;
+        codes[u * 4 + 2] |= reinterpret_cast<Bytes>(bits) & 48;
+        codes[u * 4 + 3] |= reinterpret_cast<Bytes>(bits >> 2) & 48;
+      }
+    }
+  }
+};
+
+template <class Format, int kP, int kN>
+void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t token, Floats* totals) {
+  const Tokens256<kN> x(c, token, col);
+  Ints sums[kN][kP] = {};
+  for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
+    Pairs<kN, kP> pairs = {};
+#pragma GCC unroll 8
+    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(pairs, block, x, g);
+    add_scaled(sums, pairs, block, group / Format::kGroupsOfScale);
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kN; ++t) {
+    const int16_t* of_codes = Format::kOffsets == 4 ? x.sums_32[t] : x.sums_16[t];
+    const Floats scale = splat_float(x.scale[t]);
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) {
+      Ints offset = {};
+      for (int j = 0; j < Format::kOffsets; ++j) {
+        offset += dot_pairs(block[p].offsets[j], reinterpret_cast<Shorts>(splat_4_bytes(of_codes + 2 * j)));
+      }
+      Floats& total = totals[t * kP + p];
+      total += to_floats(sums[t][p]) * (block[p].d * scale);
+      total += to_floats(offset) * (block[p].minus_min * scale);
+    }
+  }
+}
+
+// ---- Float formats
+
+struct FloatColumns {
+  static constexpr int64_t kCols = 128;
+  Floats w[kCols];
+  Floats scale;
+};
+
+template <class Element>
+Floats widen(const uint8_t* in);
+struct F32 {};
+struct Bf16 {};
+struct F16 {};
+struct F8 {};
+template <>
+Floats widen<F32>(const uint8_t* in) {
+  return load_as<Floats>(in);
+}
+template <>
+Floats widen<Bf16>(const uint8_t* in) {
+  typedef uint16_t Codes __attribute__((vector_size(16)));
+  return reinterpret_cast<Floats>(__builtin_convertvector(load_as<Codes>(in), Ints) << 16);
+}
+template <>
+Floats widen<F16>(const uint8_t* in) {
+  return from_f16(in);
+}
+template <>
+Floats widen<F8>(const uint8_t* in) {
+  typedef uint8_t Codes __attribute__((vector_size(8)));
+  const Ints codes = __builtin_convertvector(load_as<Codes>(in), Ints);
+  const Ints bits = (codes & 0x7F) << 20 | (codes & 0x80) << 24;
+  return reinterpret_cast<Floats>(bits) * splat_float(0x1p120f);
+}
+template <class Element>
+constexpr int64_t kElementBytes = 2;
+template <>
+constexpr int64_t kElementBytes<F32> = 4;
+template <>
+constexpr int64_t kElementBytes<F8> = 1;
+
+template <int kP, int kN>
+void tile_floats(const PanelProduct& c, const FloatColumns* chunk, int64_t col, int64_t n_cols, int64_t token,
+                 Floats* totals) {
+  const float* x[kN];
+  for (int t = 0; t < kN; ++t) x[t] = reinterpret_cast<const float*>(c.x + (token + t) * c.x_stride) + col;
+  Floats sums[kN][kP] = {};
+  for (int64_t k = 0; k < n_cols; ++k) {
+#pragma GCC unroll 8
+    for (int t = 0; t < kN; ++t) {
+      const Floats a = splat_float(x[t][k]);
+#pragma GCC unroll 4
+      for (int p = 0; p < kP; ++p) sums[t][p] += a * chunk[p].w[k];
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kN; ++t) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kP; ++p) totals[t * kP + p] += sums[t][p] * chunk[p].scale;
+  }
+}
+
+// ---- What all formats share
+
+// A chunk of columns of some panels, made ready once, meets all tokens; kT of them at a time.
+template <class Format>
+struct Of32 {
+  using Chunk = Blocks32;
+  static constexpr int kT = Format::kT;
+  static constexpr int kPanels = 2, kPanelsOfOne = 2;
+  static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t n_cols) {
+    panel += col / 32 * Format::kBlockBytes;
+    for (int64_t b = 0; b < n_cols / 32; ++b, panel += Format::kBlockBytes) {
+      prefetch(panel, Format::kBlockBytes);
+      chunk.d[b] = from_f16(panel);
+      Format::unpack(chunk.codes + b * 8, panel + 16);
+    }
+  }
+  template <int kP, int kN>
+  static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
+    tile_32<Format, kP, kN>(c, chunk, col, n_cols / 32, token, y);
+  }
+};
+
+template <class Format>
+struct Of256 {
+  using Chunk = Block256;
+  static constexpr int kT = Format::kT;
+  static constexpr int kPanels = 2, kPanelsOfOne = 2;
+  static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t) {
+    panel += col / 256 * Format::kBlockBytes;
+    prefetch(panel, Format::kBlockBytes);
+    Format::unpack(chunk, panel);
+  }
+  template <int kP, int kN>
+  static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t, int64_t token, Floats* y) {
+    tile_256<Format, kP, kN>(c, chunk, col, token, y);
+  }
+};
+
+template <class Element>
+struct OfFloats {
+  using Chunk = FloatColumns;
+  static constexpr int kT = 6;
+  // One token has no more sums than panels: four of them keep the adders busy.
+  static constexpr int kPanels = 2, kPanelsOfOne = 4;
+  static constexpr bool kScaled = kElementBytes<Element> == 1;
+  static void unpack(Chunk& chunk, const PanelProduct& c, const uint8_t* panel, int64_t col, int64_t n_cols) {
+    chunk.scale = splat_float(kScaled ? read_float(panel + col / Chunk::kCols * 4) : 1);
+    if (kScaled) panel += (c.cols + Chunk::kCols - 1) / Chunk::kCols * 4;
+    constexpr int64_t kBytes = 8 * kElementBytes<Element>;
+    for (int64_t k = 0; k < n_cols; ++k) chunk.w[k] = widen<Element>(panel + (col + k) * kBytes);
+  }
+  template <int kP, int kN>
+  static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
+    tile_floats<kP, kN>(c, chunk, col, n_cols, token, y);
+  }
+};
+
+template <class Kind, int kP, int kN>
+void tiles(const PanelProduct& c, const typename Kind::Chunk* chunk, int64_t col, int64_t n_cols, int64_t begin,
+           int64_t end, Floats* totals) {
+  int64_t t = begin;
+  for (; t + kN <= end; t += kN) Kind::template tile<kP, kN>(c, chunk, col, n_cols, t, totals + (t - begin) * kP);
+  if constexpr (kN > 1) {
+    if (t < end) tiles<Kind, kP, kN / 2>(c, chunk, col, n_cols, t, end, totals + (t - begin) * kP);
+  }
+}
+
+template <class Kind, int kP, int kN>
+void multiply_panels(const PanelProduct& c, int64_t panel) {
+  using Chunk = typename Kind::Chunk;
+  for (int64_t begin = 0; begin < c.n_tokens; begin += kTokens) {
+    const int64_t end = smaller(begin + kTokens, c.n_tokens);
+    Floats totals[kTokens * kP];
+    memset(totals, 0, static_cast<size_t>((end - begin) * kP) * sizeof(Floats));
+    Chunk chunk[kP];
+    for (int64_t col = 0; col < c.cols; col += Chunk::kCols) {
+      const int64_t n_cols = smaller(Chunk::kCols, c.cols - col);
+      for (int p = 0; p < kP; ++p) Kind::unpack(chunk[p], c, c.panels + (panel + p) * c.panel_stride, col, n_cols);
+      tiles<Kind, kP, kN>(c, chunk, col, n_cols, begin, end, totals);
+    }
+    for (int64_t t = begin; t < end; ++t) {
+      const int64_t first = panel * 8, n = smaller(kP * 8, c.n_rows - first);
+      memcpy(c.y + t * c.y_stride + first, totals + (t - begin) * kP, static_cast<size_t>(n) * sizeof(float));
+    }
+  }
+}
+
+template <class Kind>
+void multiply(const PanelProduct& c) {
+  const int64_t n_panels = (c.n_rows + 7) / 8;
+  int64_t panel = 0;
+  if constexpr (kWide) {
+    constexpr int kP = Kind::kPanels, kPanelsOfOne = Kind::kPanelsOfOne;
+    if (c.n_tokens > 1) {
+      for (; panel + kP <= n_panels; panel += kP) multiply_panels<Kind, kP, Kind::kT>(c, panel);
+    } else {
+      for (; panel + kPanelsOfOne <= n_panels; panel += kPanelsOfOne) multiply_panels<Kind, kPanelsOfOne, 1>(c, panel);
+    }
+  }
+  for (; panel < n_panels; ++panel) multiply_panels<Kind, 1, 1>(c, panel);
+}
+
+}  // namespace
+
+const PanelKernels panel_kernels = {
+    quantize_32,
+    quantize_256,
+    multiply<Of32<Q8_0>>,
+    multiply<Of32<Q4_0>>,
+    multiply<Of32<Q5_0>>,
+    multiply<Of256<Q4K>>,
+    multiply<Of256<Q5K>>,
+    multiply<Of256<Q6K>>,
+    multiply<OfFloats<F32>>,
+    multiply<OfFloats<Bf16>>,
+    multiply<OfFloats<F16>>,
+    multiply<OfFloats<F8>>,
+};
+
+}  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

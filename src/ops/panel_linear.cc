@@ -1,0 +1,121 @@
+#include "ops/panel_linear.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "base/arithmetic.h"
+#include "number/panels.h"
+#include "ops/cpu/isa.h"
+#include "ops/cpu/panel_kernels.h"
+#include "ops/grain.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kTasksPerThread = 8;           // so that the last to finish is not far behind
+constexpr int64_t kMinBytes = int64_t{1} << 15;  // of weights in a task: a few microseconds of reading
+constexpr int64_t kPanelsTogether = 4;           // what kernels take at once
+
+const cpu::PanelKernels& kernels() {
+  static const cpu::PanelKernels& chosen =
+      cpu::choose(cpu::baseline::panel_kernels, cpu::avx2::panel_kernels, cpu::avx512::panel_kernels);
+  return chosen;
+}
+
+using Kernel = void (*)(const cpu::PanelProduct&);
+Kernel kernel_of(Format format) {
+  const cpu::PanelKernels& k = kernels();
+  switch (format) {
+    case Format::q8_0:
+      return k.q8_0;
+    case Format::q4_0:
+      return k.q4_0;
+    case Format::q5_0:
+      return k.q5_0;
+    case Format::q4_k:
+      return k.q4_k;
+    case Format::q5_k:
+      return k.q5_k;
+    case Format::q6_k:
+      return k.q6_k;
+    case Format::f32:
+      return k.f32;
+    case Format::bf16:
+      return k.bf16;
+    case Format::f16:
+      return k.f16;
+    case Format::f8_e4m3:
+      return k.f8_e4m3;
+    default:
+      break;
+  }
+  FATHOM_CHECK(false, "no panels of {}", format_traits(format).name);
+  return nullptr;
+}
+
+// The rows that a weight of this format reads.
+Tensor rows_for(const LinearInput& input, Format format) {
+  const int64_t block = format_traits(format).block;
+  return block == 32 ? input.by_32 : block == 256 ? input.by_256 : input.x;
+}
+
+// Panels begin .. begin + n of a call.
+struct Task {
+  size_t call;
+  int64_t begin, n;
+};
+
+}  // namespace
+
+LinearInput LinearInput::slice(int64_t begin, int64_t n) const {
+  LinearInput part = x.slice(begin, n);
+  if (by_32) part.by_32 = by_32.slice(begin, n);
+  if (by_256) part.by_256 = by_256.slice(begin, n);
+  return part;
+}
+
+LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tensor> weights) {
+  LinearInput input = x;
+  const int64_t tokens = x.rows(), cols = x.cols();
+  const auto make = [&](Tensor& rows, int64_t bytes, auto quantize) {
+    if (rows) return;
+    rows = new_tensor(ctx, Format::u8, {tokens, bytes});
+    ctx.pool.parallel_for(0, tokens, row_grain(4 * cols), [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; ++t) quantize(rows.as<uint8_t>() + t * bytes, x.f32_row(t), cols);
+    });
+  };
+  for (const Tensor& w : weights) {
+    const int64_t block = w && w.panels ? format_traits(w.format).block : 1;
+    if (block == 32) make(input.by_32, cpu::quantized_32_bytes(cols), kernels().quantize_32);
+    if (block == 256) make(input.by_256, cpu::quantized_256_bytes(cols), kernels().quantize_256);
+  }
+  return input;
+}
+
+void panel_linear(Context& ctx, std::span<const PanelCall> calls) {
+  int64_t total_bytes = 0;
+  for (const PanelCall& call : calls) total_bytes += call.w.size_bytes();
+  const int64_t task_bytes = std::max(kMinBytes, total_bytes / (ctx.pool.size() * kTasksPerThread));
+  std::vector<Task> tasks;
+  for (size_t i = 0; i < calls.size(); ++i) {
+    const int64_t n_panels = ceil_div(calls[i].w.rows(), kPanelRows);
+    const int64_t step = round_up(std::max<int64_t>(1, task_bytes / calls[i].w.row_stride), kPanelsTogether);
+    for (int64_t panel = 0; panel < n_panels; panel += step) {
+      tasks.push_back({i, panel, std::min(step, n_panels - panel)});
+    }
+  }
+  ctx.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
+    const Task& task = tasks[static_cast<size_t>(i)];
+    const PanelCall& call = calls[task.call];
+    const Tensor rows = rows_for(call.x, call.w.format);
+    FATHOM_CHECK(rows, "no rows for {}", format_traits(call.w.format).name);
+    const int64_t first = task.begin * kPanelRows;
+    kernel_of(call.w.format)({call.x.x.rows(), call.w.cols(), static_cast<const uint8_t*>(rows.data),
+                              rows.row_stride * format_bytes(rows.format),
+                              static_cast<const uint8_t*>(call.w.data) + task.begin * call.w.row_stride,
+                              call.w.row_stride, std::min(task.n * kPanelRows, call.w.rows() - first),
+                              call.y.f32() + first, call.y.row_stride});
+  });
+}
+
+}  // namespace fathom

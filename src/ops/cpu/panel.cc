@@ -133,7 +133,7 @@ struct Q4_0 {
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) pairs[t][p] = reinterpret_cast<Shorts>(splat_int(x.offsets[t][block]));
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 1
     for (int g = 0; g < 8; ++g) {
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
@@ -168,7 +168,7 @@ struct Q5_0 {
 #pragma GCC unroll 2
     for (int half = 0; half < 8; half += 4) {  // 31 * 127 * 8 is all that an i16 holds
       Shorts pairs[kN][kP] = {};
-#pragma GCC unroll 4
+#pragma GCC unroll 1
       for (int g = half; g < half + 4; ++g) {
 #pragma GCC unroll 8
         for (int t = 0; t < kN; ++t) {
@@ -197,7 +197,7 @@ struct Q8_0 {
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) sums[t][p] = Ints{};
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 1
     for (int g = 0; g < 8; ++g) {
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
@@ -375,7 +375,7 @@ void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t
   Ints sums[kN][kP] = {};
   for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
     Pairs<kN, kP> pairs = {};
-#pragma GCC unroll 8
+#pragma GCC unroll 1
     for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(pairs, block, x, g);
     add_scaled(sums, pairs, block, group / Format::kGroupsOfScale);
   }

@@ -82,7 +82,13 @@ static inline Floats from_f16(const void* p) {
 #endif
 
 // Sums of the two i16 of each row.
-static inline Ints sum_pairs(Shorts a) { return dot_pairs(a, 1 - Shorts{}); }
+static inline Ints sum_pairs(Shorts a) {
+  Shorts ones = 1 - Shorts{};
+#if defined(__AVX2__)
+  asm volatile("" : "+x"(ones));  // made where it is needed: kept over a loop it would cost a sum its register
+#endif
+  return dot_pairs(a, ones);
+}
 static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/terminal.h"
+#include "checkpoint/gguf_model.h"
 #include "checkpoint/hf_model.h"
 
 namespace fathom {
@@ -304,6 +305,7 @@ void add_generation_config(ModelConfig& config, const JsonDocument& document) {
 }
 
 ModelConfig read_model_config(const fs::path& path) {
+  if (is_gguf_path(path)) return parse_gguf_config(open_gguf_metadata(path));
   const fs::path file = path_is_directory(path) ? path / "config.json" : path;
   ModelConfig config = parse_config(JsonDocument::read(file, kMaxConfigBytes));
   const fs::path beside = file.parent_path() / "generation_config.json";

@@ -1,6 +1,7 @@
 #include "checkpoint/hf_directory.h"
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <map>
 #include <unordered_set>
@@ -8,6 +9,7 @@
 #include "base/arithmetic.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "checkpoint/gguf_model.h"
 
 namespace fathom {
 namespace {
@@ -164,23 +166,40 @@ const StoredTensor* find_scale(const Checkpoint& checkpoint, const ModelConfig& 
   return scale;
 }
 
-void check_stored(const MatchedTensor& tensor) {
-  const std::span expected(tensor.shape.shape, static_cast<size_t>(tensor.shape.rank));
-  if (!std::ranges::equal(tensor.stored->shape, expected)) {
-    throw Error("{}: tensor {} has shape {}, the config asks for {}", tensor.file->where(), tensor.name,
-                shape_text(tensor.stored->shape), shape_text(expected));
+void check_stored(const StoredTensor& stored, std::span<const int64_t> expected, const std::string& where) {
+  if (!std::ranges::equal(stored.shape, expected)) {
+    throw Error("{}: tensor {} has shape {}, the config asks for {}", where, stored.name, shape_text(stored.shape),
+                shape_text(expected));
   }
-  switch (tensor.stored->format.value_or(Format::u8)) {
-    case Format::f32:
-    case Format::bf16:
-    case Format::f16:
-    case Format::f8_e4m3:
-      return;
-    default:
+  switch (stored.format.value_or(Format::u8)) {
+    case Format::i32:
+    case Format::i64:
+    case Format::u8:
       break;
+    default:
+      return;
   }
-  throw Error("{}: tensor {} is stored as {}; weights may be F32, BF16, F16 and F8_E4M3", tensor.file->where(),
-              tensor.name, tensor.stored->dtype);
+  throw Error(
+      "{}: tensor {} is stored as {}; weights may be F32, BF16, F16 and F8_E4M3, in GGUF files also Q8_0, "
+      "Q4_0, Q5_0, Q4_K, Q5_K and Q6_K",
+      where, stored.name, stored.dtype);
+}
+
+// The halves of a kv_b_proj that is not stored whole; false where they are missing too.
+bool find_halves(const Checkpoint& checkpoint, const ModelConfig& config, MatchedTensor& tensor) {
+  constexpr std::string_view kWhole = "kv_b_proj.weight";
+  if (!tensor.name.ends_with(kWhole)) return false;
+  const std::string prefix = tensor.name.substr(0, tensor.name.size() - kWhole.size());
+  const auto k_b = checkpoint.tensors.find(prefix + "k_b_proj.weight");
+  const auto v_b = checkpoint.tensors.find(prefix + "v_b_proj.weight");
+  if (k_b == checkpoint.tensors.end() || v_b == checkpoint.tensors.end()) return false;
+  tensor.k_b = k_b->second.tensor;
+  tensor.v_b = v_b->second.tensor;
+  tensor.file = k_b->second.file;
+  const int64_t heads = config.num_attention_heads, rank = config.kv_lora_rank;
+  check_stored(*tensor.k_b, std::array{heads * rank, config.qk_nope_head_dim}, tensor.file->where());
+  check_stored(*tensor.v_b, std::array{heads * config.v_head_dim, rank}, v_b->second.file->where());
+  return true;
 }
 
 // Whatever is stored beyond the weights and their scales must be known to be needless.
@@ -189,11 +208,13 @@ void check_left_over(const Checkpoint& checkpoint, const ModelConfig& config, st
   for (const MatchedTensor& tensor : matched) {
     used.insert(tensor.stored);
     used.insert(tensor.scale);
+    used.insert(tensor.k_b);
+    used.insert(tensor.v_b);
   }
   const int64_t n_layers = config.num_hidden_layers + config.num_nextn_predict_layers;
   std::vector<std::string> unknown;
   int64_t beyond = 0;
-  for (const SafetensorsFile& file : checkpoint.files) {
+  for (const WeightFile& file : checkpoint.files) {
     for (const StoredTensor& tensor : file.tensors()) {
       if (used.contains(&tensor) || is_redundant(tensor.name, config)) continue;
       if (layer_of(tensor.name) >= n_layers) {
@@ -210,14 +231,26 @@ void check_left_over(const Checkpoint& checkpoint, const ModelConfig& config, st
 
 }  // namespace
 
-void Checkpoint::add(SafetensorsFile file) {
-  const SafetensorsFile& added = files.emplace_back(std::move(file));
+WeightFile::WeightFile(SafetensorsFile file)
+    : where_(file.where()),
+      tensors_(file.tensors().begin(), file.tensors().end()),
+      mapping_(std::move(file).take_mapping()) {}
+
+WeightFile::WeightFile(std::string where, std::vector<StoredTensor> tensors, MappedFile mapping)
+    : where_(std::move(where)), tensors_(std::move(tensors)), mapping_(std::move(mapping)) {}
+
+void Checkpoint::add(WeightFile file) {
+  const WeightFile& added = files.emplace_back(std::move(file));
   for (const StoredTensor& tensor : added.tensors()) {
     const auto [entry, is_new] = tensors.try_emplace(tensor.name, Place{&added, &tensor});
     if (!is_new) {
       throw Error("{}: tensor {} is in {} too", added.where(), printable(tensor.name), entry->second.file->where());
     }
   }
+}
+
+void Checkpoint::tie(std::string_view name, std::string_view twin) {
+  if (const auto found = tensors.find(twin); found != tensors.end()) tensors.try_emplace(name, found->second);
 }
 
 const StoredTensor* Checkpoint::find(std::string_view name) const {
@@ -230,6 +263,7 @@ Checkpoint open_shards(const JsonDocument& index, std::string where, const OpenS
 }
 
 Checkpoint open_checkpoint(const fs::path& path) {
+  if (is_gguf_path(path)) return open_gguf(path);
   const fs::path single = path_is_directory(path) ? path / "model.safetensors" : path;
   const fs::path index = path / "model.safetensors.index.json";
   if (single != path && !path_exists(single)) {
@@ -253,11 +287,17 @@ std::vector<MatchedTensor> match_tensors(const Checkpoint& checkpoint, ModelConf
   for_each_tensor(weight_shapes(config), config, [&](const NamedTensor& named) {
     const auto found = checkpoint.tensors.find(named.name);
     if (found == checkpoint.tensors.end()) {
-      missing.push_back(named.name);
+      MatchedTensor halves{named.name, named.view, nullptr, nullptr, nullptr};
+      if (find_halves(checkpoint, config, halves)) {
+        matched.push_back(std::move(halves));
+      } else {
+        missing.push_back(named.name);
+      }
       return;
     }
     MatchedTensor tensor{named.name, named.view, found->second.tensor, nullptr, found->second.file};
-    check_stored(tensor);
+    check_stored(*tensor.stored, std::span(named.view.shape, static_cast<size_t>(named.view.rank)),
+                 tensor.file->where());
     if (tensor.stored->format == Format::f8_e4m3) tensor.scale = find_scale(checkpoint, config, tensor);
     matched.push_back(std::move(tensor));
   });

@@ -1,5 +1,5 @@
-// The safetensors files of a Hugging Face directory, and which stored tensor each weight of a model is. Nothing here
-// reads the weights themselves, so a checkpoint of any size is checked in the time its headers take.
+// The files that hold a model's weights, and which stored tensor each weight is. Nothing here reads the weights
+// themselves, so a checkpoint of any size is checked in the time its headers take.
 #pragma once
 
 #include <deque>
@@ -17,21 +17,38 @@ namespace fathom {
 
 inline constexpr size_t kMaxIndexBytes = size_t{64} << 20;
 
+// One file, whatever its kind: its tensors under their Hugging Face names, in the mapping that they point into.
+class WeightFile {
+ public:
+  WeightFile(SafetensorsFile file);  // NOLINT(google-explicit-constructor): it is one
+  WeightFile(std::string where, std::vector<StoredTensor> tensors, MappedFile mapping);
+
+  const std::string& where() const { return where_; }
+  std::span<const StoredTensor> tensors() const { return tensors_; }
+
+ private:
+  std::string where_;
+  std::vector<StoredTensor> tensors_;
+  MappedFile mapping_;
+};
+
 struct Checkpoint {
   struct Place {
-    const SafetensorsFile* file;
+    const WeightFile* file;
     const StoredTensor* tensor;
   };
   std::string where;  // the directory or file, for messages
-  std::deque<SafetensorsFile> files;
+  std::deque<WeightFile> files;
   std::unordered_map<std::string_view, Place> tensors;
 
-  void add(SafetensorsFile file);  // Error when it holds a tensor that another file has too
+  void add(WeightFile file);  // Error when it holds a tensor that another file has too
+  // Makes an absent tensor another one's twin (a head tied to the embedding). `name` outlives the checkpoint.
+  void tie(std::string_view name, std::string_view twin);
   const StoredTensor* find(std::string_view name) const;
 };
 
 // model.safetensors of a directory, or the shards that its model.safetensors.index.json names; or the one file that
-// `path` is.
+// `path` is, a GGUF file with the others of its split.
 Checkpoint open_checkpoint(const std::filesystem::path& path);
 
 // The shards of an index, wherever they are: `open` gives the one of a file name. Error when shard and index disagree.
@@ -42,9 +59,12 @@ Checkpoint open_shards(const JsonDocument& index, std::string where, const OpenS
 struct MatchedTensor {
   std::string name;
   Tensor shape;                // without data, see weight_shapes
-  const StoredTensor* stored;  // of that shape, in a float format
+  const StoredTensor* stored;  // of that shape, in a float or block format; null where k_b and v_b are
   const StoredTensor* scale;   // weight_scale_inv of FP8 weights, else null
-  const SafetensorsFile* file;
+  const WeightFile* file;
+  // kv_b_proj as GGUF files have it, in two:
+  const StoredTensor* k_b = nullptr;  // [heads * kv_lora_rank, nope]: a head's rows of kv_b_proj, transposed
+  const StoredTensor* v_b = nullptr;  // [heads * v, kv_lora_rank]
 };
 
 // Every weight of the model with its stored tensor: Error when one is missing, misshapen or of a type that cannot be

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "base/terminal.h"
+#include "checkpoint/gguf_model.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_directory.h"
 #include "checkpoint/safetensors.h"
@@ -57,11 +58,32 @@ struct Piece {
 constexpr int64_t kPieceNumbers = int64_t{1} << 20;
 constexpr size_t kPiecesToWaitFor = 1000;  // about a second
 
+// Whole heads of kv_b_proj: of each, first its rows of k_b turned back, then its rows of v_b.
+void join_halves(const Piece& piece, const ModelConfig& config) {
+  const StoredTensor &k_b = *piece.from->k_b, &v_b = *piece.from->v_b;
+  const int64_t rank = config.kv_lora_rank, nope = config.qk_nope_head_dim, v = config.v_head_dim;
+  const auto decode = [](float* to, const StoredTensor& from, int64_t begin, int64_t n) {
+    to_f32(to, from.data.data() + format_bytes(*from.format, begin), *from.format, n);
+  };
+  std::vector<float> turned(static_cast<size_t>(rank * nope));
+  for (int64_t row = piece.first_row; row < piece.first_row + piece.n_rows; row += nope + v) {
+    const int64_t head = row / (nope + v);
+    decode(turned.data(), k_b, head * rank * nope, rank * nope);
+    float* to = piece.to.f32_row(row);
+    for (int64_t i = 0; i < nope; ++i) {
+      for (int64_t r = 0; r < rank; ++r) *to++ = turned[static_cast<size_t>(r * nope + i)];
+    }
+    decode(to, v_b, head * v * rank, v * rank);
+  }
+  check_finite(*piece.from, piece.to.f32(), piece.first_row * rank, piece.n_rows * rank);
+}
+
 void convert(const Piece& piece, const ModelConfig& config) {
+  if (piece.from->stored == nullptr) return join_halves(piece, config);
   const Format format = *piece.from->stored->format;
   const int64_t cols = piece.to.cols(), begin = piece.first_row * cols;
   float* to = piece.to.f32() + begin;
-  const std::byte* from = piece.from->stored->data.data() + begin * format_bytes(format);
+  const std::byte* from = piece.from->stored->data.data() + format_bytes(format, begin);
   if (format == Format::f8_e4m3) {
     dequantize_f8_blocks(to, reinterpret_cast<const uint8_t*>(from), piece.scales->data(), piece.first_row,
                          piece.n_rows, cols, {config.weight_block_rows, config.weight_block_cols});
@@ -147,7 +169,10 @@ LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed,
   size_t i = 0;
   for_each_tensor(model.parameters.weights, model.config, [&](const NamedTensor& named) {
     FATHOM_CHECK(i < matched.size() && matched[i].name == named.name && named.view.contiguous(), "{}", named.name);
-    const int64_t rows = named.view.rows(), step = std::max<int64_t>(1, kPieceNumbers / named.view.cols());
+    // A piece of joined halves has whole heads.
+    const int64_t unit = matched[i].stored != nullptr ? 1 : model.config.qk_nope_head_dim + model.config.v_head_dim;
+    const int64_t rows = named.view.rows();
+    const int64_t step = std::max<int64_t>(1, kPieceNumbers / named.view.cols() / unit) * unit;
     for (int64_t row = 0; row < rows; row += step) {
       pieces.push_back({&matched[i], &scales[i], named.view, row, std::min(step, rows - row)});
     }
@@ -165,15 +190,15 @@ LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed,
   return model;
 }
 
-LoadedModel load_model(const fs::path& directory, ThreadPool& pool) {
-  if (directory.empty()) throw Error("the name of the model's directory is empty");
-  if (!path_exists(directory)) throw Error("{}: no such directory", printable(directory.native()));
-  if (!path_is_directory(directory)) {
-    throw Error("{}: is a file; a model is a directory with config.json and model.safetensors",
-                printable(directory.native()));
+LoadedModel load_model(const fs::path& path, ThreadPool& pool) {
+  if (path.empty()) throw Error("the name of the model's directory is empty");
+  if (!path_exists(path)) throw Error("{}: no such directory", printable(path.native()));
+  if (!is_gguf_path(path) && !path_is_directory(path)) {
+    throw Error("{}: is a file; a model is a directory with config.json and model.safetensors, or a .gguf file",
+                printable(path.native()));
   }
-  const ModelConfig config = read_model_config(directory);
-  return load_model(open_checkpoint(directory), config, pool);
+  const ModelConfig config = read_model_config(path);
+  return load_model(open_checkpoint(path), config, pool);
 }
 
 void save_model(const fs::path& directory, const ModelConfig& config, const ModelWeights& weights,

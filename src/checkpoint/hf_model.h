@@ -1,4 +1,5 @@
-// A model as a Hugging Face directory: config.json and safetensors, read with every check and written atomically.
+// A model as a Hugging Face directory (config.json and safetensors) or a GGUF file: read with every check. Directories
+// are written atomically.
 #pragma once
 
 #include <filesystem>
@@ -9,7 +10,8 @@
 
 namespace fathom {
 
-// config.json of `directory` (or that file itself), completed by generation_config.json where one stands beside it.
+// config.json of a directory (or that file itself), completed by generation_config.json where one stands beside it; or
+// what the metadata of a .gguf file says.
 // Accepts both spellings (rope_scaling / rope_parameters, torch_dtype / dtype). Other families and newer members are
 // refused by name.
 ModelConfig read_model_config(const std::filesystem::path& path);
@@ -19,8 +21,9 @@ struct LoadedModel {
   Parameters parameters;
 };
 
-// Weights of any stored type (f32, bf16, f16, fp8 e4m3 with 128x128 scales) as f32. Tensors are read in parallel.
-LoadedModel load_model(const std::filesystem::path& directory, ThreadPool& pool);
+// Weights of any stored type (f32, bf16, f16, fp8 e4m3 with 128x128 scales, GGUF's blocks) as f32. Tensors are read in
+// parallel. `path`: a directory or a .gguf file.
+LoadedModel load_model(const std::filesystem::path& path, ThreadPool& pool);
 
 // Writes config.json, generation_config.json and model.safetensors (sharded above max_shard_bytes, with an index) as
 // transformers expects: bf16 or f32, correction biases always f32, MTP's copies of embedding and head included. Files

@@ -155,12 +155,6 @@ void check_places(std::span<const Entry> entries, uint64_t data_size, const std:
 
 }  // namespace
 
-std::string shape_text(std::span<const int64_t> shape) {
-  constexpr size_t kShown = 8;  // files may claim any rank
-  if (shape.size() <= kShown) return fmt::format("[{}]", fmt::join(shape, ", "));
-  return fmt::format("[{} and {} more]", fmt::join(shape.first(kShown), ", "), shape.size() - kShown);
-}
-
 SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path), where_(printable(path.native())) {
   parse(file_.bytes());
 }

@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -13,19 +12,11 @@
 #include <vector>
 
 #include "base/file.h"
-#include "number/tensor.h"
+#include "checkpoint/stored_tensor.h"
 
 namespace fathom {
 
 inline constexpr uint64_t kMaxSafetensorsHeader = 100'000'000;  // bytes
-
-struct StoredTensor {
-  std::string name;
-  std::string dtype;                // as written: "F8_E4M3"
-  std::optional<Format> format;     // absent for types that this engine does not compute with
-  std::vector<int64_t> shape;       // rank 0 and sizes of zero are legal
-  std::span<const std::byte> data;  // packed, row-major; may be misaligned
-};
 
 class SafetensorsFile {
  public:
@@ -39,6 +30,9 @@ class SafetensorsFile {
   const StoredTensor* find(std::string_view name) const;              // null when there is none
   const std::vector<std::pair<std::string, std::string>>& metadata() const { return metadata_; }
 
+  // The mapping that the tensors lie in (none for bytes of the caller's), to one who keeps the tensors.
+  MappedFile take_mapping() && { return std::move(file_); }
+
  private:
   void parse(std::span<const std::byte> bytes);
   MappedFile file_;
@@ -47,9 +41,6 @@ class SafetensorsFile {
   std::unordered_map<std::string_view, size_t> by_name_;
   std::vector<std::pair<std::string, std::string>> metadata_;
 };
-
-// "[3, 4]"
-std::string shape_text(std::span<const int64_t> shape);
 
 struct TensorToWrite {
   std::string name;

@@ -266,7 +266,7 @@ void run(Options options, const CommonOptions& common) {
   check_sampler(options.generation.sampler);
   const StopFilter stops_are_valid(options.generation.stop);
   ThreadPool pool(thread_count(common));
-  const Tokenizer tokenizer = Tokenizer::load(options.model);
+  const Tokenizer tokenizer = load_tokenizer(options.model);
   Conversation conversation{load_chat_template(options.template_file, tokenizer), chat_options(options, tokenizer),
                             options.system};
   if (conversation.plain()) {
@@ -311,7 +311,7 @@ void add_chat(CLI::App& app, CommonOptions& common) {
   options->generation.max_tokens = 2048;
   CLI::App* command = app.add_subcommand("chat", "Talk with a model in the terminal");
   command->option_defaults()->always_capture_default();
-  command->add_option("--model", options->model, "Model directory")->required()->type_name("DIR");
+  command->add_option("--model", options->model, "Model directory or .gguf file")->required()->type_name("MODEL");
   command->add_option("--system", options->system, "What the model is told before the conversation");
   command->add_option("--thinking", options->thinking, "Ask the template for thoughts before the answer: on, off")
       ->check(CLI::IsMember({"on", "off"}));

@@ -4,6 +4,8 @@
 #include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdint>
+#include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -32,6 +34,11 @@ void add_tokenize(CLI::App& app, CommonOptions& common);
 
 // Temperature, filters and penalties, as options of `command`.
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler);
+
+// The tokenizer of a model: of a directory, a tokenizer.json, the word "bytes", or a GGUF file.
+Tokenizer load_tokenizer(const std::filesystem::path& model);
+// Nothing for a model directory or GGUF file without one, which can still be given ids.
+std::optional<Tokenizer> find_tokenizer(const std::filesystem::path& model);
 
 // --template: a Jinja file or kDeepseekV32Encoding; without one, the tokenizer's own template, empty when it has none.
 std::string load_chat_template(const std::string& file, const Tokenizer& tokenizer);

@@ -56,7 +56,7 @@ std::string read_stdin() {
 std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokenizer) {
   if (!options.tokens.empty()) return parse_tokens(options.tokens);
   if (tokenizer == nullptr) {
-    throw Error("{}: has no tokenizer.json to read a text with; give --tokens", printable(options.model));
+    throw Error("{}: has no tokenizer to read a text with; give --tokens", printable(options.model));
   }
   const std::string text = options.has_prompt ? options.prompt : read_stdin();
   std::vector<int32_t> ids = errors_at("the prompt", [&] { return tokenizer->encode(text); });
@@ -65,14 +65,6 @@ std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokeni
   const bool wanted = ids.empty() || (ids.front() != bos && !tokenizer->is_bytes());
   if (!options.no_bos && bos >= 0 && wanted) ids.insert(ids.begin(), bos);
   return ids;
-}
-
-// A model directory without a tokenizer can still be given ids.
-std::optional<Tokenizer> load_tokenizer(const Options& options) {
-  const std::filesystem::path directory(options.model);
-  const bool there = path_exists(directory / "tokenizer.json") || path_exists(directory / "tokenizer_config.json");
-  if (!there) return std::nullopt;
-  return Tokenizer::load(directory);
 }
 
 void print_json(const Generation& g) {
@@ -101,10 +93,10 @@ void run(const Options& options, const CommonOptions& common) {
   const StopFilter stops_are_valid(options.generation.stop);
 
   ThreadPool pool(thread_count(common));
-  const std::optional<Tokenizer> tokenizer = load_tokenizer(options);
+  const std::optional<Tokenizer> tokenizer = find_tokenizer(options.model);
   const Tokenizer* const text = tokenizer ? &*tokenizer : nullptr;
   if (text == nullptr && !options.generation.stop.empty()) {
-    throw Error("{}: has no tokenizer.json, so --stop has no text to look at", printable(options.model));
+    throw Error("{}: has no tokenizer, so --stop has no text to look at", printable(options.model));
   }
   const LoadedModel loaded = load_model(options.model, pool);
   const Model model = make_model(loaded.config, loaded.parameters.weights);
@@ -158,7 +150,7 @@ void add_generate(CLI::App& app, CommonOptions& common) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "Complete a prompt");
   command->option_defaults()->always_capture_default();
-  command->add_option("--model", options->model, "Model directory")->required()->type_name("DIR");
+  command->add_option("--model", options->model, "Model directory or .gguf file")->required()->type_name("MODEL");
   CLI::Option* prompt = command->add_option("--prompt", options->prompt, "The text to continue (default: stdin)");
   command->add_option("--tokens", options->tokens, "The prompt as token ids: \"1,2,3\"; nothing is put before them");
   command->add_option("--max-tokens", options->generation.max_tokens, "Tokens to generate at most")

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/terminal.h"
+#include "checkpoint/gguf_model.h"
 #include "checkpoint/hf_directory.h"
 #include "cli/command.h"
 
@@ -41,14 +42,14 @@ struct Stored {
 Subject open_subject(const fs::path& path) {
   const std::string name = printable(path.native());
   if (!path_exists(path)) throw Error("{}: no such file or directory", name);
-  if (path_is_directory(path)) {
+  if (path_is_directory(path) || is_gguf_path(path)) {
     Subject subject{name, read_model_config(path), open_checkpoint(path)};
     (void)match_tensors(*subject.checkpoint, *subject.config);
     return subject;
   }
   if (path.extension() == ".json") return {name, read_model_config(path), {}};
   if (path.extension() == ".safetensors") return {name, {}, open_checkpoint(path)};
-  throw Error("{}: is neither a model directory nor a config.json nor a .safetensors file", name);
+  throw Error("{}: is neither a model directory nor a config.json, .safetensors or .gguf file", name);
 }
 
 int64_t size(Tensor t) { return t ? t.size() : 0; }
@@ -88,7 +89,7 @@ std::vector<Part> count_parts(const ModelConfig& config) {
 
 std::map<std::string, Stored> count_stored(const Checkpoint& checkpoint) {
   std::map<std::string, Stored> types;
-  for (const SafetensorsFile& file : checkpoint.files) {
+  for (const WeightFile& file : checkpoint.files) {
     for (const StoredTensor& tensor : file.tensors()) {
       Stored& type = types[tensor.dtype];
       ++type.n_tensors;
@@ -117,7 +118,7 @@ void for_each_listed(const Subject& subject,
     });
     return;
   }
-  for (const SafetensorsFile& file : subject.checkpoint->files) {
+  for (const WeightFile& file : subject.checkpoint->files) {
     const std::string name = fs::path(file.where()).filename();
     for (const StoredTensor& t : file.tensors()) visit(t.name, t.dtype, t.shape, name);
   }
@@ -249,7 +250,8 @@ void add_inspect(CLI::App& app, CommonOptions& common) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("inspect", "What is in a checkpoint: parameters by part, bytes by type, cache size");
-  command->add_option("model,--model", options->model, "Model directory, config.json or .safetensors file")->required();
+  command->add_option("model,--model", options->model, "Model directory, config.json, .safetensors or .gguf file")
+      ->required();
   command->add_flag("--tensors", options->tensors, "List every tensor with type, shape and file");
   command->callback([options, &common] {
     const Subject subject = open_subject(options->model);

@@ -52,7 +52,7 @@ std::vector<std::vector<int32_t>> read_token_lists(const std::string& path) {
 // The text as windows of tokens; one begins where the other ends, so that every token but each window's first is
 // predicted.
 std::vector<std::vector<int32_t>> read_text_windows(const Options& options, const ModelConfig& config) {
-  const Tokenizer tokenizer = Tokenizer::load(options.model);
+  const Tokenizer tokenizer = load_tokenizer(options.model);
   const std::string text = read_file(options.text, kMaxTextFile);
   const std::vector<int32_t> ids = errors_at(printable(options.text), [&] { return tokenizer.encode(text); });
   if (ids.size() < 2) throw Error("{}: has fewer than two tokens, nothing to predict", printable(options.text));
@@ -177,7 +177,7 @@ void run(const Options& options, const CommonOptions& common) {
 void add_score(CLI::App& app, CommonOptions& common) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("score", "Log-probabilities, hidden states and gradients of given tokens");
-  command->add_option("--model", options->model, "Model directory")->required();
+  command->add_option("--model", options->model, "Model directory or .gguf file")->required();
   command->add_option("--tokens", options->tokens, "JSON file with a list of lists of token ids, one a sequence");
   command->add_option("--text", options->text,
                       "Text file, cut into windows of the model's context (at most 2048 tokens)");

@@ -110,7 +110,7 @@ void run(const Options& options) {
   if (options.model.empty()) throw UsageError("tokenize: give --model, or --train to make a vocabulary");
   if (options.chat && options.decode) throw UsageError("tokenize: give either --chat or --decode, not both");
   if (!options.chat && !options.template_file.empty()) throw UsageError("tokenize: --template needs --chat");
-  const Tokenizer tokenizer = Tokenizer::load(options.model);
+  const Tokenizer tokenizer = load_tokenizer(options.model);
   if (options.chat) {
     const std::string chat_template = load_chat_template(options.template_file, tokenizer);
     return run_lines(read_stdin(), [&](std::string_view line, const std::string& where) {
@@ -135,7 +135,7 @@ void run(const Options& options) {
 void add_tokenize(CLI::App& app, CommonOptions&) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("tokenize", "Text to token ids and back; makes vocabularies");
-  command->add_option("--model", options->model, "Model directory, tokenizer.json or the word bytes");
+  command->add_option("--model", options->model, "Model directory, .gguf file, tokenizer.json or the word bytes");
   command->add_flag("--decode", options->decode, "Read a JSON list of ids, write the text");
   command->add_flag("--jsonl", options->jsonl, "Read an object with text (or ids) a line, write ids (or text) a line");
   command->add_flag("--chat", options->chat, "Read an object with messages a line, write the prompt's text and ids");

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "text/pretokenizer.h"
 #include "text/tokenizer_json.h"
+#include "text/vocabulary.h"
 
 namespace fathom {
 namespace {
@@ -42,13 +43,6 @@ struct Candidate {
   }
 };
 
-std::vector<SplitRule> split_rules() {
-  return {{"\\p{N}{1,3}"},
-          {"[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"},
-          {"[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
-           "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"}};
-}
-
 std::vector<AddedToken> special_tokens() {
   std::vector<AddedToken> tokens;
   for (const char* content : {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"}) {
@@ -59,7 +53,7 @@ std::vector<AddedToken> special_tokens() {
 }
 
 std::vector<Word> count_words(std::span<const std::string> texts, int32_t first_byte_id) {
-  const Pretokenizer pretokenizer(split_rules(), "split patterns");
+  const Pretokenizer pretokenizer(*find_pretokenizer("deepseek-v3"), "split patterns");
   Pretokenizer::Cutter cutter(pretokenizer);
   std::unordered_map<std::string_view, int64_t> counts;
   for (const std::string& text : texts) cutter.cut(text, [&](std::string_view word) { ++counts[word]; });
@@ -172,7 +166,7 @@ std::string train_bpe(std::span<const std::string> texts, int64_t vocab_size) {
   }
   // write_tokenizer_json puts the special tokens first itself.
   tokens.erase(tokens.begin(), tokens.begin() + first_byte_id);
-  return write_tokenizer_json(split_rules(), tokens, merges, special);
+  return write_tokenizer_json(*find_pretokenizer("deepseek-v3"), tokens, merges, special);
 }
 
 }  // namespace fathom

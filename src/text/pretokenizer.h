@@ -16,6 +16,7 @@ struct SplitRule {
   bool literal = false;  // the pattern is a plain string, not a regex
   SplitBehavior behavior = SplitBehavior::isolated;
   bool invert = false;  // the gaps play the part of the matches
+  bool operator==(const SplitRule&) const = default;
 };
 
 // A compiled regex with Oniguruma's reading of `$`, `^` and `\s` (the files are written for that library). Threads may

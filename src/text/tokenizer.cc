@@ -13,6 +13,7 @@
 #include "base/utf8.h"
 #include "text/added_tokens.h"
 #include "text/bpe.h"
+#include "text/byte_alphabet.h"
 #include "text/pretokenizer.h"
 #include "text/tokenizer_json.h"
 
@@ -113,6 +114,18 @@ std::string bytes_tokenizer_json() {
   tokens.reserve(258);
   for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
   return write_tokenizer_json({}, tokens, {}, bytes_added_tokens());
+}
+
+// Whether these lists are what vocabulary() makes of the bytes tokenizer, perhaps with unused ids behind.
+bool is_bytes_vocabulary(const Vocabulary& v) {
+  if (!v.merges.empty() || v.tokens.size() < 258 || v.tokens[256] != kBytesBegin || v.tokens[257] != kBytesEnd) {
+    return false;
+  }
+  for (int byte = 0; byte < 256; ++byte) {
+    if (v.tokens[static_cast<size_t>(byte)] != spell_bytes(std::string(1, static_cast<char>(byte)))) return false;
+  }
+  return std::all_of(v.kinds.begin() + 258, v.kinds.end(),
+                     [](int64_t kind) { return kind == static_cast<int64_t>(TokenKind::unused); });
 }
 
 }  // namespace
@@ -239,6 +252,33 @@ Tokenizer Tokenizer::parse(std::string json, const std::string& where) {
   Tokenizer tokenizer(std::make_unique<Data>());
   tokenizer.data_->read_vocabulary(std::move(json), where);
   return tokenizer;
+}
+
+Tokenizer Tokenizer::from_vocabulary(const Vocabulary& vocabulary, const std::string& where) {
+  Tokenizer tokenizer = bytes();
+  if (!is_bytes_vocabulary(vocabulary)) tokenizer = parse(tokenizer_json_of(vocabulary, where), where);
+  Data& data = *tokenizer.data_;
+  const auto checked = [&](int64_t id) {
+    if (id >= tokenizer.vocab_size()) throw Error("{}: the begin or end token {} is no token", where, id);
+    return static_cast<int32_t>(id);
+  };
+  data.bos = checked(vocabulary.bos);
+  data.eos = checked(vocabulary.eos);
+  if (vocabulary.chat_template.size() > kMaxTemplateBytes)
+    throw Error("{}: the chat template is longer than {} bytes", where, kMaxTemplateBytes);
+  data.chat_template = vocabulary.chat_template;
+  data.template_in_own_file = !data.chat_template.empty();
+  return tokenizer;
+}
+
+Vocabulary Tokenizer::vocabulary() const {
+  const std::string where = "the tokenizer";
+  const std::string json = data_->tokenizer_json.empty() ? bytes_tokenizer_json() : data_->tokenizer_json;
+  Vocabulary vocabulary = vocabulary_of(parse_tokenizer_json(json, where), where);
+  vocabulary.bos = data_->bos;
+  vocabulary.eos = data_->eos;
+  vocabulary.chat_template = data_->chat_template;
+  return vocabulary;
 }
 
 Tokenizer Tokenizer::load(const fs::path& source) {

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <vector>
 
+#include "text/vocabulary.h"
+
 namespace fathom {
 
 class Tokenizer {
@@ -18,6 +20,8 @@ class Tokenizer {
   static Tokenizer load(const std::filesystem::path& source);
   // The text of a tokenizer.json alone; `where` begins the messages.
   static Tokenizer parse(std::string json, const std::string& where);
+  // The tokenizer of a GGUF file.
+  static Tokenizer from_vocabulary(const Vocabulary& vocabulary, const std::string& where);
   static Tokenizer bytes();  // ids 0..255 are the bytes, 256 begins and 257 ends a text: 258 ids
 
   Tokenizer(Tokenizer&&) noexcept;
@@ -43,6 +47,8 @@ class Tokenizer {
   const std::string& chat_template() const;  // Jinja source, empty when there is none
   bool is_bytes() const;
 
+  // For a GGUF file. Error where lists cannot say what this tokenizer does.
+  Vocabulary vocabulary() const;
   // Writes tokenizer.json and tokenizer_config.json (and the chat template) into a model directory, as loaded.
   void save(const std::filesystem::path& directory) const;
 

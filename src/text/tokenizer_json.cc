@@ -323,6 +323,19 @@ TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& whe
 
 std::string write_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
                                  const std::vector<Merge>& merges, const std::vector<AddedToken>& added) {
+  std::vector<std::string> spelled, merge_texts;
+  for (const AddedToken& token : added) {
+    if (token.id == static_cast<int32_t>(spelled.size())) spelled.push_back(token.content);
+  }
+  for (const std::string& token : tokens) spelled.push_back(spell_bytes(token));
+  for (const Merge& merge : merges) {
+    merge_texts.push_back(spelled[static_cast<size_t>(merge.left)] + " " + spelled[static_cast<size_t>(merge.right)]);
+  }
+  return spelled_tokenizer_json(splits, spelled, merge_texts, added);
+}
+
+std::string spelled_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
+                                   const std::vector<std::string>& merges, const std::vector<AddedToken>& added) {
   using Json = nlohmann::ordered_json;
   const auto byte_level = [](bool add_prefix_space, bool trim_offsets, bool use_regex) {
     return Json{{"type", "ByteLevel"},
@@ -350,19 +363,14 @@ std::string write_tokenizer_json(const std::vector<SplitRule>& splits, const std
   steps.push_back(byte_level(false, true, false));
   // nlohmann's ordered object looks for a key from its start at every insertion, so the vocabulary is written by hand.
   std::string vocab, merge_list;
-  std::vector<std::string> spelled;  // [id]
-  for (const AddedToken& token : added) {
-    if (token.id == static_cast<int32_t>(spelled.size())) spelled.push_back(token.content);
-  }
-  for (const std::string& token : tokens) spelled.push_back(spell_bytes(token));
-  for (size_t id = 0; id < spelled.size(); ++id) {
+  for (size_t id = 0; id < tokens.size(); ++id) {
+    if (tokens[id].empty()) continue;
     if (!vocab.empty()) vocab += ",\n";
-    vocab += fmt::format("{}:{}", Json(spelled[id]).dump(), id);
+    vocab += fmt::format("{}:{}", Json(tokens[id]).dump(), id);
   }
-  for (const Merge& merge : merges) {
+  for (const std::string& merge : merges) {
     if (!merge_list.empty()) merge_list += ",\n";
-    merge_list +=
-        Json(spelled[static_cast<size_t>(merge.left)] + " " + spelled[static_cast<size_t>(merge.right)]).dump();
+    merge_list += Json(merge).dump();
   }
   const Json head{{"version", "1.0"},
                   {"truncation", nullptr},

@@ -42,4 +42,8 @@ TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& whe
 std::string write_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
                                  const std::vector<Merge>& merges, const std::vector<AddedToken>& added);
 
+// The same from lists: `tokens` by id, spelled in the byte alphabet (empty: not in the vocabulary), merges "a b".
+std::string spelled_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
+                                   const std::vector<std::string>& merges, const std::vector<AddedToken>& added);
+
 }  // namespace fathom

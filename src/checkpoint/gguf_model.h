@@ -1,0 +1,51 @@
+// A model of the family as a GGUF file of the architecture deepseek2: its metadata as a ModelConfig, its tensors under
+// their Hugging Face names, its tokenizer as lists.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/gguf.h"
+#include "checkpoint/hf_directory.h"
+#include "model/config.h"
+
+namespace fathom {
+
+// Whether a path that may be a model directory or a file names a GGUF file.
+bool is_gguf_path(const std::filesystem::path& path);
+
+// The file that has the metadata: `path` itself, or the first of the split that it belongs to.
+GgufFile open_gguf_metadata(const std::filesystem::path& path);
+
+// The model that the metadata describe, passed through check_config. Other architectures, and what this engine does not
+// do, are refused by name.
+ModelConfig parse_gguf_config(const GgufFile& file);
+
+// The weights of a file and of the others of its split (NAME-00001-of-00003.gguf, any of them).
+Checkpoint open_gguf(const std::filesystem::path& path);
+
+// The tensors of a GGUF file as a checkpoint has them: named as in a Hugging Face directory, stacked experts one by
+// one. attn_k_b and attn_v_b, which have no twin there, are k_b_proj and v_b_proj, see MatchedTensor. A tensor that is
+// none of a model's keeps its name.
+WeightFile gguf_weights(GgufFile file);
+
+// The same names from the other side: "blk.3.attn_norm.weight" for "model.layers.3.input_layernorm.weight"; an expert's
+// is that of its stack.
+std::string gguf_name(std::string_view hf_name);
+
+// What stands under tokenizer.ggml, for text/vocabulary.h. Views into the file.
+struct GgufTokenizer {
+  std::string_view pretokenizer;         // "deepseek-v3"
+  std::vector<std::string_view> tokens;  // [id]
+  std::vector<int64_t> types;            // [id]
+  std::vector<std::string_view> merges;
+  int64_t bos = -1, eos = -1;
+  std::string_view chat_template;
+};
+// Nothing for a file without a tokenizer. Error for a tokenizer that is no byte-level BPE.
+std::optional<GgufTokenizer> find_gguf_tokenizer(const GgufFile& file);
+
+}  // namespace fathom

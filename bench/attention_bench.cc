@@ -88,7 +88,7 @@ void absorbed_decode(benchmark::State& state) {
   for (int64_t s = 0; s < n_sequences; ++s) sequences.push_back({random(length, row_dim).f32(), length, n_new});
   const Tensor q = random(n_sequences * n_new, heads * 192), kv_b = random(heads * 256, dims.kv_lora_rank);
   const Tensor o = new_f32(ctx(), {n_sequences * n_new, heads * dims.v_head_dim});
-  for (auto _ : state) mla_attention_absorbed(ctx(), o, q, kv_b, sequences, dims, 0.01f);
+  for (auto _ : state) mla_attention_absorbed(ctx(), o, q, kv_b, {}, sequences, dims, 0.01f);
   const auto rows = static_cast<double>(n_sequences * length), queries = static_cast<double>(n_new * heads);
   count_flops(state, rows * queries * static_cast<double>(2 * (row_dim + dims.kv_lora_rank)));
   const double bytes = 4.0 * (rows * static_cast<double>(row_dim) + static_cast<double>(kv_b.size()));

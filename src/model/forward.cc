@@ -20,9 +20,8 @@ constexpr float kLatentNormEps = 1e-6f;
 
 int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.seq_offsets.i32()[s]; }
 
-// x as the matrices of an FP8 model see it: itself, or rounded to e4m3 with a scale for each token and 128 columns.
-Tensor matrix_input(Context& ctx, const Model& model, Tensor x) {
-  if (!model.fp8_activations) return x;
+// x rounded to e4m3 with a scale for each token and 128 columns, as the matrices of an FP8 model see it.
+Tensor round_to_fp8(Context& ctx, const Model& model, Tensor x) {
   constexpr BlockShape kBlock{1, 128};
   const Tensor rounded = new_f32(ctx, {x.rows(), x.cols()});
   const Tensor codes = new_tensor(ctx, Format::f8_e4m3, {x.rows(), x.cols()});
@@ -36,6 +35,11 @@ Tensor matrix_input(Context& ctx, const Model& model, Tensor x) {
     }
   });
   return rounded;
+}
+
+// x as these matrices read it.
+LinearInput matrix_input(Context& ctx, const Model& model, Tensor x, std::initializer_list<Tensor> weights) {
+  return make_linear_input(ctx, model.fp8_activations ? round_to_fp8(ctx, model, x) : x, weights);
 }
 
 // Copies the new tokens' [c | k_rope] behind what the caches hold, and returns for each sequence what its queries may
@@ -67,15 +71,15 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   const int64_t tokens = batch.n_tokens(), rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
   s.input = input;
-  input = matrix_input(ctx, model, input);
-  Tensor query_input = input;
+  const LinearInput hidden = matrix_input(ctx, model, input, {w.q_a, w.q_b, w.kv_a});
+  LinearInput query_input = hidden;
   if (w.q_a) {
     s.q_a = new_f32(ctx, {tokens, w.q_a.shape[0]});
     s.q_a_rms = new_f32(ctx, {tokens});
     s.q_latent = new_f32(ctx, {tokens, w.q_a.shape[0]});
-    linear(ctx, s.q_a, input, w.q_a);
+    linear(ctx, s.q_a, hidden, w.q_a);
     rms_norm(ctx, s.q_latent, s.q_a, w.q_a_norm, kLatentNormEps, s.q_a_rms);
-    query_input = matrix_input(ctx, model, s.q_latent);
+    query_input = matrix_input(ctx, model, s.q_latent, {w.q_b});
   }
   s.q = new_f32(ctx, {tokens, dims.n_heads * qk});
   linear(ctx, s.q, query_input, w.q_b);
@@ -84,7 +88,7 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   s.kv_a = new_f32(ctx, {tokens, rank + rope_dim});
   s.kv_a_rms = new_f32(ctx, {tokens});
   s.latent = new_f32(ctx, {tokens, rank});
-  linear(ctx, s.kv_a, input, w.kv_a);
+  linear(ctx, s.kv_a, hidden, w.kv_a);
   rms_norm(ctx, s.latent, s.kv_a.columns(0, rank), w.kv_a_norm, kLatentNormEps, s.kv_a_rms);
   rope(ctx, model.rope, s.kv_a, batch.positions, {1, rank + rope_dim, rank});
   const Tensor k_rope = s.kv_a.columns(rank, rope_dim);
@@ -96,51 +100,53 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   if (cache_was_empty) {
     s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
-    linear(ctx, s.kv, matrix_input(ctx, model, s.latent), w.kv_b);
+    linear(ctx, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b);
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
   } else {
-    mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, seen, dims, model.softmax_scale);
+    mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, w.k_b, seen, dims, model.softmax_scale);
   }
   Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
-  linear(ctx, out, matrix_input(ctx, model, s.o), w.o);
+  linear(ctx, out, matrix_input(ctx, model, s.o, {w.o}), w.o);
   return out;
 }
 
 // out = W_down(silu(W_gate x) * W_up x)
-void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, Tensor input, MlpSaved& s) {
-  s.input = input;
-  s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
-  s.activated = new_f32(ctx, {input.rows(), w.down.shape[1]});
-  linear(ctx, s.gate_up, matrix_input(ctx, model, input), w.gate_up);
+void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const LinearInput& input,
+               MlpSaved& s) {
+  s.gate_up = new_f32(ctx, {input.x.rows(), w.gate_up.shape[0]});
+  s.activated = new_f32(ctx, {input.x.rows(), w.down.shape[1]});
+  linear(ctx, s.gate_up, input, w.gate_up);
   swiglu(ctx, s.activated, s.gate_up);
-  linear(ctx, out, matrix_input(ctx, model, s.activated), w.down);
+  linear(ctx, out, matrix_input(ctx, model, s.activated, {w.down}), w.down);
 }
 
 // y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16)
 void moe_block(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, Tensor input, MoeSaved& s) {
   const RouterConfig& router = model.config.router;
-  const int64_t tokens = input.rows(), hidden = input.cols(), k = router.num_experts_per_tok;
+  const int64_t tokens = input.rows(), k = router.num_experts_per_tok;
   const int64_t experts = router.n_routed_experts, slots = tokens * k;
   s.input = input;
   s.logits = new_f32(ctx, {tokens, experts});
   s.scores = new_f32(ctx, {tokens, experts});
   s.topk_ids = new_i32(ctx, {tokens, k});
   s.topk_weights = new_f32(ctx, {tokens, k});
+  const LinearInput matrix = matrix_input(ctx, model, input, {w.gate_up, w.shared.gate_up});
   linear(ctx, s.logits, input, w.gate);
   route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
 
   s.dispatch = make_dispatch(ctx, s.topk_ids, experts);
-  s.x_sorted = new_f32(ctx, {slots, hidden});
   s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
   s.activated = new_f32(ctx, {slots, w.down.shape[2]});
-  s.y_sorted = new_f32(ctx, {slots, hidden});
-  dispatch(ctx, s.x_sorted, matrix_input(ctx, model, input), s.dispatch);
-  grouped_linear(ctx, s.gate_up, s.x_sorted, w.gate_up, s.dispatch.offsets);
+  s.y_sorted = new_f32(ctx, {slots, input.cols()});
+  const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
+  s.x_sorted = sorted.x;
+  grouped_linear(ctx, s.gate_up, sorted, w.gate_up, s.dispatch.offsets);
   swiglu(ctx, s.activated, s.gate_up);
-  grouped_linear(ctx, s.y_sorted, matrix_input(ctx, model, s.activated), w.down, s.dispatch.offsets);
+  grouped_linear(ctx, s.y_sorted, matrix_input(ctx, model, s.activated, {w.down}), w.down, s.dispatch.offsets);
 
   if (w.shared.gate_up) {
-    mlp_block(ctx, model, w.shared, out, input, s.shared);
+    s.shared.input = input;
+    mlp_block(ctx, model, w.shared, out, matrix, s.shared);
   } else {
     std::memset(out.f32(), 0, static_cast<size_t>(out.size_bytes()));
   }
@@ -172,7 +178,8 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
       count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
     }
   } else {
-    mlp_block(ctx, model, w.mlp, s.mlp_out, normed, s.mlp);
+    s.mlp.input = normed;
+    mlp_block(ctx, model, w.mlp, s.mlp_out, matrix_input(ctx, model, normed, {w.mlp.gate_up}), s.mlp);
   }
   add(ctx, out, s.mid, s.mlp_out);
 }
@@ -239,7 +246,7 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
 
 Tensor head_logits(Context& ctx, const Model& model, Tensor hidden) {
   Tensor logits = new_f32(ctx, {hidden.rows(), model.config.vocab_size});
-  linear(ctx, logits, hidden, model.weights.head);
+  linear(ctx, logits, make_linear_input(ctx, hidden, {model.weights.head}), model.weights.head);
   return logits;
 }
 
@@ -274,7 +281,7 @@ Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor 
   rms_norm(ctx, s.concatenated.columns(0, hidden), s.embedded, w.enorm, eps, s.e_rms);
   rms_norm(ctx, s.concatenated.columns(hidden, hidden), s.hidden_in, w.hnorm, eps, s.h_rms);
   Tensor x = new_f32(ctx, {tokens, hidden});
-  linear(ctx, x, matrix_input(ctx, model, s.concatenated), w.eh_proj);
+  linear(ctx, x, matrix_input(ctx, model, s.concatenated, {w.eh_proj}), w.eh_proj);
 
   s.x = new_f32(ctx, {tokens, hidden});
   ForwardOptions options;

@@ -149,6 +149,45 @@ ModelWeights weight_shapes(const ModelConfig& config) {
   return weights;
 }
 
+void for_each_weight(ModelWeights& weights, const std::function<void(WeightKind, Tensor&)>& visit) {
+  const auto visit_present = [&](WeightKind kind, Tensor& tensor) {
+    if (tensor) visit(kind, tensor);
+  };
+  const auto visit_layer = [&](LayerWeights& w) {
+    using enum WeightKind;
+    MlaWeights& a = w.attention;
+    visit_present(norm, w.input_norm);
+    visit_present(attention, a.q_a);
+    visit_present(norm, a.q_a_norm);
+    visit_present(attention, a.q_b);
+    visit_present(attention, a.kv_a);
+    visit_present(norm, a.kv_a_norm);
+    visit_present(kv_b, a.kv_b);
+    if (a.kv_b) visit(k_b, a.k_b);
+    visit_present(attention, a.o);
+    visit_present(norm, w.post_attention_norm);
+    visit_present(dense, w.mlp.gate_up);
+    visit_present(dense, w.mlp.down);
+    visit_present(router, w.moe.gate);
+    visit_present(router_bias, w.moe.e_score_correction_bias);
+    visit_present(experts, w.moe.gate_up);
+    visit_present(experts_down, w.moe.down);
+    visit_present(shared, w.moe.shared.gate_up);
+    visit_present(shared, w.moe.shared.down);
+  };
+  visit(WeightKind::embedding, weights.embed);
+  for (LayerWeights& layer : weights.layers) visit_layer(layer);
+  visit(WeightKind::norm, weights.norm);
+  visit(WeightKind::head, weights.head);
+  for (MtpWeights& mtp : weights.mtp) {
+    visit(WeightKind::norm, mtp.enorm);
+    visit(WeightKind::norm, mtp.hnorm);
+    visit(WeightKind::mtp_projection, mtp.eh_proj);
+    visit_layer(mtp.layer);
+    visit(WeightKind::norm, mtp.norm);
+  }
+}
+
 void for_each_tensor(const ModelWeights& w, const ModelConfig& config, const Visit& visit) {
   visit({"model.embed_tokens.weight", w.embed, true});
   for (size_t l = 0; l < w.layers.size(); ++l) visit_layer(w.layers[l], fmt::format("model.layers.{}.", l), visit);

@@ -1,6 +1,7 @@
 // The weights of the network as structs named like the report. Gradients and optimizer moments are the same structs
-// over other memory. A weight is [out, in], f32, as in the checkpoint; gate and up projections of an MLP stand in one
-// tensor (gate rows first) and the experts of a layer in one, so that each is one product.
+// over other memory. A weight is [out, in], as in the checkpoint; gate and up projections of an MLP stand in one
+// tensor (gate rows first) and the experts of a layer in one, so that each is one product. Training holds all in f32;
+// inference may hold matrices in panels of any format (number/panels.h) and the embedding in any format.
 #pragma once
 
 #include <functional>
@@ -22,6 +23,8 @@ struct MlaWeights {
   Tensor kv_a_norm;  // [kv_lora_rank]
   Tensor kv_b;       // [heads * (nope + v), kv_lora_rank]
   Tensor o;          // [hidden, heads * v]
+  // With kv_b in panels: a head's rows of it for k_nope, transposed, as the absorbed form reads them.
+  Tensor k_b;  // [heads, kv_lora_rank, nope]
 };
 
 struct MlpWeights {
@@ -59,6 +62,25 @@ struct ModelWeights {
   Tensor head;  // [vocab, hidden]
   std::vector<MtpWeights> mtp;
 };
+
+// Which weight of the network a tensor is, as far as number formats care.
+enum class WeightKind {
+  embedding,
+  norm,
+  attention,  // all projections but the next two
+  kv_b,
+  k_b,
+  dense,  // MLPs of dense layers
+  router,
+  router_bias,
+  shared,  // experts
+  experts,
+  experts_down,
+  mtp_projection,
+  head,
+};
+// Every tensor that is present, fused ones as one, in the order of the layers. k_b is visited where kv_b is present.
+void for_each_weight(ModelWeights& weights, const std::function<void(WeightKind, Tensor&)>& visit);
 
 // One block of memory that holds all weights: trained parameters first, then the correction biases.
 struct Parameters {

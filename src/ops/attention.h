@@ -38,8 +38,9 @@ struct LatentCacheView {
 // the cache.
 //   q_c[h] = W_UK[h]^T q_nope[h],  s = scale * (q_c . c_j + q_rope . k_rope_j),  o[h] = W_UV[h] sum_j p_j c_j
 // q: [sum of n_new, heads * (nope + rope)]; kv_b: [heads * (nope + v), kv_lora_rank]; o: [sum of n_new, heads * v]
-void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& dims, float scale);
+// kv_b in panels (nope and v multiples of 8) goes with k_b, [heads, kv_lora_rank, nope]: W_UK of each head, transposed.
+void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b,
+                            std::span<const LatentCacheView> sequences, const MlaDims& dims, float scale);
 
 namespace plain {
 void mla_attention(Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims, float scale,

@@ -2,7 +2,9 @@
 // sequence are queries of one attention with one shared key: a row of the cache, whose first part is its value.
 #include <cmath>
 
+#include "base/arithmetic.h"
 #include "ops/attention_blocks.h"
+#include "ops/panel_linear.h"
 
 namespace fathom {
 namespace {
@@ -124,32 +126,97 @@ void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vecto
   }
 }
 
-// Tokens of one round: rows first .. first + n of q and o.
-void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, const std::vector<Group>& groups, const MlaDims& dims,
-                  float scale) {
-  const ArenaScope scope(ctx.arena);
-  const cpu::AttentionKernels& k = kernels();
+// Rows first, first + step, ... of an input.
+LinearInput every(const LinearInput& input, int64_t first, int64_t step) {
+  const auto thin = [&](Tensor t) {
+    if (!t) return t;
+    Tensor part(t.at(first * t.row_stride), t.format, {t.rows() / step, t.cols()});
+    part.row_stride = step * t.row_stride;
+    return part;
+  };
+  LinearInput part = thin(input.x);
+  part.by_32 = thin(input.by_32);
+  part.by_256 = thin(input.by_256);
+  return part;
+}
+
+// y[t, h] = w(h) x[t, h] for weights in panels. x: [tokens * heads, in], y: [tokens, heads] with y_stride floats from
+// head to head.
+template <class WeightOfHead>
+void linear_of_heads(Context& ctx, float* y, int64_t y_stride, Tensor x, int64_t heads, const WeightOfHead& weight) {
+  const int64_t tokens = x.rows() / heads;
+  const LinearInput input = make_linear_input(ctx, x, {weight(0)});
+  std::vector<PanelCall> calls;
+  for (int64_t h = 0; h < heads; ++h) {
+    const Tensor w = weight(h);
+    Tensor out(y + h * y_stride, Format::f32, {tokens, w.rows()});
+    out.row_stride = heads * y_stride;
+    calls.push_back({out, every(input, h, heads), w});
+  }
+  panel_linear(ctx, calls);
+}
+
+// q_c: q_nope of each head times W_UK. q_rows: [tokens, heads, rank + rope], whose first `rank` it is.
+void absorb_queries(Context& ctx, float* q_rows, Tensor q, Tensor kv_b, Tensor k_b, const MlaDims& dims) {
   const int64_t heads = dims.n_heads, nope = dims.qk_nope_head_dim, rope = dims.qk_rope_head_dim;
   const int64_t v_dim = dims.v_head_dim, rank = dims.kv_lora_rank, row_dim = rank + rope, n_tokens = q.rows();
+  if (kv_b.panels) {
+    FATHOM_CHECK(q.contiguous());
+    Tensor q_nope(q.data, Format::f32, {n_tokens * heads, nope});
+    q_nope.row_stride = nope + rope;
+    return linear_of_heads(ctx, q_rows, row_dim, q_nope, heads, [&](int64_t h) { return k_b[h]; });
+  }
+  constexpr int64_t kColumns = 128;  // of a task
+  const int64_t tasks_of_head = ceil_div(rank, kColumns);
+  ctx.pool.run(heads * tasks_of_head, [&](int64_t task, int) {
+    const int64_t h = task / tasks_of_head, column = task % tasks_of_head * kColumns;
+    kernels().multiply({n_tokens, std::min(kColumns, rank - column), nope}, {q.f32() + h * (nope + rope), q.row_stride},
+                       {kv_b.f32_row(h * (nope + v_dim)) + column, kv_b.row_stride},
+                       {q_rows + h * row_dim + column, heads * row_dim}, false);
+  });
+}
+
+// o[t, h] = W_UV latents[t, h] / sums[t, h]
+void project_values(Context& ctx, Tensor o, float* latents, const float* sums, Tensor kv_b, const MlaDims& dims) {
+  const int64_t heads = dims.n_heads, nope = dims.qk_nope_head_dim, v_dim = dims.v_head_dim, rank = dims.kv_lora_rank;
+  const int64_t n_tokens = o.rows(), rows_of_head = nope + v_dim;
+  const cpu::AttentionKernels& k = kernels();
+  if (kv_b.panels) {
+    FATHOM_CHECK(o.contiguous());
+    ctx.pool.parallel_for(0, n_tokens * heads, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) k.scale_and_add(latents + i * rank, 1 / sums[i], nullptr, 0, rank);
+    });
+    const Tensor x(latents, Format::f32, {n_tokens * heads, rank});
+    return linear_of_heads(ctx, o.f32(), v_dim, x, heads,
+                           [&](int64_t h) { return kv_b.slice(h * rows_of_head + nope, v_dim); });
+  }
+  ctx.pool.run(heads, [&](int64_t h, int) {
+    k.multiply_transposed(n_tokens, v_dim, rank, latents + h * rank, heads * rank,
+                          kv_b.f32_row(h * rows_of_head + nope), kv_b.row_stride, o.f32() + h * v_dim, o.row_stride);
+    for (int64_t t = 0; t < n_tokens; ++t) {
+      k.scale_and_add(o.f32_row(t) + h * v_dim, 1 / sums[t * heads + h], nullptr, 0, v_dim);
+    }
+  });
+}
+
+// Tokens of one round: rows first .. first + n of q and o.
+void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, const std::vector<Group>& groups,
+                  const MlaDims& dims, float scale) {
+  const ArenaScope scope(ctx.arena);
+  const int64_t heads = dims.n_heads, nope = dims.qk_nope_head_dim, rope = dims.qk_rope_head_dim;
+  const int64_t rank = dims.kv_lora_rank, row_dim = rank + rope, n_tokens = q.rows();
 
   // q_c, and q_rope behind it: [tokens, heads, rank + rope]
   float* q_rows = new_floats(ctx, n_tokens * heads * row_dim);
-  constexpr int64_t kColumns = 128;  // of a task
-  const int64_t tasks_of_head = (rank + kColumns - 1) / kColumns;
-  ctx.pool.run(heads * tasks_of_head, [&](int64_t task, int) {
-    const int64_t h = task / tasks_of_head, column = task % tasks_of_head * kColumns;
-    k.multiply({n_tokens, std::min(kColumns, rank - column), nope}, {q.f32() + h * (nope + rope), q.row_stride},
-               {kv_b.f32_row(h * (nope + v_dim)) + column, kv_b.row_stride},
-               {q_rows + h * row_dim + column, heads * row_dim}, false);
-    if (column == 0) {
-      copy_rows(q_rows + h * row_dim + rank, heads * row_dim, q.f32() + h * (nope + rope) + nope, q.row_stride,
-                n_tokens, rope);
-    }
-  });
+  absorb_queries(ctx, q_rows, q, kv_b, k_b, dims);
   std::vector<float*> q_transposed;
   for (size_t g = 0; g < groups.size(); ++g) q_transposed.push_back(new_floats(ctx, row_dim * kGroupStride));
   ctx.pool.run(static_cast<int64_t>(groups.size()), [&](int64_t i, int) {
     const Group& group = groups[static_cast<size_t>(i)];
+    for (int64_t query = group.first; query < group.first + group.n; ++query) {
+      const float* q_rope = q.f32_row(query / heads) + query % heads * (nope + rope) + nope;
+      std::copy_n(q_rope, rope, q_rows + query * row_dim + rank);
+    }
     transpose_padded(q_transposed[static_cast<size_t>(i)], kGroupStride, q_rows + group.first * row_dim, row_dim,
                      group.n, row_dim, scale);
   });
@@ -159,20 +226,13 @@ void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, const std::vect
   std::fill_n(totals.sum, n_tokens * heads, 0.0f);
   std::fill_n(totals.out, n_tokens * heads * rank, 0.0f);
   attend_all(ctx, groups, q_transposed, dims, totals);
-
-  ctx.pool.run(heads, [&](int64_t h, int) {
-    k.multiply_transposed(n_tokens, v_dim, rank, totals.out + h * rank, heads * rank,
-                          kv_b.f32_row(h * (nope + v_dim) + nope), kv_b.row_stride, o.f32() + h * v_dim, o.row_stride);
-    for (int64_t t = 0; t < n_tokens; ++t) {
-      k.scale_and_add(o.f32_row(t) + h * v_dim, 1 / totals.sum[t * heads + h], nullptr, 0, v_dim);
-    }
-  });
+  project_values(ctx, o, totals.out, totals.sum, kv_b, dims);
 }
 
 }  // namespace
 
-void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& dims, float scale) {
+void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b,
+                            std::span<const LatentCacheView> sequences, const MlaDims& dims, float scale) {
   const int64_t heads = dims.n_heads, tokens_of_round = std::max<int64_t>(1, kRound / heads);
   FATHOM_CHECK(q.cols() == heads * (dims.qk_nope_head_dim + dims.qk_rope_head_dim));
   FATHOM_CHECK(o.cols() == heads * dims.v_head_dim && o.rows() == q.rows());
@@ -181,7 +241,7 @@ void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::
   std::vector<Group> groups;
   int64_t row = 0, n_tokens = 0;  // the round's first row of q, and its tokens so far
   const auto finish_round = [&] {
-    if (n_tokens > 0) attend_round(ctx, o.slice(row, n_tokens), q.slice(row, n_tokens), kv_b, groups, dims, scale);
+    if (n_tokens > 0) attend_round(ctx, o.slice(row, n_tokens), q.slice(row, n_tokens), kv_b, k_b, groups, dims, scale);
     groups.clear();
     row += n_tokens;
     n_tokens = 0;

@@ -1,7 +1,6 @@
 #include "ops/embedding.h"
 
-#include <cstring>
-
+#include "number/formats.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/row_kernels.h"
 #include "ops/grain.h"
@@ -32,7 +31,7 @@ void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table) {
   check_ids(ids, table.rows());
   ctx.pool.parallel_for(0, tokens, row_grain(hidden), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
-      std::memcpy(y.f32_row(t), table.f32_row(ids.i32()[t]), static_cast<size_t>(hidden) * sizeof(float));
+      to_f32(y.f32_row(t), table.at(ids.i32()[t] * table.row_stride), table.format, hidden);
     }
   });
 }

@@ -62,16 +62,28 @@ Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) 
 }
 
 void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
-  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), hidden = x.cols();
-  FATHOM_CHECK(x.rows() == tokens && x_sorted.rows() == tokens * k && x_sorted.cols() == hidden);
-  ctx.pool.parallel_for(0, tokens, row_grain((k + 1) * hidden), [&](int64_t begin, int64_t end) {
+  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols();
+  FATHOM_CHECK(x.format == x_sorted.format && x.rows() == tokens && x_sorted.rows() == tokens * k &&
+               x_sorted.cols() == x.cols());
+  const int64_t row_bytes = format_bytes(x.format, x.cols());
+  ctx.pool.parallel_for(0, tokens, row_grain((k + 1) * row_bytes / 4), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t choice = 0; choice < k; ++choice) {
-        std::memcpy(x_sorted.f32_row(slots_of(d, t)[choice]), x.f32_row(t),
-                    static_cast<size_t>(hidden) * sizeof(float));
+        std::memcpy(x_sorted.at(slots_of(d, t)[choice] * x_sorted.row_stride), x.at(t * x.row_stride),
+                    static_cast<size_t>(row_bytes));
       }
     }
   });
+}
+
+LinearInput dispatch(Context& ctx, const LinearInput& x, const Dispatch& d, Tensor w) {
+  const int64_t slots = d.slot_of.size(), block = w.panels ? format_traits(w.format).block : 1;
+  LinearInput sorted = Tensor(nullptr, Format::f32, {slots, x.x.cols()});
+  const Tensor& from = block == 32 ? x.by_32 : block == 256 ? x.by_256 : x.x;
+  Tensor& to = block == 32 ? sorted.by_32 : block == 256 ? sorted.by_256 : sorted.x;
+  to = new_tensor(ctx, from.format, {slots, from.cols()});
+  dispatch(ctx, to, from, d);
+  return sorted;
 }
 
 void dispatch_backward(Context& ctx, Tensor dx, Tensor dx_sorted, const Dispatch& d) {

@@ -2,7 +2,7 @@
 // dropping.
 #pragma once
 
-#include "ops/context.h"
+#include "ops/linear.h"
 
 namespace fathom {
 
@@ -19,6 +19,8 @@ Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts);
 
 // x_sorted[slot] = x[token_of[slot]].   x: [tokens, hidden], x_sorted: [slots, hidden]
 void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d);
+// The same for all forms of an input that `w` reads; x is copied only if w reads it. Memory from ctx.arena.
+LinearInput dispatch(Context& ctx, const LinearInput& x, const Dispatch& d, Tensor w);
 // dx[t] += sum over the token's slots of dx_sorted, choices in order.
 void dispatch_backward(Context& ctx, Tensor dx, Tensor dx_sorted, const Dispatch& d);
 

@@ -43,7 +43,7 @@ Problem make_problem(const MlaDims& dims, const std::vector<Lengths>& lengths, i
 }
 
 void absorbed(Context& context, const Problem& p) {
-  mla_attention_absorbed(context, p.o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+  mla_attention_absorbed(context, p.o, p.q, p.kv_b, {}, p.sequences, p.dims, p.scale);
 }
 
 TEST(AbsorbedAttention, MatchesPlainTwinOnOddShapes) {
@@ -81,7 +81,7 @@ TEST(AbsorbedAttention, EqualsTheExpandedForm) {
     for (const int64_t n_new : {1, 3}) {
       const Tensor newest = filled_like(p.o.slice(n - n_new, n_new), NAN);
       const LatentCacheView view = {p.sequences[0].rows, n, n_new};
-      mla_attention_absorbed(ctx(), newest, p.q.slice(n - n_new, n_new), p.kv_b, std::span(&view, 1), dims, p.scale);
+      mla_attention_absorbed(ctx(), newest, p.q.slice(n - n_new, n_new), p.kv_b, {}, std::span(&view, 1), dims, p.scale);
       EXPECT_TRUE(same_bits(newest, p.o.slice(n - n_new, n_new))) << n_new;
     }
   }
@@ -93,7 +93,7 @@ TEST(AbsorbedAttention, SequencesDoNotChangeEachOthersBits) {
   int64_t row = 0;
   for (const LatentCacheView& sequence : p.sequences) {
     const Tensor alone = filled_like(p.o.slice(row, sequence.n_new), NAN);
-    mla_attention_absorbed(ctx(), alone, p.q.slice(row, sequence.n_new), p.kv_b, std::span(&sequence, 1), p.dims,
+    mla_attention_absorbed(ctx(), alone, p.q.slice(row, sequence.n_new), p.kv_b, {}, std::span(&sequence, 1), p.dims,
                            p.scale);
     EXPECT_TRUE(same_bits(alone, p.o.slice(row, sequence.n_new)));
     row += sequence.n_new;

@@ -50,8 +50,8 @@ static_assert(sizeof(BlockQ4K) == 144 && sizeof(BlockQ5K) == 176 && sizeof(Block
 struct ScaleAndMin {
   uint8_t scale, min;
 };
-// sc and m of 32 numbers, j in 0 .. 7. The first four pairs have a byte each (6 bits); of the others 4 bits stand behind
-// them and 2 in the upper bits of the first.
+// sc and m of 32 numbers, j in 0 .. 7. The first four pairs have a byte each (6 bits); of the others 4 bits stand
+// behind them and 2 in the upper bits of the first.
 inline ScaleAndMin scale_and_min(const uint8_t* scales, int j) {
   if (j < 4) return {static_cast<uint8_t>(scales[j] & 63), static_cast<uint8_t>(scales[j + 4] & 63)};
   return {static_cast<uint8_t>((scales[j + 4] & 15) | (scales[j - 4] >> 6 << 4)),
@@ -60,5 +60,11 @@ inline ScaleAndMin scale_and_min(const uint8_t* scales, int j) {
 
 // n numbers, whole blocks. Pointers to blocks need no alignment.
 void decode_blocks(float* out, const void* blocks, Format format, int64_t n);
+
+// rows x cols finite numbers, cols whole blocks. importance: [cols] weights >= 0 of each column's squared error (an
+// importance matrix's mean squared activations), or null: all the same. Every block is encoded by itself. q8_0 takes no
+// weights and has the bits that the reference gives it. Numbers beyond what f16 scales reach are cut.
+void encode_blocks(void* out, const float* in, Format format, int64_t rows, int64_t cols,
+                   const float* importance = nullptr);
 
 }  // namespace fathom

@@ -269,7 +269,7 @@ void try_scale_and_min(MinFit& best, const Runs<32>& runs, Vec low, float top, V
   const Vec free = (wx - slope * wq) / w;
   const auto solved = determinant > 1e-4f * w * qq;
   const Vec c = min(solved ? free : splat(0), -low);
-  const Vec scale = solved & (free <= -low) ? slope : (qx - c * wq) * inverse_or_zero(qq);
+  const Vec scale = (solved & (free <= -low)) ? slope : (qx - c * wq) * inverse_or_zero(qq);
   const Vec error = xx + scale * (scale * qq + 2 * (c * wq - qx)) + c * (c * w - 2 * wx);
   const auto better = (scale >= 0) & (error < best.error);
   best.scale = better ? scale : best.scale;
@@ -303,16 +303,16 @@ struct IntegerMins {
 
 IntegerMins choose_scales_and_mins(const Runs<32> (&runs)[2], float top, float d, float dmin, const Vec (&scale)[2],
                                    const Vec (&min)[2]) {
+  constexpr int kSide = 2 * kMinBox + 1;
   IntegerMins chosen = {.d = d, .dmin = dmin, .error = {splat(kMuch), splat(kMuch)}};
   const float inverse_d = inverse_or_zero(d), inverse_dmin = inverse_or_zero(dmin);
   for (int g = 0; g < 2; ++g) {
     const Vec middle_scale = nearest(clamp(scale[g] * inverse_d, splat(0), splat(63)));
     const Vec middle_min = nearest(clamp(min[g] * inverse_dmin, splat(0), splat(63)));
-    for (int k = 0; k < (2 * kMinBox + 1) * (2 * kMinBox + 1); ++k) {
-      const auto scale_step = static_cast<float>(k / (2 * kMinBox + 1) - kMinBox);
-      const auto min_step = static_cast<float>(k % (2 * kMinBox + 1) - kMinBox);
-      const Vec integer_scale = clamp(middle_scale + scale_step, splat(0), splat(63));
-      const Vec integer_min = clamp(middle_min + min_step, splat(0), splat(63));
+    for (int k = 0; k < kSide * kSide; ++k) {
+      const int scale_step = k / kSide - kMinBox, min_step = k % kSide - kMinBox;
+      const Vec integer_scale = clamp(middle_scale + static_cast<float>(scale_step), splat(0), splat(63));
+      const Vec integer_min = clamp(middle_min + static_cast<float>(min_step), splat(0), splat(63));
       const Vec s = integer_scale * d, m = integer_min * dmin, inverse = inverse_or_zero(s);
       Vec error = {};
       for (int i = 0; i < 32; ++i) {

@@ -57,8 +57,8 @@ void decode(float* out, const BlockQ6K& b) {
     for (int i = 0; i < 128; ++i) {
       const int low = b.low[half * 64 + i % 64] >> i / 64 * 4 & 15;
       const int high = b.high[half * 32 + i % 32] >> i / 32 * 2 & 3;
-      out[half * 128 + i] =
-          d * static_cast<float>(b.scales[half * 8 + i / 16]) * static_cast<float>((high << 4 | low) - 32);
+      const int run = half * 8 + i / 16;
+      out[half * 128 + i] = d * static_cast<float>(b.scales[run]) * static_cast<float>((high << 4 | low) - 32);
     }
   }
 }

@@ -61,4 +61,10 @@ inline ScaleAndMin scale_and_min(const uint8_t* scales, int j) {
 // n numbers, whole blocks. Pointers to blocks need no alignment.
 void decode_blocks(float* out, const void* blocks, Format format, int64_t n);
 
+// rows x cols finite numbers, cols whole blocks. importance: [cols] weights >= 0 of each column's squared error (an
+// importance matrix's mean squared activations), or null: all the same. Every block is encoded by itself. q8_0 takes no
+// weights and has the bits that the reference gives it. Numbers beyond what f16 scales reach are cut.
+void encode_blocks(void* out, const float* in, Format format, int64_t rows, int64_t cols,
+                   const float* importance = nullptr);
+
 }  // namespace fathom

@@ -186,10 +186,22 @@ void parse_rope(const Keys& keys, ModelConfig& config) {
   config.rope_scaling = yarn;
 }
 
+// Weights as convert_model packs them.
+constexpr const char* kPackedMethod = "fathom";
+constexpr int64_t kPackedVersion = 1;
+
 void parse_quantization(const Keys& keys, ModelConfig& config) {
   if (!keys.has("quantization_config")) return;
   const Keys quantization = keys.object("quantization_config");
   const std::string method = quantization.text("quant_method");
+  if (method == kPackedMethod) {
+    if (quantization.integer("version") != kPackedVersion) {
+      throw Error("{}: the weights are packed in version {}, this program reads version {}; convert the model again",
+                  keys.where(), quantization.integer("version"), kPackedVersion);
+    }
+    config.packed = true;
+    return;
+  }
   if (method != "fp8") {
     throw Error("{}: quantization_config.quant_method {} is not supported; only fp8 is", keys.where(),
                 printable(method, 80));
@@ -375,6 +387,7 @@ std::string config_json(const ModelConfig& c, Format stored) {
   json["eos_token_id"] = eos_json(c);
   json["torch_dtype"] = stored == Format::bf16 ? "bfloat16" : "float32";
   json["use_cache"] = true;
+  if (c.packed) json["quantization_config"] = {{"quant_method", kPackedMethod}, {"version", kPackedVersion}};
   return json.dump(2) + "\n";
 }
 

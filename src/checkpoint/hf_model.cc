@@ -14,6 +14,7 @@
 #include "checkpoint/gguf_model.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_directory.h"
+#include "checkpoint/read_rows.h"
 #include "checkpoint/safetensors.h"
 #include "number/formats.h"
 
@@ -24,74 +25,14 @@ namespace fs = std::filesystem;
 
 constexpr const char* kIndexName = "model.safetensors.index.json";
 
-// Stored scales are copied: files owe them no alignment.
-std::vector<float> read_scales(const MatchedTensor& tensor) {
-  std::vector<float> scales(tensor.scale->data.size() / sizeof(float));
-  std::memcpy(scales.data(), tensor.scale->data.data(), tensor.scale->data.size());
-  for (const float scale : scales) {
-    if (!std::isfinite(scale))
-      throw Error("{}: tensor {} holds a scale that is not finite", tensor.file->where(), tensor.scale->name);
-  }
-  return scales;
-}
-
-// Numbers [begin, begin + n) of a tensor. One that is not finite would spread to every output without a word.
-void check_finite(const MatchedTensor& tensor, const float* values, int64_t begin, int64_t n) {
-  constexpr uint32_t kExponent = 0x7F800000;  // all its bits set: infinity or NaN
-  uint32_t broken = 0;
-  for (int64_t i = 0; i < n; ++i) broken |= (std::bit_cast<uint32_t>(values[begin + i]) & kExponent) == kExponent;
-  if (broken == 0) return;
-  while (std::isfinite(values[begin])) ++begin;
-  const int64_t cols = tensor.shape.cols();
-  const std::string place =
-      tensor.shape.rank == 1 ? fmt::to_string(begin) : fmt::format("row {}, column {}", begin / cols, begin % cols);
-  throw Error("{}: tensor {} holds a number that is not finite, at {}", tensor.file->where(), tensor.name, place);
-}
-
 // Rows of one tensor, about as many numbers in each piece: the unit of parallel work.
 struct Piece {
-  const MatchedTensor* from;
-  const std::vector<float>* scales;
+  const RowSource* from;
   Tensor to;
   int64_t first_row, n_rows;
 };
 constexpr int64_t kPieceNumbers = int64_t{1} << 20;
 constexpr size_t kPiecesToWaitFor = 1000;  // about a second
-
-// Whole heads of kv_b_proj: of each, first its rows of k_b turned back, then its rows of v_b.
-void join_halves(const Piece& piece, const ModelConfig& config) {
-  const StoredTensor &k_b = *piece.from->k_b, &v_b = *piece.from->v_b;
-  const int64_t rank = config.kv_lora_rank, nope = config.qk_nope_head_dim, v = config.v_head_dim;
-  const auto decode = [](float* to, const StoredTensor& from, int64_t begin, int64_t n) {
-    to_f32(to, from.data.data() + format_bytes(*from.format, begin), *from.format, n);
-  };
-  std::vector<float> turned(static_cast<size_t>(rank * nope));
-  for (int64_t row = piece.first_row; row < piece.first_row + piece.n_rows; row += nope + v) {
-    const int64_t head = row / (nope + v);
-    decode(turned.data(), k_b, head * rank * nope, rank * nope);
-    float* to = piece.to.f32_row(row);
-    for (int64_t i = 0; i < nope; ++i) {
-      for (int64_t r = 0; r < rank; ++r) *to++ = turned[static_cast<size_t>(r * nope + i)];
-    }
-    decode(to, v_b, head * v * rank, v * rank);
-  }
-  check_finite(*piece.from, piece.to.f32(), piece.first_row * rank, piece.n_rows * rank);
-}
-
-void convert(const Piece& piece, const ModelConfig& config) {
-  if (piece.from->stored == nullptr) return join_halves(piece, config);
-  const Format format = *piece.from->stored->format;
-  const int64_t cols = piece.to.cols(), begin = piece.first_row * cols;
-  float* to = piece.to.f32() + begin;
-  const std::byte* from = piece.from->stored->data.data() + format_bytes(format, begin);
-  if (format == Format::f8_e4m3) {
-    dequantize_f8_blocks(to, reinterpret_cast<const uint8_t*>(from), piece.scales->data(), piece.first_row,
-                         piece.n_rows, cols, {config.weight_block_rows, config.weight_block_cols});
-  } else {
-    to_f32(to, from, format, piece.n_rows * cols);
-  }
-  check_finite(*piece.from, piece.to.f32(), begin, piece.n_rows * cols);
-}
 
 // What save_model stores: every weight, and behind an MTP layer the copies of embedding and head that readers look for
 // there.
@@ -159,10 +100,7 @@ void remove_other_weights(const fs::path& directory, const std::set<std::string>
 LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed, ThreadPool& pool) {
   LoadedModel model{claimed, {}};
   const std::vector<MatchedTensor> matched = match_tensors(checkpoint, model.config);
-  std::vector<std::vector<float>> scales(matched.size());
-  for (size_t i = 0; i < matched.size(); ++i) {
-    if (matched[i].scale != nullptr) scales[i] = read_scales(matched[i]);
-  }
+  const std::vector<RowSource> sources = row_sources(matched);
   // Every shape has been found in the files, so their length justifies this memory.
   model.parameters = allocate_parameters(model.config);
   std::vector<Piece> pieces;
@@ -174,7 +112,7 @@ LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed,
     const int64_t rows = named.view.rows();
     const int64_t step = std::max<int64_t>(1, kPieceNumbers / named.view.cols() / unit) * unit;
     for (int64_t row = 0; row < rows; row += step) {
-      pieces.push_back({&matched[i], &scales[i], named.view, row, std::min(step, rows - row)});
+      pieces.push_back({&sources[i], named.view, row, std::min(step, rows - row)});
     }
     ++i;
   });
@@ -183,21 +121,30 @@ LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed,
   if (pieces.size() >= kPiecesToWaitFor) progress.emplace("loading", static_cast<int64_t>(pieces.size()));
   std::atomic<int64_t> done{0};
   pool.run(static_cast<int64_t>(pieces.size()), [&](int64_t p, int thread) {
-    convert(pieces[static_cast<size_t>(p)], model.config);
+    const Piece& piece = pieces[static_cast<size_t>(p)];
+    read_rows(piece.to.f32_row(piece.first_row), *piece.from, model.config, piece.first_row, piece.n_rows);
     const int64_t n = done.fetch_add(1, std::memory_order_relaxed) + 1;
     if (thread == 0 && progress) progress->update(n);
   });
   return model;
 }
 
-LoadedModel load_model(const fs::path& path, ThreadPool& pool) {
+void check_model_path(const fs::path& path) {
   if (path.empty()) throw Error("the name of the model's directory is empty");
   if (!path_exists(path)) throw Error("{}: no such directory", printable(path.native()));
   if (!is_gguf_path(path) && !path_is_directory(path)) {
     throw Error("{}: is a file; a model is a directory with config.json and model.safetensors, or a .gguf file",
                 printable(path.native()));
   }
+}
+
+LoadedModel load_model(const fs::path& path, ThreadPool& pool) {
+  check_model_path(path);
   const ModelConfig config = read_model_config(path);
+  if (config.packed) {
+    throw Error("{}: holds weights packed for inference; this takes the model that they were made from",
+                printable(path.native()));
+  }
   return load_model(open_checkpoint(path), config, pool);
 }
 
@@ -214,23 +161,30 @@ void save_model(const fs::path& directory, const ModelConfig& config, const Mode
     }
   }
 
-  // All weights are written beside their names first. Only then does the old model, if there is one, give way;
-  // config.json goes first and comes last, so that whatever stands in between is no model to any reader.
   std::vector<std::unique_ptr<AtomicFile>> files;
+  std::vector<AtomicFile*> written;
   for (size_t s = 0; s < shards.size(); ++s) {
     files.push_back(std::make_unique<AtomicFile>(directory / file_names[s]));
     write_safetensors(*files.back(), shards[s]);
+    written.push_back(files.back().get());
   }
+  commit_model(directory, config, options.format, written, file_names,
+               shards.size() > 1 ? index_json(shards, file_names) : "");
+}
+
+void commit_model(const fs::path& directory, const ModelConfig& config, Format stored,
+                  std::span<AtomicFile* const> files, const std::vector<std::string>& file_names,
+                  const std::string& index) {
   remove_file(directory / "config.json");
-  for (auto& file : files) file->commit();
+  for (AtomicFile* file : files) file->commit();
   std::set<std::string> keep(file_names.begin(), file_names.end());
-  if (shards.size() > 1) {
+  if (!index.empty()) {
     keep.insert(kIndexName);
-    write_file_atomically(directory / kIndexName, index_json(shards, file_names));
+    write_file_atomically(directory / kIndexName, index);
   }
   remove_other_weights(directory, keep);
   write_file_atomically(directory / "generation_config.json", generation_config_json(config));
-  write_file_atomically(directory / "config.json", config_json(config, options.format));
+  write_file_atomically(directory / "config.json", config_json(config, stored));
 }
 
 }  // namespace fathom

@@ -3,7 +3,11 @@
 #pragma once
 
 #include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
 
+#include "base/file.h"
 #include "base/thread_pool.h"
 #include "model/config.h"
 #include "model/weights.h"
@@ -15,6 +19,9 @@ namespace fathom {
 // Accepts both spellings (rope_scaling / rope_parameters, torch_dtype / dtype). Other families and newer members are
 // refused by name.
 ModelConfig read_model_config(const std::filesystem::path& path);
+
+// Error unless `path` can be a model: a directory, or a .gguf file.
+void check_model_path(const std::filesystem::path& path);
 
 struct LoadedModel {
   ModelConfig config;
@@ -34,5 +41,11 @@ struct SaveOptions {
 };
 void save_model(const std::filesystem::path& directory, const ModelConfig& config, const ModelWeights& weights,
                 const SaveOptions& options);
+
+// The end of every save: `files`, which hold all weights beside their names, take the place of the old model if there
+// is one. config.json goes first and comes last, so that whatever stands in between is no model to any reader.
+void commit_model(const std::filesystem::path& directory, const ModelConfig& config, Format stored,
+                  std::span<AtomicFile* const> files, const std::vector<std::string>& file_names,
+                  const std::string& index = "");
 
 }  // namespace fathom

@@ -217,6 +217,30 @@ const StoredTensor* SafetensorsFile::find(std::string_view name) const {
   return found == by_name_.end() ? nullptr : &tensors_[found->second];
 }
 
+void write_safetensors_header(AtomicFile& file, std::span<const TensorToStream> tensors) {
+  std::string text = R"({"__metadata__":{"format":"pt"})";
+  std::unordered_set<std::string_view> names;
+  int64_t offset = 0;
+  for (const TensorToStream& tensor : tensors) {
+    FATHOM_CHECK(names.insert(tensor.name).second, "two tensors named {}", tensor.name);
+    int64_t n = 1;
+    for (const int64_t size : tensor.shape) n *= size;
+    const int64_t end = offset + format_bytes(tensor.format, n);
+    text +=
+        fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", nlohmann::json(tensor.name).dump(),
+                    dtype_name(tensor.format), fmt::join(tensor.shape, ","), offset, end);
+    offset = end;
+  }
+  text += '}';
+  // The data begin at a cache line of the mapped file.
+  constexpr int64_t kLengthBytes = 8, kLine = 64;
+  const auto size = static_cast<int64_t>(text.size());
+  text.append(static_cast<size_t>(round_up(size + kLengthBytes, kLine) - kLengthBytes - size), ' ');
+  const uint64_t header_size = text.size();
+  file.write(&header_size, sizeof header_size);
+  file.write(text);
+}
+
 void write_safetensors(AtomicFile& file, std::span<const TensorToWrite> tensors) {
   std::vector<const TensorToWrite*> order;
   for (const TensorToWrite& tensor : tensors) order.push_back(&tensor);
@@ -224,23 +248,11 @@ void write_safetensors(AtomicFile& file, std::span<const TensorToWrite> tensors)
     return format_bytes(a->format) > format_bytes(b->format);
   });
 
-  std::string text = R"({"__metadata__":{"format":"pt"})";
-  std::unordered_set<std::string_view> names;
-  int64_t offset = 0;
+  std::vector<TensorToStream> entries;
   for (const TensorToWrite* tensor : order) {
-    FATHOM_CHECK(names.insert(tensor->name).second, "two tensors named {}", tensor->name);
-    const Tensor& view = tensor->view;
-    const int64_t end = offset + view.size() * format_bytes(tensor->format);
-    text +=
-        fmt::format(R"(,{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", nlohmann::json(tensor->name).dump(),
-                    dtype_name(tensor->format), fmt::join(view.shape, view.shape + view.rank, ","), offset, end);
-    offset = end;
+    entries.push_back({tensor->name, tensor->format, {tensor->view.shape, tensor->view.shape + tensor->view.rank}});
   }
-  text += '}';
-  text.append(static_cast<size_t>(round_up(static_cast<int64_t>(text.size()), 8)) - text.size(), ' ');
-  const uint64_t header_size = text.size();
-  file.write(&header_size, sizeof header_size);
-  file.write(text);
+  write_safetensors_header(file, entries);
 
   constexpr int64_t kChunk = int64_t{1} << 18;  // elements converted at a time
   std::vector<std::byte> converted;

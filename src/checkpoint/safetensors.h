@@ -42,14 +42,23 @@ class SafetensorsFile {
   std::vector<std::pair<std::string, std::string>> metadata_;
 };
 
+// What a header says of a tensor.
+struct TensorToStream {
+  std::string name;
+  Format format;
+  std::vector<int64_t> shape;
+};
+// The beginning of a file; the data of all tensors follow, in this order. metadata is {"format": "pt"}. Two tensors of
+// one name are a bug of the caller.
+void write_safetensors_header(AtomicFile& file, std::span<const TensorToStream> tensors);
+
 struct TensorToWrite {
   std::string name;
   Tensor view;
   Format format;  // the stored type: view's own, or any float format for an f32 view
 };
 
-// Writes header and data; metadata is {"format": "pt"}. Data is put in the order of falling element size, so that every
-// tensor is aligned. Two tensors of one name are a bug of the caller.
+// Writes header and data. Data is put in the order of falling element size, so that every tensor is aligned.
 void write_safetensors(AtomicFile& file, std::span<const TensorToWrite> tensors);
 void write_safetensors(const std::filesystem::path& path, std::span<const TensorToWrite> tensors);
 

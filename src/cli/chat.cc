@@ -17,7 +17,7 @@
 #include "base/file.h"
 #include "base/terminal.h"
 #include "base/utf8.h"
-#include "checkpoint/hf_model.h"
+#include "checkpoint/packed_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
 
@@ -273,8 +273,8 @@ void run(Options options, const CommonOptions& common) {
     if (!options.thinking.empty()) throw UsageError("--thinking: the model has no chat template to say it with");
     log("the model has no chat template: it continues the text as it stands");
   }
-  const LoadedModel loaded = load_model(options.model, pool);
-  const Model model = make_model(loaded.config, loaded.parameters.weights);
+  const PackedModel loaded = load_packed_model(options.model, pool);
+  const Model model = make_model(loaded.config, loaded.weights);
 
   options.generation.eos_ids = loaded.config.eos_token_ids;
   if (tokenizer.eos_id() >= 0) options.generation.eos_ids.push_back(tokenizer.eos_id());

@@ -8,7 +8,7 @@
 
 #include "base/file.h"
 #include "base/terminal.h"
-#include "checkpoint/hf_model.h"
+#include "checkpoint/packed_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
 
@@ -98,8 +98,8 @@ void run(const Options& options, const CommonOptions& common) {
   if (text == nullptr && !options.generation.stop.empty()) {
     throw Error("{}: has no tokenizer, so --stop has no text to look at", printable(options.model));
   }
-  const LoadedModel loaded = load_model(options.model, pool);
-  const Model model = make_model(loaded.config, loaded.parameters.weights);
+  const PackedModel loaded = load_packed_model(options.model, pool);
+  const Model model = make_model(loaded.config, loaded.weights);
   const std::vector<int32_t> prompt = read_prompt(options, text);
 
   GenerationOptions generation = options.generation;

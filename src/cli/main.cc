@@ -103,6 +103,8 @@ int parse_and_run(int argc, char** argv) {
   add_chat(app, common);
   add_inspect(app, common);
   add_tokenize(app, common);
+  add_convert(app, common);
+  add_bench(app, common);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
   }

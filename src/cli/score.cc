@@ -9,6 +9,7 @@
 #include "base/json.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
+#include "checkpoint/packed_model.h"
 #include "checkpoint/safetensors.h"
 #include "cli/command.h"
 #include "text/tokenizer.h"
@@ -114,16 +115,24 @@ void run(const Options& options, const CommonOptions& common) {
   ThreadPool pool(common.threads > 0 ? common.threads : usable_cores());
   Arena arena;
   Context ctx{pool, arena};
-  const LoadedModel loaded = load_model(options.model, pool);
-  Model model = make_model(loaded.config, loaded.parameters.weights);
+  // Gradients, and activations rounded to FP8, are computed from weights in f32; all else from those that are stored.
+  LoadedModel whole;
+  PackedModel packed;
+  const bool in_f32 = !options.grads.empty() || options.fp8_activations;
+  if (in_f32) {
+    whole = load_model(options.model, pool);
+  } else {
+    packed = load_packed_model(options.model, pool);
+  }
+  const ModelConfig& config = in_f32 ? whole.config : packed.config;
+  Model model = make_model(config, in_f32 ? whole.parameters.weights : packed.weights);
   model.fp8_activations = options.fp8_activations;
-  if (options.fp8_activations && loaded.config.weight_block_rows == 0) {
+  if (options.fp8_activations && config.weight_block_rows == 0) {
     throw UsageError("score: --fp8-activations needs a model with FP8 weights, {} has none", printable(options.model));
   }
-  const auto sequences =
-      options.tokens.empty() ? read_text_windows(options, loaded.config) : read_token_lists(options.tokens);
+  const auto sequences = options.tokens.empty() ? read_text_windows(options, config) : read_token_lists(options.tokens);
   errors_at(printable(options.tokens.empty() ? options.text : options.tokens),
-            [&] { check_sequences(loaded.config, sequences); });
+            [&] { check_sequences(config, sequences); });
 
   // Made before the work, so that a place that takes no files is told at once; then they appear when both are whole.
   std::optional<AtomicFile> out, grads;
@@ -134,7 +143,7 @@ void run(const Options& options, const CommonOptions& common) {
   ScoreOptions score_options{
       .tensors = !options.out.empty(), .all = options.all, .mtp = options.mtp, .mtp_weight = options.mtp_weight};
   if (!options.grads.empty()) {
-    gradients = allocate_parameters(loaded.config, /*with_bias=*/false);
+    gradients = allocate_parameters(config, /*with_bias=*/false);
     score_options.gradients = &gradients.weights;
   }
   ScoreResult result = score(ctx, model, sequences, score_options);
@@ -144,7 +153,7 @@ void run(const Options& options, const CommonOptions& common) {
   if (out) write_outputs(*out, result.tensors);
   if (grads) {
     std::vector<TensorToWrite> list;
-    for_each_tensor(gradients.weights, loaded.config, [&](const NamedTensor& t) {
+    for_each_tensor(gradients.weights, config, [&](const NamedTensor& t) {
       list.push_back({t.name, t.view, Format::f32});
     });
     write_safetensors(*grads, list);

@@ -41,6 +41,7 @@ struct ModelConfig {
   // quantization_config of an FP8 checkpoint: rows and columns of a block; 0: not quantized.
   int64_t weight_block_rows = 0, weight_block_cols = 0;
   bool scale_ue8m0 = false;  // scales are powers of two
+  bool packed = false;       // weights are stored as the kernels read them (checkpoint/packed_model.h)
 
   bool is_moe(int64_t layer) const { return router.n_routed_experts > 0 && layer >= first_k_dense_replace; }
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }

@@ -162,8 +162,8 @@ void for_each_weight(ModelWeights& weights, const std::function<void(WeightKind,
     visit_present(attention, a.q_b);
     visit_present(attention, a.kv_a);
     visit_present(norm, a.kv_a_norm);
-    visit_present(kv_b, a.kv_b);
-    if (a.kv_b) visit(k_b, a.k_b);
+    visit(kv_b, a.kv_b);
+    visit(k_b, a.k_b);
     visit_present(attention, a.o);
     visit_present(norm, w.post_attention_norm);
     visit_present(dense, w.mlp.gate_up);

@@ -79,7 +79,7 @@ enum class WeightKind {
   mtp_projection,
   head,
 };
-// Every tensor that is present, fused ones as one, in the order of the layers. k_b is visited where kv_b is present.
+// Every tensor that is present, fused ones as one, in the order of the layers; k_b in any case.
 void for_each_weight(ModelWeights& weights, const std::function<void(WeightKind, Tensor&)>& visit);
 
 // One block of memory that holds all weights: trained parameters first, then the correction biases.

@@ -7,6 +7,7 @@
 #include "ops/cpu/isa.h"
 #include "ops/gemm.h"
 #include "ops/grain.h"
+#include "ops/linear.h"
 
 namespace fathom {
 namespace {
@@ -54,8 +55,7 @@ void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& token
   if (!in_place) gather_rows(ctx, x, head.x, tokens);
 
   const Tensor logits = new_f32(ctx, {n, vocab});
-  gemm(ctx, {n, vocab, hidden, false, true, x.row_stride, head.w.row_stride, vocab}, x.f32(), head.w.f32(),
-       logits.f32(), false);
+  linear(ctx, logits, make_linear_input(ctx, x, {head.w}), head.w);
 
   const auto& kernels = cpu::choose(cpu::baseline::cross_entropy_kernels, cpu::avx2::cross_entropy_kernels,
                                     cpu::avx512::cross_entropy_kernels);

@@ -1,0 +1,279 @@
+#include "checkpoint/packed_model.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "base/arithmetic.h"
+#include "base/terminal.h"
+#include "checkpoint/hf_config.h"
+#include "checkpoint/hf_model.h"
+#include "number/panels.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+using enum Format;
+
+// Router, biases and norms are f32 always, k_b is as kv_b, an MTP module's projection as the attention. What is read
+// for every token costs little and is kept finer: the head, and the projections that attention is absorbed into.
+constexpr Recipe kRecipes[] = {
+    // name      embedding attention kv_b  dense shared experts down  head
+    {"f32", f32, f32, f32, f32, f32, f32, f32, f32},
+    {"bf16", bf16, bf16, bf16, bf16, bf16, bf16, bf16, bf16},
+    {"f16", f16, f16, f16, f16, f16, f16, f16, f16},
+    {"fp8", bf16, f8_e4m3, f8_e4m3, f8_e4m3, f8_e4m3, f8_e4m3, f8_e4m3, bf16},
+    {"q8_0", q8_0, q8_0, q8_0, q8_0, q8_0, q8_0, q8_0, q8_0},
+    {"q6_k", q6_k, q6_k, q8_0, q6_k, q6_k, q6_k, q6_k, q6_k},
+    {"q5_k_m", q5_k, q5_k, q8_0, q5_k, q6_k, q5_k, q6_k, q6_k},
+    {"q4_k_m", q4_k, q4_k, q8_0, q4_k, q6_k, q4_k, q5_k, q6_k},
+    {"q4_k", q4_k, q4_k, q8_0, q4_k, q4_k, q4_k, q4_k, q6_k},
+    {"q4_0", q4_0, q4_0, q8_0, q4_0, q4_0, q4_0, q4_0, q6_k},
+};
+
+constexpr int64_t kPieceBytes = int64_t{1} << 20;  // what one task packs
+
+struct Piece {
+  const PackedWeight* weight;
+  int64_t begin, bytes;
+};
+
+// A weight as pieces of whole units, none larger than max_bytes unless a unit is.
+std::vector<Piece> cut(const PackedWeight& weight, const ModelConfig& config, int64_t max_bytes) {
+  const int64_t unit = packing_unit(weight, config), total = weight.slot->size_bytes();
+  const int64_t step = std::max<int64_t>(1, max_bytes / unit) * unit;
+  std::vector<Piece> pieces;
+  for (int64_t begin = 0; begin < total; begin += step)
+    pieces.push_back({&weight, begin, std::min(step, total - begin)});
+  return pieces;
+}
+
+// The format stands in the name: "….gate_up_proj.panels.q4_0" in panels, "….rows.q4_0" row by row.
+std::string packed_name(const PackedWeight& weight) {
+  return fmt::format("{}.{}.{}", weight.name, weight.slot->panels ? "panels" : "rows",
+                     format_traits(weight.slot->format).name);
+}
+
+// Everything convert_model and load share: the source, what is in it, where it goes.
+struct Plan {
+  ModelConfig config;
+  Checkpoint checkpoint;
+  std::vector<MatchedTensor> matched;
+  std::vector<RowSource> sources;
+  ModelWeights weights;
+  std::vector<PackedWeight> packed;
+};
+// `plan` is filled in place: its parts point into each other.
+void make_plan(Plan& plan, const fs::path& path, const FormatChoice& choose) {
+  plan.config = read_model_config(path);
+  if (plan.config.packed) throw Error("{}: is packed already; convert the model that it was made from", path.native());
+  plan.checkpoint = open_checkpoint(path);
+  plan.matched = match_tensors(plan.checkpoint, plan.config);
+  plan.sources = row_sources(plan.matched);
+  plan.weights = weight_shapes(plan.config);
+  plan.packed = plan_packing(plan.weights, plan.config, plan.sources, choose);
+}
+
+PackedModel pack_model(const fs::path& path, ThreadPool& pool) {
+  Plan plan;
+  make_plan(plan, path, stored_format);
+  std::vector<int64_t> places;
+  int64_t total = 0;
+  for (const PackedWeight& weight : plan.packed) {
+    places.push_back(total);
+    total += round_up(weight.slot->size_bytes(), static_cast<int64_t>(kAlignment));
+  }
+  PackedModel model;
+  model.memory = Buffer(static_cast<size_t>(total));
+  std::vector<Piece> pieces;
+  for (size_t i = 0; i < plan.packed.size(); ++i) {
+    plan.packed[i].slot->data = static_cast<uint8_t*>(model.memory.data()) + places[i];
+    for (const Piece& piece : cut(plan.packed[i], plan.config, kPieceBytes)) pieces.push_back(piece);
+  }
+  constexpr size_t kPiecesToWaitFor = 500;  // about a second
+  std::optional<Progress> progress;
+  if (pieces.size() >= kPiecesToWaitFor) progress.emplace("loading", static_cast<int64_t>(pieces.size()));
+  std::atomic<int64_t> done{0};
+  pool.run(static_cast<int64_t>(pieces.size()), [&](int64_t i, int thread) {
+    const Piece& piece = pieces[static_cast<size_t>(i)];
+    auto* out = static_cast<uint8_t*>(piece.weight->slot->data) + piece.begin;
+    pack_bytes(out, *piece.weight, plan.config, piece.begin, piece.bytes);
+    const int64_t n = done.fetch_add(1, std::memory_order_relaxed) + 1;
+    if (thread == 0 && progress) progress->update(n);
+  });
+  model.config = plan.config;
+  model.weights = plan.weights;
+  return model;
+}
+
+// What a packed directory must hold for a model of `config`: every weight of weight_shapes under its fused name.
+struct ExpectedWeight {
+  std::string name;
+  WeightKind kind;
+  Tensor* slot;
+};
+std::vector<ExpectedWeight> expected_weights(ModelWeights& weights, const ModelConfig& config) {
+  // Names come from a plan over sources without data.
+  std::vector<MatchedTensor> matched;
+  const StoredTensor nothing{"", "F32", f32, {}, {}};
+  for_each_tensor(weights, config, [&](const NamedTensor& named) {
+    matched.push_back({named.name, named.view, &nothing, nullptr, nullptr});
+  });
+  std::vector<RowSource> sources;
+  for (const MatchedTensor& tensor : matched) sources.push_back({&tensor, {}});
+  std::vector<ExpectedWeight> expected;
+  for (const PackedWeight& weight : plan_packing(weights, config, sources, stored_format)) {
+    expected.push_back({weight.name, weight.kind, weight.slot});
+  }
+  return expected;
+}
+
+std::optional<Format> format_named(std::string_view name) {
+  for (const Format format : {f32, bf16, f16, f8_e4m3, q8_0, q4_0, q5_0, q4_k, q5_k, q6_k}) {
+    if (name == format_traits(format).name) return format;
+  }
+  return std::nullopt;
+}
+
+PackedModel map_model(const fs::path& path, const ModelConfig& config) {
+  PackedModel model;
+  model.config = config;
+  model.mapped = open_checkpoint(path);
+  model.weights = weight_shapes(config);
+  std::map<std::string, const StoredTensor*, std::less<>> by_base;
+  for (const auto& [name, place] : model.mapped.tensors) {
+    const size_t dot = name.rfind('.');
+    if (dot != std::string_view::npos) by_base.emplace(std::string(name.substr(0, dot)), place.tensor);
+  }
+  size_t used = 0;
+  for (const ExpectedWeight& weight : expected_weights(model.weights, model.config)) {
+    Tensor& slot = *weight.slot;
+    const auto found = by_base.find(weight.name + (slot.panels ? ".panels" : ".rows"));
+    if (found == by_base.end()) throw Error("{}: has no weight {}", model.mapped.where, weight.name);
+    ++used;
+    const StoredTensor& stored = *found->second;
+    const std::optional<Format> format = format_named(std::string_view(stored.name).substr(found->first.size() + 1));
+    const bool any_format = weight.kind != WeightKind::norm && weight.kind != WeightKind::router_bias &&
+                            weight.kind != WeightKind::router && (slot.panels || weight.kind == WeightKind::embedding);
+    if (!format || (!any_format && *format != f32) || slot.cols() % format_traits(*format).block != 0) {
+      throw Error("{}: weight {} is in a format that it cannot have", model.mapped.where, stored.name);
+    }
+    slot.format = *format;
+    if (slot.panels) slot.row_stride = panel_bytes(*format, slot.cols());
+    if (stored.format != u8 || static_cast<int64_t>(stored.data.size()) != slot.size_bytes()) {
+      throw Error("{}: weight {} has {} bytes of {}, the config asks for {} of U8", model.mapped.where, stored.name,
+                  stored.data.size(), stored.dtype, slot.size_bytes());
+    }
+    slot.data = const_cast<std::byte*>(stored.data.data());  // NOLINT: weights are views to read
+  }
+  if (used != model.mapped.tensors.size()) {
+    throw Error("{}: holds {} tensors, a model of this config.json has {}", model.mapped.where,
+                model.mapped.tensors.size(), used);
+  }
+  return model;
+}
+
+}  // namespace
+
+PackedModel load_packed_model(const fs::path& path, ThreadPool& pool) {
+  check_model_path(path);
+  const ModelConfig config = read_model_config(path);
+  return config.packed ? map_model(path, config) : pack_model(path, pool);
+}
+
+const Recipe* find_recipe(std::string_view name) {
+  for (const Recipe& recipe : kRecipes) {
+    if (name == recipe.name) return &recipe;
+  }
+  return nullptr;
+}
+
+std::string recipe_names() {
+  std::string names;
+  for (const Recipe& recipe : kRecipes) names += fmt::format("{}{}", names.empty() ? "" : ", ", recipe.name);
+  return names;
+}
+
+Format recipe_format(const Recipe& recipe, WeightKind kind) {
+  switch (kind) {
+    case WeightKind::embedding:
+      return recipe.embedding;
+    case WeightKind::norm:
+    case WeightKind::router:
+    case WeightKind::router_bias:
+      return f32;
+    case WeightKind::attention:
+    case WeightKind::mtp_projection:
+      return recipe.attention;
+    case WeightKind::kv_b:
+    case WeightKind::k_b:
+      return recipe.kv_b;
+    case WeightKind::dense:
+      return recipe.dense;
+    case WeightKind::shared:
+      return recipe.shared;
+    case WeightKind::experts:
+      return recipe.experts;
+    case WeightKind::experts_down:
+      return recipe.experts_down;
+    case WeightKind::head:
+      return recipe.head;
+  }
+  return f32;
+}
+
+std::vector<WeightBytes> packed_sizes(const fs::path& from, const Recipe& recipe) {
+  Plan plan;
+  make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+  std::map<Format, WeightBytes> sizes;
+  for (const PackedWeight& weight : plan.packed) {
+    WeightBytes& size = sizes.try_emplace(weight.slot->format, WeightBytes{weight.slot->format, 0, 0}).first->second;
+    size.numbers += weight.slot->size();
+    size.bytes += weight.slot->size_bytes();
+  }
+  std::vector<WeightBytes> list;
+  for (const auto& [format, size] : sizes) list.push_back(size);
+  return list;
+}
+
+void convert_model(const fs::path& from, const fs::path& to, const Recipe& recipe, ThreadPool& pool) {
+  Plan plan;
+  make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+  make_directory(to);
+  std::vector<TensorToStream> tensors;
+  int64_t total = 0;
+  for (const PackedWeight& weight : plan.packed) {
+    tensors.push_back({packed_name(weight), u8, {weight.slot->size_bytes()}});
+    total += weight.slot->size_bytes();
+  }
+  AtomicFile file(to / "model.safetensors");
+  write_safetensors_header(file, tensors);
+  Progress progress("converting", total);
+  int64_t done = 0;
+  const int64_t wave = kPieceBytes * pool.size() * 4;  // in memory at a time
+  std::vector<uint8_t> bytes;
+  for (const PackedWeight& weight : plan.packed) {
+    for (const Piece& part : cut(weight, plan.config, wave)) {
+      bytes.resize(static_cast<size_t>(part.bytes));
+      const int64_t unit = packing_unit(weight, plan.config);
+      const int64_t step = std::max<int64_t>(1, part.bytes / unit / (pool.size() * 4)) * unit;
+      pool.parallel_for(0, part.bytes, step, [&](int64_t begin, int64_t end) {
+        pack_bytes(bytes.data() + begin, weight, plan.config, part.begin + begin, end - begin);
+      });
+      file.write(bytes.data(), bytes.size());
+      done += part.bytes;
+      progress.update(done);
+    }
+  }
+  progress.finish();
+  ModelConfig config = plan.config;
+  config.packed = true;
+  AtomicFile* const files[] = {&file};
+  commit_model(to, config, f32, files, {"model.safetensors"});
+}
+
+}  // namespace fathom

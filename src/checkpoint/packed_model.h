@@ -1,0 +1,42 @@
+// Models for inference: weights in the formats in which they are stored, in the order in which the kernels read them. A
+// directory that convert_model wrote is mapped and used as it stands; others are packed when they are loaded.
+#pragma once
+
+#include <filesystem>
+#include <string_view>
+
+#include "base/thread_pool.h"
+#include "checkpoint/packing.h"
+
+namespace fathom {
+
+struct PackedModel {
+  ModelConfig config;
+  ModelWeights weights;
+  Buffer memory;      // where weights were packed
+  Checkpoint mapped;  // or what they are views of
+};
+PackedModel load_packed_model(const std::filesystem::path& path, ThreadPool& pool);
+
+// Which weight gets which format: rows of one table in packed_model.cc.
+struct Recipe {
+  const char* name;  // "q4_k_m"
+  Format embedding, attention, kv_b, dense, shared, experts, experts_down, head;
+};
+const Recipe* find_recipe(std::string_view name);  // null for none
+std::string recipe_names();                        // "bf16, f16, ..."
+Format recipe_format(const Recipe& recipe, WeightKind kind);
+
+struct WeightBytes {
+  Format format;
+  int64_t numbers, bytes;
+};
+// What convert_model would write, by format.
+std::vector<WeightBytes> packed_sizes(const std::filesystem::path& from, const Recipe& recipe);
+
+// Writes `to`, a directory with config.json, generation_config.json and the packed weights, from any model but a packed
+// one. Weights go through memory piece by piece, on all threads. The old content of `to` stays until all is written.
+void convert_model(const std::filesystem::path& from, const std::filesystem::path& to, const Recipe& recipe,
+                   ThreadPool& pool);
+
+}  // namespace fathom

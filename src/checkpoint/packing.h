@@ -1,0 +1,38 @@
+// From stored tensors to weights as the kernels read them: which stored tensors make up each weight, in which format it
+// goes on, and the packing itself, piece by piece.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "checkpoint/read_rows.h"
+#include "model/weights.h"
+
+namespace fathom {
+
+// One weight of the network, fused or whole.
+struct PackedWeight {
+  WeightKind kind;
+  std::string name;  // "model.layers.3.mlp.experts.gate_up_proj"
+  Tensor* slot;      // in the weights, with its final shape and format
+  // Whose rows follow each other in it, as many of each: gate and up; those of every expert. Of k_b the kv_b_proj.
+  std::vector<const RowSource*> sources;
+};
+
+// The format of a weight, given what its first source is stored in.
+using FormatChoice = std::function<Format(const PackedWeight&, Format stored)>;
+
+// Kept as it is stored, router and norms in f32; what has no exact form in panels is widened.
+Format stored_format(const PackedWeight& weight, Format stored);
+
+// Gives every tensor of `weights`, which weight_shapes(config) made and `sources` were matched for, its format and
+// shape. Formats that a weight's columns do not divide into give way to ones that they do.
+std::vector<PackedWeight> plan_packing(ModelWeights& weights, const ModelConfig& config,
+                                       const std::vector<RowSource>& sources, const FormatChoice& choose);
+
+// Bytes [begin, begin + n) of a weight as packed, n and begin whole units of packing_unit(): what one task makes.
+int64_t packing_unit(const PackedWeight& weight, const ModelConfig& config);
+void pack_bytes(uint8_t* out, const PackedWeight& weight, const ModelConfig& config, int64_t begin, int64_t n);
+
+}  // namespace fathom

@@ -103,10 +103,11 @@ const GgmlType& ggml_type(Format format) {
   return *found;
 }
 
-// Takes what stands next. Every length is compared with what is left of the file before it is used.
+// Takes what stands next. Every length is compared with what is left of the header's room before it is used.
 class GgufFile::Cursor {
  public:
-  Cursor(std::span<const std::byte> bytes, const std::string& where) : bytes_(bytes), where_(where) {}
+  Cursor(std::span<const std::byte> file, const std::string& where)
+      : bytes_(file.first(std::min(file.size(), kMaxGgufHeader))), file_bytes_(file.size()), where_(where) {}
 
   size_t position() const { return position_; }
   uint64_t left() const { return bytes_.size() - position_; }
@@ -118,8 +119,7 @@ class GgufFile::Cursor {
   }
   std::span<const std::byte> take(uint64_t n) {
     if (n > left()) {
-      throw Error("{}: {}{}{} reaches beyond the end of the file ({} bytes); it was cut off or is damaged", where_,
-                  what_, name_.empty() ? "" : " ", printable(name_), bytes_.size());
+      throw fail(fmt::format("{} reaches beyond", item()));
     }
     const auto taken = bytes_.subspan(position_, n);
     position_ += n;
@@ -143,10 +143,7 @@ class GgufFile::Cursor {
   // A count of things that take at least `least_bytes` each.
   uint64_t take_count(uint64_t least_bytes) {
     const auto n = take_number<uint64_t>();
-    if (n > left() / least_bytes) {
-      throw Error("{}: {}{}{}: {} of them cannot be in the {} bytes that follow; the file was cut off or is damaged",
-                  where_, what_, name_.empty() ? "" : " ", printable(name_), n, left());
-    }
+    if (n > left() / least_bytes) throw fail(fmt::format("{}: {} of them reach beyond", item(), n));
     return n;
   }
   // Passes over n values.
@@ -176,7 +173,18 @@ class GgufFile::Cursor {
   }
 
  private:
+  std::string item() const { return fmt::format("{}{}{}", what_, name_.empty() ? "" : " ", printable(name_)); }
+  Error fail(const std::string& what_reaches_beyond) const {
+    if (file_bytes_ > bytes_.size()) {
+      return Error("{}: {} the {} bytes that a GGUF file's header may have", where_, what_reaches_beyond,
+                   kMaxGgufHeader);
+    }
+    return Error("{}: {} the end of the file ({} bytes); it was cut off or is damaged", where_, what_reaches_beyond,
+                 file_bytes_);
+  }
+
   std::span<const std::byte> bytes_;
+  size_t file_bytes_;
   const std::string& where_;
   size_t position_ = 0;
   std::string_view what_, name_;
@@ -207,7 +215,6 @@ void GgufFile::parse(std::span<const std::byte> bytes) {
   cursor.begin("the number of metadata keys", "");
   const uint64_t n_keys = cursor.take_count(kLeastEntry);
 
-  values_.reserve(n_keys);
   for (uint64_t i = 0; i < n_keys; ++i) {
     cursor.begin("the metadata", "");
     const std::string_view key = cursor.take_text();
@@ -221,10 +228,7 @@ void GgufFile::parse(std::span<const std::byte> bytes) {
   }
 
   std::vector<uint64_t> offsets;
-  tensors_.reserve(n_tensors);
-  offsets.reserve(n_tensors);
   for (uint64_t i = 0; i < n_tensors; ++i) tensors_.push_back(parse_tensor(cursor, offsets));
-  by_name_.reserve(n_tensors);
   for (size_t i = 0; i < tensors_.size(); ++i) {
     if (!by_name_.emplace(tensors_[i].name, i).second) {
       throw Error("{}: tensor {} stands twice", where_, printable(tensors_[i].name));

@@ -15,8 +15,9 @@
 
 namespace fathom {
 
-inline constexpr uint32_t kGgufAlignment = 32;  // of tensors, where general.alignment says nothing else
-inline constexpr size_t kMaxGgufName = 63;      // bytes of a tensor's name
+inline constexpr uint32_t kGgufAlignment = 32;               // of tensors, where general.alignment says nothing else
+inline constexpr size_t kMaxGgufHeader = size_t{256} << 20;  // metadata and list of tensors: bytes
+inline constexpr size_t kMaxGgufName = 63;                   // bytes of a tensor's name
 inline constexpr size_t kMaxGgufKey = (1 << 16) - 1;
 
 // Types of values, by their numbers in the file.

@@ -69,7 +69,8 @@ TEST(Gguf, MalformedFilesAreRefusedWithTheirReason) {
       {"GGUF" + bytes_of(3) + huge + bytes_of(uint64_t{0}), "the number of tensors: 18446744073709551615 of them"},
       {"GGUF" + bytes_of(3) + bytes_of(uint64_t{0}) + huge,
        "the number of metadata keys: 18446744073709551615 of them"},
-      {gguf(9, gguf_text("k") + u32(1), 0, "", ""), "the number of metadata keys: 9 of them cannot be in the"},
+      {gguf(9, gguf_text("k") + u32(1), 0, "", ""),
+       "the number of metadata keys: 9 of them reach beyond the end of the file"},
       // Metadata.
       {gguf(1, huge + std::string(50, 'k'), 0, "", ""), "the metadata reaches beyond the end of the file"},
       {gguf(1, gguf_text("") + u32(1), 0, "", ""), "metadata key 0: \"\" is no name"},
@@ -81,9 +82,9 @@ TEST(Gguf, MalformedFilesAreRefusedWithTheirReason) {
       {with_value(flag(2)), "the metadata value of k is neither true nor false"},
       {with_value(bytes_of(8) + huge), "the metadata value of k reaches beyond the end of the file"},
       {with_value(bytes_of(8) + big), "the metadata value of k reaches beyond the end of the file"},
-      {with_value(list(4, ~uint64_t{0}, "")), "18446744073709551615 of them cannot be in the"},
-      {with_value(list(12, uint64_t{1} << 61, "")), "2305843009213693952 of them cannot be in the"},
-      {with_value(list(4, 100, "abcd")), "the metadata value of k: 100 of them cannot be in the"},
+      {with_value(list(4, ~uint64_t{0}, "")), "18446744073709551615 of them reach beyond the end of the file"},
+      {with_value(list(12, uint64_t{1} << 61, "")), "2305843009213693952 of them reach beyond the end of the file"},
+      {with_value(list(4, 100, "abcd")), "the metadata value of k: 100 of them reach beyond the end of the file"},
       {with_value(list(8, 3, gguf_text("a") + huge + std::string(32, '\0'))), "the metadata value of k reaches beyond"},
       {with_value(list(13, 0, "")), "the metadata value of k has the unknown type 13"},
       {with_value(list(7, 3, std::string("\0\1\2", 3))), "neither true nor false"},
@@ -121,7 +122,7 @@ TEST(Gguf, MalformedFilesAreRefusedWithTheirReason) {
       {gguf(0, "", 2, t + tensor_info("u", {4}, 0, 0), std::string(64, '\0')), "inside the data of"},
       {gguf(0, "", 2, tensor_info("a", {12}, 0, 0) + tensor_info("b", {4}, 0, 32), std::string(64, '\0')),
        "tensor b: its data begins at byte 32, inside the data of a"},
-      {gguf(0, "", 9, t, ""), "the number of tensors: 9 of them cannot be in the"},
+      {gguf(0, "", 9, t, ""), "the number of tensors: 9 of them reach beyond the end of the file"},
   };
   for (const Case& c : cases) EXPECT_THAT(refusal(c.file), HasSubstr(c.message));
 }

@@ -27,9 +27,9 @@ std::string_view gguf_type_name(GgufType type);
 // Tensor types. Sizes are known of all of them; `format` only of those that this engine computes with.
 struct GgmlType {
   uint32_t number;
+  std::optional<Format> format;
   std::string_view name;
   int64_t block, block_bytes;
-  std::optional<Format> format;
 };
 const GgmlType* find_ggml_type(uint32_t number);  // null: no such type
 const GgmlType& ggml_type(Format format);         // of a float or block format

@@ -584,6 +584,9 @@ def gguf_cases():
         yield Case(TINY, raw("m.gguf", gguf(values)), tokenize, expected)
     yield Case(TINY, raw("m.gguf", gguf([architecture])), ["generate", "--model", "@folder/m.gguf", "--prompt", "x"],
                "m.gguf: the metadata key deepseek2.embedding_length is missing")
+    train = [argument.replace("@model", "@folder/m.gguf") for argument in TRAIN]
+    yield Case(TINY, raw("m.gguf", gguf([architecture])), train, "m.gguf: name a tokenizer with --tokenizer", 2)
+    yield Case(TINY, raw("m.gguf", gguf([architecture])), [*train, "--tokenizer", "bytes"], "deepseek2.embedding_length is missing")
 
 
 GROUPS = (gguf_cases, config_cases, json_file_cases, safetensors_cases, fp8_and_mtp_cases, shard_cases, tokenizer_cases, template_cases,

@@ -101,6 +101,14 @@ TEST(Vocabulary, WhatIsNotSupportedIsRefusedByName) {
   EXPECT_THAT(refusal([](Vocabulary& v) { v.chat_template.resize(2 << 20, 'x'); }), HasSubstr("is longer than"));
 }
 
+TEST(Vocabulary, LineEndsMayBeEscapedInARegex) {
+  std::vector<SplitRule> splits = *find_pretokenizer("deepseek-llm");
+  splits[0].pattern = "[\\r\\n]";
+  EXPECT_EQ(name_of_pretokenizer(splits), "deepseek-llm");
+  splits[0].pattern = "[\\r\\\\n]";
+  EXPECT_EQ(name_of_pretokenizer(splits), std::nullopt);
+}
+
 TEST(Vocabulary, OtherPretokenizersHaveNoName) {
   const auto tokenizer = Tokenizer::parse(
       R"({"pre_tokenizer": {"type": "Sequence", "pretokenizers": [

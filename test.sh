@@ -30,7 +30,7 @@ ctest --preset asan -j "$jobs" --quiet --output-on-failure || { echo "the saniti
 
 say "Fuzzers: model files, tokenizers, chat templates"
 build fuzz
-scripts/fuzz.sh model_load_fuzz=1000000 safetensors_header_fuzz=1000000 tokenizer_fuzz=30s jinja_fuzz=30s
+scripts/fuzz.sh model_load_fuzz=1000000 safetensors_header_fuzz=1000000 gguf_fuzz=30s tokenizer_fuzz=30s jinja_fuzz=30s
 
 say "Release: every test"
 build release

@@ -12,7 +12,11 @@ fuzz() { # NAME=RUNS or NAME=SECONDSs
   local log=$found/$name.log
   local options=(-seed=1 -entropic=0 -rss_limit_mb=2048 -timeout=5 "-artifact_prefix=$found/$name-")
   [[ $limit == *s ]] && options+=("-max_total_time=${limit%s}") || options+=("-runs=$limit")
-  [[ $name == tokenizer_fuzz ]] && options+=(-max_len=1024) || options+=(-max_len=4096)
+  case $name in
+    tokenizer_fuzz) options+=(-max_len=1024) ;;
+    gguf_fuzz) options+=(-max_len=8192) ;;
+    *) options+=(-max_len=4096) ;;
+  esac
   [[ -f tests/fuzz/$name.dict ]] && options+=("-dict=tests/fuzz/$name.dict")
   seeds=$(printf '%s,' tests/fuzz/corpus/"$name"/*)  # named one by one: given their folder, it would be written to
   if "build/fuzz/tests/fuzz/$name" "${options[@]}" "-seed_inputs=${seeds%,}" >"$log" 2>&1; then

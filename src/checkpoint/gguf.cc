@@ -17,37 +17,37 @@ constexpr uint32_t kMaxRank = 4;
 
 // Of every type that a present-day file may hold.
 constexpr GgmlType kGgmlTypes[] = {
-    {0, "F32", 1, 4, Format::f32},
-    {1, "F16", 1, 2, Format::f16},
-    {2, "Q4_0", 32, 18, Format::q4_0},
-    {3, "Q4_1", 32, 20, {}},
-    {6, "Q5_0", 32, 22, Format::q5_0},
-    {7, "Q5_1", 32, 24, {}},
-    {8, "Q8_0", 32, 34, Format::q8_0},
-    {10, "Q2_K", 256, 84, {}},
-    {11, "Q3_K", 256, 110, {}},
-    {12, "Q4_K", 256, 144, Format::q4_k},
-    {13, "Q5_K", 256, 176, Format::q5_k},
-    {14, "Q6_K", 256, 210, Format::q6_k},
-    {16, "IQ2_XXS", 256, 66, {}},
-    {17, "IQ2_XS", 256, 74, {}},
-    {18, "IQ3_XXS", 256, 98, {}},
-    {19, "IQ1_S", 256, 50, {}},
-    {20, "IQ4_NL", 32, 18, {}},
-    {21, "IQ3_S", 256, 110, {}},
-    {22, "IQ2_S", 256, 82, {}},
-    {23, "IQ4_XS", 256, 136, {}},
-    {24, "I8", 1, 1, {}},
-    {25, "I16", 1, 2, {}},
-    {26, "I32", 1, 4, Format::i32},
-    {27, "I64", 1, 8, Format::i64},
-    {28, "F64", 1, 8, {}},
-    {29, "IQ1_M", 256, 56, {}},
-    {30, "BF16", 1, 2, Format::bf16},
-    {34, "TQ1_0", 256, 54, {}},
-    {35, "TQ2_0", 256, 66, {}},
-    {39, "MXFP4", 32, 17, {}},
-    {40, "NVFP4", 64, 36, {}},
+    {0, Format::f32, "F32", 1, 4},
+    {1, Format::f16, "F16", 1, 2},
+    {2, Format::q4_0, "Q4_0", 32, 18},
+    {3, {}, "Q4_1", 32, 20},
+    {6, Format::q5_0, "Q5_0", 32, 22},
+    {7, {}, "Q5_1", 32, 24},
+    {8, Format::q8_0, "Q8_0", 32, 34},
+    {10, {}, "Q2_K", 256, 84},
+    {11, {}, "Q3_K", 256, 110},
+    {12, Format::q4_k, "Q4_K", 256, 144},
+    {13, Format::q5_k, "Q5_K", 256, 176},
+    {14, Format::q6_k, "Q6_K", 256, 210},
+    {16, {}, "IQ2_XXS", 256, 66},
+    {17, {}, "IQ2_XS", 256, 74},
+    {18, {}, "IQ3_XXS", 256, 98},
+    {19, {}, "IQ1_S", 256, 50},
+    {20, {}, "IQ4_NL", 32, 18},
+    {21, {}, "IQ3_S", 256, 110},
+    {22, {}, "IQ2_S", 256, 82},
+    {23, {}, "IQ4_XS", 256, 136},
+    {24, {}, "I8", 1, 1},
+    {25, {}, "I16", 1, 2},
+    {26, Format::i32, "I32", 1, 4},
+    {27, Format::i64, "I64", 1, 8},
+    {28, {}, "F64", 1, 8},
+    {29, {}, "IQ1_M", 256, 56},
+    {30, Format::bf16, "BF16", 1, 2},
+    {34, {}, "TQ1_0", 256, 54},
+    {35, {}, "TQ2_0", 256, 66},
+    {39, {}, "MXFP4", 32, 17},
+    {40, {}, "NVFP4", 64, 36},
 };
 
 // Bytes of a value; 0 for texts and lists, which say their own length.
@@ -103,10 +103,11 @@ const GgmlType& ggml_type(Format format) {
   return *found;
 }
 
-// Takes what stands next. Every length is compared with what is left of the file before it is used.
+// Takes what stands next. Every length is compared with what is left of the header's room before it is used.
 class GgufFile::Cursor {
  public:
-  Cursor(std::span<const std::byte> bytes, const std::string& where) : bytes_(bytes), where_(where) {}
+  Cursor(std::span<const std::byte> file, const std::string& where)
+      : bytes_(file.first(std::min(file.size(), kMaxGgufHeader))), file_bytes_(file.size()), where_(where) {}
 
   size_t position() const { return position_; }
   uint64_t left() const { return bytes_.size() - position_; }
@@ -118,8 +119,7 @@ class GgufFile::Cursor {
   }
   std::span<const std::byte> take(uint64_t n) {
     if (n > left()) {
-      throw Error("{}: {}{}{} reaches beyond the end of the file ({} bytes); it was cut off or is damaged", where_,
-                  what_, name_.empty() ? "" : " ", printable(name_), bytes_.size());
+      throw fail(fmt::format("{} reaches beyond", item()));
     }
     const auto taken = bytes_.subspan(position_, n);
     position_ += n;
@@ -143,10 +143,7 @@ class GgufFile::Cursor {
   // A count of things that take at least `least_bytes` each.
   uint64_t take_count(uint64_t least_bytes) {
     const auto n = take_number<uint64_t>();
-    if (n > left() / least_bytes) {
-      throw Error("{}: {}{}{}: {} of them cannot be in the {} bytes that follow; the file was cut off or is damaged",
-                  where_, what_, name_.empty() ? "" : " ", printable(name_), n, left());
-    }
+    if (n > left() / least_bytes) throw fail(fmt::format("{}: {} of them reach beyond", item(), n));
     return n;
   }
   // Passes over n values.
@@ -176,7 +173,18 @@ class GgufFile::Cursor {
   }
 
  private:
+  std::string item() const { return fmt::format("{}{}{}", what_, name_.empty() ? "" : " ", printable(name_)); }
+  Error fail(const std::string& what_reaches_beyond) const {
+    if (file_bytes_ > bytes_.size()) {
+      return Error("{}: {} the {} bytes that a GGUF file's header may have", where_, what_reaches_beyond,
+                   kMaxGgufHeader);
+    }
+    return Error("{}: {} the end of the file ({} bytes); it was cut off or is damaged", where_, what_reaches_beyond,
+                 file_bytes_);
+  }
+
   std::span<const std::byte> bytes_;
+  size_t file_bytes_;
   const std::string& where_;
   size_t position_ = 0;
   std::string_view what_, name_;
@@ -207,7 +215,6 @@ void GgufFile::parse(std::span<const std::byte> bytes) {
   cursor.begin("the number of metadata keys", "");
   const uint64_t n_keys = cursor.take_count(kLeastEntry);
 
-  values_.reserve(n_keys);
   for (uint64_t i = 0; i < n_keys; ++i) {
     cursor.begin("the metadata", "");
     const std::string_view key = cursor.take_text();
@@ -221,10 +228,7 @@ void GgufFile::parse(std::span<const std::byte> bytes) {
   }
 
   std::vector<uint64_t> offsets;
-  tensors_.reserve(n_tensors);
-  offsets.reserve(n_tensors);
   for (uint64_t i = 0; i < n_tensors; ++i) tensors_.push_back(parse_tensor(cursor, offsets));
-  by_name_.reserve(n_tensors);
   for (size_t i = 0; i < tensors_.size(); ++i) {
     if (!by_name_.emplace(tensors_[i].name, i).second) {
       throw Error("{}: tensor {} stands twice", where_, printable(tensors_[i].name));

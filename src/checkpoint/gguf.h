@@ -15,8 +15,9 @@
 
 namespace fathom {
 
-inline constexpr uint32_t kGgufAlignment = 32;  // of tensors, where general.alignment says nothing else
-inline constexpr size_t kMaxGgufName = 63;      // bytes of a tensor's name
+inline constexpr uint32_t kGgufAlignment = 32;               // of tensors, where general.alignment says nothing else
+inline constexpr size_t kMaxGgufHeader = size_t{256} << 20;  // metadata and list of tensors: bytes
+inline constexpr size_t kMaxGgufName = 63;                   // bytes of a tensor's name
 inline constexpr size_t kMaxGgufKey = (1 << 16) - 1;
 
 // Types of values, by their numbers in the file.
@@ -26,9 +27,9 @@ std::string_view gguf_type_name(GgufType type);
 // Tensor types. Sizes are known of all of them; `format` only of those that this engine computes with.
 struct GgmlType {
   uint32_t number;
+  std::optional<Format> format;
   std::string_view name;
   int64_t block, block_bytes;
-  std::optional<Format> format;
 };
 const GgmlType* find_ggml_type(uint32_t number);  // null: no such type
 const GgmlType& ggml_type(Format format);         // of a float or block format

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/terminal.h"
+#include "checkpoint/gguf_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
 
@@ -47,6 +48,11 @@ void run(Options options, const CommonOptions& common) {
   if (options.save_format != "f32" && options.save_format != "bf16") {
     throw UsageError("train: --save-format {}: must be f32 or bf16", printable(options.save_format));
   }
+  if (train_options.tokenizer.empty() && is_gguf_path(train_options.init)) {
+    throw UsageError(
+        "train: --init {}: name a tokenizer with --tokenizer, that of a GGUF file is not saved with a model",
+        printable(train_options.init.native()));
+  }
   train_options.save_format = options.save_format == "bf16" ? Format::bf16 : Format::f32;
   train_options.lr.schedule = schedule_named(options.schedule);
   train_options.lr.min = options.min_lr < 0 ? train_options.lr.peak / 10 : options.min_lr;
@@ -82,7 +88,7 @@ void add_train(CLI::App& app, CommonOptions& common) {
   CLI::App* c = app.add_subcommand("train", "Pretrain a model from text");
   c->add_option("--model-config", o.model_config, "Train a new model of this shape: a Hugging Face config.json")
       ->type_name("FILE");
-  c->add_option("--init", o.init, "Start from the weights of a model directory")->type_name("DIR");
+  c->add_option("--init", o.init, "Start from the weights of a model directory or .gguf file")->type_name("MODEL");
   c->add_option("--data", o.data, "Text to learn from: UTF-8 files, or .jsonl with `text`")->type_name("FILE...");
   c->add_option("--tokenizer", o.tokenizer, "tokenizer.json, a directory with one, or bytes (default: that of --init)");
   c->add_option("--out", o.out, "Becomes a model directory; checkpoints under DIR/checkpoints/step-N/")

@@ -44,6 +44,19 @@ struct Named {
 };
 constexpr Named kPretokenizers[] = {{"deepseek-v3", deepseek_v3}, {"deepseek-llm", deepseek_llm}};
 
+// Some files have line ends as escapes in the regex, others as they are.
+std::vector<SplitRule> without_escapes(std::vector<SplitRule> splits) {
+  for (SplitRule& split : splits) {
+    for (const auto& [escape, character] : {std::pair{"\\r", '\r'}, {"\\n", '\n'}}) {
+      for (size_t at = 0; (at = split.pattern.find(escape, at)) != std::string::npos; ++at) {
+        // Behind another backslash it is a letter.
+        if (at == 0 || split.pattern[at - 1] != '\\') split.pattern.replace(at, 2, 1, character);
+      }
+    }
+  }
+  return splits;
+}
+
 }  // namespace
 
 std::string unused_token(size_t id) { return fmt::format("[PAD{}]", id); }
@@ -57,7 +70,7 @@ std::optional<std::vector<SplitRule>> find_pretokenizer(std::string_view name) {
 
 std::optional<std::string> name_of_pretokenizer(const std::vector<SplitRule>& splits) {
   for (const Named& known : kPretokenizers) {
-    if (known.splits() == splits) return known.name;
+    if (known.splits() == without_escapes(splits)) return known.name;
   }
   return std::nullopt;
 }

@@ -517,7 +517,7 @@ def path_cases():
     yield Case(TINY, nothing, ["generate", "--model", "@model/config.json", "--tokens", "1"],
                "config.json: is a file; a model is a directory with config.json and model.safetensors")
     yield Case(TINY, nothing, ["inspect", "@model/tokenizer_config.json"], "model_type is missing")
-    yield Case(TINY, nothing, ["inspect", "@folder/text.txt"], "is neither a model directory nor a config.json nor a")
+    yield Case(TINY, nothing, ["inspect", "@folder/text.txt"], "is neither a model directory nor a config.json, .safetensors or .gguf file")
     yield Case(TINY, raw("x.safetensors", b"{}"), ["inspect", "@folder/x.safetensors"], "x.safetensors: has 2 bytes, too few")
     yield Case(TINY, nothing, [*SCORE[:-1], "@out/none/grads.safetensors"], "grads.safetensors.partial: cannot create")
     yield Case(TINY, nothing, [*SCORE[:-1], "@out/scores.safetensors"], "--out and --grads name the same file", 2)
@@ -529,7 +529,67 @@ def path_cases():
     yield Case(TINY, nothing, train_to("/proc/none"), "/proc/none: cannot create the directory")
 
 
-GROUPS = (config_cases, json_file_cases, safetensors_cases, fp8_and_mtp_cases, shard_cases, tokenizer_cases, template_cases,
+def gguf(values=(), infos=b"", n_values=None, n_tensors=0, version=3):
+    """A GGUF file of `values`, (key, text or u32) pairs, and whatever `infos` is."""
+    written = lambda text: struct.pack("<Q", len(text)) + text  # noqa: E731
+    file = b"GGUF" + struct.pack("<IQQ", version, n_tensors, len(values) if n_values is None else n_values)
+    for key, value in values:
+        file += written(key.encode())
+        file += struct.pack("<II", 4, value) if isinstance(value, int) else struct.pack("<I", 8) + written(value)
+    return file + infos
+
+
+def long_file(name, start):
+    """A terabyte of zeros behind it."""
+    return both(raw(name, start), lambda folder: os.truncate(folder / name, 1 << 40))
+
+
+def gguf_cases():
+    """What bears a GGUF file's name, given to every command; tests/checkpoint has the many ways to be a broken one."""
+    name = "m\x1b.gguf"
+    architecture = ("general.architecture", b"deepseek2")
+    for command in (INSPECT, GENERATE, SCORE, TOKENIZE, CHAT):
+        def at(edit, expected, command=[argument.replace("@model", "@folder/" + name) for argument in command]):
+            return Case(TINY, edit, command, "m\\x1b.gguf: " + expected)
+
+        yield at(nothing, "")  # in the words of each command
+        yield at(raw(name, b""), "not a GGUF file: it does not begin with GGUF")
+        yield at(raw(name, b"version https://git-lfs.github.com/spec/v1\n"), "not a GGUF file")
+        yield at(raw(name, b"GGUF"), "the header reaches beyond the end of the file (4 bytes)")
+        yield at(raw(name, gguf(version=1)), "GGUF version 1 is not supported")
+        yield at(raw(name, gguf(version=3 << 24)), "big-endian GGUF files are not supported")
+        yield at(raw(name, gguf(n_values=(1 << 64) - 1)), "the number of metadata keys: 18446744073709551615 of them reach")
+        yield at(raw(name, gguf(n_tensors=1 << 60)), "the number of tensors: 1152921504606846976 of them reach")
+        yield at(special(name, sparse(1 << 40)), "not a GGUF file")
+        many = struct.pack("<Q", 1) + b"k" + struct.pack("<IIQ", 9, 8, 1 << 36)  # empty texts, as far as the file goes
+        for start in (gguf(n_values=1 << 36), gguf(n_tensors=1 << 34), gguf(infos=many, n_values=1)):
+            yield at(long_file(name, start), "")
+        yield at(special(name, fifo), "is not a regular file")
+        yield at(special(name, zeros_without_end), "is not a regular file")
+        yield at(special(name, dangling), "is a symbolic link to nothing")
+        yield at(raw(name, gguf([architecture, ("split.count", 3), ("split.no", 1)])), "is one of 3 files that only together are a model")
+    for command in (INSPECT, GENERATE, SCORE):
+        def at(values, expected, command=[argument.replace("@model", "@folder/m.gguf") for argument in command]):
+            return Case(TINY, raw("m.gguf", gguf(values)), command, expected)
+
+        yield at([], "m.gguf: the metadata key general.architecture is missing")
+        yield at([("general.architecture", b"deepseek32")], "general.architecture deepseek32 is not supported; only deepseek2 is")
+        yield at([architecture], "m.gguf: the metadata key deepseek2.embedding_length is missing")
+    tokenize = ["tokenize", "--model", "@folder/m.gguf"]
+    for values, expected in (
+        ([architecture], "m.gguf: has no tokenizer in it"),
+        ([("tokenizer.ggml.model", b"llama")], "tokenizer.ggml.model llama is not supported; only gpt2"),
+        ([("tokenizer.ggml.model", b"gpt2")], "the metadata key tokenizer.ggml.pre is missing"),
+    ):
+        yield Case(TINY, raw("m.gguf", gguf(values)), tokenize, expected)
+    yield Case(TINY, raw("m.gguf", gguf([architecture])), ["generate", "--model", "@folder/m.gguf", "--prompt", "x"],
+               "m.gguf: the metadata key deepseek2.embedding_length is missing")
+    train = [argument.replace("@model", "@folder/m.gguf") for argument in TRAIN]
+    yield Case(TINY, raw("m.gguf", gguf([architecture])), train, "m.gguf: name a tokenizer with --tokenizer", 2)
+    yield Case(TINY, raw("m.gguf", gguf([architecture])), [*train, "--tokenizer", "bytes"], "deepseek2.embedding_length is missing")
+
+
+GROUPS = (gguf_cases, config_cases, json_file_cases, safetensors_cases, fp8_and_mtp_cases, shard_cases, tokenizer_cases, template_cases,
           token_cases, text_cases, option_file_cases, path_cases)
 
 

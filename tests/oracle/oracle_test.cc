@@ -11,11 +11,13 @@
 
 #include "base/cpu.h"
 #include "base/json.h"
+#include "checkpoint/gguf_save.h"
 #include "checkpoint/hf_model.h"
 #include "checkpoint/safetensors.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
 #include "temporary_directory.h"
+#include "text/tokenizer.h"
 
 namespace fathom {
 namespace {
@@ -230,6 +232,53 @@ TEST_P(Oracle, Fp8ActivationsMatch) {
   } else {
     EXPECT_LE(mean_difference(got, want), 0.5 * mean_difference(floats(*expected.find("logits")), want));
   }
+}
+
+std::string slurp(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// Saved as a GGUF file in f32, a model is the same to the last bit, and so is its tokenizer.
+TEST_P(Oracle, AsAGgufFileGivesTheSameBits) {
+  ThreadPool pool(2);
+  const LoadedModel loaded = load_model(model(), pool);
+  const Vocabulary lists = Tokenizer::load(folder()).vocabulary();
+  const GgufTokenizer tokenizer{lists.pretokenizer, {lists.tokens.begin(), lists.tokens.end()},
+                                lists.kinds,        {lists.merges.begin(), lists.merges.end()},
+                                lists.bos,          lists.eos,
+                                lists.chat_template};
+  const fs::path file = scratch_.path() / "model.gguf";
+  const auto in_f32 = [](std::string_view, std::span<const int64_t>) { return Format::f32; };
+  const auto save = [&] {
+    save_gguf(file, loaded.config, &tokenizer, in_f32, rows_of(loaded.parameters.weights, loaded.config));
+  };
+  const auto& yarn = loaded.config.rope_scaling;
+  if (!loaded.config.rope_interleave || (yarn && yarn->mscale != yarn->mscale_all_dim)) {  // GGUF cannot say it
+    EXPECT_THROW(save(), Error);
+    return;
+  }
+  save();
+  const auto tokens =
+      write_tokens(scratch_.path() / "tokens.json", prompts(SafetensorsFile(folder() / "expected.safetensors")));
+  std::vector<std::string> scores;
+  std::vector<std::string> texts;
+  std::ofstream(scratch_.path() / "chat.jsonl")
+      << R"({"messages": [{"role": "user", "content": "It's 12345 <think>"}]})";
+  for (const fs::path& source : {model(), file}) {
+    const auto out = (scratch_.path() / "out.safetensors").string();
+    const Output score =
+        program(fmt::format("score --json --all --model '{}' --tokens '{}' --out '{}'", source.string(), tokens, out));
+    ASSERT_EQ(score.exit_code, 0) << source;
+    scores.push_back(slurp(out));
+    const fs::path text_source = source == file ? file : folder();
+    const Output chat = program(fmt::format("tokenize --chat --model '{}' < '{}'", text_source.string(),
+                                            (scratch_.path() / "chat.jsonl").string()));
+    ASSERT_EQ(chat.exit_code, 0) << source;
+    texts.push_back(chat.output);
+  }
+  EXPECT_TRUE(scores[0] == scores[1]);
+  EXPECT_EQ(texts[0], texts[1]);
 }
 
 INSTANTIATE_TEST_SUITE_P(Fixtures, Oracle, testing::ValuesIn(fixtures()), test_name);

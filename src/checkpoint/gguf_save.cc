@@ -1,0 +1,355 @@
+#include "checkpoint/gguf_save.h"
+
+#include <algorithm>
+#include <memory>
+#include <unordered_map>
+
+#include "base/arithmetic.h"
+#include "base/terminal.h"
+#include "number/formats.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kPieceNumbers = int64_t{1} << 20;
+
+// How a tensor of the file is made of weights: of them all, one behind the other, or of a half of each head of one.
+enum class Content { whole, k_half, v_half };
+
+struct PlannedTensor {
+  std::string name;
+  std::vector<int64_t> shape;  // [.., out, in]
+  Format format;
+  Content content;
+  std::vector<NamedTensor> parts;
+
+  int64_t n_bytes() const {
+    int64_t n = 1;
+    for (const int64_t size : shape) n *= size;
+    return format_bytes(format, n);
+  }
+};
+
+// What GGUF has no key for.
+void check_expressible(const ModelConfig& c) {
+  const auto refuse = [](std::string_view what) { throw Error("a GGUF file cannot hold this model: {}", what); };
+  if (!c.rope_interleave) refuse("rope_interleave is false");
+  if (c.rope_scaling && c.rope_scaling->mscale != c.rope_scaling->mscale_all_dim) {
+    refuse("rope_scaling.mscale and mscale_all_dim differ");
+  }
+  const RouterConfig& r = c.router;
+  if (r.n_routed_experts == 0) return;
+  const bool grouped = r.method == TopkMethod::group_limited_greedy;
+  const bool v2 = r.scoring == Scoring::softmax && (grouped ? r.n_group > 1 : r.method == TopkMethod::greedy);
+  if (!v2 && !(r.scoring == Scoring::sigmoid && r.method == TopkMethod::noaux_tc)) {
+    refuse("its topk_method and scoring_func together are neither V2's nor V3's");
+  }
+}
+
+Format fitting(Format wanted, int64_t cols) {
+  for (const Format format : {wanted, Format::q8_0}) {
+    if (cols % format_traits(format).block == 0) return format;
+  }
+  return Format::f32;
+}
+
+std::vector<PlannedTensor> plan_tensors(const ModelConfig& config, const ChooseFormat& choose) {
+  std::vector<PlannedTensor> plan;
+  std::unordered_map<std::string, size_t> stacks;  // by name
+  const auto add = [&](std::string name, std::vector<int64_t> shape, Content content, const NamedTensor& part) {
+    const bool always_f32 = shape.size() == 1 || name.ends_with("ffn_gate_inp.weight");
+    const Format format = always_f32 ? Format::f32 : fitting(choose(name, shape), shape.back());
+    plan.push_back({std::move(name), std::move(shape), format, content, {part}});
+  };
+  for_each_tensor(weight_shapes(config), config, [&](const NamedTensor& named) {
+    const Tensor& view = named.view;
+    std::vector<int64_t> shape(view.shape, view.shape + view.rank);
+    if (named.name.ends_with("kv_b_proj.weight")) {
+      const std::string name = gguf_name(named.name);  // blk.0.attn_kv_b.weight
+      const std::string prefix = name.substr(0, name.rfind("attn_kv_b"));
+      const int64_t heads = config.num_attention_heads, rank = config.kv_lora_rank;
+      add(prefix + "attn_k_b.weight", {heads, rank, config.qk_nope_head_dim}, Content::k_half, named);
+      add(prefix + "attn_v_b.weight", {heads, config.v_head_dim, rank}, Content::v_half, named);
+    } else if (named.name.find(".mlp.experts.") != std::string::npos) {
+      const std::string name = gguf_name(named.name);
+      const auto [stack, is_new] = stacks.try_emplace(name, plan.size());
+      if (!is_new) return plan[stack->second].parts.push_back(named);
+      shape.insert(shape.begin(), config.router.n_routed_experts);
+      add(name, std::move(shape), Content::whole, named);
+    } else {
+      add(gguf_name(named.name), std::move(shape), Content::whole, named);
+    }
+  });
+  return plan;
+}
+
+// The number of the whole file's type, which programs show: that of the format most numbers are in.
+uint32_t file_type(const std::vector<PlannedTensor>& plan) {
+  std::unordered_map<Format, int64_t> bytes;
+  for (const PlannedTensor& tensor : plan) bytes[tensor.format] += tensor.n_bytes();
+  const auto most = std::max_element(bytes.begin(), bytes.end(), [](auto& a, auto& b) { return a.second < b.second; });
+  switch (most->first) {
+    case Format::f16:
+      return 1;
+    case Format::q4_0:
+      return 2;
+    case Format::q8_0:
+      return 7;
+    case Format::q5_0:
+      return 8;
+    case Format::q4_k:
+      return 15;
+    case Format::q5_k:
+      return 17;
+    case Format::q6_k:
+      return 18;
+    case Format::bf16:
+      return 32;
+    default:
+      return 0;
+  }
+}
+
+// Keys and values, one behind the other.
+class Metadata {
+ public:
+  void u32(std::string_view key, int64_t x) {
+    FATHOM_CHECK(x >= 0 && x <= UINT32_MAX, "{}", key);
+    begin(key, GgufType::u32);
+    append(static_cast<uint32_t>(x));
+  }
+  void f32(std::string_view key, double x) {
+    begin(key, GgufType::f32);
+    append(static_cast<float>(x));
+  }
+  void boolean(std::string_view key, bool x) {
+    begin(key, GgufType::boolean);
+    append(static_cast<uint8_t>(x));
+  }
+  void text(std::string_view key, std::string_view x) {
+    begin(key, GgufType::text);
+    append_text(x);
+  }
+  template <class Texts>
+  void texts(std::string_view key, const Texts& list) {
+    begin_list(key, GgufType::text, list.size());
+    for (const auto& x : list) append_text(x);
+  }
+  void i32s(std::string_view key, std::span<const int64_t> list) {
+    begin_list(key, GgufType::i32, list.size());
+    for (const int64_t x : list) append(static_cast<int32_t>(x));
+  }
+
+  template <class T>
+  void append(T x) {
+    bytes.append(reinterpret_cast<const char*>(&x), sizeof x);
+  }
+  void append_text(std::string_view text) {
+    append(uint64_t{text.size()});
+    bytes += text;
+  }
+
+  std::string bytes;
+  uint64_t n = 0;
+
+ private:
+  void begin(std::string_view key, GgufType type) {
+    append_text(key);
+    append(type);
+    ++n;
+  }
+  void begin_list(std::string_view key, GgufType type, size_t size) {
+    begin(key, GgufType::list);
+    append(type);
+    append(uint64_t{size});
+  }
+};
+
+void add_config(Metadata& out, const ModelConfig& c) {
+  const auto key = [](std::string_view name) { return fmt::format("deepseek2.{}", name); };
+  out.u32(key("vocab_size"), c.vocab_size);
+  out.u32(key("block_count"), c.num_hidden_layers + c.num_nextn_predict_layers);
+  if (c.num_nextn_predict_layers > 0) out.u32(key("nextn_predict_layers"), c.num_nextn_predict_layers);
+  out.u32(key("context_length"), c.max_position_embeddings);
+  out.u32(key("embedding_length"), c.hidden_size);
+  out.u32(key("feed_forward_length"), c.intermediate_size);
+  out.u32(key("attention.head_count"), c.num_attention_heads);
+  out.u32(key("attention.head_count_kv"), 1);  // latent attention, as others see it
+  out.f32(key("attention.layer_norm_rms_epsilon"), c.rms_norm_eps);
+  out.u32(key("attention.q_lora_rank"), c.q_lora_rank);
+  out.u32(key("attention.kv_lora_rank"), c.kv_lora_rank);
+  out.u32(key("attention.key_length"), c.cache_row());
+  out.u32(key("attention.value_length"), c.kv_lora_rank);
+  out.u32(key("attention.key_length_mla"), c.qk_head_dim());
+  out.u32(key("attention.value_length_mla"), c.v_head_dim);
+  out.u32(key("rope.dimension_count"), c.qk_rope_head_dim);
+  out.f32(key("rope.freq_base"), c.rope_theta);
+  if (c.rope_scaling) {
+    const YarnScaling& y = *c.rope_scaling;
+    out.text(key("rope.scaling.type"), "yarn");
+    out.f32(key("rope.scaling.factor"), y.factor);
+    out.u32(key("rope.scaling.original_context_length"), y.original_max_position_embeddings);
+    out.f32(key("rope.scaling.yarn_beta_fast"), y.beta_fast);
+    out.f32(key("rope.scaling.yarn_beta_slow"), y.beta_slow);
+    out.f32(key("rope.scaling.yarn_log_multiplier"), 0.1 * y.mscale_all_dim);
+  }
+  const RouterConfig& r = c.router;
+  const bool has_experts = r.n_routed_experts > 0;
+  // Readers of this architecture demand the number of shared experts even where there are none.
+  out.u32(key("expert_shared_count"), c.n_shared_experts);
+  out.u32(key("leading_dense_block_count"), has_experts ? c.first_k_dense_replace : c.num_hidden_layers);
+  if (!has_experts) return;
+  out.u32(key("expert_count"), r.n_routed_experts);
+  out.u32(key("expert_used_count"), r.num_experts_per_tok);
+  out.u32(key("expert_feed_forward_length"), c.moe_intermediate_size);
+  out.u32(key("expert_group_count"), r.n_group);
+  out.u32(key("expert_group_used_count"), r.topk_group);
+  out.u32(key("expert_gating_func"), r.scoring == Scoring::sigmoid ? 2 : 1);
+  out.f32(key("expert_weights_scale"), r.routed_scaling_factor);
+  out.boolean(key("expert_weights_norm"), r.norm_topk_prob);
+}
+
+void add_tokenizer(Metadata& out, const GgufTokenizer& t, int64_t vocab_size) {
+  constexpr int64_t kUnused = 5;
+  if (static_cast<int64_t>(t.tokens.size()) > vocab_size) {
+    throw Error("the tokenizer has {} ids, more than the model's vocabulary of {}", t.tokens.size(), vocab_size);
+  }
+  std::vector<std::string> tokens(t.tokens.begin(), t.tokens.end());
+  std::vector<int64_t> types = t.types;
+  for (int64_t id = std::ssize(tokens); id < vocab_size; ++id) {
+    tokens.push_back(fmt::format("[PAD{}]", id));
+    types.push_back(kUnused);
+  }
+  out.text("tokenizer.ggml.model", "gpt2");
+  out.text("tokenizer.ggml.pre", t.pretokenizer);
+  out.texts("tokenizer.ggml.tokens", tokens);
+  out.i32s("tokenizer.ggml.token_type", types);
+  out.texts("tokenizer.ggml.merges", t.merges);
+  if (!t.chat_template.empty()) out.text("tokenizer.chat_template", t.chat_template);
+}
+
+// The begin and end tokens are the model's, which may know more of them than the tokenizer.
+void add_token_ids(Metadata& out, const ModelConfig& config, const GgufTokenizer* tokenizer) {
+  const int64_t bos = config.bos_token_id >= 0 || tokenizer == nullptr ? config.bos_token_id : tokenizer->bos;
+  std::vector<int64_t> eos = config.eos_token_ids;
+  if (eos.empty() && tokenizer != nullptr && tokenizer->eos >= 0) eos.push_back(tokenizer->eos);
+  if (bos >= 0) out.u32("tokenizer.ggml.bos_token_id", bos);
+  if (!eos.empty()) out.u32("tokenizer.ggml.eos_token_id", eos[0]);
+  if (eos.size() > 1) out.u32("tokenizer.ggml.eot_token_id", eos[1]);
+  if (eos.size() > 2) log("of {} end tokens the GGUF file has the first two", eos.size());
+  if (tokenizer != nullptr) out.boolean("tokenizer.ggml.add_bos_token", bos >= 0);
+}
+
+// The one place where numbers become what the file holds.
+void write_rows(AtomicFile& file, const float* rows, Format format, int64_t n_rows, int64_t cols,
+                std::vector<std::byte>& stored) {
+  if (format_traits(format).block > 1) throw Error("cannot write {} yet", format_traits(format).name);
+  stored.resize(static_cast<size_t>(format_bytes(format, n_rows * cols)));
+  from_f32(stored.data(), rows, format, n_rows * cols);
+  file.write(stored.data(), stored.size());
+}
+
+// Scratch of one tensor after the other.
+struct Writer {
+  AtomicFile& file;
+  const ModelConfig& config;
+  const ReadRows& read;
+  std::vector<float> rows{}, turned{};
+  std::vector<std::byte> stored{};
+
+  void whole(const PlannedTensor& tensor) {
+    for (const NamedTensor& part : tensor.parts) {
+      const int64_t n_rows = part.view.rows(), cols = part.view.cols();
+      const int64_t step = std::max<int64_t>(1, kPieceNumbers / cols);
+      for (int64_t row = 0; row < n_rows; row += step) {
+        const int64_t n = std::min(step, n_rows - row);
+        rows.resize(static_cast<size_t>(n * cols));
+        read(part, row, n, rows.data());
+        write_rows(file, rows.data(), tensor.format, n, cols, stored);
+      }
+    }
+  }
+  // Of each head its rows of keys, transposed, or its rows of values.
+  void half(const PlannedTensor& tensor) {
+    const int64_t rank = config.kv_lora_rank, nope = config.qk_nope_head_dim, v = config.v_head_dim;
+    const bool keys = tensor.content == Content::k_half;
+    const int64_t n = keys ? nope : v;
+    rows.resize(static_cast<size_t>(n * rank));
+    for (int64_t head = 0; head < config.num_attention_heads; ++head) {
+      read(tensor.parts[0], head * (nope + v) + (keys ? 0 : nope), n, rows.data());
+      if (!keys) {
+        write_rows(file, rows.data(), tensor.format, v, rank, stored);
+        continue;
+      }
+      turned.resize(rows.size());
+      for (int64_t r = 0; r < rank; ++r) {
+        for (int64_t i = 0; i < nope; ++i)
+          turned[static_cast<size_t>(r * nope + i)] = rows[static_cast<size_t>(i * rank + r)];
+      }
+      write_rows(file, turned.data(), tensor.format, rank, nope, stored);
+    }
+  }
+};
+
+void pad(AtomicFile& file, int64_t bytes) {
+  file.write(std::string(static_cast<size_t>(round_up(bytes, kGgufAlignment) - bytes), '\0'));
+}
+
+}  // namespace
+
+void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
+               const ChooseFormat& choose, const ReadRows& read) {
+  check_expressible(config);
+  const std::vector<PlannedTensor> plan = plan_tensors(config, choose);
+  Metadata metadata;
+  metadata.text("general.architecture", "deepseek2");
+  metadata.u32("general.file_type", file_type(plan));
+  metadata.u32("general.quantization_version", 2);
+  add_config(metadata, config);
+  if (tokenizer != nullptr) add_tokenizer(metadata, *tokenizer, config.vocab_size);
+  add_token_ids(metadata, config, tokenizer);
+
+  Metadata header;  // the same way of writing numbers and texts
+  constexpr uint32_t kVersion = 3;
+  header.bytes = "GGUF";
+  header.append(kVersion);
+  header.append(uint64_t{plan.size()});
+  header.append(metadata.n);
+  header.bytes += metadata.bytes;
+  int64_t offset = 0;
+  for (const PlannedTensor& tensor : plan) {
+    FATHOM_CHECK(tensor.name.size() <= kMaxGgufName, "{}", tensor.name);
+    header.append_text(tensor.name);
+    header.append(static_cast<uint32_t>(tensor.shape.size()));
+    for (size_t d = tensor.shape.size(); d-- > 0;) header.append(static_cast<uint64_t>(tensor.shape[d]));
+    header.append(ggml_type(tensor.format).number);
+    header.append(static_cast<uint64_t>(offset));
+    offset = round_up(offset + tensor.n_bytes(), kGgufAlignment);
+  }
+
+  AtomicFile file(path);
+  file.write(header.bytes);
+  pad(file, std::ssize(header.bytes));
+  Writer writer{file, config, read};
+  for (const PlannedTensor& tensor : plan) {
+    if (tensor.content == Content::whole) {
+      writer.whole(tensor);
+    } else {
+      writer.half(tensor);
+    }
+    pad(file, tensor.n_bytes());
+  }
+  file.commit();
+}
+
+ReadRows rows_of(const ModelWeights& weights, const ModelConfig& config) {
+  auto views = std::make_shared<std::unordered_map<std::string, Tensor>>();
+  for_each_tensor(weights, config, [&](const NamedTensor& named) { views->emplace(named.name, named.view); });
+  return [views](const NamedTensor& tensor, int64_t first, int64_t n, float* out) {
+    const Tensor& view = views->at(tensor.name);
+    for (int64_t row = first; row < first + n; ++row, out += view.cols())
+      std::copy_n(view.f32_row(row), view.cols(), out);
+  };
+}
+
+}  // namespace fathom

@@ -120,7 +120,15 @@ void prefetch(const uint8_t* p, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i);
 }
 
+// Of each format: how a block becomes bytes, its product with one token in registers (dot_one), and with a tile of kN
+// tokens, whose sums the registers hold (dot).
 struct Q4_0 {
+  static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
+    auto pairs = reinterpret_cast<Shorts>(splat_int(offset));
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) pairs = add_products(pairs, codes[g], splat_4_bytes(x + g * 4));
+    return sum_pairs(pairs);
+  }
   static constexpr int kT = 6;
   static constexpr int64_t kBlockBytes = 144;
   static void unpack(Bytes* codes, const uint8_t* in) { unpack_nibbles(codes, in); }
@@ -151,6 +159,15 @@ struct Q4_0 {
 };
 
 struct Q5_0 {
+  static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
+    Shorts first = {}, second = {};
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) {
+      first = add_products(first, codes[g], splat_4_bytes(x + g * 4));
+      second = add_products(second, codes[g + 4], splat_4_bytes(x + g * 4 + 16));
+    }
+    return (splat_int(offset) << 16 >> 15) + sum_pairs(first) + sum_pairs(second);
+  }
   static constexpr int kT = 4;
   static constexpr int64_t kBlockBytes = 176;
   static void unpack(Bytes* codes, const uint8_t* in) {
@@ -187,6 +204,14 @@ struct Q5_0 {
 };
 
 struct Q8_0 {
+  static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t) {
+    Ints sum = {};
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) {
+      sum += dot_signed(reinterpret_cast<SignedBytes>(codes[g]), splat_4_bytes(x + g * 4));
+    }
+    return sum;
+  }
   static constexpr int kT = 4;
   static constexpr int64_t kBlockBytes = 272;
   static void unpack(Bytes* codes, const uint8_t* in) { memcpy(codes, in, 256); }
@@ -256,12 +281,6 @@ struct Tokens256 {
   }
 };
 
-// 8 bytes, one a row, in both i16 of the row.
-Shorts in_both(uint64_t bytes) {
-  typedef uint8_t Eight __attribute__((vector_size(8)));
-  const Ints wide = __builtin_convertvector(reinterpret_cast<Eight>(bytes), Ints);
-  return reinterpret_cast<Shorts>(wide | wide << 16);
-}
 Shorts in_pairs(Shorts first, Shorts second) {
   return reinterpret_cast<Shorts>((reinterpret_cast<Ints>(first) & 0xFFFF) | reinterpret_cast<Ints>(second) << 16);
 }
@@ -305,69 +324,63 @@ void add_scaled(Ints (&sums)[kN][kP], const Pairs<kN, kP>& pairs, const Block256
   }
 }
 
+// Of each format: what stands before the codes (scales), the codes of 32 columns (codes), how many groups of 4 columns
+// an i16 has room for, and how many have a scale of their own.
 struct Q4K {
-  static constexpr int kT = 6;
-  static constexpr int64_t kBlockBytes = 1152;
-  static constexpr int kOffsets = 4;
-  static constexpr int kGroupsOfSum = 8;  // that an i16 has room for
-  static constexpr int kGroupsOfScale = 8;
-  static void unpack(Block256& block, const uint8_t* in) {
+  static constexpr int64_t kBlockBytes = 1152, kHeaderBytes = 128, kSubBytes = 128;
+  static constexpr int kOffsets = 4, kGroupsOfSum = 8, kGroupsOfScale = 8;
+  static void scales(Block256& block, const uint8_t* in) {
     block.d = from_f16(in);
     block.minus_min = -from_f16(in + 16);
     unpack_scales(block, in + 32);
-    in += 128;
-    for (int s = 0; s < 8; ++s) unpack_nibbles(block.codes + s * 8, in + s * 128);
   }
+  static void codes(Bytes* out, const uint8_t* in) { unpack_nibbles(out, in); }
 };
 
 struct Q5K {
-  static constexpr int kT = 6;
-  static constexpr int64_t kBlockBytes = 1408;
-  static constexpr int kOffsets = 4;
-  static constexpr int kGroupsOfSum = 4;
-  static constexpr int kGroupsOfScale = 8;
-  static void unpack(Block256& block, const uint8_t* in) {
-    block.d = from_f16(in);
-    block.minus_min = -from_f16(in + 16);
-    unpack_scales(block, in + 32);
-    in += 128;
-    for (int s = 0; s < 8; ++s) {
-      unpack_nibbles(block.codes + s * 8, in + s * 160);
-      add_fifth_bits(block.codes + s * 8, in + s * 160 + 128);
-    }
+  static constexpr int64_t kBlockBytes = 1408, kHeaderBytes = 128, kSubBytes = 160;
+  static constexpr int kOffsets = 4, kGroupsOfSum = 4, kGroupsOfScale = 8;
+  static void scales(Block256& block, const uint8_t* in) { Q4K::scales(block, in); }
+  static void codes(Bytes* out, const uint8_t* in) {
+    unpack_nibbles(out, in);
+    add_fifth_bits(out, in + 128);
   }
 };
 
 struct Q6K {
-  static constexpr int kT = 6;
-  static constexpr int64_t kBlockBytes = 1680;
-  static constexpr int kOffsets = 8;
-  static constexpr int kGroupsOfSum = 2;
-  static constexpr int kGroupsOfScale = 4;
-  static void unpack(Block256& block, const uint8_t* in) {
+  static constexpr int64_t kBlockBytes = 1680, kHeaderBytes = 144, kSubBytes = 192;
+  static constexpr int kOffsets = 8, kGroupsOfSum = 2, kGroupsOfScale = 4;
+  static void scales(Block256& block, const uint8_t* in) {
     block.d = from_f16(in);
     block.minus_min = block.d * splat_float(-32);
-    typedef int8_t Eight __attribute__((vector_size(8)));
-    for (int j = 0; j < 16; ++j) {
-      const Ints wide = __builtin_convertvector(load_as<Eight>(in + 16 + j * 8), Ints);
-      block.scales[j] = reinterpret_cast<Shorts>((wide & 0xFFFF) | wide << 16);
-    }
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) block.scales[j] = in_both_signed(load_as<uint64_t>(in + 16 + j * 8));
+#pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) block.offsets[j] = in_pairs(block.scales[2 * j], block.scales[2 * j + 1]);
-    in += 144;
-    for (int s = 0; s < 8; ++s, in += 192) {
-      Bytes* codes = block.codes + s * 8;
-      unpack_nibbles(codes, in);
+  }
+  static void codes(Bytes* out, const uint8_t* in) {
+    unpack_nibbles(out, in);
 #pragma GCC unroll 2
-      for (int u = 0; u < 2; ++u) {
-        const auto bits = load_as<Shorts>(in + 128 + u * 32);
-        codes[u * 4] |= reinterpret_cast<Bytes>(bits << 4) & 48;
-        codes[u * 4 + 1] |= reinterpret_cast<Bytes>(bits << 2) & 48;
-        codes[u * 4 + 2] |= reinterpret_cast<Bytes>(bits) & 48;
-        codes[u * 4 + 3] |= reinterpret_cast<Bytes>(bits >> 2) & 48;
-      }
+    for (int u = 0; u < 2; ++u) {
+      const auto bits = load_as<Shorts>(in + 128 + u * 32);
+      out[u * 4] |= reinterpret_cast<Bytes>(bits << 4) & 48;
+      out[u * 4 + 1] |= reinterpret_cast<Bytes>(bits << 2) & 48;
+      out[u * 4 + 2] |= reinterpret_cast<Bytes>(bits) & 48;
+      out[u * 4 + 3] |= reinterpret_cast<Bytes>(bits >> 2) & 48;
     }
   }
 };
+
+// What the mins (q6_k: the 32 that codes are too large by) take off, before its factor.
+template <class Format>
+Ints sum_offsets(const Block256& block, const int16_t* sums_of_codes) {
+  Ints offset = {};
+#pragma GCC unroll 8
+  for (int j = 0; j < Format::kOffsets; ++j) {
+    offset += dot_pairs(block.offsets[j], reinterpret_cast<Shorts>(splat_4_bytes(sums_of_codes + 2 * j)));
+  }
+  return offset;
+}
 
 template <class Format, int kP, int kN>
 void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t token, Floats* totals) {
@@ -385,13 +398,9 @@ void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t
     const Floats scale = splat_float(x.scale[t]);
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) {
-      Ints offset = {};
-      for (int j = 0; j < Format::kOffsets; ++j) {
-        offset += dot_pairs(block[p].offsets[j], reinterpret_cast<Shorts>(splat_4_bytes(of_codes + 2 * j)));
-      }
       Floats& total = totals[t * kP + p];
       total += to_floats(sums[t][p]) * (block[p].d * scale);
-      total += to_floats(offset) * (block[p].minus_min * scale);
+      total += to_floats(sum_offsets<Format>(block[p], of_codes)) * (block[p].minus_min * scale);
     }
   }
 }
@@ -425,10 +434,7 @@ Floats widen<F16>(const uint8_t* in) {
 }
 template <>
 Floats widen<F8>(const uint8_t* in) {
-  typedef uint8_t Codes __attribute__((vector_size(8)));
-  const Ints codes = __builtin_convertvector(load_as<Codes>(in), Ints);
-  const Ints bits = (codes & 0x7F) << 20 | (codes & 0x80) << 24;
-  return reinterpret_cast<Floats>(bits) * splat_float(0x1p120f);
+  return from_f8_over_256(in);
 }
 template <class Element>
 constexpr int64_t kElementBytes = 2;
@@ -460,12 +466,13 @@ void tile_floats(const PanelProduct& c, const FloatColumns* chunk, int64_t col, 
 
 // ---- What all formats share
 
-// A chunk of columns of some panels, made ready once, meets all tokens; kT of them at a time.
+// A chunk of columns of some panels, made ready once, meets all tokens, kT of them at a time; one token meets it block
+// by block in registers.
 template <class Format>
 struct Of32 {
   using Chunk = Blocks32;
   static constexpr int kT = Format::kT;
-  static constexpr int kPanels = 2, kPanelsOfOne = 2;
+  static constexpr int kPanels = 2, kPanelsOfOne = 1;
   static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t n_cols) {
     panel += col / 32 * Format::kBlockBytes;
     for (int64_t b = 0; b < n_cols / 32; ++b, panel += Format::kBlockBytes) {
@@ -478,21 +485,65 @@ struct Of32 {
   static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
     tile_32<Format, kP, kN>(c, chunk, col, n_cols / 32, token, y);
   }
+  static void one(const PanelProduct& c, const uint8_t* panel, Floats* y) {
+    const Tokens32<1> x(c, 0, 0);
+    Floats total = {};
+    for (int64_t b = 0; b < c.cols / 32; ++b, panel += Format::kBlockBytes) {
+      prefetch(panel, Format::kBlockBytes);
+      Bytes codes[8];
+      Format::unpack(codes, panel + 16);
+      const Ints sum = Format::dot_one(codes, x.codes[0] + b * 32, x.offsets[0][b]);
+      total += to_floats(sum) * (from_f16(panel) * splat_float(x.scales[0][b]));
+    }
+    *y = total;
+  }
 };
 
 template <class Format>
 struct Of256 {
   using Chunk = Block256;
-  static constexpr int kT = Format::kT;
-  static constexpr int kPanels = 2, kPanelsOfOne = 2;
+  static constexpr int kT = 6;
+  static constexpr int kPanels = 2, kPanelsOfOne = 1;
   static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t) {
     panel += col / 256 * Format::kBlockBytes;
     prefetch(panel, Format::kBlockBytes);
-    Format::unpack(chunk, panel);
+    Format::scales(chunk, panel);
+    panel += Format::kHeaderBytes;
+    for (int s = 0; s < 8; ++s) Format::codes(chunk.codes + s * 8, panel + s * Format::kSubBytes);
   }
   template <int kP, int kN>
   static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t, int64_t token, Floats* y) {
     tile_256<Format, kP, kN>(c, chunk, col, token, y);
+  }
+  static void one(const PanelProduct& c, const uint8_t* panel, Floats* y) {
+    Floats total = {};
+    for (int64_t col = 0; col < c.cols; col += 256, panel += Format::kBlockBytes) {
+      prefetch(panel, Format::kBlockBytes);
+      const Tokens256<1> x(c, 0, col);
+      Block256 block;
+      Format::scales(block, panel);
+      Ints sum = {};
+      const uint8_t* sub = panel + Format::kHeaderBytes;
+#pragma GCC unroll 1
+      for (int s = 0; s < 8; ++s, sub += Format::kSubBytes) {
+        Bytes codes[8];
+        Format::codes(codes, sub);
+#pragma GCC unroll 4
+        for (int group = 0; group < 8; group += Format::kGroupsOfSum) {
+          Shorts pairs = {};
+#pragma GCC unroll 8
+          for (int g = group; g < group + Format::kGroupsOfSum; ++g) {
+            pairs = add_products(pairs, codes[g], splat_4_bytes(x.codes[0] + s * 32 + g * 4));
+          }
+          sum += dot_pairs(pairs, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
+        }
+      }
+      const Floats scale = splat_float(x.scale[0]);
+      const int16_t* of_codes = Format::kOffsets == 4 ? x.sums_32[0] : x.sums_16[0];
+      total += to_floats(sum) * (block.d * scale);
+      total += to_floats(sum_offsets<Format>(block, of_codes)) * (block.minus_min * scale);
+    }
+    *y = total;
   }
 };
 
@@ -503,8 +554,11 @@ struct OfFloats {
   // One token has no more sums than panels: four of them keep the adders busy.
   static constexpr int kPanels = 2, kPanelsOfOne = 4;
   static constexpr bool kScaled = kElementBytes<Element> == 1;
+  static float scale(const uint8_t* panel, int64_t col) {
+    return kScaled ? 256 * read_float(panel + col / Chunk::kCols * 4) : 1;
+  }
   static void unpack(Chunk& chunk, const PanelProduct& c, const uint8_t* panel, int64_t col, int64_t n_cols) {
-    chunk.scale = splat_float(kScaled ? read_float(panel + col / Chunk::kCols * 4) : 1);
+    chunk.scale = splat_float(scale(panel, col));
     if (kScaled) panel += (c.cols + Chunk::kCols - 1) / Chunk::kCols * 4;
     constexpr int64_t kBytes = 8 * kElementBytes<Element>;
     for (int64_t k = 0; k < n_cols; ++k) chunk.w[k] = widen<Element>(panel + (col + k) * kBytes);
@@ -512,6 +566,29 @@ struct OfFloats {
   template <int kP, int kN>
   static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
     tile_floats<kP, kN>(c, chunk, col, n_cols, token, y);
+  }
+  static void one(const PanelProduct& c, const uint8_t* panel, Floats* y) {
+    constexpr int64_t kBytes = 8 * kElementBytes<Element>;
+    const auto* x = reinterpret_cast<const float*>(c.x);
+    const int64_t scale_bytes = kScaled ? (c.cols + Chunk::kCols - 1) / Chunk::kCols * 4 : 0;
+    Floats totals[kPanelsOfOne] = {};
+    for (int64_t col = 0; col < c.cols; col += Chunk::kCols) {
+      Floats sums[kPanelsOfOne] = {};
+      const uint8_t* w = panel + scale_bytes + col * kBytes;
+      for (int64_t k = 0; k < smaller(Chunk::kCols, c.cols - col); ++k, w += kBytes) {
+        const Floats a = splat_float(x[col + k]);
+#pragma GCC unroll 8
+        for (int p = 0; p < kPanelsOfOne; ++p) {
+          if (k % (64 / kBytes) == 0) __builtin_prefetch(w + p * c.panel_stride + kAhead);
+          sums[p] += a * widen<Element>(w + p * c.panel_stride);
+        }
+      }
+#pragma GCC unroll 8
+      for (int p = 0; p < kPanelsOfOne; ++p) {
+        totals[p] += sums[p] * splat_float(scale(panel + p * c.panel_stride, col));
+      }
+    }
+    memcpy(y, totals, sizeof totals);
   }
 };
 
@@ -549,13 +626,16 @@ template <class Kind>
 void multiply(const PanelProduct& c) {
   const int64_t n_panels = (c.n_rows + 7) / 8;
   int64_t panel = 0;
-  if constexpr (kWide) {
-    constexpr int kP = Kind::kPanels, kPanelsOfOne = Kind::kPanelsOfOne;
-    if (c.n_tokens > 1) {
-      for (; panel + kP <= n_panels; panel += kP) multiply_panels<Kind, kP, Kind::kT>(c, panel);
-    } else {
-      for (; panel + kPanelsOfOne <= n_panels; panel += kPanelsOfOne) multiply_panels<Kind, kPanelsOfOne, 1>(c, panel);
+  if (c.n_tokens == 1) {
+    constexpr int kP = Kind::kPanelsOfOne;
+    for (; panel + kP <= n_panels; panel += kP) {
+      Floats y[kP];
+      Kind::one(c, c.panels + panel * c.panel_stride, y);
+      memcpy(c.y + panel * 8, y, static_cast<size_t>(smaller(kP * 8, c.n_rows - panel * 8)) * sizeof(float));
     }
+  } else if (kWide) {
+    constexpr int kP = Kind::kPanels;
+    for (; panel + kP <= n_panels; panel += kP) multiply_panels<Kind, kP, Kind::kT>(c, panel);
   }
   for (; panel < n_panels; ++panel) multiply_panels<Kind, 1, 1>(c, panel);
 }

@@ -56,6 +56,21 @@ static inline Ints dot_signed(SignedBytes w, Ints s) {
 static inline Floats from_f16(const void* p) {
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
+// 8 numbers of FP8 e4m3 / 256: with an exponent that is 8 less they are f16 numbers, subnormal ones too.
+static inline Floats from_f8_over_256(const void* p) {
+  const __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p))), 7);
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16(static_cast<int16_t>(0xBF80)))));
+}
+// 8 bytes, one a row, in both i16 of the row: without sign, and with.
+static inline Shorts in_both(uint64_t bytes) {
+  const __m256i places =
+      _mm256_setr_epi64x(0x8001800180008000, 0x8003800380028002, 0x8005800580048004, 0x8007800780068006);
+  return reinterpret_cast<Shorts>(_mm256_shuffle_epi8(_mm256_set1_epi64x(static_cast<int64_t>(bytes)), places));
+}
+static inline Shorts in_both_signed(uint64_t bytes) {
+  return reinterpret_cast<Shorts>(
+      _mm256_srai_epi16(_mm256_slli_epi16(reinterpret_cast<__m256i>(in_both(bytes)), 8), 8));
+}
 #else
 static inline Shorts add_products(Shorts sum, Bytes u, Ints s) {
   const auto bytes = reinterpret_cast<SignedBytes>(s);
@@ -79,6 +94,17 @@ static inline Floats from_f16(const void* p) {
   const Floats magnitude = reinterpret_cast<Floats>((codes & 0x7FFF) << 13) * splat_float(0x1p112f);
   return reinterpret_cast<Floats>(reinterpret_cast<Ints>(magnitude) | (codes & 0x8000) << 16);
 }
+static inline Floats from_f8_over_256(const void* p) {
+  typedef uint8_t Codes __attribute__((vector_size(8)));
+  const Ints codes = __builtin_convertvector(load_as<Codes>(p), Ints);
+  return reinterpret_cast<Floats>((codes & 0x7F) << 20 | (codes & 0x80) << 24) * splat_float(0x1p112f);
+}
+static inline Shorts in_both(uint64_t bytes) {
+  Ints wide;
+  for (int r = 0; r < 8; ++r) wide[r] = static_cast<int32_t>(bytes >> 8 * r & 0xFF);
+  return reinterpret_cast<Shorts>(wide | wide << 16);
+}
+static inline Shorts in_both_signed(uint64_t bytes) { return in_both(bytes) << 8 >> 8; }
 #endif
 
 // Sums of the two i16 of each row.

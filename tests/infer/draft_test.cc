@@ -195,6 +195,37 @@ TEST(Draft, WhatAConversationHasReadIsNotReadAgain) {
   EXPECT_GE(m.run(sequence, longer, options).cached_tokens, static_cast<int64_t>(kPrompt.size()) + 19 - 3);
 }
 
+// What a module has read of a prompt that went on otherwise must not colour its drafts.
+TEST(Draft, AUsedSequenceDraftsAsAFreshOne) {
+  Machine m(kMtpFixture);
+  std::vector<int32_t> other = kPrompt;
+  other[4] = 500;
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    const GenerationOptions options{.sampler = {.temperature = 1}, .max_tokens = 12, .seed = seed, .draft_tokens = 2};
+    Sequence used = m.sequence(), fresh = m.sequence();
+    m.run(used, other, options);
+    const Generation again = m.run(used, kPrompt, options), first = m.run(fresh, kPrompt, options);
+    EXPECT_EQ(again.cached_tokens, 3);
+    EXPECT_EQ(again.ids, first.ids) << seed;
+    EXPECT_EQ(again.accepted, first.accepted) << seed;
+  }
+}
+
+TEST(Draft, PenaltiesCountTheDraftsBeforeOne) {
+  Machine m(kMtpFixture);
+  const Batch batch = make_batch(m.ctx, {&kPrompt, 1});
+  const Tensor hidden = forward(m.ctx, m.model, batch);
+  std::vector<int32_t> previous = kPrompt;
+  previous.push_back(9);
+  LatentCache cache = make_mtp_cache(m.config, 64);
+  Rng rng(0);
+  std::set<int32_t> ids = {9};
+  for (const Draft& draft :
+       draft_tokens(m.ctx, m.model, cache, hidden, previous, 1, 32, {.presence_penalty = 100}, rng)) {
+    EXPECT_TRUE(ids.insert(draft.id).second) << draft.id << " twice";
+  }
+}
+
 TEST(Draft, AModelWithoutAModuleGoesOnWithoutDrafts) {
   ModelConfig config = tiny_v2();
   config.vocab_size = 300;

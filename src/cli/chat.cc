@@ -42,6 +42,7 @@ struct Options {
   std::string model, template_file, system, thinking;
   int64_t context = 0;
   GenerationOptions generation;
+  DraftOptions draft;
 };
 
 // Lines of stdin. On a terminal with a prompt, and Ctrl-C leaves only when it is pressed twice.
@@ -175,6 +176,8 @@ void print_json(const Generation& g) {
                          {"prompt_tokens", g.prompt_tokens},
                          {"cached_tokens", g.cached_tokens},
                          {"tokens_per_s", g.tokens_per_s()},
+                         {"drafted", g.drafted},
+                         {"accepted", g.accepted},
                          {"finish_reason", finish_reason_name(g.finish)}};
   write_stdout(out.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n");
 }
@@ -276,6 +279,7 @@ void run(Options options, const CommonOptions& common) {
   const PackedModel loaded = load_packed_model(options.model, pool);
   const Model model = make_model(loaded.config, loaded.weights);
 
+  options.generation.draft_tokens = draft_tokens(options.draft, model);
   options.generation.eos_ids = loaded.config.eos_token_ids;
   if (tokenizer.eos_id() >= 0) options.generation.eos_ids.push_back(tokenizer.eos_id());
   const int64_t limit = std::max(loaded.config.max_position_embeddings, int64_t{1});
@@ -325,6 +329,7 @@ void add_chat(CLI::App& app, CommonOptions& common) {
   command->add_option("--stop", options->generation.stop, "End an answer before this text (may be given again)")
       ->allow_extra_args(false)
       ->type_name("TEXT");
+  add_draft_options(*command, options->draft);
   command->callback([options, &common] { run(*options, common); });
 }
 

@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include "infer/sampler.h"
+#include "model/forward.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
 
@@ -41,6 +42,15 @@ void add_sampler_options(CLI::App& command, SamplerOptions& sampler);
 Tokenizer load_tokenizer(const std::filesystem::path& model);
 // Nothing for a model directory or GGUF file without one, which can still be given ids.
 std::optional<Tokenizer> find_tokenizer(const std::filesystem::path& model);
+
+// Speculative decoding, as options of `command`.
+struct DraftOptions {
+  std::string draft = "none";
+  int64_t tokens = 1;
+};
+void add_draft_options(CLI::App& command, DraftOptions& options);
+// Tokens to draft for each pass of this model: none, which is logged, where it has no MTP module.
+int64_t draft_tokens(const DraftOptions& options, const Model& model);
 
 // --template: a Jinja file or kDeepseekV32Encoding; without one, the tokenizer's own template, empty when it has none.
 std::string load_chat_template(const std::string& file, const Tokenizer& tokenizer);

@@ -18,9 +18,10 @@ namespace {
 constexpr size_t kMaxPromptBytes = size_t{64} << 20;
 
 struct Options {
-  std::string model, prompt, tokens, draft = "none", kv_type = "f32";
+  std::string model, prompt, tokens, kv_type = "f32";
   bool has_prompt = false, ignore_eos = false, no_bos = false;
   GenerationOptions generation;
+  DraftOptions draft;
 };
 
 // "1,2,3" or "[1, 2, 3]"
@@ -75,16 +76,14 @@ void print_json(const Generation& g) {
   out["prefill_s"] = g.prefill_s;
   out["decode_s"] = g.decode_s;
   out["tokens_per_s"] = g.tokens_per_s();
-  out["drafted"] = 0;
-  out["accepted"] = 0;
+  out["main_passes"] = g.main_passes;
+  out["drafted"] = g.drafted;
+  out["accepted"] = g.accepted;
   out["finish_reason"] = finish_reason_name(g.finish);
   write_stdout(out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
 void run(const Options& options, const CommonOptions& common) {
-  if (options.draft != "none") {
-    throw UsageError("--draft {}: this build drafts nothing; use --draft none", printable(options.draft));
-  }
   if (options.kv_type != "f32") {
     throw UsageError("--kv-type {}: this build keeps the cache in f32 only", printable(options.kv_type));
   }
@@ -104,6 +103,7 @@ void run(const Options& options, const CommonOptions& common) {
 
   GenerationOptions generation = options.generation;
   generation.seed = common.seed;
+  generation.draft_tokens = draft_tokens(options.draft, model);
   if (!options.ignore_eos) generation.eos_ids = loaded.config.eos_token_ids;
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
   const int64_t limit = std::max(loaded.config.max_position_embeddings, int64_t{1});
@@ -129,8 +129,14 @@ void run(const Options& options, const CommonOptions& common) {
   } else if (!ends_line && isatty(STDOUT_FILENO) == 1) {
     write_stdout("\n");
   }
-  log("{} prompt tokens in {:.2f}s, {} tokens in {:.2f}s ({:.1f} tokens/s), ended by {}", result.prompt_tokens,
-      result.prefill_s, result.ids.size(), result.decode_s, result.tokens_per_s(), finish_reason_name(result.finish));
+  const std::string drafts =
+      result.drafted > 0
+          ? fmt::format(", {} of {} drafts accepted ({:.0f}%)", result.accepted, result.drafted,
+                        100.0 * static_cast<double>(result.accepted) / static_cast<double>(result.drafted))
+          : "";
+  log("{} prompt tokens in {:.2f}s, {} tokens in {:.2f}s ({:.1f} tokens/s){}, ended by {}", result.prompt_tokens,
+      result.prefill_s, result.ids.size(), result.decode_s, result.tokens_per_s(), drafts,
+      finish_reason_name(result.finish));
   if (result.finish == FinishReason::interrupted) throw Interrupted{};
 }
 
@@ -144,6 +150,20 @@ void add_sampler_options(CLI::App& command, SamplerOptions& sampler) {
   command.add_option("--repetition-penalty", sampler.repetition_penalty, "Above 1: avoid tokens seen before");
   command.add_option("--presence-penalty", sampler.presence_penalty, "Off the logit of every token in the output");
   command.add_option("--frequency-penalty", sampler.frequency_penalty, "The same, for each time it stands there");
+}
+
+void add_draft_options(CLI::App& command, DraftOptions& options) {
+  command.add_option("--draft", options.draft, "Speculative decoding, by the model's MTP module: mtp, none")
+      ->check(CLI::IsMember({"mtp", "none"}));
+  command.add_option("--draft-tokens", options.tokens, "Tokens to draft for each pass of the model")
+      ->check(CLI::Range(1, 8));
+}
+
+int64_t draft_tokens(const DraftOptions& options, const Model& model) {
+  if (options.draft == "none") return 0;
+  if (!model.weights.mtp.empty()) return options.tokens;
+  log("the model has no MTP module: it goes on without drafts");
+  return 0;
 }
 
 void add_generate(CLI::App& app, CommonOptions& common) {
@@ -161,7 +181,7 @@ void add_generate(CLI::App& app, CommonOptions& common) {
       ->type_name("TEXT");
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on behind an end token");
   command->add_flag("--no-bos", options->no_bos, "Put no begin token before the text");
-  command->add_option("--draft", options->draft, "Speculative decoding: none");
+  add_draft_options(*command, options->draft);
   command->add_option("--kv-type", options->kv_type, "Number format of the cache: f32");
   command->callback([options, prompt, &common] {
     options->has_prompt = prompt->count() > 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/terminal.h"
+#include "infer/draft.h"
 
 namespace fathom {
 namespace {
@@ -27,23 +28,34 @@ void check_prompt(const Model& model, const LatentCache& cache, std::span<const 
   }
 }
 
-// Runs the model over `ids`, extends the sequence by them and returns the last position's logits [1, vocab].
-Tensor read_tokens(Context& ctx, const Model& model, Sequence& sequence, std::span<const int32_t> ids) {
-  const std::vector<int32_t> tokens(ids.begin(), ids.end());
+// Runs the model over `ids` and the drafts behind them, extends the sequence by both and returns their hidden states.
+Tensor read_tokens(Context& ctx, const Model& model, Sequence& sequence, std::span<const int32_t> ids,
+                   std::span<const Draft> drafts) {
+  std::vector<int32_t> tokens(ids.begin(), ids.end());
+  for (const Draft& draft : drafts) tokens.push_back(draft.id);
   const int64_t first_position = sequence.cache.length;
   LatentCache* const cache = &sequence.cache;
   const Batch batch = make_batch(ctx, {&tokens, 1}, {&first_position, 1});
   const Tensor hidden = forward(ctx, model, batch, {.caches = {&cache, 1}});
-  sequence.ids.insert(sequence.ids.end(), ids.begin(), ids.end());
-  return head_logits(ctx, model, hidden.slice(hidden.rows() - 1, 1));
+  sequence.ids.insert(sequence.ids.end(), tokens.begin(), tokens.end());
+  return hidden;
+}
+
+void cut(Sequence& sequence, int64_t length) {
+  sequence.ids.resize(static_cast<size_t>(length));
+  sequence.cache.length = length;
 }
 
 // Cuts the sequence back to what it shares with the prompt, one token short of all: the last one's logits are needed.
-int64_t keep_common_prefix(Sequence& sequence, std::span<const int32_t> prompt) {
+// To draft, the module must read all tokens, with hidden states that are there only while the model reads them too:
+// what it has not read is read again by both.
+int64_t keep_common_prefix(Sequence& sequence, std::span<const int32_t> prompt, bool drafting) {
   const auto limit = prompt.first(prompt.size() - 1);
   const auto [end, unused] = std::mismatch(sequence.ids.begin(), sequence.ids.end(), limit.begin(), limit.end());
-  sequence.ids.erase(end, sequence.ids.end());
-  sequence.cache.length = static_cast<int64_t>(sequence.ids.size());
+  const int64_t shared = end - sequence.ids.begin();
+  int64_t& read_by_mtp = sequence.mtp_cache.length;
+  read_by_mtp = std::min(read_by_mtp, std::max<int64_t>(shared - 1, 0));  // its row i knows token i+1
+  cut(sequence, drafting ? read_by_mtp : shared);
   return sequence.cache.length;
 }
 
@@ -132,7 +144,11 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   const int64_t context = std::min(sequence.cache.capacity, model.config.max_position_embeddings);
   Generation result;
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
-  result.cached_tokens = keep_common_prefix(sequence, prompt);
+  const bool drafting = options.draft_tokens > 0 && !model.weights.mtp.empty();
+  if (drafting && sequence.mtp_cache.capacity == 0) {
+    sequence.mtp_cache = make_mtp_cache(model.config, sequence.cache.capacity);
+  }
+  result.cached_tokens = keep_common_prefix(sequence, prompt, drafting);
 
   std::optional<TextStream> stream;
   if (tokenizer != nullptr) stream.emplace(*tokenizer, options.stop);
@@ -146,39 +162,66 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   double first_token_s = start_s;
   Rng rng(options.seed, kSamplingStream);
   std::vector<int32_t> previous(prompt.begin(), prompt.end());
-  std::span<const int32_t> unread = prompt.subspan(sequence.ids.size());
-  while (static_cast<int64_t>(result.ids.size()) < options.max_tokens) {
+  const auto n_generated = [&] { return static_cast<int64_t>(result.ids.size()); };
+  // Whether the output goes on behind this token.
+  const auto emit = [&](int32_t id) {
+    if (result.ids.empty()) first_token_s = monotonic_s();
+    result.ids.push_back(id);
+    previous.push_back(id);
+    if (std::find(options.eos_ids.begin(), options.eos_ids.end(), id) != options.eos_ids.end()) {
+      result.finish = FinishReason::eos;
+      return false;
+    }
+    if (stream) show(stream->push(id));
+    if (stream && stream->stopped()) result.finish = FinishReason::stop;
+    return result.finish != FinishReason::stop;
+  };
+
+  std::vector<Draft> drafts;  // for what follows `previous`
+  for (bool goes_on = true; goes_on && n_generated() < options.max_tokens;) {
     if (interrupted()) {
       result.finish = FinishReason::interrupted;
       break;
     }
+    const auto unread = std::span<const int32_t>(previous).subspan(sequence.ids.size());
     if (sequence.cache.length + static_cast<int64_t>(unread.size()) > context) {
       result.finish = FinishReason::context;
       break;
     }
     const ArenaScope scope(ctx.arena);
     const auto piece = unread.first(std::min(unread.size(), kPrefillTokens));
-    const Tensor logits = read_tokens(ctx, model, sequence, piece);
-    unread = unread.subspan(piece.size());
-    if (!unread.empty()) continue;
-
-    const int32_t id = sample({logits.f32(), static_cast<size_t>(logits.cols())}, previous,
-                              static_cast<int64_t>(result.ids.size()), options.sampler, rng);
-    if (result.ids.empty()) first_token_s = monotonic_s();
-    result.ids.push_back(id);
-    previous.push_back(id);
-    if (std::find(options.eos_ids.begin(), options.eos_ids.end(), id) != options.eos_ids.end()) {
-      result.finish = FinishReason::eos;
-      break;
+    const Tensor hidden = read_tokens(ctx, model, sequence, piece, drafts);
+    ++result.main_passes;
+    if (piece.size() < unread.size()) {
+      if (drafting) read_mtp(ctx, model, sequence.mtp_cache, hidden, unread.subspan(1, piece.size()));
+      continue;
     }
-    if (stream) {
-      show(stream->push(id));
-      if (stream->stopped()) {
-        result.finish = FinishReason::stop;
+
+    // Row i judges draft i; the one behind the last draft gives one token more.
+    const auto n_drafts = static_cast<int64_t>(drafts.size());
+    const Tensor logits = head_logits(ctx, model, hidden.slice(hidden.rows() - 1 - n_drafts, n_drafts + 1));
+    result.drafted += n_drafts;
+    for (int64_t i = 0; goes_on; ++i) {
+      const std::span<float> row(logits.f32_row(i), static_cast<size_t>(logits.cols()));
+      if (i == n_drafts) {
+        goes_on = emit(sample(row, previous, n_generated(), options.sampler, rng));
         break;
       }
+      const Draft& draft = drafts[static_cast<size_t>(i)];
+      const int32_t id = verify_draft(distribution(row, previous, n_generated(), options.sampler), draft, rng);
+      goes_on = emit(id);
+      if (id != draft.id) break;
+      ++result.accepted;
     }
-    unread = {&previous.back(), 1};
+    drafts.clear();
+    // The last token of the output has not been read, whether it was drafted or not.
+    cut(sequence, static_cast<int64_t>(previous.size()) - 1);
+
+    const int64_t room = std::min(options.max_tokens - n_generated(), context - sequence.cache.length) - 1;
+    if (const int64_t n = std::min(options.draft_tokens, room); drafting && goes_on && n > 0) {
+      const Tensor kept = hidden.slice(0, sequence.cache.length - sequence.mtp_cache.length);
+      drafts = draft_tokens(ctx, model, sequence.mtp_cache, kept, previous, n_generated(), n, options.sampler, rng);
+    }
   }
   if (stream) {
     show(stream->finish());

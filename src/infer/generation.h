@@ -1,4 +1,5 @@
-// One sequence, generated token by token: the prompt in one pass, then a token a pass over the latent cache.
+// One sequence, generated token by token: the prompt in one pass, then a token a pass over the latent cache, or with
+// drafts (infer/draft.h) as many tokens a pass as were proposed rightly, and one.
 #pragma once
 
 #include <functional>
@@ -18,6 +19,7 @@ namespace fathom {
 struct Sequence {
   std::vector<int32_t> ids;  // [cache.length]
   LatentCache cache;
+  LatentCache mtp_cache{};  // of the drafting module, made by the first call that drafts; never longer than the other
 };
 
 struct GenerationOptions {
@@ -26,6 +28,7 @@ struct GenerationOptions {
   std::vector<std::string> stop;  // texts that end the output and do not stand in it
   std::vector<int64_t> eos_ids;   // empty: nothing but the limits and `stop` ends the output
   uint64_t seed = 0;
+  int64_t draft_tokens = 0;  // tokens that the MTP module proposes for each pass at most; without a module: none
 };
 
 enum class FinishReason { eos, stop, length, context, interrupted };
@@ -37,6 +40,9 @@ struct Generation {
   FinishReason finish = FinishReason::length;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, found in the sequence
+  int64_t main_passes = 0;    // of the main model, the prompt's included
+  int64_t drafted = 0;        // tokens proposed to these passes
+  int64_t accepted = 0;       // of those, tokens in `ids`
   double prefill_s = 0;       // until the first token is known
   double decode_s = 0;        // from there to the last
 

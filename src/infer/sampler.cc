@@ -4,17 +4,11 @@
 #include <cmath>
 #include <limits>
 #include <unordered_map>
-#include <vector>
 
 #include "base/error.h"
 
 namespace fathom {
 namespace {
-
-struct Candidate {
-  double weight;  // exp((logit - largest logit) / temperature)
-  int32_t id;
-};
 
 bool more_likely(const Candidate& a, const Candidate& b) {
   return a.weight != b.weight ? a.weight > b.weight : a.id < b.id;
@@ -47,21 +41,15 @@ int32_t largest(std::span<const float> logits) {
   return static_cast<int32_t>(best);
 }
 
-double total(std::span<const Candidate> candidates) {
-  double sum = 0;
-  for (const Candidate& c : candidates) sum += c.weight;
-  return sum;
-}
-
-void keep_top_k(std::vector<Candidate>& candidates, int64_t top_k) {
+void keep_top_k(Distribution& candidates, int64_t top_k) {
   if (top_k == 0 || static_cast<size_t>(top_k) >= candidates.size()) return;
   std::nth_element(candidates.begin(), candidates.begin() + top_k, candidates.end(), more_likely);
   candidates.resize(static_cast<size_t>(top_k));
 }
 
-void keep_top_p(std::vector<Candidate>& candidates, double top_p) {
+void keep_top_p(Distribution& candidates, double top_p) {
   if (top_p >= 1) return;
-  const double sum = total(candidates);
+  const double sum = total_weight(candidates);
   // Tokens this unlikely cannot be needed to reach top_p even if all were: sorting them would be most of the work.
   const double floor = (1 - top_p) * sum / static_cast<double>(candidates.size());
   std::erase_if(candidates, [floor](const Candidate& c) { return c.weight < floor; });
@@ -92,31 +80,46 @@ void check_sampler(const SamplerOptions& o) {
   }
 }
 
-int32_t sample(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
-               const SamplerOptions& options, Rng& rng) {
+Distribution distribution(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
+                          const SamplerOptions& options) {
   FATHOM_CHECK(!logits.empty() && n_generated >= 0 && static_cast<size_t>(n_generated) <= previous.size());
   apply_penalties(logits, previous, n_generated, options);
   const int32_t best = largest(logits);
-  if (options.temperature == 0) return best;
+  if (options.temperature == 0) return {{best, 1}};
 
   const double top_logit = logits[static_cast<size_t>(best)];
-  std::vector<Candidate> candidates;
+  Distribution candidates;
   candidates.reserve(logits.size());
   for (size_t i = 0; i < logits.size(); ++i) {
-    candidates.push_back({std::exp((logits[i] - top_logit) / options.temperature), static_cast<int32_t>(i)});
+    candidates.push_back({static_cast<int32_t>(i), std::exp((logits[i] - top_logit) / options.temperature)});
   }
   keep_top_k(candidates, options.top_k);
   keep_top_p(candidates, options.top_p);
   std::erase_if(candidates, [&](const Candidate& c) { return c.weight < options.min_p || c.weight == 0; });
   // One order whatever the filters did, so that the same draw means the same token.
   std::sort(candidates.begin(), candidates.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+  return candidates;
+}
 
-  double left = rng.uniform() * total(candidates);
+double total_weight(const Distribution& candidates) {
+  double sum = 0;
+  for (const Candidate& c : candidates) sum += c.weight;
+  return sum;
+}
+
+int32_t draw(const Distribution& candidates, Rng& rng) {
+  double left = rng.uniform() * total_weight(candidates);
   for (const Candidate& c : candidates) {
     if (left < c.weight) return c.id;
     left -= c.weight;
   }
   return candidates.back().id;  // rounding used up the draw
+}
+
+int32_t sample(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
+               const SamplerOptions& options, Rng& rng) {
+  const Distribution candidates = distribution(logits, previous, n_generated, options);
+  return options.temperature == 0 ? candidates.front().id : draw(candidates, rng);
 }
 
 }  // namespace fathom

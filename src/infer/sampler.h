@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "base/rng.h"
 
@@ -29,9 +30,25 @@ struct SamplerOptions {
 // Throws UsageError, naming the option, for values outside their range.
 void check_sampler(const SamplerOptions& options);
 
+struct Candidate {
+  int32_t id;
+  double weight;  // above 0
+};
+// What steps 1 to 6 leave, ids ascending. A token's probability is its share of all weights.
+using Distribution = std::vector<Candidate>;
+
 // logits: [vocab], changed in place by the penalties; -inf excludes a token. Throws Error when one is NaN or +inf, or
 // all are -inf: no token can be chosen from a broken model. previous: prompt and output so far, of which the last
-// n_generated are output. Greedy takes nothing from rng, every other choice exactly one number.
+// n_generated are output. Greedy leaves one candidate.
+Distribution distribution(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
+                          const SamplerOptions& options);
+
+double total_weight(const Distribution& candidates);
+
+// One token; takes one number from rng.
+int32_t draw(const Distribution& candidates, Rng& rng);
+
+// All steps. Greedy takes nothing from rng.
 int32_t sample(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
                const SamplerOptions& options, Rng& rng);
 

@@ -50,8 +50,7 @@ void collect_group(Context& ctx, const Model& model, const Batch& batch, const S
   }
   if (options.all) out.add(fmt::format("hidden.{}", saved.layers.size()), saved.x);
   if (!options.mtp) return;
-  MtpSaved mtp;
-  const Tensor mtp_hidden = mtp_forward(ctx, model, batch, hidden, mtp);
+  const Tensor mtp_hidden = mtp_forward(ctx, model, make_mtp_input(ctx, batch), hidden);
   out.add("mtp_hidden", mtp_hidden);
   out.add("mtp_logits", head_logits(ctx, model, mtp_hidden));
 }

@@ -170,8 +170,8 @@ void mtp_backward(Context& ctx, const Model& model, ModelWeights& grads, const M
   rms_norm_backward_weight(ctx, dw.norm, d_hidden, s.x, s.x_rms);
   rms_norm_backward_input(ctx, d_out, d_hidden, s.x, w.norm, s.x_rms, /*accumulate=*/false);
   LayerGrads inner;
-  layer_backward_input(ctx, model, w.layer, s.batch, s.layer, dx, d_out, inner, score_gradient);
-  layer_backward_weight(ctx, model, dw.layer, s.batch, s.layer, inner);
+  layer_backward_input(ctx, model, w.layer, s.input.next, s.layer, dx, d_out, inner, score_gradient);
+  layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, inner);
 
   const Tensor d_concatenated = new_like(ctx, s.concatenated), d_input = new_like(ctx, s.x);
   linear_backward_weight(ctx, dw.eh_proj, dx, s.concatenated);
@@ -179,10 +179,10 @@ void mtp_backward(Context& ctx, const Model& model, ModelWeights& grads, const M
   const Tensor d_e = d_concatenated.columns(0, hidden), d_h = d_concatenated.columns(hidden, hidden);
   rms_norm_backward_weight(ctx, dw.enorm, d_e, s.embedded, s.e_rms);
   rms_norm_backward_input(ctx, d_input, d_e, s.embedded, w.enorm, s.e_rms, /*accumulate=*/false);
-  embedding_backward_weight(ctx, grads.embed, d_input, s.next_ids);
+  embedding_backward_weight(ctx, grads.embed, d_input, s.input.next.ids);
   rms_norm_backward_weight(ctx, dw.hnorm, d_h, s.hidden_in, s.h_rms);
   rms_norm_backward_input(ctx, d_input, d_h, s.hidden_in, w.hnorm, s.h_rms, /*accumulate=*/false);
-  embedding_backward_weight(ctx, d_final_hidden, d_input, s.rows);  // scatters rows back
+  embedding_backward_weight(ctx, d_final_hidden, d_input, s.input.rows);  // scatters rows back
 }
 
 }  // namespace fathom

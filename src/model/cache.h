@@ -20,5 +20,7 @@ struct LatentCache {
 };
 
 LatentCache make_latent_cache(const ModelConfig& config, int64_t capacity);
+// The MTP module's: one layer, whose row i stands for the token at i and the one behind it.
+LatentCache make_mtp_cache(const ModelConfig& config, int64_t capacity);
 
 }  // namespace fathom

@@ -64,6 +64,14 @@ std::vector<LatentCacheView> extend_caches(const Batch& batch, size_t layer, Ten
   return views;
 }
 
+// What every layer has copied counts from now on.
+void count_new_rows(const Batch& batch, std::span<LatentCache* const> caches) {
+  for (size_t s = 0; s < caches.size(); ++s) {
+    const auto i = static_cast<int64_t>(s);
+    caches[s]->length += sequence_begin(batch, i + 1) - sequence_begin(batch, i);
+  }
+}
+
 // Multi-head latent attention (V3 equations 1-11). Returns [tokens, hidden].
 Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch, Tensor input,
                        size_t layer, std::span<LatentCache* const> caches, MlaSaved& s) {
@@ -235,10 +243,7 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
     other = x;
     x = out;
   }
-  for (size_t s = 0; s < options.caches.size(); ++s) {
-    options.caches[s]->length +=
-        sequence_begin(batch, static_cast<int64_t>(s) + 1) - sequence_begin(batch, static_cast<int64_t>(s));
-  }
+  count_new_rows(batch, options.caches);
   saved.x = x;
   rms_norm(ctx, saved.final_hidden, x, model.weights.norm, static_cast<float>(config.rms_norm_eps), saved.x_rms);
   return saved.final_hidden;
@@ -250,13 +255,7 @@ Tensor head_logits(Context& ctx, const Model& model, Tensor hidden) {
   return logits;
 }
 
-Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor final_hidden, MtpSaved& s,
-                   ExpertLoad* expert_load) {
-  FATHOM_CHECK(!model.weights.mtp.empty());
-  const MtpWeights& w = model.weights.mtp[0];
-  const int64_t hidden = model.config.hidden_size;
-  const auto eps = static_cast<float>(model.config.rms_norm_eps);
-
+MtpInput make_mtp_input(Context& ctx, const Batch& batch) {
   std::vector<std::vector<int32_t>> rows, next_ids;
   for (int64_t q = 0; q < batch.n_sequences(); ++q) {
     auto& sequence_rows = rows.emplace_back();
@@ -266,27 +265,38 @@ Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor 
       sequence_ids.push_back(batch.ids.i32()[t + 1]);
     }
   }
-  s.batch = make_batch(ctx, next_ids);
-  s.next_ids = s.batch.ids;
-  s.rows = make_batch(ctx, rows).ids;
-  const int64_t tokens = s.batch.n_tokens();
+  const Batch next = make_batch(ctx, next_ids);
+  return {make_batch(ctx, rows).ids, next};
+}
+
+Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tensor final_hidden,
+                   const MtpOptions& options) {
+  FATHOM_CHECK(!model.weights.mtp.empty());
+  const MtpWeights& w = model.weights.mtp[0];
+  const int64_t tokens = input.next.n_tokens(), hidden = model.config.hidden_size;
+  const auto eps = static_cast<float>(model.config.rms_norm_eps);
+  FATHOM_CHECK(input.rows.cols() == tokens);
+  FATHOM_CHECK(options.caches.empty() || static_cast<int64_t>(options.caches.size()) == input.next.n_sequences());
+  MtpSaved unsaved;
+  MtpSaved& s = options.saved != nullptr ? *options.saved : unsaved;
+  s.input = input;
 
   s.embedded = new_f32(ctx, {tokens, hidden});
   s.hidden_in = new_f32(ctx, {tokens, hidden});
   s.e_rms = new_f32(ctx, {tokens});
   s.h_rms = new_f32(ctx, {tokens});
   s.concatenated = new_f32(ctx, {tokens, 2 * hidden});
-  embedding(ctx, s.embedded, s.next_ids, model.weights.embed);
-  embedding(ctx, s.hidden_in, s.rows, final_hidden);  // gathers rows
+  embedding(ctx, s.embedded, input.next.ids, model.weights.embed);
+  embedding(ctx, s.hidden_in, input.rows, final_hidden);  // gathers rows
   rms_norm(ctx, s.concatenated.columns(0, hidden), s.embedded, w.enorm, eps, s.e_rms);
   rms_norm(ctx, s.concatenated.columns(hidden, hidden), s.hidden_in, w.hnorm, eps, s.h_rms);
   Tensor x = new_f32(ctx, {tokens, hidden});
   linear(ctx, x, matrix_input(ctx, model, s.concatenated, {w.eh_proj}), w.eh_proj);
 
   s.x = new_f32(ctx, {tokens, hidden});
-  ForwardOptions options;
-  options.expert_load = expert_load;
-  layer_block(ctx, model, w.layer, s.batch, s.x, x, 0, options, s.layer);
+  layer_block(ctx, model, w.layer, input.next, s.x, x, 0,
+              {.caches = options.caches, .expert_load = options.expert_load}, s.layer);
+  count_new_rows(input.next, options.caches);
   s.x_rms = new_f32(ctx, {tokens});
   s.hidden = new_f32(ctx, {tokens, hidden});
   rms_norm(ctx, s.hidden, s.x, w.norm, eps, s.x_rms);

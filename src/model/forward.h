@@ -83,20 +83,30 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
 // logits [rows, vocab] = hidden W_head^T
 Tensor head_logits(Context& ctx, const Model& model, Tensor hidden);
 
-// The MTP module (V3 section 2.2): row i of a sequence takes final_hidden[i] and token i+1 and predicts token i+2. Over
-// packed sequences with one row less each (a sequence of one token has none).
+// What the MTP module (V3 section 2.2) reads: row i of a sequence takes the hidden state at i and token i+1, and
+// predicts token i+2.
+struct MtpInput {
+  Tensor rows;  // [mtp_tokens] i32: the row of the hidden states that each row takes
+  Batch next;   // the tokens behind those, with the positions and offsets of the rows
+};
+// The rows of a batch whose next token is in it: one less than tokens in each sequence. Memory from ctx.arena.
+MtpInput make_mtp_input(Context& ctx, const Batch& batch);
+
 struct MtpSaved {
-  Tensor rows;                        // [mtp_tokens] i32: the row of final_hidden each row comes from
-  Tensor next_ids;                    // [mtp_tokens] i32
-  Batch batch;                        // positions and offsets of the rows
+  MtpInput input;
   Tensor embedded, hidden_in;         // [mtp_tokens, hidden] before enorm / hnorm
   Tensor e_rms, h_rms, concatenated;  // [mtp_tokens] x 2, [mtp_tokens, 2 * hidden]
   LayerSaved layer;
   Tensor x, x_rms;  // before shared_head.norm
   Tensor hidden;    // [mtp_tokens, hidden], after it
 };
-// Returns hidden [mtp_tokens, hidden]; logits are head_logits of it.
-Tensor mtp_forward(Context& ctx, const Model& model, const Batch& batch, Tensor final_hidden, MtpSaved& saved,
-                   ExpertLoad* expert_load = nullptr);
+struct MtpOptions {
+  MtpSaved* saved = nullptr;               // filled when given (training)
+  std::span<LatentCache* const> caches{};  // the module's own (make_mtp_cache), one a sequence: read and extended
+  ExpertLoad* expert_load = nullptr;       // when given, one row is appended
+};
+// Returns hidden [mtp_tokens, hidden], after the module's norm; logits are head_logits of it.
+Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tensor final_hidden,
+                   const MtpOptions& options = {});
 
 }  // namespace fathom

@@ -58,10 +58,10 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
   result.loss_sum = sum(losses);
   result.main_targets = targets.n_main;
   if (options.mtp_weight > 0 && targets.n_mtp > 0) {
-    MtpSaved saved;
-    const Tensor mtp_hidden = mtp_forward(ctx, model, batch, hidden, saved, &result.expert_load);
+    const MtpInput input = make_mtp_input(ctx, batch);
+    const Tensor mtp_hidden = mtp_forward(ctx, model, input, hidden, {.expert_load = &result.expert_load});
     const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
-    head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, mtp_targets(ctx, saved.batch));
+    head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, mtp_targets(ctx, input.next));
     result.mtp_loss_sum = sum(mtp_losses);
     result.mtp_targets = targets.n_mtp;
   }
@@ -97,14 +97,15 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
     const ArenaScope mtp_scope(ctx.arena);
     const double mtp_scale = options.mtp_weight * (options.mtp_scale > 0 ? options.mtp_scale : per(targets.n_mtp));
     MtpSaved mtp;
-    const Tensor mtp_hidden = mtp_forward(ctx, model, batch, hidden, mtp, &result.expert_load);
+    const Tensor mtp_hidden = mtp_forward(ctx, model, make_mtp_input(ctx, batch), hidden,
+                                          {.saved = &mtp, .expert_load = &result.expert_load});
     const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
     const Tensor d_mtp_hidden = new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()});
     head_cross_entropy_backward(ctx, mtp_losses, d_mtp_hidden, grads.head, mtp_hidden, model.weights.head,
-                                mtp_targets(ctx, mtp.batch), static_cast<float>(mtp_scale));
+                                mtp_targets(ctx, mtp.input.next), static_cast<float>(mtp_scale));
     result.mtp_loss_sum = sum(mtp_losses);
     result.mtp_targets = targets.n_mtp;
-    mtp_backward(ctx, model, grads, mtp, d_hidden, d_mtp_hidden, balance(mtp.batch));
+    mtp_backward(ctx, model, grads, mtp, d_hidden, d_mtp_hidden, balance(mtp.input.next));
   }
   backward(ctx, model, grads, batch, saved, d_hidden, balance(batch));
   return result;

@@ -13,6 +13,7 @@ PROGRAM = sys.argv.pop(1)
 ORACLE = pathlib.Path(__file__).resolve().parent.parent / "data" / "oracle"
 CHAT = ORACLE.parent / "chat"
 TINY = str(ORACLE / "v3_tiny")
+MTP = str(ORACLE / "v3_mtp")  # with a trained MTP module
 BEGIN = "<｜begin▁of▁sentence｜>"
 
 
@@ -199,6 +200,25 @@ class Generate(Case):
         self.assertEqual(cut["text"], whole[: whole.index(stop)])
         self.assertEqual(cut["finish_reason"], "stop")
 
+    def test_drafts_are_counted_and_told(self):
+        arguments = ["generate", "--model", MTP, "--tokens", "0,5,9", "--max-tokens", "40", "--ignore-eos"]
+        plain = fathom(*arguments, "--json")
+        drafted = fathom(*arguments, "--json", "--draft", "mtp", "--draft-tokens", "3")
+        a, b = json.loads(self.assert_done(plain)), json.loads(self.assert_done(drafted))
+        self.assertEqual((a["ids"], a["text"]), (b["ids"], b["text"]))
+        self.assertEqual((a["main_passes"], a["drafted"], a["accepted"]), (40, 0, 0))
+        self.assertEqual(b["main_passes"] + b["accepted"], 40)
+        self.assertLess(0, b["accepted"])
+        self.assertIn(f"{b['accepted']} of {b['drafted']} drafts accepted", drafted.stderr)
+        self.assertNotIn("drafts", plain.stderr)
+
+    def test_a_model_without_mtp_module_goes_on_without_drafts(self):
+        plain, drafted = self.generate("--tokens", "0,5"), self.generate("--tokens", "0,5", "--draft", "mtp")
+        self.assertEqual(self.assert_done(drafted), self.assert_done(plain))
+        self.assertEqual([line for line in drafted.stderr.splitlines() if "MTP" in line],
+                         ["the model has no MTP module: it goes on without drafts"])
+        self.assertEqual(self.generate("--tokens", "0,5", "--draft", "mtp", "--quiet").stderr, "")
+
     def test_wrong_options(self):
         for arguments, word in (
             (["--temperature", "-1"], "--temperature"),
@@ -208,7 +228,9 @@ class Generate(Case):
             (["--min-p", "2"], "--min-p"),
             (["--max-tokens", "-1"], "--max-tokens"),
             (["--max-tokens", "1e3"], "--max-tokens"),
-            (["--draft", "mtp"], "--draft"),
+            (["--draft", "other"], "--draft"),
+            (["--draft-tokens", "0"], "--draft-tokens"),
+            (["--draft-tokens", "9"], "--draft-tokens"),
             (["--kv-type", "fp8"], "--kv-type"),
             (["--prompt", "x"], "--prompt"),
             (["--stop", ""], "stop"),
@@ -332,6 +354,15 @@ class Chat(Case):
         self.assertEqual(second["ids"], expected["ids"])
         self.assertGreater(second["cached_tokens"], 0)
         self.assertEqual(third["ids"], first["ids"])
+
+    def test_drafts_change_no_answer(self):
+        stdin = "Who?\nWhere?\n/reset\nWho?\n"
+        plain, drafted = ([json.loads(line) for line in self.assert_done(self.chat("--json", *arguments, model=MTP, stdin=stdin)).splitlines()]
+                          for arguments in ([], ["--draft", "mtp", "--draft-tokens", "2"]))
+        self.assertEqual([t["ids"] for t in drafted], [t["ids"] for t in plain])
+        self.assertGreater(drafted[1]["cached_tokens"], drafted[0]["prompt_tokens"])
+        self.assertGreater(sum(t["accepted"] for t in drafted), 0)
+        self.assertEqual([(t["drafted"], t["accepted"]) for t in plain], [(0, 0)] * 3)
 
     def test_stdout_holds_the_answers_alone(self):
         turns = self.turns("Who?\nWhere?\n")

@@ -14,6 +14,7 @@
 #include "checkpoint/gguf_save.h"
 #include "checkpoint/hf_model.h"
 #include "checkpoint/safetensors.h"
+#include "infer/draft.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
 #include "temporary_directory.h"
@@ -195,21 +196,89 @@ TEST_P(Oracle, ScoreMatches) {
   }
 }
 
+constexpr size_t kGreedyTokens = 32;
+
+// Row `s` of a matrix of integers.
+std::vector<int32_t> integer_row(const StoredTensor& t, size_t s) {
+  const auto all = integers(t);
+  const auto width = static_cast<size_t>(t.shape.at(1)), begin = s * width;
+  return {all.begin() + static_cast<std::ptrdiff_t>(begin), all.begin() + static_cast<std::ptrdiff_t>(begin + width)};
+}
+
+// The program's answer to a prompt, greedily.
+JsonDocument greedy_continuation(const fs::path& model, const std::vector<int32_t>& prompt, const char* options = "") {
+  const Output generate =
+      program(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens {} --model '{}' --tokens {} {}",
+                          kGreedyTokens, model.string(), list_text(prompt), options));
+  EXPECT_EQ(generate.exit_code, 0);
+  return JsonDocument::parse(generate.output, "generate");
+}
+
+std::vector<int32_t> ids_of(const JsonDocument& answer) {
+  std::vector<int32_t> ids;
+  for (const simdjson::dom::element id : simdjson::dom::array(answer.root()["ids"])) {
+    ids.push_back(static_cast<int32_t>(int64_t(id)));
+  }
+  return ids;
+}
+
 TEST_P(Oracle, GreedyContinuationIsEqual) {
   const SafetensorsFile expected(folder() / "expected.safetensors");
-  const auto greedy = integers(*expected.find("greedy_ids"));
   const auto sequences = prompts(expected);
   for (size_t s = 0; s < sequences.size(); ++s) {
-    const Output generate =
-        program(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens 32 --model '{}' --tokens {}",
-                            model().string(), list_text(sequences[s])));
-    ASSERT_EQ(generate.exit_code, 0);
-    const JsonDocument printed = JsonDocument::parse(generate.output, "generate");
-    std::vector<int64_t> ids;
-    for (const simdjson::dom::element id : simdjson::dom::array(printed.root()["ids"])) ids.push_back(id);
-    EXPECT_EQ(ids, std::vector<int64_t>(greedy.begin() + static_cast<std::ptrdiff_t>(s * 32),
-                                        greedy.begin() + static_cast<std::ptrdiff_t>((s + 1) * 32)))
+    EXPECT_EQ(ids_of(greedy_continuation(model(), sequences[s])), integer_row(*expected.find("greedy_ids"), s))
         << "prompt " << s;
+  }
+}
+
+TEST_P(Oracle, GreedyContinuationIsEqualWithDrafts) {
+  const SafetensorsFile expected(folder() / "expected.safetensors");
+  const JsonDocument facts = JsonDocument::read(folder() / "expected.json", 1 << 20);
+  const auto sequences = prompts(expected);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    for (const char* options : {"--draft mtp", "--draft mtp --draft-tokens 2", "--draft mtp --draft-tokens 3"}) {
+      const JsonDocument answer = greedy_continuation(model(), sequences[s], options);
+      EXPECT_EQ(ids_of(answer), integer_row(*expected.find("greedy_ids"), s)) << "prompt " << s << " " << options;
+      const auto passes = int64_t(answer.root()["main_passes"]), accepted = int64_t(answer.root()["accepted"]);
+      EXPECT_EQ(passes + accepted, static_cast<int64_t>(kGreedyTokens));
+      int64_t passes_of_one_draft = 0;
+      if (facts.root()["mtp"]["main_passes"].at(s).get(passes_of_one_draft) != simdjson::SUCCESS) continue;
+      if (std::string_view(options) == "--draft mtp") {
+        EXPECT_EQ(passes, passes_of_one_draft) << "prompt " << s;
+      } else {
+        EXPECT_LE(passes, passes_of_one_draft) << "prompt " << s << " " << options;
+      }
+    }
+  }
+}
+
+// What the module proposes behind each token of the right continuation, its cache growing token by token.
+TEST_P(Oracle, DraftsAreEqual) {
+  const SafetensorsFile expected(folder() / "expected.safetensors");
+  const StoredTensor* drafts = expected.find("mtp_greedy_drafts");
+  if (drafts == nullptr) return;
+  ThreadPool pool(1);
+  Arena arena;
+  Context ctx{pool, arena};
+  const LoadedModel loaded = load_model(model(), pool);
+  const Model model = make_model(loaded.config, loaded.parameters.weights);
+  const auto sequences = prompts(expected);
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const auto wanted = integer_row(*drafts, s), greedy = integer_row(*expected.find("greedy_ids"), s);
+    LatentCache cache = make_latent_cache(loaded.config, 128), mtp_cache = make_mtp_cache(loaded.config, 128);
+    LatentCache* const caches[] = {&cache};
+    std::vector<int32_t> previous = sequences[s], unread = sequences[s], got;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      const ArenaScope scope(arena);
+      const int64_t position = cache.length;
+      const Tensor hidden = forward(ctx, model, make_batch(ctx, {&unread, 1}, {&position, 1}), {.caches = caches});
+      previous.push_back(greedy[i]);
+      unread = {greedy[i]};
+      Rng rng(0);
+      got.push_back(
+          draft_tokens(ctx, model, mtp_cache, hidden, previous, static_cast<int64_t>(i) + 1, 1, {}, rng)[0].id);
+    }
+    EXPECT_EQ(got, wanted) << "prompt " << s;
   }
 }
 

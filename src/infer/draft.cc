@@ -1,0 +1,58 @@
+#include "infer/draft.h"
+
+#include <algorithm>
+#include <numeric>
+
+namespace fathom {
+
+Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,
+                std::span<const int32_t> next_ids) {
+  FATHOM_CHECK(hidden.rows() == static_cast<int64_t>(next_ids.size()));
+  const std::vector<int32_t> ids(next_ids.begin(), next_ids.end());
+  const int64_t first_position = cache.length;
+  LatentCache* const caches[] = {&cache};
+  const MtpInput input{new_i32(ctx, {hidden.rows()}), make_batch(ctx, {&ids, 1}, {&first_position, 1})};
+  std::iota(input.rows.i32(), input.rows.i32() + hidden.rows(), 0);
+  return mtp_forward(ctx, model, input, hidden, {.caches = caches});
+}
+
+std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,
+                                std::vector<int32_t> previous, int64_t n_generated, int64_t n,
+                                const SamplerOptions& options, Rng& rng) {
+  const auto unread = std::span<const int32_t>(previous).subspan(static_cast<size_t>(cache.length) + 1);
+  Tensor state = read_mtp(ctx, model, cache, hidden, unread);
+  const int64_t n_read = cache.length;
+  std::vector<Draft> drafts;
+  for (;;) {
+    state = state.slice(state.rows() - 1, 1);
+    const Tensor logits = head_logits(ctx, model, state);
+    Distribution q = distribution({logits.f32(), static_cast<size_t>(logits.cols())}, previous, n_generated, options);
+    const int32_t id = draw(q, rng);
+    drafts.push_back({id, std::move(q)});
+    if (static_cast<int64_t>(drafts.size()) >= n) break;
+    previous.push_back(id);
+    ++n_generated;
+    state = read_mtp(ctx, model, cache, state, {&id, 1});
+  }
+  cache.length = n_read;
+  return drafts;
+}
+
+int32_t verify_draft(const Distribution& p, const Draft& draft, Rng& rng) {
+  const double p_total = total_weight(p), q_total = total_weight(draft.q);
+  const auto share = [](const Distribution& candidates, double total, int32_t id) {
+    const auto it = std::lower_bound(candidates.begin(), candidates.end(), id,
+                                     [](const Candidate& c, int32_t wanted) { return c.id < wanted; });
+    return it != candidates.end() && it->id == id ? it->weight / total : 0;
+  };
+  if (rng.uniform() * share(draft.q, q_total, draft.id) < share(p, p_total, draft.id)) return draft.id;
+
+  Distribution rest;
+  for (const Candidate& c : p) {
+    const double above = c.weight / p_total - share(draft.q, q_total, c.id);
+    if (above > 0) rest.push_back({c.id, above});
+  }
+  return draw(rest.empty() ? p : rest, rng);  // empty: p and q differ by rounding alone
+}
+
+}  // namespace fathom

@@ -6,6 +6,7 @@
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
+#include "number/blocks.h"
 #include "number/formats.h"
 
 namespace fathom {
@@ -241,17 +242,25 @@ void add_token_ids(Metadata& out, const ModelConfig& config, const GgufTokenizer
 }
 
 // The one place where numbers become what the file holds.
-void write_rows(AtomicFile& file, const float* rows, Format format, int64_t n_rows, int64_t cols,
+void write_rows(AtomicFile& file, ThreadPool& pool, const float* rows, Format format, int64_t n_rows, int64_t cols,
                 std::vector<std::byte>& stored) {
-  if (format_traits(format).block > 1) throw Error("cannot write {} yet", format_traits(format).name);
   stored.resize(static_cast<size_t>(format_bytes(format, n_rows * cols)));
-  from_f32(stored.data(), rows, format, n_rows * cols);
+  const int64_t grain = std::max<int64_t>(1, kPieceNumbers / 64 / cols);
+  pool.parallel_for(0, n_rows, grain, [&](int64_t begin, int64_t end) {
+    std::byte* to = stored.data() + format_bytes(format, begin * cols);
+    if (format_traits(format).block > 1) {
+      encode_blocks(to, rows + begin * cols, format, end - begin, cols);
+    } else {
+      from_f32(to, rows + begin * cols, format, (end - begin) * cols);
+    }
+  });
   file.write(stored.data(), stored.size());
 }
 
 // Scratch of one tensor after the other.
 struct Writer {
   AtomicFile& file;
+  ThreadPool& pool;
   const ModelConfig& config;
   const ReadRows& read;
   std::vector<float> rows{}, turned{};
@@ -265,7 +274,7 @@ struct Writer {
         const int64_t n = std::min(step, n_rows - row);
         rows.resize(static_cast<size_t>(n * cols));
         read(part, row, n, rows.data());
-        write_rows(file, rows.data(), tensor.format, n, cols, stored);
+        write_rows(file, pool, rows.data(), tensor.format, n, cols, stored);
       }
     }
   }
@@ -278,7 +287,7 @@ struct Writer {
     for (int64_t head = 0; head < config.num_attention_heads; ++head) {
       read(tensor.parts[0], head * (nope + v) + (keys ? 0 : nope), n, rows.data());
       if (!keys) {
-        write_rows(file, rows.data(), tensor.format, v, rank, stored);
+        write_rows(file, pool, rows.data(), tensor.format, v, rank, stored);
         continue;
       }
       turned.resize(rows.size());
@@ -286,7 +295,7 @@ struct Writer {
         for (int64_t i = 0; i < nope; ++i)
           turned[static_cast<size_t>(r * nope + i)] = rows[static_cast<size_t>(i * rank + r)];
       }
-      write_rows(file, turned.data(), tensor.format, rank, nope, stored);
+      write_rows(file, pool, turned.data(), tensor.format, rank, nope, stored);
     }
   }
 };
@@ -298,7 +307,7 @@ void pad(AtomicFile& file, int64_t bytes) {
 }  // namespace
 
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
-               const ChooseFormat& choose, const ReadRows& read) {
+               const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool) {
   check_expressible(config);
   const std::vector<PlannedTensor> plan = plan_tensors(config, choose);
   Metadata metadata;
@@ -330,7 +339,7 @@ void save_gguf(const std::filesystem::path& path, const ModelConfig& config, con
   AtomicFile file(path);
   file.write(header.bytes);
   pad(file, std::ssize(header.bytes));
-  Writer writer{file, config, read};
+  Writer writer{file, pool, config, read};
   for (const PlannedTensor& tensor : plan) {
     if (tensor.content == Content::whole) {
       writer.whole(tensor);

@@ -7,6 +7,7 @@
 #include <span>
 #include <string_view>
 
+#include "base/thread_pool.h"
 #include "checkpoint/gguf_model.h"
 #include "model/weights.h"
 
@@ -24,7 +25,7 @@ using ChooseFormat = std::function<Format(std::string_view gguf_name, std::span<
 // may be null; its lists are filled up with unused ids to the model's vocabulary. Error for a config that the format
 // cannot express. The file appears whole or not at all.
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
-               const ChooseFormat& choose, const ReadRows& read);
+               const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool);
 
 // The same of weights in memory.
 ReadRows rows_of(const ModelWeights& weights, const ModelConfig& config);

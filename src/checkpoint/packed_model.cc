@@ -32,7 +32,7 @@ constexpr Recipe kRecipes[] = {
     {"q5_k_m", q5_k, q5_k, q8_0, q5_k, q6_k, q5_k, q6_k, q6_k},
     {"q4_k_m", q4_k, q4_k, q8_0, q4_k, q6_k, q4_k, q5_k, q6_k},
     {"q4_k", q4_k, q4_k, q8_0, q4_k, q4_k, q4_k, q4_k, q6_k},
-    {"q4_0", q4_0, q4_0, q8_0, q4_0, q4_0, q4_0, q4_0, q6_k},
+    {"q4_0", q4_0, q4_0, q4_0, q4_0, q4_0, q4_0, q4_0, q6_k},
 };
 
 constexpr int64_t kPieceBytes = int64_t{1} << 20;  // what one task packs

@@ -29,8 +29,9 @@ ChooseFormat all_in(Format format) {
 // The bytes of the GGUF file of a model.
 std::string saved(const LoadedModel& model, Format format = Format::f32, const GgufTokenizer* tokenizer = nullptr) {
   const TemporaryDirectory directory;
+  ThreadPool pool(2);
   save_gguf(directory.path() / "m.gguf", model.config, tokenizer, all_in(format),
-            rows_of(model.parameters.weights, model.config));
+            rows_of(model.parameters.weights, model.config), pool);
   return slurp(directory.path() / "m.gguf");
 }
 

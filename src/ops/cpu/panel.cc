@@ -12,7 +12,7 @@ constexpr bool kWide = true;
 constexpr bool kWide = false;  // the loops that stand for vectors here gain nothing from tiles
 #endif
 constexpr int64_t kTokens = 128;  // whose sums and columns of a chunk lie in the cache while panels go by
-constexpr int kAhead = 1024;      // bytes of a panel fetched before they are used
+constexpr int kAhead = 2048;      // bytes of a panel fetched before they are used
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -39,7 +39,7 @@ struct Bench {
       pointers.push_back(&caches[s]);
     }
     const Batch batch = make_batch(ctx, tokens, first);
-    const Tensor hidden = forward(ctx, model, batch, {.caches = pointers});
+    const Tensor hidden = forward(ctx, model, batch, {.caches = pointers, .expand_caches = n >= kExpandFrom});
     Tensor last(hidden.at((n - 1) * hidden.row_stride), Format::f32,
                 {static_cast<int64_t>(caches.size()), hidden.cols()});
     last.row_stride = n * hidden.row_stride;

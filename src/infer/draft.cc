@@ -13,7 +13,7 @@ Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hid
   LatentCache* const caches[] = {&cache};
   const MtpInput input{new_i32(ctx, {hidden.rows()}), make_batch(ctx, {&ids, 1}, {&first_position, 1})};
   std::iota(input.rows.i32(), input.rows.i32() + hidden.rows(), 0);
-  return mtp_forward(ctx, model, input, hidden, {.caches = caches});
+  return mtp_forward(ctx, model, input, hidden, {.caches = caches, .expand_caches = hidden.rows() >= kExpandFrom});
 }
 
 std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,

@@ -30,13 +30,13 @@ void check_prompt(const Model& model, const LatentCache& cache, std::span<const 
 
 // Runs the model over `ids` and the drafts behind them, extends the sequence by both and returns their hidden states.
 Tensor read_tokens(Context& ctx, const Model& model, Sequence& sequence, std::span<const int32_t> ids,
-                   std::span<const Draft> drafts) {
+                   std::span<const Draft> drafts, bool expand_caches) {
   std::vector<int32_t> tokens(ids.begin(), ids.end());
   for (const Draft& draft : drafts) tokens.push_back(draft.id);
   const int64_t first_position = sequence.cache.length;
   LatentCache* const cache = &sequence.cache;
   const Batch batch = make_batch(ctx, {&tokens, 1}, {&first_position, 1});
-  const Tensor hidden = forward(ctx, model, batch, {.caches = {&cache, 1}});
+  const Tensor hidden = forward(ctx, model, batch, {.caches = {&cache, 1}, .expand_caches = expand_caches});
   sequence.ids.insert(sequence.ids.end(), tokens.begin(), tokens.end());
   return hidden;
 }
@@ -177,6 +177,8 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     return result.finish != FinishReason::stop;
   };
 
+  // One form for the whole prompt, however many passes read it: its logits do not depend on the pieces.
+  const bool expand = result.prompt_tokens - result.cached_tokens >= kExpandFrom;
   std::vector<Draft> drafts;  // for what follows `previous`
   for (bool goes_on = true; goes_on && n_generated() < options.max_tokens;) {
     if (interrupted()) {
@@ -190,7 +192,7 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     }
     const ArenaScope scope(ctx.arena);
     const auto piece = unread.first(std::min(unread.size(), kPrefillTokens));
-    const Tensor hidden = read_tokens(ctx, model, sequence, piece, drafts);
+    const Tensor hidden = read_tokens(ctx, model, sequence, piece, drafts, expand && result.ids.empty());
     ++result.main_passes;
     if (piece.size() < unread.size()) {
       if (drafting) read_mtp(ctx, model, sequence.mtp_cache, hidden, unread.subspan(1, piece.size()));

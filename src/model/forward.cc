@@ -74,7 +74,7 @@ void count_new_rows(const Batch& batch, std::span<LatentCache* const> caches) {
 
 // Multi-head latent attention (V3 equations 1-11). Returns [tokens, hidden].
 Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch, Tensor input,
-                       size_t layer, std::span<LatentCache* const> caches, MlaSaved& s) {
+                       size_t layer, const ForwardOptions& options, MlaSaved& s) {
   const MlaDims dims = model.config.mla();
   const int64_t tokens = batch.n_tokens(), rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
@@ -103,13 +103,15 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
 
   s.o = new_f32(ctx, {tokens, dims.n_heads * dims.v_head_dim});
   std::vector<LatentCacheView> seen;
-  if (!caches.empty()) seen = extend_caches(batch, layer, s.latent, k_rope, caches);
+  if (!options.caches.empty()) seen = extend_caches(batch, layer, s.latent, k_rope, options.caches);
   const bool cache_was_empty = std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; });
   if (cache_was_empty) {
     s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
     linear(ctx, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b);
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
+  } else if (options.expand_caches) {
+    mla_attention_expanded(ctx, s.o, s.q, w.kv_b, seen, dims, model.softmax_scale);
   } else {
     mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, w.k_b, seen, dims, model.softmax_scale);
   }
@@ -170,7 +172,7 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
   s.x_rms = new_f32(ctx, {tokens});
   Tensor normed = new_f32(ctx, {tokens, hidden});
   rms_norm(ctx, normed, x, w.input_norm, eps, s.x_rms);
-  s.attention_out = attention_block(ctx, model, w.attention, batch, normed, layer, options.caches, s.attention);
+  s.attention_out = attention_block(ctx, model, w.attention, batch, normed, layer, options, s.attention);
 
   s.mid = options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
   add(ctx, s.mid, x, s.attention_out);
@@ -295,7 +297,8 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tens
 
   s.x = new_f32(ctx, {tokens, hidden});
   layer_block(ctx, model, w.layer, input.next, s.x, x, 0,
-              {.caches = options.caches, .expert_load = options.expert_load}, s.layer);
+              {.caches = options.caches, .expand_caches = options.expand_caches, .expert_load = options.expert_load},
+              s.layer);
   count_new_rows(input.next, options.caches);
   s.x_rms = new_f32(ctx, {tokens});
   s.hidden = new_f32(ctx, {tokens, hidden});

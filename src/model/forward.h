@@ -70,11 +70,17 @@ struct ForwardSaved {
 // Tokens sent to each expert, [MoE layers][experts].
 using ExpertLoad = std::vector<std::vector<int64_t>>;
 
+// From about so many tokens on a pass over caches is cheaper with expand_caches.
+inline constexpr int64_t kExpandFrom = 128;
+
 struct ForwardOptions {
   ForwardSaved* saved = nullptr;  // filled when given (training, scoring); otherwise memory is freed layer by layer
   bool taps = false;              // with saved: keep attention_out and mlp_out too
   std::span<LatentCache* const> caches{};  // one a sequence: read, and extended by the new tokens
-  ExpertLoad* expert_load = nullptr;       // when given, one row a MoE layer is appended
+  // How attention reads caches that are not empty: passes of some hundred tokens are cheaper with keys and values made
+  // again from the latents, others in the absorbed form. A token's bits are the same in any passes of one kind.
+  bool expand_caches = false;
+  ExpertLoad* expert_load = nullptr;  // when given, one row a MoE layer is appended
 };
 
 // Returns final_hidden [tokens, hidden] (arena).
@@ -103,6 +109,7 @@ struct MtpSaved {
 struct MtpOptions {
   MtpSaved* saved = nullptr;               // filled when given (training)
   std::span<LatentCache* const> caches{};  // the module's own (make_mtp_cache), one a sequence: read and extended
+  bool expand_caches = false;              // as in ForwardOptions
   ExpertLoad* expert_load = nullptr;       // when given, one row is appended
 };
 // Returns hidden [mtp_tokens, hidden], after the module's norm; logits are head_logits of it.

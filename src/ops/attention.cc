@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/attention_blocks.h"
+#include "ops/linear.h"
 
 namespace fathom {
 namespace {
@@ -11,25 +12,19 @@ using namespace attention;
 
 constexpr int64_t kQueryBlock = 128;
 constexpr int64_t kScoreStride = kQueryBlock | 16;
+constexpr int64_t kExpandedFloats = int64_t{1} << 24;  // of keys and values made from a cache at a time
 
-// Up to kQueryBlock queries of one sequence.
+// Up to kQueryBlock queries of one sequence. Its keys begin at key_begin; the first query is row `first` of q and sees
+// keys up to first_key, itself.
 struct QueryBlock {
-  int64_t sequence_begin, first, n;
-  int64_t n_keys() const { return first + n - sequence_begin; }
+  int64_t key_begin, first_key, first, n;
+  int64_t n_keys() const { return first_key + n - key_begin; }
 };
 
-// The longest first, so that the threads end together.
-std::vector<QueryBlock> query_blocks(Tensor seq_offsets) {
-  std::vector<QueryBlock> blocks;
-  for (int64_t s = 0; s + 1 < seq_offsets.size(); ++s) {
-    const int64_t begin = seq_offsets.i32()[s], end = seq_offsets.i32()[s + 1];
-    for (int64_t first = begin; first < end; first += kQueryBlock) {
-      blocks.push_back({begin, first, std::min(kQueryBlock, end - first)});
-    }
+void add_query_blocks(std::vector<QueryBlock>& blocks, int64_t key_begin, int64_t first_key, int64_t first, int64_t n) {
+  for (int64_t i = 0; i < n; i += kQueryBlock) {
+    blocks.push_back({key_begin, first_key + i, first + i, std::min(kQueryBlock, n - i)});
   }
-  std::stable_sort(blocks.begin(), blocks.end(),
-                   [](const QueryBlock& a, const QueryBlock& b) { return a.n_keys() > b.n_keys(); });
-  return blocks;
 }
 
 struct Scratch {
@@ -45,13 +40,14 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
             const Scratch& s) {
   const cpu::AttentionKernels& k = kernels();
   const int64_t key_dim = in.key_dim(), v_dim = in.dims.v_head_dim, v_stride = block_stride(v_dim);
-  const int64_t n_queries = padded(block.n), end = block.first + block.n;
+  const int64_t n_queries = padded(block.n), end = block.first_key + block.n;
   transpose_padded(s.q_transposed, kScoreStride, in.query(block.first, head), in.q.row_stride, block.n, key_dim, scale);
   std::fill_n(s.largest, n_queries, kLowest);
   std::fill_n(s.sum, n_queries, 0.0f);
 
-  for (int64_t key = block.sequence_begin; key < end; key += kBlock) {
-    const int64_t n_keys = std::min(kBlock, end - key), diagonal = block.first - key;  // query i sees key diagonal + i
+  for (int64_t key = block.key_begin; key < end; key += kBlock) {
+    const int64_t n_keys = std::min(kBlock, end - key),
+                  diagonal = block.first_key - key;  // query i sees key diagonal + i
     in.copy_keys(s.keys, key_dim, key, head, n_keys);
     copy_rows(s.values, v_stride, in.value(key, head), in.kv.row_stride, n_keys, v_dim);
     const bool masked = diagonal + 1 < n_keys;
@@ -66,7 +62,7 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
       std::fill_n(s.scores + j * kScoreStride, j - diagonal, kMasked);  // queries before this key
     }
     k.online_softmax(s.scores, kScoreStride, n_keys, n_queries, s.largest, s.sum, s.correction);
-    const bool first = key == block.sequence_begin;
+    const bool first = key == block.key_begin;
     for (int64_t i = 0; i < block.n && !first; ++i) {
       if (s.correction[i] != 1) k.scale_and_add(s.out + i * v_stride, s.correction[i], nullptr, 0, v_dim);
     }
@@ -85,17 +81,15 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
   }
 }
 
-}  // namespace
-
-void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
-                   float scale, Tensor lse) {
-  const ExpandedInputs in = {q, kv, k_rope, dims};
-  check_expanded(in, o, seq_offsets);
-  const std::vector<QueryBlock> blocks = query_blocks(seq_offsets);
+// All heads of all blocks. The longest blocks go first, so that the threads end together.
+void attend_all(Context& ctx, const ExpandedInputs& in, std::vector<QueryBlock> blocks, float scale, Tensor o,
+                Tensor lse) {
+  std::stable_sort(blocks.begin(), blocks.end(),
+                   [](const QueryBlock& a, const QueryBlock& b) { return a.n_keys() > b.n_keys(); });
   const ArenaScope scope(ctx.arena);
   std::vector<Scratch> scratch;
   for (int thread = 0; thread < ctx.pool.size(); ++thread) {
-    const int64_t v_stride = block_stride(dims.v_head_dim);
+    const int64_t v_stride = block_stride(in.dims.v_head_dim);
     scratch.push_back({.q_transposed = new_floats(ctx, in.key_dim() * kScoreStride),
                        .keys = new_floats(ctx, kBlock * in.key_dim()),
                        .values = new_floats(ctx, kBlock * v_stride),
@@ -105,10 +99,60 @@ void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, T
                        .sum = new_floats(ctx, kQueryBlock),
                        .correction = new_floats(ctx, kQueryBlock)});
   }
-  ctx.pool.run(static_cast<int64_t>(blocks.size()) * dims.n_heads, [&](int64_t task, int thread) {
-    attend(in, blocks[static_cast<size_t>(task / dims.n_heads)], task % dims.n_heads, scale, o, lse,
+  ctx.pool.run(static_cast<int64_t>(blocks.size()) * in.dims.n_heads, [&](int64_t task, int thread) {
+    attend(in, blocks[static_cast<size_t>(task / in.dims.n_heads)], task % in.dims.n_heads, scale, o, lse,
            scratch[static_cast<size_t>(thread)]);
   });
+}
+
+}  // namespace
+
+void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
+                   float scale, Tensor lse) {
+  const ExpandedInputs in = {q, kv, k_rope, dims};
+  check_expanded(in, o, seq_offsets);
+  std::vector<QueryBlock> blocks;
+  for (int64_t s = 0; s + 1 < seq_offsets.size(); ++s) {
+    const int64_t begin = seq_offsets.i32()[s], end = seq_offsets.i32()[s + 1];
+    add_query_blocks(blocks, begin, begin, begin, end - begin);
+  }
+  attend_all(ctx, in, std::move(blocks), scale, o, lse);
+}
+
+void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
+                            const MlaDims& dims, float scale) {
+  const int64_t kv_dim = dims.qk_nope_head_dim + dims.v_head_dim,
+                key_dim = dims.qk_nope_head_dim + dims.qk_rope_head_dim;
+  const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim, v_dim = dims.v_head_dim;
+  FATHOM_CHECK(q.cols() == dims.n_heads * key_dim && o.cols() == dims.n_heads * v_dim && o.rows() == q.rows());
+  FATHOM_CHECK(kv_b.rows() == dims.n_heads * kv_dim && kv_b.cols() == rank);
+  int64_t first = 0;
+  for (const LatentCacheView& sequence : sequences) {
+    const int64_t n_keys = sequence.length;
+    const ArenaScope scope(ctx.arena);
+    const auto cached = [&](int64_t column, int64_t n) {
+      Tensor rows(const_cast<float*>(sequence.rows) + column, Format::f32, {n_keys, n});  // NOLINT: a view to read
+      rows.row_stride = row_dim;
+      return rows;
+    };
+    const LinearInput latents = make_linear_input(ctx, cached(0, rank), {kv_b});
+    // Heads whose keys and values are in memory at a time.
+    const int64_t heads = std::clamp<int64_t>(kExpandedFloats / (n_keys * kv_dim), 1, dims.n_heads);
+    const Tensor memory = new_f32(ctx, {n_keys, heads * kv_dim});
+    for (int64_t head = 0; head < dims.n_heads; head += heads) {
+      MlaDims of_group = dims;
+      of_group.n_heads = std::min(heads, dims.n_heads - head);
+      const Tensor kv(memory.data, Format::f32, {n_keys, of_group.n_heads * kv_dim});
+      linear(ctx, kv, latents, kv_b.slice(head * kv_dim, of_group.n_heads * kv_dim));
+      std::vector<QueryBlock> blocks;
+      add_query_blocks(blocks, 0, n_keys - sequence.n_new, first, sequence.n_new);
+      const ExpandedInputs in = {q.columns(head * key_dim, of_group.n_heads * key_dim), kv,
+                                 cached(rank, dims.qk_rope_head_dim), of_group};
+      attend_all(ctx, in, std::move(blocks), scale, o.columns(head * v_dim, of_group.n_heads * v_dim), {});
+    }
+    first += sequence.n_new;
+  }
+  FATHOM_CHECK(first == q.rows());
 }
 
 }  // namespace fathom

@@ -34,6 +34,12 @@ struct LatentCacheView {
   int64_t n_new = 0;  // the last n_new rows belong to the new tokens: query i sees length - n_new + i + 1 rows
 };
 
+// Expanded form over caches (prompts that are read in parts): keys and values of all cached tokens are made again from
+// their latents, some heads at a time. A query's result has the bits that mla_attention over the whole sequence gives.
+// Cheaper than the absorbed form for passes of some hundred tokens.
+void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
+                            const MlaDims& dims, float scale);
+
 // Absorbed form (decode, V2 section 2.1.2): the up-projections W_UK and W_UV are applied to query and output, not to
 // the cache.
 //   q_c[h] = W_UK[h]^T q_nope[h],  s = scale * (q_c . c_j + q_rope . k_rope_j),  o[h] = W_UV[h] sum_j p_j c_j

@@ -169,6 +169,46 @@ TEST(Forward, SavingChangesNoBit) {
             unsaved);
 }
 
+// A prompt read in any pieces, and beside any other sequences, leaves the same hidden states and caches.
+TEST(Forward, APromptHasTheSameBitsInAnyPiecesAndAnyBatch) {
+  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+    Machine machine;
+    Parameters p = tiny_parameters(config);
+    const Model model = make_model(config, p.weights);
+    const std::vector<int32_t> ids = random_ids(150, config.vocab_size, 1),
+                               other = random_ids(40, config.vocab_size, 2);
+    std::vector<float> whole, whole_cache;
+    for (const size_t piece : {150u, 64u, 19u, 1u}) {
+      for (const bool beside : {false, true}) {
+        LatentCache cache = make_latent_cache(config, 200), neighbour = make_latent_cache(config, 200);
+        std::vector<float> hidden;
+        for (size_t begin = 0; begin < ids.size(); begin += piece) {
+          const size_t n = std::min(piece, ids.size() - begin);
+          std::vector<std::vector<int32_t>> sequences{
+              {ids.begin() + static_cast<int64_t>(begin), ids.begin() + static_cast<int64_t>(begin + n)}};
+          std::vector<LatentCache*> caches{&cache};
+          std::vector<int64_t> first{cache.length};
+          if (beside && begin == 0) {
+            sequences.push_back(other);
+            caches.push_back(&neighbour);
+            first.push_back(0);
+          }
+          const Batch batch = make_batch(machine.ctx, sequences, first);
+          const Tensor out = forward(machine.ctx, model, batch, {.caches = caches, .expand_caches = true});
+          hidden.insert(hidden.end(), out.f32(), out.f32() + static_cast<int64_t>(n) * out.cols());
+        }
+        const std::vector<float> cached(cache.rows(1), cache.rows(1) + cache.length * cache.row);
+        if (whole.empty()) {
+          whole = hidden;
+          whole_cache = cached;
+        }
+        EXPECT_EQ(memcmp(hidden.data(), whole.data(), whole.size() * sizeof(float)), 0) << piece << " " << beside;
+        EXPECT_EQ(memcmp(cached.data(), whole_cache.data(), whole_cache.size() * sizeof(float)), 0) << piece;
+      }
+    }
+  }
+}
+
 TEST(Loss, SameBitsForAnyNumberOfThreads) {
   const ModelConfig config = tiny_v3();
   Parameters p = tiny_parameters(config);

@@ -81,8 +81,42 @@ TEST(AbsorbedAttention, EqualsTheExpandedForm) {
     for (const int64_t n_new : {1, 3}) {
       const Tensor newest = filled_like(p.o.slice(n - n_new, n_new), NAN);
       const LatentCacheView view = {p.sequences[0].rows, n, n_new};
-      mla_attention_absorbed(ctx(), newest, p.q.slice(n - n_new, n_new), p.kv_b, {}, std::span(&view, 1), dims, p.scale);
+      mla_attention_absorbed(ctx(), newest, p.q.slice(n - n_new, n_new), p.kv_b, {}, std::span(&view, 1), dims,
+                             p.scale);
       EXPECT_TRUE(same_bits(newest, p.o.slice(n - n_new, n_new))) << n_new;
+    }
+  }
+}
+
+TEST(ExpandedAttention, OverCachesMatchesThePlainTwin) {
+  for (const MlaDims& dims : {kOdd, kMany}) {
+    const Problem p = make_problem(dims, {{300, 140}, {1, 1}, {70, 3}, {5, 0}, {129, 129}}, 2);
+    mla_attention_expanded(ctx(), p.o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+    const Tensor o = filled_like(p.o, NAN);
+    plain::mla_attention_absorbed(o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+    EXPECT_LE(max_relative_error(p.o, o), 1e-5);
+    EXPECT_TRUE(gaps_untouched(p.o));
+  }
+}
+
+TEST(ExpandedAttention, GivesTheSameBitsInAnyPieces) {
+  for (const MlaDims& dims : {kOdd, kMany}) {
+    const int64_t n = 331, rank = dims.kv_lora_rank;
+    const Problem p = make_problem(dims, {{n, n}});
+    const Tensor rows(const_cast<float*>(p.sequences[0].rows), Format::f32, {n, rank + dims.qk_rope_head_dim});
+    const Tensor kv = filled_f32(n, p.kv_b.rows(), NAN);
+    linear(ctx(), kv, rows.columns(0, rank), p.kv_b);
+    mla_attention(ctx(), p.o, p.q, kv, rows.columns(rank, dims.qk_rope_head_dim),
+                  i32_tensor({0, static_cast<int32_t>(n)}), dims, p.scale);
+    for (const int64_t piece : {331, 128, 77, 1}) {
+      const Tensor o = filled_like(p.o, NAN);
+      for (int64_t begin = 0; begin < n; begin += piece) {
+        const int64_t n_new = std::min(piece, n - begin);
+        const LatentCacheView view = {p.sequences[0].rows, begin + n_new, n_new};
+        mla_attention_expanded(ctx(), o.slice(begin, n_new), p.q.slice(begin, n_new), p.kv_b, std::span(&view, 1), dims,
+                               p.scale);
+      }
+      EXPECT_TRUE(same_bits(o, p.o)) << piece;
     }
   }
 }

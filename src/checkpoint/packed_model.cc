@@ -9,6 +9,7 @@
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
+#include "checkpoint/gguf_save.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
 #include "number/panels.h"
@@ -274,6 +275,39 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
   config.packed = true;
   AtomicFile* const files[] = {&file};
   commit_model(to, config, f32, files, {"model.safetensors"});
+}
+
+void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& recipe, const GgufTokenizer* tokenizer,
+                     ThreadPool& pool) {
+  Plan plan;
+  make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+  // GGUF names a fused weight's parts; each is asked for by one of them.
+  std::map<std::string, Format> by_name;
+  for (const PackedWeight& weight : plan.packed) {
+    const Format format = recipe_format(recipe, weight.kind);
+    if (format == f8_e4m3) throw Error("{}: GGUF has no FP8; take another format", printable(to.native()));
+    for (const RowSource* source : weight.sources) {
+      if (weight.kind != WeightKind::k_b) by_name.emplace(gguf_name(source->tensor->name), format);
+    }
+  }
+  const auto choose = [&](std::string_view name, std::span<const int64_t>) {
+    const auto found = by_name.find(std::string(name));
+    return found == by_name.end() ? recipe.kv_b : found->second;  // the halves of kv_b
+  };
+  std::map<std::string_view, const RowSource*> sources;
+  int64_t total = 0;
+  for (const RowSource& source : plan.sources) {
+    sources.emplace(source.tensor->name, &source);
+    total += source.tensor->shape.size();
+  }
+  Progress progress("converting", total);
+  int64_t done = 0;
+  const ReadRows read = [&](const NamedTensor& tensor, int64_t first, int64_t n, float* out) {
+    read_rows(out, *sources.at(tensor.name), plan.config, first, n);
+    done += n * tensor.view.cols();
+    progress.update(done);
+  };
+  save_gguf(to, plan.config, tokenizer, choose, read, pool);
 }
 
 }  // namespace fathom

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "base/thread_pool.h"
+#include "checkpoint/gguf_model.h"
 #include "checkpoint/packing.h"
 
 namespace fathom {
@@ -38,5 +39,8 @@ std::vector<WeightBytes> packed_sizes(const std::filesystem::path& from, const R
 // one. Weights go through memory piece by piece, on all threads. The old content of `to` stays until all is written.
 void convert_model(const std::filesystem::path& from, const std::filesystem::path& to, const Recipe& recipe,
                    ThreadPool& pool);
+// The same as a GGUF file (checkpoint/gguf_save.h).
+void convert_to_gguf(const std::filesystem::path& from, const std::filesystem::path& to, const Recipe& recipe,
+                     const GgufTokenizer* tokenizer, ThreadPool& pool);
 
 }  // namespace fathom

@@ -39,36 +39,54 @@ void print_sizes(const Options& o, const CommonOptions& common, const Recipe& re
                            human_count(static_cast<double>(numbers)), human_bytes(static_cast<double>(bytes)), bits));
 }
 
+// Of a directory; a GGUF file has none.
+void copy_other_files(const Options& o) {
+  for (const char* name : kOtherFiles) {
+    const fs::path file = fs::path(o.from) / name;
+    constexpr size_t kMaxBytes = size_t{1} << 28;
+    if (!path_is_directory(o.from) || !path_exists(file)) continue;
+    write_file_atomically(fs::path(o.to) / name, read_file(file, kMaxBytes));
+  }
+}
+
+void write_gguf(const Options& o, const Recipe& recipe, ThreadPool& pool) {
+  const std::optional<Tokenizer> tokenizer = find_tokenizer(o.from);
+  if (!tokenizer) return convert_to_gguf(o.from, o.to, recipe, nullptr, pool);
+  const Vocabulary lists = tokenizer->vocabulary();
+  const GgufTokenizer views{lists.pretokenizer, {lists.tokens.begin(), lists.tokens.end()},
+                            lists.kinds,        {lists.merges.begin(), lists.merges.end()},
+                            lists.bos,          lists.eos,
+                            lists.chat_template};
+  convert_to_gguf(o.from, o.to, recipe, &views, pool);
+}
+
 void run(const Options& o, const CommonOptions& common) {
   const Recipe* recipe = find_recipe(o.format);
   if (recipe == nullptr) {
     throw UsageError("--to {}: no such format; there are {}", printable(o.format, 80), recipe_names());
   }
   if (o.dry_run) return print_sizes(o, common, *recipe);
-  if (o.to.empty()) throw UsageError("convert: give the directory to write, behind the model");
+  if (o.to.empty()) throw UsageError("convert: give the directory or .gguf file to write, behind the model");
   std::error_code none;
   if (fs::equivalent(o.from, o.to, none)) throw UsageError("convert: {} would overwrite itself", printable(o.to));
   ThreadPool pool(thread_count(common));
   const double start = monotonic_s();
-  convert_model(o.from, o.to, *recipe, pool);
-  for (const char* name : kOtherFiles) {
-    const fs::path file = fs::path(o.from) / name;
-    constexpr size_t kMaxBytes = size_t{1} << 28;
-    if (path_is_directory(o.from) && path_exists(file)) {
-      write_file_atomically(fs::path(o.to) / name, read_file(file, kMaxBytes));
-    }
+  if (is_gguf_path(o.to)) {
+    write_gguf(o, *recipe, pool);
+  } else {
+    convert_model(o.from, o.to, *recipe, pool);
+    copy_other_files(o);
   }
-  log("{}: {} as {}, {}", o.to, o.from, o.format, human_duration(monotonic_s() - start));
+  log("{}: {} as {}, {}", printable(o.to), printable(o.from), o.format, human_duration(monotonic_s() - start));
 }
-
 }  // namespace
 
 void add_convert(CLI::App& app, CommonOptions& common) {
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("convert", "Write a model in another number format, packed for inference");
+  CLI::App* command = app.add_subcommand("convert", "Write a model in another number format");
   command->option_defaults()->always_capture_default();
   command->add_option("SRC", options->from, "Model directory or .gguf file")->required();
-  command->add_option("DST", options->to, "Directory to write");
+  command->add_option("DST", options->to, "Directory to write, or a .gguf file");
   command->add_option("--to", options->format, "Format of the weights: " + recipe_names())
       ->required()
       ->type_name("NAME");

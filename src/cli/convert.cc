@@ -50,7 +50,9 @@ void run(const Options& o, const CommonOptions& common) {
   if (fs::equivalent(o.from, o.to, none)) throw UsageError("convert: {} would overwrite itself", printable(o.to));
   ThreadPool pool(thread_count(common));
   const double start = monotonic_s();
-  convert_model(o.from, o.to, *recipe, pool);
+  convert_model(o.from, o.to, *recipe, pool, [] {
+    if (interrupted_by != 0) throw Interrupted{};
+  });
   for (const char* name : kOtherFiles) {
     const fs::path file = fs::path(o.from) / name;
     constexpr size_t kMaxBytes = size_t{1} << 28;

@@ -472,7 +472,7 @@ struct Parts {
       tensors.push_back({t.name, {t.dtype, {reinterpret_cast<const char*>(t.data.data()), t.data.size()}}});
     }
   }
-  std::string bytes() const {
+  std::string bytes(size_t place = 0) const {  // of the data, beyond a multiple of 8
     std::string header, data;
     for (const auto& [name, part] : tensors) {
       const size_t width = part.dtype == "F32" ? 4 : 1;
@@ -482,7 +482,7 @@ struct Parts {
       data += part.data;
     }
     header += '}';
-    while (header.size() % 8 != 0) header += ' ';
+    while (header.size() % 8 != place) header += ' ';
     const uint64_t size = header.size();
     return std::string(reinterpret_cast<const char*>(&size), 8) + header + data;
   }
@@ -581,6 +581,16 @@ TEST_F(HostilePackedModel, TensorsAreRefusedByFileAndName) {
     const std::string message = load_changed(c.change);
     EXPECT_THAT(message, HasSubstr(c.expected));
     EXPECT_THAT(message, testing::StartsWith((path() / "model.safetensors: ").string()));
+  }
+}
+
+// A header of any length is sound: floats need not stand where they can be read in place.
+TEST_F(HostilePackedModel, DataMayBeginAnywhere) {
+  const std::vector<float> want = packed_logits(path(), pool_);
+  const Parts parts(path() / "model.safetensors");
+  for (const size_t place : {1, 2, 4, 7}) {
+    scratch_.write("model.safetensors", parts.bytes(place));
+    EXPECT_EQ(packed_logits(path(), pool_), want) << place;
   }
 }
 

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
@@ -70,6 +72,7 @@ struct Plan {
 };
 // `plan` is filled in place: its parts point into each other.
 void make_plan(Plan& plan, const fs::path& path, const FormatChoice& choose) {
+  check_model_path(path);
   plan.config = read_model_config(path);
   if (plan.config.packed) throw Error("{}: is packed already; convert the model that it was made from", path.native());
   plan.checkpoint = open_checkpoint(path);
@@ -140,23 +143,56 @@ std::optional<Format> format_named(std::string_view name) {
   return std::nullopt;
 }
 
+// Refuses sizes that the files cannot hold before a name is made for each of their experts. No format takes less than
+// half a byte for a number.
+void check_size(const Checkpoint& mapped, const ModelConfig& config) {
+  int64_t bytes = 0;
+  for (const auto& [name, place] : mapped.tensors) bytes += static_cast<int64_t>(place.tensor->data.size());
+  const int64_t numbers = count_parameters(config).total;
+  if (numbers / 4 > bytes) {
+    throw Error("{}: holds {} bytes of weights, too few for the {} parameters of the config", mapped.where, bytes,
+                numbers);
+  }
+}
+
+// What kernels read as floats in place moves to memory where the file has it at odd places, as behind a q6_k embedding.
+void align_floats(PackedModel& model) {
+  std::vector<Tensor*> odd;
+  int64_t total = 0;
+  for_each_weight(model.weights, [&](WeightKind kind, Tensor& slot) {
+    const bool aligned = reinterpret_cast<uintptr_t>(slot.data) % alignof(float) == 0;
+    if (slot.panels || kind == WeightKind::embedding || aligned) return;
+    odd.push_back(&slot);
+    total += slot.size_bytes();
+  });
+  if (odd.empty()) return;
+  model.memory = Buffer(static_cast<size_t>(total));
+  auto* to = static_cast<std::byte*>(model.memory.data());
+  for (Tensor* slot : odd) {
+    std::memcpy(to, slot->data, static_cast<size_t>(slot->size_bytes()));
+    slot->data = to;
+    to += slot->size_bytes();
+  }
+}
+
 PackedModel map_model(const fs::path& path, const ModelConfig& config) {
   PackedModel model;
   model.config = config;
   model.mapped = open_checkpoint(path);
+  check_size(model.mapped, config);
   model.weights = weight_shapes(config);
   std::map<std::string, const StoredTensor*, std::less<>> by_base;
   for (const auto& [name, place] : model.mapped.tensors) {
     const size_t dot = name.rfind('.');
     if (dot != std::string_view::npos) by_base.emplace(std::string(name.substr(0, dot)), place.tensor);
   }
-  size_t used = 0;
+  std::set<const StoredTensor*> used;
   for (const ExpectedWeight& weight : expected_weights(model.weights, model.config)) {
     Tensor& slot = *weight.slot;
     const auto found = by_base.find(weight.name + (slot.panels ? ".panels" : ".rows"));
     if (found == by_base.end()) throw Error("{}: has no weight {}", model.mapped.where, weight.name);
-    ++used;
     const StoredTensor& stored = *found->second;
+    used.insert(&stored);
     const std::optional<Format> format = format_named(std::string_view(stored.name).substr(found->first.size() + 1));
     const bool any_format = weight.kind != WeightKind::norm && weight.kind != WeightKind::router_bias &&
                             weight.kind != WeightKind::router && (slot.panels || weight.kind == WeightKind::embedding);
@@ -171,10 +207,11 @@ PackedModel map_model(const fs::path& path, const ModelConfig& config) {
     }
     slot.data = const_cast<std::byte*>(stored.data.data());  // NOLINT: weights are views to read
   }
-  if (used != model.mapped.tensors.size()) {
-    throw Error("{}: holds {} tensors, a model of this config.json has {}", model.mapped.where,
-                model.mapped.tensors.size(), used);
+  for (const auto& [name, place] : model.mapped.tensors) {
+    if (used.contains(place.tensor)) continue;
+    throw Error("{}: a tensor that the config has no place for: {}", model.mapped.where, printable(name));
   }
+  align_floats(model);
   return model;
 }
 
@@ -241,7 +278,8 @@ std::vector<WeightBytes> packed_sizes(const fs::path& from, const Recipe& recipe
   return list;
 }
 
-void convert_model(const fs::path& from, const fs::path& to, const Recipe& recipe, ThreadPool& pool) {
+void convert_model(const fs::path& from, const fs::path& to, const Recipe& recipe, ThreadPool& pool,
+                   const std::function<void()>& check) {
   Plan plan;
   make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
   make_directory(to);
@@ -268,6 +306,7 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
       file.write(bytes.data(), bytes.size());
       done += part.bytes;
       progress.update(done);
+      if (check) check();
     }
   }
   progress.finish();
@@ -278,7 +317,7 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
 }
 
 void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& recipe, const GgufTokenizer* tokenizer,
-                     ThreadPool& pool) {
+                     ThreadPool& pool, const std::function<void()>& check) {
   Plan plan;
   make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
   // GGUF names a fused weight's parts; each is asked for by one of them.
@@ -306,6 +345,7 @@ void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& rec
     read_rows(out, *sources.at(tensor.name), plan.config, first, n);
     done += n * tensor.view.cols();
     progress.update(done);
+    if (check) check();
   };
   save_gguf(to, plan.config, tokenizer, choose, read, pool);
 }

@@ -37,10 +37,11 @@ std::vector<WeightBytes> packed_sizes(const std::filesystem::path& from, const R
 
 // Writes `to`, a directory with config.json, generation_config.json and the packed weights, from any model but a packed
 // one. Weights go through memory piece by piece, on all threads. The old content of `to` stays until all is written.
+// `check` is called now and then, and may throw to give up.
 void convert_model(const std::filesystem::path& from, const std::filesystem::path& to, const Recipe& recipe,
-                   ThreadPool& pool);
+                   ThreadPool& pool, const std::function<void()>& check = {});
 // The same as a GGUF file (checkpoint/gguf_save.h).
 void convert_to_gguf(const std::filesystem::path& from, const std::filesystem::path& to, const Recipe& recipe,
-                     const GgufTokenizer* tokenizer, ThreadPool& pool);
+                     const GgufTokenizer* tokenizer, ThreadPool& pool, const std::function<void()>& check = {});
 
 }  // namespace fathom

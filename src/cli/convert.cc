@@ -49,15 +49,19 @@ void copy_other_files(const Options& o) {
   }
 }
 
+void stop_when_interrupted() {
+  if (interrupted_by != 0) throw Interrupted{};
+}
+
 void write_gguf(const Options& o, const Recipe& recipe, ThreadPool& pool) {
   const std::optional<Tokenizer> tokenizer = find_tokenizer(o.from);
-  if (!tokenizer) return convert_to_gguf(o.from, o.to, recipe, nullptr, pool);
+  if (!tokenizer) return convert_to_gguf(o.from, o.to, recipe, nullptr, pool, stop_when_interrupted);
   const Vocabulary lists = tokenizer->vocabulary();
   const GgufTokenizer views{lists.pretokenizer, {lists.tokens.begin(), lists.tokens.end()},
                             lists.kinds,        {lists.merges.begin(), lists.merges.end()},
                             lists.bos,          lists.eos,
                             lists.chat_template};
-  convert_to_gguf(o.from, o.to, recipe, &views, pool);
+  convert_to_gguf(o.from, o.to, recipe, &views, pool, stop_when_interrupted);
 }
 
 void run(const Options& o, const CommonOptions& common) {
@@ -74,7 +78,7 @@ void run(const Options& o, const CommonOptions& common) {
   if (is_gguf_path(o.to)) {
     write_gguf(o, *recipe, pool);
   } else {
-    convert_model(o.from, o.to, *recipe, pool);
+    convert_model(o.from, o.to, *recipe, pool, stop_when_interrupted);
     copy_other_files(o);
   }
   log("{}: {} as {}, {}", printable(o.to), printable(o.from), o.format, human_duration(monotonic_s() - start));

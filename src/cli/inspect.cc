@@ -10,6 +10,7 @@
 #include "base/terminal.h"
 #include "checkpoint/gguf_model.h"
 #include "checkpoint/hf_directory.h"
+#include "checkpoint/packed_model.h"
 #include "cli/command.h"
 
 namespace fathom::cli {
@@ -44,7 +45,12 @@ Subject open_subject(const fs::path& path) {
   if (!path_exists(path)) throw Error("{}: no such file or directory", name);
   if (path_is_directory(path) || is_gguf_path(path)) {
     Subject subject{name, read_model_config(path), open_checkpoint(path)};
-    (void)match_tensors(*subject.checkpoint, *subject.config);
+    if (subject.config->packed) {
+      ThreadPool one(1);
+      (void)load_packed_model(path, one);  // maps it, with every check
+    } else {
+      (void)match_tensors(*subject.checkpoint, *subject.config);
+    }
     return subject;
   }
   if (path.extension() == ".json") return {name, read_model_config(path), {}};

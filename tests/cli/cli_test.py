@@ -3,6 +3,7 @@ import json
 import os
 import pathlib
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -420,6 +421,87 @@ class Chat(Case):
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
             self.assertEqual(process.returncode, 128 + signal.SIGTERM)
+
+
+class Convert(Case):
+    def convert(self, *arguments, **options):
+        return fathom("convert", *arguments, **options)
+
+    def test_a_packed_model_answers_as_the_one_that_it_was_made_from(self):
+        out = self.folder / "packed"
+        self.assertEqual(self.assert_done(self.convert(TINY, str(out), "--to", "bf16", "--quiet")), "")
+        arguments = ["--prompt", "The hollow window", "--max-tokens", "12", "--json"]
+        answer = json.loads(self.assert_done(fathom("generate", "--model", str(out), *arguments)))
+        self.assertEqual(answer["ids"], self.generate_json(*arguments[:-1])["ids"])
+
+    def test_a_dry_run_tells_what_is_written(self):
+        for name in ("f32", "fp8", "q4_k_m"):
+            told = json.loads(self.assert_done(self.convert(TINY, "--to", name, "--dry-run", "--json")))
+            self.assertEqual(told["bytes"], sum(size["bytes"] for size in told["by_type"].values()))
+            numbers = sum(size["numbers"] for size in told["by_type"].values())
+            self.assertAlmostEqual(told["bits_per_number"], 8 * told["bytes"] / numbers)
+            out = self.folder / name
+            self.assertEqual(self.assert_done(self.convert(TINY, str(out), "--to", name, "--dry-run", "--json")),
+                             json.dumps(told, separators=(",", ":")) + "\n")
+            self.assertFalse(out.exists())
+            self.assert_done(self.convert(TINY, str(out), "--to", name))
+            data = (out / "model.safetensors").read_bytes()
+            self.assertEqual(len(data) - 8 - int.from_bytes(data[:8], "little"), told["bytes"])
+        text = self.assert_done(self.convert(TINY, "--to", "q4_k_m", "--dry-run"))
+        self.assertIn("bits a number", text)
+
+    def test_wrong_usage(self):
+        out = self.folder / "packed"
+        self.assert_refused(self.convert(TINY, str(out), "--to", "q3"), 2, "--to q3", "bf16, ", "q4_k_m, ")
+        self.assert_refused(self.convert(TINY, str(out)), 2, "--to")
+        self.assert_refused(self.convert(TINY, "--to", "q4_0"), 2, "the directory or .gguf file to write")
+        self.assert_refused(self.convert(TINY, TINY + "/../v3_tiny", "--to", "q4_0"), 2, "would overwrite itself")
+        self.assert_refused(self.convert("/nonexistent", str(out), "--to", "q4_0"), 1, "/nonexistent: no such directory")
+        self.assertFalse(out.exists())
+        self.assert_done(self.convert(TINY, str(out), "--to", "q4_0"))
+        self.assert_refused(self.convert(str(out), str(self.folder / "again"), "--to", "q8_0"), 1, "is packed already")
+        self.assert_refused(self.convert(str(out), "--to", "q8_0", "--dry-run"), 1, "is packed already")
+
+    def test_one_that_is_cut_off_leaves_no_model(self):
+        out = self.folder / "packed"
+
+        def small_files():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+        full = self.convert(TINY, str(out), "--to", "f32", preexec_fn=small_files, restore_signals=False)
+        self.assert_refused(full, 1, "model.safetensors", "File too large")
+        self.assertEqual(list(out.iterdir()), [])
+        killed = self.convert(TINY, str(out), "--to", "f32", preexec_fn=small_files)
+        self.assertEqual(killed.returncode, -signal.SIGXFSZ)
+        self.assert_refused(fathom("generate", "--model", str(out), "--tokens", "0,5"), 1, "config.json")
+        self.assert_done(self.convert(TINY, str(out), "--to", "f32"))
+        self.assert_done(fathom("generate", "--model", str(out), "--tokens", "0,5", "--max-tokens", "2"))
+
+
+class Bench(Case):
+    def bench(self, *arguments):
+        return fathom("bench", "--model", TINY, "--reps", "2", *arguments)
+
+    def test_rates_stand_under_the_names_of_their_tests(self):
+        lines = []
+        for arguments in (["--prompt", "8", "--gen", "4"], ["--prompt", "0", "--gen", "4", "--batch", "2", "--depth", "8"]):
+            lines += self.assert_done(self.bench(*arguments, "--json")).splitlines()
+        tests = [json.loads(line) for line in lines]
+        self.assertEqual([t["test"] for t in tests], ["pp8", "tg4", "tg4x2@d8"])
+        for test in tests:
+            self.assertGreater(test["avg_ts"], 0)
+            self.assertGreaterEqual(test["stddev_ts"], 0)
+            self.assertEqual(len(test["samples_ts"]), 2)
+            self.assertAlmostEqual(sum(test["samples_ts"]) / 2, test["avg_ts"], delta=1e-6 * test["avg_ts"])
+        self.assertIn("tokens/s", self.assert_done(self.bench("--prompt", "2", "--gen", "0")))
+
+    def test_wrong_usage(self):
+        self.assert_refused(self.bench("--depth", "163840"), 2, "--depth 163840", "163840 that the model reads")
+        self.assert_refused(self.bench("--batch", "0"), 2, "--batch")
+        self.assert_refused(self.bench("--reps", "0"), 2, "--reps")
+        self.assert_refused(self.bench("--gen", "-1"), 2, "--gen")
+        self.assert_refused(fathom("bench"), 2, "--model")
+        self.assert_refused(fathom("bench", "--model", "/nonexistent"), 1, "/nonexistent")
 
 
 if __name__ == "__main__":

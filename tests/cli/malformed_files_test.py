@@ -1,8 +1,11 @@
 """Broken and hostile files given to the real program: each ends in one clear line, quickly, in little memory, and leaves
 nothing behind. usage: malformed_files_test.py PROGRAM [--sanitized]   (a sanitizer's build may take memory and time)"""
+import atexit
 import copy
+import functools
 import os
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -41,6 +44,8 @@ TRAIN = ["train", "--init", "@model", "--data", "@folder/text.txt", "--out", "@o
          "--batch-size", "1"]
 TRAIN_NEW = ["train", "--model-config", "@model/config.json", "--tokenizer", "bytes", "--data", "@folder/text.txt",
              "--out", "@out/run", "--steps", "1", "--seq-len", "8", "--batch-size", "1"]
+CONVERT = ["convert", "@model", "@out/packed", "--to", "q4_0"]
+BENCH = ["bench", "--model", "@model", "--prompt", "2", "--gen", "2", "--reps", "1"]
 CONFIGURED = [*GENERATE, "--config", "@folder/options.toml"]
 
 
@@ -589,7 +594,45 @@ def gguf_cases():
     yield Case(TINY, raw("m.gguf", gguf([architecture])), [*train, "--tokenizer", "bytes"], "deepseek2.embedding_length is missing")
 
 
-GROUPS = (gguf_cases, config_cases, json_file_cases, safetensors_cases, fp8_and_mtp_cases, shard_cases, tokenizer_cases, template_cases,
+@functools.cache
+def packed(base):
+    """`base` as convert writes it."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    subprocess.run([PROGRAM, "convert", str(base), folder, "--to", "q4_0", "--quiet"], check=True)
+    return pathlib.Path(folder)
+
+
+def packed_cases():
+    def of(edit, expected, command=GENERATE):
+        return Case(packed(TINY), edit, command, expected)
+
+    name = "model.layers.0.self_attn.o_proj"
+    stored = name + ".panels.q4_0"
+    for command in (INSPECT, GENERATE, BENCH, SCORE[:-2]):
+        yield of(without(stored), f"model.safetensors: has no weight {name}", command)
+        yield of(renamed(stored, name + ".panels.q4_k"), f"weight {name}.panels.q4_k is in a format that it cannot", command)
+        yield of(config(("quantization_config/version", 2)), "config.json: the weights are packed in version 2, this", command)
+    yield of(renamed(stored, name + ".panels.q9"), f"model.safetensors: weight {name}.panels.q9 is in a format that")
+    yield of(renamed(stored, name + ".panels.f32"), f"model.safetensors: weight {name}.panels.f32 has 3456 bytes of U8, the")
+    yield of(retyped(stored, "BF16", 2), f"weight {stored} has 6912 bytes of BF16, the config asks for 3456 of U8")
+    yield of(with_tensor("ghost.rows.f32", "U8", [4], bytes(4)), "no place for: ghost.rows.f32")
+    yield of(raw(WEIGHTS, lambda data: data[:-1]), "it was cut off or is damaged")
+    yield of(removed(WEIGHTS), "holds neither model.safetensors nor")
+    yield of(config(("hidden_size", 1 << 24)), "too few for the")
+    yield of(config(("n_routed_experts", 65536)), "too few for the")
+    yield of(config(("num_hidden_layers", 10000)), "too few for the")
+    yield of(config(("quantization_config/version", REMOVED)), "quantization_config.version is missing")
+    yield of(nothing, "model: is packed already; convert the model that it was made from", CONVERT)
+    for command in (SCORE, TRAIN):
+        yield of(nothing, "packed", command)
+    for edit, expected in ((without(NORM), f"missing tensors: {NORM}"), (removed("model/config.json"), "config.json"),
+                           (retyped(Q_A, "I8", 1), f"tensor {Q_A} is stored as I8")):
+        yield Case(TINY, edit, CONVERT, expected)
+    yield Case(TINY, nothing, [argument.replace("@out", "@folder/text.txt") for argument in CONVERT], "text.txt/packed: ")
+
+
+GROUPS = (packed_cases, gguf_cases, config_cases, json_file_cases, safetensors_cases, fp8_and_mtp_cases, shard_cases, tokenizer_cases, template_cases,
           token_cases, text_cases, option_file_cases, path_cases)
 
 
@@ -671,6 +714,7 @@ class MalformedFiles(unittest.TestCase):
         for base, edit, command, files in (
             *((base, nothing, command, 0) for base in (TINY, SHARDED, FP8, MTP) for command in (INSPECT, GENERATE, PROMPT)),
             (TINY, nothing, SCORE, 2), (TINY, nothing, SCORE_TEXT, 1), (MTP, nothing, [*SCORE, "--mtp"], 2),
+            (packed(TINY), nothing, INSPECT, 0), (packed(TINY), nothing, GENERATE, 0), (packed(FP8), tensors(lambda found: None), GENERATE, 0),
             (TINY, nothing, TOKENIZE, 0), (TINY, far, GENERATE, 0), (TINY, far, SCORE, 2),
             (TINY, tensors(lambda found: None), GENERATE, 0), (FP8, header(lambda entries: None), INSPECT, 0),
             (TINY, raw("options.toml", b"seed = 3\n"), CONFIGURED, 0),

@@ -80,23 +80,22 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
   s.input = input;
   const LinearInput hidden = matrix_input(ctx, model, input, {w.q_a, w.q_b, w.kv_a});
-  LinearInput query_input = hidden;
+  s.q = new_f32(ctx, {tokens, dims.n_heads * qk});
+  s.kv_a = new_f32(ctx, {tokens, rank + rope_dim});
   if (w.q_a) {
     s.q_a = new_f32(ctx, {tokens, w.q_a.shape[0]});
     s.q_a_rms = new_f32(ctx, {tokens});
     s.q_latent = new_f32(ctx, {tokens, w.q_a.shape[0]});
-    linear(ctx, s.q_a, hidden, w.q_a);
+    linear(ctx, {{s.q_a, hidden, w.q_a}, {s.kv_a, hidden, w.kv_a}});
     rms_norm(ctx, s.q_latent, s.q_a, w.q_a_norm, kLatentNormEps, s.q_a_rms);
-    query_input = matrix_input(ctx, model, s.q_latent, {w.q_b});
+    linear(ctx, s.q, matrix_input(ctx, model, s.q_latent, {w.q_b}), w.q_b);
+  } else {
+    linear(ctx, {{s.q, hidden, w.q_b}, {s.kv_a, hidden, w.kv_a}});
   }
-  s.q = new_f32(ctx, {tokens, dims.n_heads * qk});
-  linear(ctx, s.q, query_input, w.q_b);
   rope(ctx, model.rope, s.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
 
-  s.kv_a = new_f32(ctx, {tokens, rank + rope_dim});
   s.kv_a_rms = new_f32(ctx, {tokens});
   s.latent = new_f32(ctx, {tokens, rank});
-  linear(ctx, s.kv_a, hidden, w.kv_a);
   rms_norm(ctx, s.latent, s.kv_a.columns(0, rank), w.kv_a_norm, kLatentNormEps, s.kv_a_rms);
   rope(ctx, model.rope, s.kv_a, batch.positions, {1, rank + rope_dim, rank});
   const Tensor k_rope = s.kv_a.columns(rank, rope_dim);
@@ -121,27 +120,37 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
 }
 
 // out = W_down(silu(W_gate x) * W_up x)
-void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const LinearInput& input,
-               MlpSaved& s) {
-  s.gate_up = new_f32(ctx, {input.x.rows(), w.gate_up.shape[0]});
-  s.activated = new_f32(ctx, {input.x.rows(), w.down.shape[1]});
-  linear(ctx, s.gate_up, input, w.gate_up);
+void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, Tensor input, MlpSaved& s) {
+  s.input = input;
+  s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
+  s.activated = new_f32(ctx, {input.rows(), w.down.shape[1]});
+  linear(ctx, s.gate_up, matrix_input(ctx, model, input, {w.gate_up}), w.gate_up);
   swiglu(ctx, s.activated, s.gate_up);
   linear(ctx, out, matrix_input(ctx, model, s.activated, {w.down}), w.down);
 }
 
-// y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16)
+// y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16). The shared expert's products go
+// with the router's and the other experts', so that the threads meet less often.
 void moe_block(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, Tensor input, MoeSaved& s) {
   const RouterConfig& router = model.config.router;
   const int64_t tokens = input.rows(), k = router.num_experts_per_tok;
   const int64_t experts = router.n_routed_experts, slots = tokens * k;
+  const bool has_shared = static_cast<bool>(w.shared.gate_up);
   s.input = input;
   s.logits = new_f32(ctx, {tokens, experts});
   s.scores = new_f32(ctx, {tokens, experts});
   s.topk_ids = new_i32(ctx, {tokens, k});
   s.topk_weights = new_f32(ctx, {tokens, k});
   const LinearInput matrix = matrix_input(ctx, model, input, {w.gate_up, w.shared.gate_up});
-  linear(ctx, s.logits, input, w.gate);
+  if (has_shared) {
+    s.shared.input = input;
+    s.shared.gate_up = new_f32(ctx, {tokens, w.shared.gate_up.shape[0]});
+    s.shared.activated = new_f32(ctx, {tokens, w.shared.down.shape[1]});
+    linear(ctx, {{s.logits, input, w.gate}, {s.shared.gate_up, matrix, w.shared.gate_up}});
+    swiglu(ctx, s.shared.activated, s.shared.gate_up);
+  } else {
+    linear(ctx, s.logits, input, w.gate);
+  }
   route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
 
   s.dispatch = make_dispatch(ctx, s.topk_ids, experts);
@@ -152,13 +161,13 @@ void moe_block(Context& ctx, const Model& model, const MoeWeights& w, Tensor out
   s.x_sorted = sorted.x;
   grouped_linear(ctx, s.gate_up, sorted, w.gate_up, s.dispatch.offsets);
   swiglu(ctx, s.activated, s.gate_up);
-  grouped_linear(ctx, s.y_sorted, matrix_input(ctx, model, s.activated, {w.down}), w.down, s.dispatch.offsets);
-
-  if (w.shared.gate_up) {
-    s.shared.input = input;
-    mlp_block(ctx, model, w.shared, out, matrix, s.shared);
+  const LinearInput activated = matrix_input(ctx, model, s.activated, {w.down});
+  if (has_shared) {
+    linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets},
+                 {out, matrix_input(ctx, model, s.shared.activated, {w.shared.down}), w.shared.down}});
   } else {
     std::memset(out.f32(), 0, static_cast<size_t>(out.size_bytes()));
+    grouped_linear(ctx, s.y_sorted, activated, w.down, s.dispatch.offsets);
   }
   combine(ctx, out, s.y_sorted, s.topk_weights, s.dispatch);
 }
@@ -188,8 +197,7 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
       count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
     }
   } else {
-    s.mlp.input = normed;
-    mlp_block(ctx, model, w.mlp, s.mlp_out, matrix_input(ctx, model, normed, {w.mlp.gate_up}), s.mlp);
+    mlp_block(ctx, model, w.mlp, s.mlp_out, normed, s.mlp);
   }
   add(ctx, out, s.mid, s.mlp_out);
 }

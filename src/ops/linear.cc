@@ -65,14 +65,34 @@ void run_grouped(Context& ctx, Tensor offsets, Tensor x, Tensor w, const MakeCal
 
 }  // namespace
 
-void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumulate) {
-  if (w.panels) {
-    FATHOM_CHECK(!accumulate);
+void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
+  std::vector<GemmCall> in_f32;
+  std::vector<PanelCall> in_panels;
+  const auto add = [&](Tensor y, const LinearInput& x, Tensor w) {
     check_shapes(y, x.x, w);
-    const PanelCall call{y, x, w};
-    return panel_linear(ctx, {&call, 1});
+    if (w.panels) {
+      in_panels.push_back({y, x, w});
+    } else {
+      in_f32.push_back(linear_call(y, x.x, w, false));
+    }
+  };
+  for (const LinearCall& call : calls) {
+    if (!call.offsets) {
+      add(call.y, call.x, call.w);
+      continue;
+    }
+    for_each_group(call.offsets, call.x.x.rows(), call.w, [&](int64_t begin, int64_t n, int64_t e) {
+      add(call.y.slice(begin, n), call.x.slice(begin, n), call.w[e]);
+    });
   }
-  const GemmCall call = linear_call(y, x.x, w, accumulate);
+  if (!in_f32.empty()) gemm_many(ctx, in_f32);
+  if (!in_panels.empty()) panel_linear(ctx, in_panels);
+}
+
+void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumulate) {
+  if (!accumulate) return linear(ctx, {{y, x, w}});
+  FATHOM_CHECK(!w.panels);
+  const GemmCall call = linear_call(y, x.x, w, true);
   gemm_many(ctx, {&call, 1});
 }
 
@@ -87,17 +107,10 @@ void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x) {
 }
 
 void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tensor offsets, bool accumulate) {
-  if (w.panels) {
-    FATHOM_CHECK(!accumulate);
-    std::vector<PanelCall> calls;
-    for_each_group(offsets, x.x.rows(), w, [&](int64_t begin, int64_t n, int64_t e) {
-      calls.push_back({y.slice(begin, n), x.slice(begin, n), w[e]});
-      check_shapes(calls.back().y, calls.back().x.x, w[e]);
-    });
-    return panel_linear(ctx, calls);
-  }
+  if (!accumulate) return linear(ctx, {{y, x, w, offsets}});
+  FATHOM_CHECK(!w.panels);
   run_grouped(ctx, offsets, x.x, w, [&](int64_t begin, int64_t n, int64_t e) {
-    return linear_call(y.slice(begin, n), x.x.slice(begin, n), w[e], accumulate);
+    return linear_call(y.slice(begin, n), x.x.slice(begin, n), w[e], true);
   });
 }
 

@@ -26,6 +26,15 @@ LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tens
 // w is f32, or panels of any format: then the input must have the form that w reads, and nothing accumulates.
 void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumulate = false);
 
+// Several products, none of which writes what another reads or writes, in one go: the threads share the work of all.
+struct LinearCall {
+  Tensor y;
+  LinearInput x;
+  Tensor w;
+  Tensor offsets{};  // of experts, as grouped_linear takes them
+};
+void linear(Context& ctx, std::initializer_list<LinearCall> calls);
+
 // dx[t, i] = sum_o dy[t, o] w[o, i].   dy: [tokens, out], w: [out, in], dx: [tokens, in]
 void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate = false);
 

@@ -6,7 +6,6 @@
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
-#include "number/blocks.h"
 #include "number/formats.h"
 
 namespace fathom {
@@ -247,12 +246,7 @@ void write_rows(AtomicFile& file, ThreadPool& pool, const float* rows, Format fo
   stored.resize(static_cast<size_t>(format_bytes(format, n_rows * cols)));
   const int64_t grain = std::max<int64_t>(1, kPieceNumbers / 64 / cols);
   pool.parallel_for(0, n_rows, grain, [&](int64_t begin, int64_t end) {
-    std::byte* to = stored.data() + format_bytes(format, begin * cols);
-    if (format_traits(format).block > 1) {
-      encode_blocks(to, rows + begin * cols, format, end - begin, cols);
-    } else {
-      from_f32(to, rows + begin * cols, format, (end - begin) * cols);
-    }
+    from_f32(stored.data() + format_bytes(format, begin * cols), rows + begin * cols, format, (end - begin) * cols);
   });
   file.write(stored.data(), stored.size());
 }

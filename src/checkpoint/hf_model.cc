@@ -1,9 +1,6 @@
 #include "checkpoint/hf_model.h"
 
 #include <atomic>
-#include <bit>
-#include <cmath>
-#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -16,7 +13,6 @@
 #include "checkpoint/hf_directory.h"
 #include "checkpoint/read_rows.h"
 #include "checkpoint/safetensors.h"
-#include "number/formats.h"
 
 namespace fathom {
 namespace {

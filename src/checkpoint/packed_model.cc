@@ -1,7 +1,6 @@
 #include "checkpoint/packed_model.h"
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cstring>
 #include <map>
@@ -71,10 +70,8 @@ struct Plan {
   std::vector<PackedWeight> packed;
 };
 // `plan` is filled in place: its parts point into each other.
-void make_plan(Plan& plan, const fs::path& path, const FormatChoice& choose) {
-  check_model_path(path);
-  plan.config = read_model_config(path);
-  if (plan.config.packed) throw Error("{}: is packed already; convert the model that it was made from", path.native());
+void make_plan(Plan& plan, const fs::path& path, const ModelConfig& config, const FormatChoice& choose) {
+  plan.config = config;
   plan.checkpoint = open_checkpoint(path);
   plan.matched = match_tensors(plan.checkpoint, plan.config);
   plan.sources = row_sources(plan.matched);
@@ -82,9 +79,16 @@ void make_plan(Plan& plan, const fs::path& path, const FormatChoice& choose) {
   plan.packed = plan_packing(plan.weights, plan.config, plan.sources, choose);
 }
 
-PackedModel pack_model(const fs::path& path, ThreadPool& pool) {
+void make_plan(Plan& plan, const fs::path& path, const Recipe& recipe) {
+  check_model_path(path);
+  const ModelConfig config = read_model_config(path);
+  if (config.packed) throw Error("{}: is packed already; convert the model that it was made from", path.native());
+  make_plan(plan, path, config, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+}
+
+PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPool& pool) {
   Plan plan;
-  make_plan(plan, path, stored_format);
+  make_plan(plan, path, config, stored_format);
   std::vector<int64_t> places;
   int64_t total = 0;
   for (const PackedWeight& weight : plan.packed) {
@@ -194,8 +198,7 @@ PackedModel map_model(const fs::path& path, const ModelConfig& config) {
     const StoredTensor& stored = *found->second;
     used.insert(&stored);
     const std::optional<Format> format = format_named(std::string_view(stored.name).substr(found->first.size() + 1));
-    const bool any_format = weight.kind != WeightKind::norm && weight.kind != WeightKind::router_bias &&
-                            weight.kind != WeightKind::router && (slot.panels || weight.kind == WeightKind::embedding);
+    const bool any_format = weight.kind == WeightKind::embedding || (slot.panels && weight.kind != WeightKind::router);
     if (!format || (!any_format && *format != f32) || slot.cols() % format_traits(*format).block != 0) {
       throw Error("{}: weight {} is in a format that it cannot have", model.mapped.where, stored.name);
     }
@@ -220,7 +223,7 @@ PackedModel map_model(const fs::path& path, const ModelConfig& config) {
 PackedModel load_packed_model(const fs::path& path, ThreadPool& pool) {
   check_model_path(path);
   const ModelConfig config = read_model_config(path);
-  return config.packed ? map_model(path, config) : pack_model(path, pool);
+  return config.packed ? map_model(path, config) : pack_model(path, config, pool);
 }
 
 const Recipe* find_recipe(std::string_view name) {
@@ -266,7 +269,7 @@ Format recipe_format(const Recipe& recipe, WeightKind kind) {
 
 std::vector<WeightBytes> packed_sizes(const fs::path& from, const Recipe& recipe) {
   Plan plan;
-  make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+  make_plan(plan, from, recipe);
   std::map<Format, WeightBytes> sizes;
   for (const PackedWeight& weight : plan.packed) {
     WeightBytes& size = sizes.try_emplace(weight.slot->format, WeightBytes{weight.slot->format, 0, 0}).first->second;
@@ -281,7 +284,7 @@ std::vector<WeightBytes> packed_sizes(const fs::path& from, const Recipe& recipe
 void convert_model(const fs::path& from, const fs::path& to, const Recipe& recipe, ThreadPool& pool,
                    const std::function<void()>& check) {
   Plan plan;
-  make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+  make_plan(plan, from, recipe);
   make_directory(to);
   std::vector<TensorToStream> tensors;
   int64_t total = 0;
@@ -319,7 +322,7 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
 void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& recipe, const GgufTokenizer* tokenizer,
                      ThreadPool& pool, const std::function<void()>& check) {
   Plan plan;
-  make_plan(plan, from, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+  make_plan(plan, from, recipe);
   // GGUF names a fused weight's parts; each is asked for by one of them.
   std::map<std::string, Format> by_name;
   for (const PackedWeight& weight : plan.packed) {

@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "base/arithmetic.h"
-#include "number/blocks.h"
 #include "number/formats.h"
 #include "number/panels.h"
 
@@ -13,7 +12,6 @@ namespace fathom {
 namespace {
 
 bool is_vector(WeightKind kind) { return kind == WeightKind::norm || kind == WeightKind::router_bias; }
-bool is_block_format(Format format) { return format_traits(format).block > 1; }
 
 // The absorbed form reads a head's part of kv_b by panels.
 bool heads_fill_panels(const ModelConfig& config) {
@@ -132,9 +130,7 @@ void make_panel(uint8_t* out, const PackedWeight& weight, const ModelConfig& con
   }
   scratch.rows.resize(static_cast<size_t>(n * row_bytes));
   scales.assign(static_cast<size_t>(ceil_div(cols, kFp8PanelBlock)), 1.0f);
-  if (is_block_format(format)) {
-    encode_blocks(scratch.rows.data(), numbers, format, n, cols);
-  } else if (format == Format::f8_e4m3) {
+  if (format == Format::f8_e4m3) {
     quantize_f8_blocks(scratch.rows.data(), scales.data(), numbers, n, cols, {kPanelRows, kFp8PanelBlock}, false);
   } else {
     from_f32(scratch.rows.data(), numbers, format, n * cols);
@@ -155,11 +151,12 @@ void make_panels(uint8_t* out, const PackedWeight& weight, const ModelConfig& co
     if (tensor.k_b != nullptr && *tensor.k_b->format == slot.format && is_block_format(slot.format)) {
       const auto* blocks = reinterpret_cast<const uint8_t*>(tensor.k_b->data.data());
       for (int64_t r = 0; r < n; r += kPanelRows, out += slot.row_stride) {
+        const int64_t n_rows = std::min(kPanelRows, n - r);
         const void* rows[kPanelRows];
-        for (int64_t i = 0; i < kPanelRows; ++i) {
-          rows[i] = blocks + format_bytes(slot.format, (m * rank + first + r + std::min(i, n - r - 1)) * nope);
+        for (int64_t i = 0; i < n_rows; ++i) {
+          rows[i] = blocks + format_bytes(slot.format, (m * rank + first + r + i) * nope);
         }
-        pack_panel(out, rows, std::min(kPanelRows, n - r), slot.format, nope);
+        pack_panel(out, rows, n_rows, slot.format, nope);
       }
       return;
     }
@@ -290,11 +287,7 @@ void pack_bytes(uint8_t* out, const PackedWeight& weight, const ModelConfig& con
     }
     scratch.numbers.resize(static_cast<size_t>(rows * cols));
     read_rows(scratch.numbers.data(), *source, config, row, rows);
-    if (is_block_format(slot.format)) {
-      encode_blocks(out, scratch.numbers.data(), slot.format, rows, cols);
-    } else {
-      from_f32(out, scratch.numbers.data(), slot.format, rows * cols);
-    }
+    from_f32(out, scratch.numbers.data(), slot.format, rows * cols);
   }
 }
 

@@ -93,13 +93,12 @@ void run(const Options& o, const CommonOptions& common) {
   for (int64_t n = 0; n < o.depth; n += kPiece) bench.read(std::min(kPiece, o.depth - n));
 
   const std::string depth = o.depth > 0 ? fmt::format("@d{}", o.depth) : "";
+  const std::string batch = o.batch > 1 ? fmt::format("x{}", o.batch) : "";
   if (o.prompt > 0) {
-    const std::string batch = o.batch > 1 ? fmt::format("x{}", o.batch) : "";
     measure(fmt::format("pp{}{}{}", o.prompt, batch, depth), o.prompt * o.batch, o, common, bench,
             [&] { bench.read(o.prompt); });
   }
   if (o.gen > 0) {
-    const std::string batch = o.batch > 1 ? fmt::format("x{}", o.batch) : "";
     measure(fmt::format("tg{}{}{}", o.gen, batch, depth), o.gen * o.batch, o, common, bench, [&] {
       for (int64_t i = 0; i < o.gen && interrupted_by == 0; ++i) bench.read(1);
     });

@@ -76,6 +76,7 @@ uint8_t f32_to_f8_e4m3(float x) {
 }
 
 void to_f32(float* out, const void* in, Format format, int64_t n) {
+  if (is_block_format(format)) return decode_blocks(out, in, format, n);
   switch (format) {
     case Format::f32:
       std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
@@ -89,22 +90,14 @@ void to_f32(float* out, const void* in, Format format, int64_t n) {
     case Format::f8_e4m3:
       for (int64_t i = 0; i < n; ++i) out[i] = widen_f8(load_unaligned<uint8_t>(in, i));
       return;
-    case Format::q8_0:
-    case Format::q4_0:
-    case Format::q5_0:
-    case Format::q4_k:
-    case Format::q5_k:
-    case Format::q6_k:
-      return decode_blocks(out, in, format, n);
-    case Format::i32:
-    case Format::i64:
-    case Format::u8:
+    default:
       break;
   }
   FATHOM_CHECK(false, "format {} holds no floats", format_traits(format).name);
 }
 
 void from_f32(void* out, const float* in, Format format, int64_t n) {
+  if (is_block_format(format)) return encode_blocks(out, in, format, 1, n);
   switch (format) {
     case Format::f32:
       std::memcpy(out, in, static_cast<size_t>(n) * sizeof(float));
@@ -121,7 +114,7 @@ void from_f32(void* out, const float* in, Format format, int64_t n) {
     default:
       break;
   }
-  FATHOM_CHECK(false, "format {} is not written number by number", format_traits(format).name);
+  FATHOM_CHECK(false, "format {} holds no floats", format_traits(format).name);
 }
 
 void dequantize_f8_blocks(float* out, const uint8_t* codes, const float* scales, int64_t first_row, int64_t n_rows,

@@ -28,7 +28,7 @@ inline constexpr float kF8Max = 448;
 uint8_t f32_to_f8_e4m3(float x);
 float f8_e4m3_to_f32(uint8_t code);
 
-// n numbers from any float or block format to f32, and to any float format. Pointers to stored numbers need no
+// n numbers from any float or block format (then whole blocks) to f32 and back. Pointers to stored numbers need no
 // alignment.
 void to_f32(float* out, const void* in, Format format, int64_t n);
 void from_f32(void* out, const float* in, Format format, int64_t n);

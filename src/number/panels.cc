@@ -304,25 +304,17 @@ void pack_panel(void* panel, const void* const* rows, int64_t n_rows, Format for
 void unpack_panel(float* out, const void* panel, Format format, int64_t cols) {
   const auto* in = static_cast<const uint8_t*>(panel);
   const FormatTraits traits = format_traits(format);
-  switch (format) {
-    case Format::q8_0:
-    case Format::q4_0:
-    case Format::q5_0:
-    case Format::q4_k:
-    case Format::q5_k:
-    case Format::q6_k:
-      for (int64_t k = 0; k < cols; k += traits.block, in += kRows * traits.block_bytes) {
-        if (traits.block == 32) {
-          unpack_32(out + k, cols, in, format);
-        } else if (format == Format::q6_k) {
-          unpack_q6_k(out + k, cols, in);
-        } else {
-          unpack_k(out + k, cols, in, format);
-        }
+  if (is_block_format(format)) {
+    for (int64_t k = 0; k < cols; k += traits.block, in += kRows * traits.block_bytes) {
+      if (traits.block == 32) {
+        unpack_32(out + k, cols, in, format);
+      } else if (format == Format::q6_k) {
+        unpack_q6_k(out + k, cols, in);
+      } else {
+        unpack_k(out + k, cols, in, format);
       }
-      return;
-    default:
-      break;
+    }
+    return;
   }
   const uint8_t* scales = in;
   if (format == Format::f8_e4m3) in += ceil_div(cols, kFp8PanelBlock) * 4;

@@ -64,6 +64,8 @@ constexpr FormatTraits format_traits(Format format) {
   return {"", 1, 0};
 }
 
+constexpr bool is_block_format(Format format) { return format_traits(format).block > 1; }
+
 // Bytes of n numbers, n being whole blocks.
 constexpr int64_t format_bytes(Format format, int64_t n = 1) {
   const FormatTraits traits = format_traits(format);

@@ -77,12 +77,11 @@ void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
 }
 
 LinearInput dispatch(Context& ctx, const LinearInput& x, const Dispatch& d, Tensor w) {
-  const int64_t slots = d.slot_of.size(), block = w.panels ? format_traits(w.format).block : 1;
+  const int64_t slots = d.slot_of.size();
   LinearInput sorted = Tensor(nullptr, Format::f32, {slots, x.x.cols()});
-  const Tensor& from = block == 32 ? x.by_32 : block == 256 ? x.by_256 : x.x;
-  Tensor& to = block == 32 ? sorted.by_32 : block == 256 ? sorted.by_256 : sorted.x;
-  to = new_tensor(ctx, from.format, {slots, from.cols()});
-  dispatch(ctx, to, from, d);
+  const auto form = form_for(w);
+  sorted.*form = new_tensor(ctx, (x.*form).format, {slots, (x.*form).cols()});
+  dispatch(ctx, sorted.*form, x.*form, d);
   return sorted;
 }
 

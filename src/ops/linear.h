@@ -19,6 +19,8 @@ struct LinearInput {
   LinearInput(Tensor rows) : x(rows) {}               // NOLINT(google-explicit-constructor): any rows are an input
   LinearInput slice(int64_t begin, int64_t n) const;  // rows
 };
+// The form that a weight reads.
+Tensor LinearInput::*form_for(Tensor w);
 // The input in all the forms that `weights` read; those that are absent read none. Memory from ctx.arena.
 LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tensor> weights);
 

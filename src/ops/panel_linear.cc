@@ -53,12 +53,6 @@ Kernel kernel_of(Format format) {
   return nullptr;
 }
 
-// The rows that a weight of this format reads.
-Tensor rows_for(const LinearInput& input, Format format) {
-  const int64_t block = format_traits(format).block;
-  return block == 32 ? input.by_32 : block == 256 ? input.by_256 : input.x;
-}
-
 // Panels begin .. begin + n of a call.
 struct Task {
   size_t call;
@@ -66,6 +60,11 @@ struct Task {
 };
 
 }  // namespace
+
+Tensor LinearInput::*form_for(Tensor w) {
+  const int64_t block = w.panels ? format_traits(w.format).block : 1;
+  return block == 32 ? &LinearInput::by_32 : block == 256 ? &LinearInput::by_256 : &LinearInput::x;
+}
 
 LinearInput LinearInput::slice(int64_t begin, int64_t n) const {
   LinearInput part = x.slice(begin, n);
@@ -77,17 +76,17 @@ LinearInput LinearInput::slice(int64_t begin, int64_t n) const {
 LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tensor> weights) {
   LinearInput input = x;
   const int64_t tokens = x.rows(), cols = x.cols();
-  const auto make = [&](Tensor& rows, int64_t bytes, auto quantize) {
-    if (rows) return;
-    rows = new_tensor(ctx, Format::u8, {tokens, bytes});
+  for (const Tensor& w : weights) {
+    const auto form = form_for(w);
+    if (!w || input.*form) continue;  // absent weights read none, and x is there
+    const bool by_32 = form == &LinearInput::by_32;
+    const int64_t bytes = by_32 ? cpu::quantized_32_bytes(cols) : cpu::quantized_256_bytes(cols);
+    const auto quantize = by_32 ? kernels().quantize_32 : kernels().quantize_256;
+    const Tensor rows = new_tensor(ctx, Format::u8, {tokens, bytes});
     ctx.pool.parallel_for(0, tokens, row_grain(4 * cols), [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end; ++t) quantize(rows.as<uint8_t>() + t * bytes, x.f32_row(t), cols);
     });
-  };
-  for (const Tensor& w : weights) {
-    const int64_t block = w && w.panels ? format_traits(w.format).block : 1;
-    if (block == 32) make(input.by_32, cpu::quantized_32_bytes(cols), kernels().quantize_32);
-    if (block == 256) make(input.by_256, cpu::quantized_256_bytes(cols), kernels().quantize_256);
+    input.*form = rows;
   }
   return input;
 }
@@ -107,7 +106,7 @@ void panel_linear(Context& ctx, std::span<const PanelCall> calls) {
   ctx.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
     const Task& task = tasks[static_cast<size_t>(i)];
     const PanelCall& call = calls[task.call];
-    const Tensor rows = rows_for(call.x, call.w.format);
+    const Tensor rows = call.x.*form_for(call.w);
     FATHOM_CHECK(rows, "no rows for {}", format_traits(call.w.format).name);
     const int64_t first = task.begin * kPanelRows;
     kernel_of(call.w.format)({call.x.x.rows(), call.w.cols(), static_cast<const uint8_t*>(rows.data),

@@ -98,6 +98,20 @@ struct Tokens32 {
   }
 };
 
+template <int kN, int kP>
+using Pairs = Shorts[kN][kP];
+
+// pairs += products of a tile at 4 columns. codes: of each panel, x: of each token.
+template <int kP, int kN>
+void add_group(Pairs<kN, kP>& pairs, const Bytes* const (&codes)[kP], const uint8_t* const (&x)[kN], int64_t group) {
+#pragma GCC unroll 8
+  for (int t = 0; t < kN; ++t) {
+    const Ints a = splat_4_bytes(x[t] + group * 4);
+#pragma GCC unroll 2
+    for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], codes[p][group], a);
+  }
+}
+
 void unpack_nibbles(Bytes* codes, const uint8_t* vectors) {
 #pragma GCC unroll 4
   for (int v = 0; v < 4; ++v) {
@@ -142,14 +156,7 @@ struct Q4_0 {
       for (int p = 0; p < kP; ++p) pairs[t][p] = reinterpret_cast<Shorts>(splat_int(x.offsets[t][block]));
     }
 #pragma GCC unroll 1
-    for (int g = 0; g < 8; ++g) {
-#pragma GCC unroll 8
-      for (int t = 0; t < kN; ++t) {
-        const Ints a = splat_4_bytes(x.codes[t] + block * 32 + g * 4);
-#pragma GCC unroll 2
-        for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], codes[p][block * 8 + g], a);
-      }
-    }
+    for (int g = 0; g < 8; ++g) add_group(pairs, codes, x.codes, block * 8 + g);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
@@ -186,14 +193,7 @@ struct Q5_0 {
     for (int half = 0; half < 8; half += 4) {  // 31 * 127 * 8 is all that an i16 holds
       Shorts pairs[kN][kP] = {};
 #pragma GCC unroll 1
-      for (int g = half; g < half + 4; ++g) {
-#pragma GCC unroll 8
-        for (int t = 0; t < kN; ++t) {
-          const Ints a = splat_4_bytes(x.codes[t] + block * 32 + g * 4);
-#pragma GCC unroll 2
-          for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], codes[p][block * 8 + g], a);
-        }
-      }
+      for (int g = half; g < half + 4; ++g) add_group(pairs, codes, x.codes, block * 8 + g);
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
@@ -300,20 +300,6 @@ void unpack_scales(Block256& block, const uint8_t* in) {
   for (int j = 0; j < 4; ++j) block.offsets[j] = in_pairs(mins[2 * j], mins[2 * j + 1]);
 }
 
-template <int kN, int kP>
-using Pairs = Shorts[kN][kP];
-
-// pairs += products of 4 columns
-template <int kP, int kN>
-void add_group(Pairs<kN, kP>& pairs, const Block256* block, const Tokens256<kN>& x, int group) {
-#pragma GCC unroll 8
-  for (int t = 0; t < kN; ++t) {
-    const Ints a = splat_4_bytes(x.codes[t] + group * 4);
-#pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], block[p].codes[group], a);
-  }
-}
-
 // sums += scale * pairs
 template <int kP, int kN>
 void add_scaled(Ints (&sums)[kN][kP], const Pairs<kN, kP>& pairs, const Block256* block, int scale) {
@@ -385,11 +371,13 @@ Ints sum_offsets(const Block256& block, const int16_t* sums_of_codes) {
 template <class Format, int kP, int kN>
 void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t token, Floats* totals) {
   const Tokens256<kN> x(c, token, col);
+  const Bytes* codes[kP];
+  for (int p = 0; p < kP; ++p) codes[p] = block[p].codes;
   Ints sums[kN][kP] = {};
   for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
     Pairs<kN, kP> pairs = {};
 #pragma GCC unroll 1
-    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(pairs, block, x, g);
+    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(pairs, codes, x.codes, g);
     add_scaled(sums, pairs, block, group / Format::kGroupsOfScale);
   }
 #pragma GCC unroll 8

@@ -8,22 +8,13 @@
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_directory.h"
 #include "checkpoint/tiny_model.h"
+#include "refusal.h"
 
 namespace fathom {
 namespace {
 
 using Json = nlohmann::ordered_json;
 using testing::HasSubstr;
-
-template <class Work>
-std::string refusal(const Work& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(accepted)";
-}
 
 std::string config_refusal(const std::string& text) {
   return refusal([&] { (void)parse_config(JsonDocument::parse(text, "config.json")); });

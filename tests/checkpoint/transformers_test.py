@@ -6,26 +6,23 @@
 Runs where torch and transformers are installed (FATHOM_PYTHON names a Python that has them); exits 77, "skipped", elsewhere.
 """
 import json
-import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
+import chosen_python
+
 FATHOM, DATA = sys.argv[1], pathlib.Path(sys.argv[2])
 
-other = os.environ.get("FATHOM_PYTHON")
-if other and "FATHOM_PYTHON_CHOSEN" not in os.environ:
-    os.environ["FATHOM_PYTHON_CHOSEN"] = "1"
-    os.execv(other, [other, *sys.argv])
+chosen_python.switch()
 
 try:
     import torch
     import transformers
     from safetensors.torch import load_file
 except ImportError as missing:
-    print(f"skipped: {missing}; set FATHOM_PYTHON to a Python with torch and transformers")
-    sys.exit(77)
+    chosen_python.skip(missing, "torch and transformers")
 
 
 def fathom(*arguments):

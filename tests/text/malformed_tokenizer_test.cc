@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "refusal.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
 #include "text/tokenizer_fixture.h"
@@ -40,16 +41,6 @@ const char* const kSmall = R"({"version":"1.0","added_tokens":[
 "vocab":{"h":0,"e":1,"l":2,"o":3,"Ġ":4,"w":5,"r":6,"d":7,"he":8,"ll":9,"hell":10,"Ġw":11},
 "merges":["h e","l l",["he","ll"],"Ġ w"]}})";
 constexpr const char* kSmallText = "hello world<s> lower <x> old";
-
-template <class Work>
-std::string refusal(const Work& work) {
-  try {
-    work();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(accepted)";
-}
 
 // One line of text that a terminal shows as it is.
 bool is_one_line(const std::string& message) { return printable(message, 100'000) == message; }

@@ -14,7 +14,7 @@ namespace fathom::cli {
 namespace {
 
 struct Options {
-  std::string model;
+  std::string model, kv_type = "f32";
   int64_t prompt = 512, gen = 64, depth = 0, batch = 1, reps = 3;
 };
 
@@ -88,7 +88,9 @@ void run(const Options& o, const CommonOptions& common) {
   Arena arena;
   Context ctx{pool, arena};
   Bench bench{ctx, model, {}, Rng(common.seed)};
-  for (int64_t s = 0; s < o.batch; ++s) bench.caches.push_back(make_latent_cache(model.config, capacity));
+  for (int64_t s = 0; s < o.batch; ++s) {
+    bench.caches.push_back(make_latent_cache(model.config, capacity, cache_format(o.kv_type)));
+  }
   constexpr int64_t kPiece = 512;
   for (int64_t n = 0; n < o.depth; n += kPiece) bench.read(std::min(kPiece, o.depth - n));
 
@@ -117,6 +119,7 @@ void add_bench(CLI::App& app, CommonOptions& common) {
   command->add_option("--gen", options->gen, "Tokens written one by one (0: none)")->check(up_to(0));
   command->add_option("--depth", options->depth, "Tokens in the cache before")->check(up_to(0));
   command->add_option("--batch", options->batch, "Sequences side by side")->check(CLI::Range(1, 1024));
+  add_kv_type_option(*command, options->kv_type);
   command->add_option("--reps", options->reps, "How often; one run more is not counted")->check(CLI::Range(1, 1000));
   command->callback([options, &common] { run(*options, common); });
 }

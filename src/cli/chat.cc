@@ -39,7 +39,7 @@ constexpr const char* kHelp =
     "Ctrl-C   stop the answer\n";
 
 struct Options {
-  std::string model, template_file, system, thinking;
+  std::string model, template_file, system, thinking, kv_type = "f32";
   int64_t context = 0;
   GenerationOptions generation;
   DraftOptions draft;
@@ -286,8 +286,8 @@ void run(Options options, const CommonOptions& common) {
   const int64_t context = std::min(options.context > 0 ? options.context : kDefaultContext, limit);
   Arena arena;
   Context ctx{pool, arena};
-  Chat chat{
-      options, common, tokenizer, model, ctx, std::move(conversation), {{}, make_latent_cache(loaded.config, context)}};
+  LatentCache cache = make_latent_cache(loaded.config, context, cache_format(options.kv_type));
+  Chat chat{options, common, tokenizer, model, ctx, std::move(conversation), {{}, std::move(cache)}};
   talk(chat);
 }
 
@@ -330,6 +330,7 @@ void add_chat(CLI::App& app, CommonOptions& common) {
       ->allow_extra_args(false)
       ->type_name("TEXT");
   add_draft_options(*command, options->draft);
+  add_kv_type_option(*command, options->kv_type);
   command->callback([options, &common] { run(*options, common); });
 }
 

@@ -52,6 +52,10 @@ void add_draft_options(CLI::App& command, DraftOptions& options);
 // Tokens to draft for each pass of this model: none, which is logged, where it has no MTP module.
 int64_t draft_tokens(const DraftOptions& options, const Model& model);
 
+// --kv-type, the number format of the latent cache, as an option of `command`; and what its names mean.
+void add_kv_type_option(CLI::App& command, std::string& kv_type);
+Format cache_format(const std::string& kv_type);
+
 // --template: a Jinja file or kDeepseekV32Encoding; without one, the tokenizer's own template, empty when it has none.
 std::string load_chat_template(const std::string& file, const Tokenizer& tokenizer);
 // Options with the tokenizer's begin and end token, which templates write.

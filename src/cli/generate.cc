@@ -84,9 +84,6 @@ void print_json(const Generation& g) {
 }
 
 void run(const Options& options, const CommonOptions& common) {
-  if (options.kv_type != "f32") {
-    throw UsageError("--kv-type {}: this build keeps the cache in f32 only", printable(options.kv_type));
-  }
   if (options.has_prompt && !options.tokens.empty()) throw UsageError("give either --prompt or --tokens, not both");
   check_sampler(options.generation.sampler);
   const StopFilter stops_are_valid(options.generation.stop);
@@ -108,7 +105,8 @@ void run(const Options& options, const CommonOptions& common) {
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
   const int64_t limit = std::max(loaded.config.max_position_embeddings, int64_t{1});
   const int64_t context = prompt_tokens + std::min(generation.max_tokens, limit);
-  Sequence sequence{{}, make_latent_cache(loaded.config, std::clamp(context, int64_t{1}, limit))};
+  Sequence sequence{
+      {}, make_latent_cache(loaded.config, std::clamp(context, int64_t{1}, limit), cache_format(options.kv_type))};
   Arena arena;
   Context ctx{pool, arena};
 
@@ -166,6 +164,19 @@ int64_t draft_tokens(const DraftOptions& options, const Model& model) {
   return 0;
 }
 
+void add_kv_type_option(CLI::App& command, std::string& kv_type) {
+  command.add_option("--kv-type", kv_type, "Number format of the cache: f32, bf16, f16, fp8, int8")
+      ->check(CLI::IsMember({"f32", "bf16", "f16", "fp8", "int8"}));
+}
+
+Format cache_format(const std::string& kv_type) {
+  if (kv_type == "bf16") return Format::bf16;
+  if (kv_type == "f16") return Format::f16;
+  if (kv_type == "fp8") return Format::f8_e4m3;
+  if (kv_type == "int8") return Format::q8_0;
+  return Format::f32;
+}
+
 void add_generate(CLI::App& app, CommonOptions& common) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("generate", "Complete a prompt");
@@ -182,7 +193,7 @@ void add_generate(CLI::App& app, CommonOptions& common) {
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on behind an end token");
   command->add_flag("--no-bos", options->no_bos, "Put no begin token before the text");
   add_draft_options(*command, options->draft);
-  command->add_option("--kv-type", options->kv_type, "Number format of the cache: f32");
+  add_kv_type_option(*command, options->kv_type);
   command->callback([options, prompt, &common] {
     options->has_prompt = prompt->count() > 0;
     run(*options, common);

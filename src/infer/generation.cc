@@ -146,7 +146,7 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
   const bool drafting = options.draft_tokens > 0 && !model.weights.mtp.empty();
   if (drafting && sequence.mtp_cache.capacity == 0) {
-    sequence.mtp_cache = make_mtp_cache(model.config, sequence.cache.capacity);
+    sequence.mtp_cache = make_mtp_cache(model.config, sequence.cache.capacity, sequence.cache.layout.format);
   }
   result.cached_tokens = keep_common_prefix(sequence, prompt, drafting);
 

@@ -42,24 +42,29 @@ LinearInput matrix_input(Context& ctx, const Model& model, Tensor x, std::initia
   return make_linear_input(ctx, model.fp8_activations ? round_to_fp8(ctx, model, x) : x, weights);
 }
 
-// Copies the new tokens' [c | k_rope] behind what the caches hold, and returns for each sequence what its queries may
-// see.
-std::vector<LatentCacheView> extend_caches(const Batch& batch, size_t layer, Tensor latent, Tensor k_rope,
-                                           std::span<LatentCache* const> caches) {
+// Stores the new tokens' [c | k_rope] behind what the caches hold, and returns for each sequence what its queries may
+// see. A format that rounds leaves its numbers in latent and k_rope too: a token sees the others as the cache has them,
+// whether they were read with it or before.
+std::vector<LatentCacheView> extend_caches(Context& ctx, const Batch& batch, int64_t layer, Tensor latent,
+                                           Tensor k_rope, std::span<LatentCache* const> caches) {
   std::vector<LatentCacheView> views;
-  const size_t latent_bytes = static_cast<size_t>(latent.cols()) * sizeof(float);
-  const size_t rope_bytes = static_cast<size_t>(k_rope.cols()) * sizeof(float);
   for (int64_t s = 0; s < batch.n_sequences(); ++s) {
-    LatentCache& cache = *caches[static_cast<size_t>(s)];
-    const int64_t begin = sequence_begin(batch, s), n_new = sequence_begin(batch, s + 1) - begin;
+    const LatentCache& cache = *caches[static_cast<size_t>(s)];
+    const int64_t first = sequence_begin(batch, s), n_new = sequence_begin(batch, s + 1) - first;
     FATHOM_CHECK(cache.length + n_new <= cache.capacity, "{} + {} > {}", cache.length, n_new, cache.capacity);
-    float* rows = cache.rows(static_cast<int64_t>(layer));
-    for (int64_t i = 0; i < n_new; ++i) {
-      float* row = rows + (cache.length + i) * cache.row;
-      std::memcpy(row, latent.f32_row(begin + i), latent_bytes);
-      std::memcpy(row + latent.cols(), k_rope.f32_row(begin + i), rope_bytes);
-    }
-    views.push_back({rows, cache.length + n_new, n_new});
+    ctx.pool.parallel_for(0, n_new, 16, [&](int64_t begin, int64_t end) {
+      std::vector<float> stored(static_cast<size_t>(cache.layout.dim()));
+      for (int64_t i = begin; i < end; ++i) {
+        float *const c = latent.f32_row(first + i), *const k = k_rope.f32_row(first + i);
+        void* const row = cache.rows(layer, cache.length + i);
+        write_latent_row(cache.layout, row, c, k);
+        if (cache.layout.format == Format::f32) continue;
+        read_latent_rows(cache.layout, stored.data(), row, 1);
+        std::copy_n(stored.data(), latent.cols(), c);
+        std::copy_n(stored.data() + latent.cols(), k_rope.cols(), k);
+      }
+    });
+    views.push_back({cache.rows(layer), cache.length + n_new, n_new, cache.layout.format});
   }
   return views;
 }
@@ -102,7 +107,9 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
 
   s.o = new_f32(ctx, {tokens, dims.n_heads * dims.v_head_dim});
   std::vector<LatentCacheView> seen;
-  if (!options.caches.empty()) seen = extend_caches(batch, layer, s.latent, k_rope, options.caches);
+  if (!options.caches.empty()) {
+    seen = extend_caches(ctx, batch, static_cast<int64_t>(layer), s.latent, k_rope, options.caches);
+  }
   const bool cache_was_empty = std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; });
   if (cache_was_empty) {
     s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});

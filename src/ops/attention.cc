@@ -105,6 +105,21 @@ void attend_all(Context& ctx, const ExpandedInputs& in, std::vector<QueryBlock> 
   });
 }
 
+// A sequence's rows as floats: [length, rank + rope].
+Tensor cached_rows(Context& ctx, const LatentCacheView& sequence, const MlaDims& dims) {
+  const LatentRowLayout layout = dims.cached_row(sequence.format);
+  if (sequence.format == Format::f32) {
+    return {const_cast<void*>(sequence.rows), Format::f32, {sequence.length, layout.dim()}};  // NOLINT: a view to read
+  }
+  const Tensor rows = new_f32(ctx, {sequence.length, layout.dim()});
+  const int64_t row_bytes = latent_row_bytes(layout);
+  ctx.pool.parallel_for(0, sequence.length, 64, [&](int64_t begin, int64_t end) {
+    const auto* const first = static_cast<const uint8_t*>(sequence.rows) + begin * row_bytes;
+    read_latent_rows(layout, rows.f32_row(begin), first, end - begin);
+  });
+  return rows;
+}
+
 }  // namespace
 
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
@@ -123,19 +138,15 @@ void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::
                             const MlaDims& dims, float scale) {
   const int64_t kv_dim = dims.qk_nope_head_dim + dims.v_head_dim,
                 key_dim = dims.qk_nope_head_dim + dims.qk_rope_head_dim;
-  const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim, v_dim = dims.v_head_dim;
+  const int64_t rank = dims.kv_lora_rank, v_dim = dims.v_head_dim;
   FATHOM_CHECK(q.cols() == dims.n_heads * key_dim && o.cols() == dims.n_heads * v_dim && o.rows() == q.rows());
   FATHOM_CHECK(kv_b.rows() == dims.n_heads * kv_dim && kv_b.cols() == rank);
   int64_t first = 0;
   for (const LatentCacheView& sequence : sequences) {
     const int64_t n_keys = sequence.length;
     const ArenaScope scope(ctx.arena);
-    const auto cached = [&](int64_t column, int64_t n) {
-      Tensor rows(const_cast<float*>(sequence.rows) + column, Format::f32, {n_keys, n});  // NOLINT: a view to read
-      rows.row_stride = row_dim;
-      return rows;
-    };
-    const LinearInput latents = make_linear_input(ctx, cached(0, rank), {kv_b});
+    const Tensor cached = cached_rows(ctx, sequence, dims);
+    const LinearInput latents = make_linear_input(ctx, cached.columns(0, rank), {kv_b});
     // Heads whose keys and values are in memory at a time.
     const int64_t heads = std::clamp<int64_t>(kExpandedFloats / (n_keys * kv_dim), 1, dims.n_heads);
     const Tensor memory = new_f32(ctx, {n_keys, heads * kv_dim});
@@ -147,7 +158,7 @@ void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::
       std::vector<QueryBlock> blocks;
       add_query_blocks(blocks, 0, n_keys - sequence.n_new, first, sequence.n_new);
       const ExpandedInputs in = {q.columns(head * key_dim, of_group.n_heads * key_dim), kv,
-                                 cached(rank, dims.qk_rope_head_dim), of_group};
+                                 cached.columns(rank, dims.qk_rope_head_dim), of_group};
       attend_all(ctx, in, std::move(blocks), scale, o.columns(head * v_dim, of_group.n_heads * v_dim), {});
     }
     first += sequence.n_new;

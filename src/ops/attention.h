@@ -7,11 +7,14 @@
 #include <span>
 
 #include "ops/context.h"
+#include "ops/latent_rows.h"
 
 namespace fathom {
 
 struct MlaDims {
   int64_t n_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank;
+
+  LatentRowLayout cached_row(Format format) const { return {format, kv_lora_rank, qk_rope_head_dim}; }
 };
 
 // Expanded form (training, prefill of an empty cache).
@@ -29,9 +32,10 @@ void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope,
 
 // One sequence's cached rows [c | k_rope] (latent after its norm, rotary key after rotation) and its newest queries.
 struct LatentCacheView {
-  const float* rows = nullptr;  // [length, kv_lora_rank + rope], contiguous
-  int64_t length = 0;           // rows in the cache, those of the new tokens included
-  int64_t n_new = 0;  // the last n_new rows belong to the new tokens: query i sees length - n_new + i + 1 rows
+  const void* rows = nullptr;  // [length], as ops/latent_rows.h stores them, one behind the other
+  int64_t length = 0;          // rows in the cache, those of the new tokens included
+  int64_t n_new = 0;           // the last n_new rows belong to the new tokens: query i sees length - n_new + i + 1 rows
+  Format format = Format::f32;
 };
 
 // Expanded form over caches (prompts that are read in parts): keys and values of all cached tokens are made again from

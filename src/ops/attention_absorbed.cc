@@ -15,6 +15,7 @@ constexpr int64_t kGroup = 64;    // queries (pairs of token and head, heads inn
 constexpr int64_t kChunk = 256;   // rows of the cache in one task
 constexpr int64_t kRound = 8192;  // queries in memory at a time, or one token's
 constexpr int64_t kGroupStride = kGroup | 16;
+constexpr int64_t kPanel = 16;  // queries whose transposes lie together: [row_dim, kPanel], a cache line a row
 
 // Up to kGroup queries of one sequence.
 struct Group {
@@ -40,22 +41,29 @@ struct Chunk {
 struct Scratch {
   float* scores;      // [keys, queries]
   float* correction;  // [queries]
+  float* rows;        // [keys, rank + rope], of caches in other formats than f32
 };
 
-// q_transposed: [rank + rope, queries], scaled
-void attend(const Group& group, int64_t first_key, const float* q_transposed, const MlaDims& dims, const Partial& out,
+// q_panels: [queries / kPanel, rank + rope, kPanel], scaled
+void attend(const Group& group, int64_t first_key, const float* q_panels, const MlaDims& dims, const Partial& out,
             const Scratch& s) {
   const cpu::AttentionKernels& k = kernels();
   const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim;
   const int64_t n_padded = padded(group.n), cached = group.sequence->length - group.sequence->n_new;
   const int64_t last = std::min(first_key + kChunk, group.n_keys(dims.n_heads));
+  const LatentRowLayout layout = dims.cached_row(group.sequence->format);
+  const int64_t row_bytes = latent_row_bytes(layout);
   std::fill_n(out.largest, n_padded, kLowest);
   std::fill_n(out.sum, n_padded, 0.0f);
   for (int64_t key = first_key; key < last; key += kBlock) {
     const int64_t n_keys = std::min(kBlock, last - key);
-    const float* rows = group.sequence->rows + key * row_dim;
-    k.multiply({n_keys, n_padded, row_dim}, {rows, row_dim}, {q_transposed, kGroupStride}, {s.scores, kGroupStride},
-               false);
+    const void* stored = static_cast<const char*>(group.sequence->rows) + key * row_bytes;
+    if (layout.format != Format::f32) read_latent_rows(layout, s.rows, stored, n_keys);
+    const float* rows = layout.format == Format::f32 ? static_cast<const float*>(stored) : s.rows;
+    for (int64_t i = 0; i < n_padded; i += kPanel) {
+      k.multiply({n_keys, kPanel, row_dim}, {rows, row_dim}, {q_panels + i * row_dim, kPanel},
+                 {s.scores + i, kGroupStride}, false);
+    }
     for (int64_t j = std::max<int64_t>(0, cached + 1 - key); j < n_keys; ++j) {
       // Queries of the new tokens before this key.
       const int64_t n_masked = (key + j - cached) * dims.n_heads - group.first_of_sequence;
@@ -87,9 +95,9 @@ Partial new_partial(Context& ctx, int64_t n, int64_t rank) {
 
 // All chunks of all groups, into totals: [queries of the round]. Chunks begin at the same rows for every query and are
 // merged in order, so that the result of a query has the same bits whatever is computed beside it.
-void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vector<float*>& q_transposed,
+void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vector<float*>& q_panels,
                 const MlaDims& dims, const Partial& totals) {
-  const int64_t rank = dims.kv_lora_rank;
+  const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim;
   std::vector<Chunk> chunks;
   for (size_t g = 0; g < groups.size(); ++g) {
     for (int64_t key = 0; key < groups[g].n_keys(dims.n_heads); key += kChunk) chunks.push_back({g, key});
@@ -101,14 +109,15 @@ void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vecto
   std::vector<Scratch> scratch;
   scratch.reserve(static_cast<size_t>(ctx.pool.size()));
   for (int thread = 0; thread < ctx.pool.size(); ++thread) {
-    scratch.push_back({new_floats(ctx, kBlock * kGroupStride), new_floats(ctx, kGroup)});
+    scratch.push_back(
+        {new_floats(ctx, kBlock * kGroupStride), new_floats(ctx, kGroup), new_floats(ctx, kBlock * row_dim)});
   }
 
   for (size_t begin = 0; begin < chunks.size(); begin += wave) {
     const size_t end = std::min(begin + wave, chunks.size());
     ctx.pool.run(static_cast<int64_t>(end - begin), [&](int64_t i, int thread) {
       const Chunk& chunk = chunks[begin + static_cast<size_t>(i)];
-      attend(groups[chunk.group], chunk.first_key, q_transposed[chunk.group], dims, partials[static_cast<size_t>(i)],
+      attend(groups[chunk.group], chunk.first_key, q_panels[chunk.group], dims, partials[static_cast<size_t>(i)],
              scratch[static_cast<size_t>(thread)]);
     });
     const size_t first_group = chunks[begin].group, n_groups = chunks[end - 1].group + 1 - first_group;
@@ -209,23 +218,25 @@ void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, con
   // q_c, and q_rope behind it: [tokens, heads, rank + rope]
   float* q_rows = new_floats(ctx, n_tokens * heads * row_dim);
   absorb_queries(ctx, q_rows, q, kv_b, k_b, dims);
-  std::vector<float*> q_transposed;
-  for (size_t g = 0; g < groups.size(); ++g) q_transposed.push_back(new_floats(ctx, row_dim * kGroupStride));
+  std::vector<float*> q_panels;
+  for (const Group& group : groups) q_panels.push_back(new_floats(ctx, row_dim * padded(group.n)));
   ctx.pool.run(static_cast<int64_t>(groups.size()), [&](int64_t i, int) {
     const Group& group = groups[static_cast<size_t>(i)];
     for (int64_t query = group.first; query < group.first + group.n; ++query) {
       const float* q_rope = q.f32_row(query / heads) + query % heads * (nope + rope) + nope;
       std::copy_n(q_rope, rope, q_rows + query * row_dim + rank);
     }
-    transpose_padded(q_transposed[static_cast<size_t>(i)], kGroupStride, q_rows + group.first * row_dim, row_dim,
-                     group.n, row_dim, scale);
+    for (int64_t j = 0; j < group.n; j += kPanel) {
+      transpose_padded(q_panels[static_cast<size_t>(i)] + j * row_dim, kPanel, q_rows + (group.first + j) * row_dim,
+                       row_dim, std::min(kPanel, group.n - j), row_dim, scale);
+    }
   });
 
   const Partial totals = new_partial(ctx, n_tokens * heads, rank);
   std::fill_n(totals.largest, n_tokens * heads, kLowest);
   std::fill_n(totals.sum, n_tokens * heads, 0.0f);
   std::fill_n(totals.out, n_tokens * heads * rank, 0.0f);
-  attend_all(ctx, groups, q_transposed, dims, totals);
+  attend_all(ctx, groups, q_panels, dims, totals);
   project_values(ctx, o, totals.out, totals.sum, kv_b, dims);
 }
 

@@ -201,6 +201,19 @@ class Generate(Case):
         self.assertEqual(cut["text"], whole[: whole.index(stop)])
         self.assertEqual(cut["finish_reason"], "stop")
 
+    def test_every_cache_type_generates_and_drafts_change_nothing(self):
+        arguments = ["generate", "--model", MTP, "--tokens", "0,5,9", "--max-tokens", "40", "--ignore-eos", "--json"]
+        default = json.loads(self.assert_done(fathom(*arguments)))["ids"]
+        for kv_type in ("f32", "bf16", "f16", "fp8", "int8"):
+            ids = json.loads(self.assert_done(fathom(*arguments, "--kv-type", kv_type)))["ids"]
+            drafted = json.loads(self.assert_done(fathom(*arguments, "--kv-type", kv_type, "--draft", "mtp")))["ids"]
+            self.assertEqual(len(ids), 40)
+            self.assertEqual(drafted, ids, kv_type)
+            if kv_type == "f32":
+                self.assertEqual(ids, default)
+            rates = fathom("bench", "--model", MTP, "--prompt", "3", "--gen", "2", "--reps", "1", "--kv-type", kv_type, "--json")
+            self.assertEqual(len(self.assert_done(rates).splitlines()), 2)
+
     def test_drafts_are_counted_and_told(self):
         arguments = ["generate", "--model", MTP, "--tokens", "0,5,9", "--max-tokens", "40", "--ignore-eos"]
         plain = fathom(*arguments, "--json")
@@ -232,7 +245,7 @@ class Generate(Case):
             (["--draft", "other"], "--draft"),
             (["--draft-tokens", "0"], "--draft-tokens"),
             (["--draft-tokens", "9"], "--draft-tokens"),
-            (["--kv-type", "fp8"], "--kv-type"),
+            (["--kv-type", "q4_0"], "--kv-type"),
             (["--prompt", "x"], "--prompt"),
             (["--stop", ""], "stop"),
         ):

@@ -226,8 +226,10 @@ TEST(Draft, APromptReadInPiecesLeavesTheModuleWhatOnePassLeaves) {
   LatentCache cache = make_mtp_cache(config, 5000);
   read_mtp(m.ctx, m.model, cache, hidden.slice(0, 4199), std::span(prompt).subspan(1));
   ASSERT_GE(sequence.mtp_cache.length, cache.length);
-  for (int64_t i = 0; i < cache.length * cache.row; ++i) {
-    ASSERT_NEAR(sequence.mtp_cache.rows(0)[i], cache.rows(0)[i], 1e-4f) << "row " << i / cache.row;
+  const auto* const generated = static_cast<const float*>(sequence.mtp_cache.rows(0));
+  const auto* const read = static_cast<const float*>(cache.rows(0));
+  for (int64_t i = 0; i < cache.length * cache.layout.dim(); ++i) {
+    ASSERT_NEAR(generated[i], read[i], 1e-4f) << "row " << i / cache.layout.dim();
   }
 }
 
@@ -278,7 +280,7 @@ TEST(Draft, TheShippedModelSaysTheSameWithDrafts) {
 
 // A verifying pass must say what the passes over single tokens would have said, to the last bit.
 TEST(Draft, TokensReadTogetherGetTheBitsOfTokensReadOneByOne) {
-  const auto check = [](Machine& m, uint64_t seed) {
+  const auto check = [](Machine& m, uint64_t seed, Format kv_type = Format::f32) {
     const auto ids = random_ids(40, m.config.vocab_size, seed);
     const auto read = [&](LatentCache& cache, size_t n) {  // logits of the next n tokens
       const ArenaScope scope(m.arena);
@@ -292,7 +294,8 @@ TEST(Draft, TokensReadTogetherGetTheBitsOfTokensReadOneByOne) {
       return std::vector<float>(logits.f32(), logits.f32() + logits.size());
     };
     for (size_t n = 2; n <= 9; ++n) {
-      LatentCache together = make_latent_cache(m.config, 40), one_by_one = make_latent_cache(m.config, 40);
+      LatentCache together = make_latent_cache(m.config, 40, kv_type);
+      LatentCache one_by_one = make_latent_cache(m.config, 40, kv_type);
       EXPECT_EQ(read(together, 13), read(one_by_one, 13));
       while (together.length + static_cast<int64_t>(n) <= 40) {
         const std::vector<float> many = read(together, n);
@@ -308,6 +311,7 @@ TEST(Draft, TokensReadTogetherGetTheBitsOfTokensReadOneByOne) {
   for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
     Machine m(config);
     check(m, 5);
+    check(m, 7, Format::f8_e4m3);
   }
   for (const fs::path& folder : {kMtpFixture, kRoot / "models" / "shakespeare"}) {
     for (const int threads : {1, 3}) {

@@ -25,13 +25,21 @@ struct Problem {
   float scale;
 };
 
-Problem make_problem(const MlaDims& dims, const std::vector<Lengths>& lengths, int64_t gap = 0, uint64_t seed = 1) {
+Problem make_problem(const MlaDims& dims, const std::vector<Lengths>& lengths, int64_t gap = 0,
+                     Format format = Format::f32) {
+  uint64_t seed = 1;
   const int64_t rank = dims.kv_lora_rank, nope = dims.qk_nope_head_dim, rope = dims.qk_rope_head_dim;
   Problem p;
   p.dims = dims;
   int64_t n_tokens = 0;
   for (const auto [length, n_new] : lengths) {
-    p.sequences.push_back({random_f32(length, rank + rope, seed++).f32(), length, n_new});
+    const Tensor rows = random_f32(length, rank + rope, seed++);
+    const LatentRowLayout layout = dims.cached_row(format);
+    auto* const stored = test_memory<char>(length * latent_row_bytes(layout), 0);
+    for (int64_t i = 0; i < length; ++i) {
+      write_latent_row(layout, stored + i * latent_row_bytes(layout), rows.f32_row(i), rows.f32_row(i) + rank);
+    }
+    p.sequences.push_back({stored, length, n_new, format});
     n_tokens += n_new;
   }
   const int64_t q_dim = dims.n_heads * (nope + rope), o_dim = dims.n_heads * dims.v_head_dim;
@@ -51,12 +59,18 @@ TEST(AbsorbedAttention, MatchesPlainTwinOnOddShapes) {
     MlaDims dims;
     std::vector<Lengths> lengths;
     int64_t gap;
+    Format format = Format::f32;
   };
   for (const Case& c : {Case{kOdd, {{1, 1}}, 0},
                         {kOdd, {{65, 1}, {1, 1}, {600, 2}, {5, 5}, {3, 0}, {257, 130}}, 3},
                         {kMany, {{64, 1}}, 0},
-                        {kMany, {{256, 1}, {700, 3}, {9, 9}}, 1}}) {
-    const Problem p = make_problem(c.dims, c.lengths, c.gap);
+                        {kMany, {{256, 1}, {700, 3}, {9, 9}}, 1},
+                        {kOdd, {{65, 1}, {600, 2}, {5, 5}}, 0, Format::bf16},
+                        {kMany, {{256, 1}, {700, 3}, {9, 9}}, 0, Format::f16},
+                        {kOdd, {{300, 3}, {1, 1}}, 0, Format::f8_e4m3},
+                        {kMany, {{300, 3}, {1, 1}}, 0, Format::f8_e4m3},
+                        {kMany, {{129, 2}, {64, 1}}, 0, Format::q8_0}}) {
+    const Problem p = make_problem(c.dims, c.lengths, c.gap, c.format);
     absorbed(ctx(), p);
     const Tensor o = filled_like(p.o, NAN);
     plain::mla_attention_absorbed(o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
@@ -69,7 +83,7 @@ TEST(AbsorbedAttention, EqualsTheExpandedForm) {
   for (const MlaDims& dims : {kOdd, kMany}) {
     const int64_t n = 131, rank = dims.kv_lora_rank;
     const Problem p = make_problem(dims, {{n, n}});
-    const Tensor rows(const_cast<float*>(p.sequences[0].rows), Format::f32, {n, rank + dims.qk_rope_head_dim});
+    const Tensor rows(const_cast<void*>(p.sequences[0].rows), Format::f32, {n, rank + dims.qk_rope_head_dim});
     const Tensor kv = filled_f32(n, p.kv_b.rows(), NAN);
     linear(ctx(), kv, rows.columns(0, rank), p.kv_b);
     const Tensor expanded = filled_like(p.o, NAN);
@@ -90,12 +104,14 @@ TEST(AbsorbedAttention, EqualsTheExpandedForm) {
 
 TEST(ExpandedAttention, OverCachesMatchesThePlainTwin) {
   for (const MlaDims& dims : {kOdd, kMany}) {
-    const Problem p = make_problem(dims, {{300, 140}, {1, 1}, {70, 3}, {5, 0}, {129, 129}}, 2);
-    mla_attention_expanded(ctx(), p.o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
-    const Tensor o = filled_like(p.o, NAN);
-    plain::mla_attention_absorbed(o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
-    EXPECT_LE(max_relative_error(p.o, o), 1e-5);
-    EXPECT_TRUE(gaps_untouched(p.o));
+    for (const Format format : {Format::f32, Format::bf16, Format::q8_0}) {
+      const Problem p = make_problem(dims, {{300, 140}, {1, 1}, {70, 3}, {5, 0}, {129, 129}}, 2, format);
+      mla_attention_expanded(ctx(), p.o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+      const Tensor o = filled_like(p.o, NAN);
+      plain::mla_attention_absorbed(o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
+      EXPECT_LE(max_relative_error(p.o, o), 1e-5);
+      EXPECT_TRUE(gaps_untouched(p.o));
+    }
   }
 }
 
@@ -103,7 +119,7 @@ TEST(ExpandedAttention, GivesTheSameBitsInAnyPieces) {
   for (const MlaDims& dims : {kOdd, kMany}) {
     const int64_t n = 331, rank = dims.kv_lora_rank;
     const Problem p = make_problem(dims, {{n, n}});
-    const Tensor rows(const_cast<float*>(p.sequences[0].rows), Format::f32, {n, rank + dims.qk_rope_head_dim});
+    const Tensor rows(const_cast<void*>(p.sequences[0].rows), Format::f32, {n, rank + dims.qk_rope_head_dim});
     const Tensor kv = filled_f32(n, p.kv_b.rows(), NAN);
     linear(ctx(), kv, rows.columns(0, rank), p.kv_b);
     mla_attention(ctx(), p.o, p.q, kv, rows.columns(rank, dims.qk_rope_head_dim),

@@ -56,10 +56,15 @@ static inline Ints dot_signed(SignedBytes w, Ints s) {
 static inline Floats from_f16(const void* p) {
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
+static inline float from_f16_one(const void* p) { return _cvtsh_ss(load_as<uint16_t>(p)); }
 // 8 numbers of FP8 e4m3 / 256: with an exponent that is 8 less they are f16 numbers, subnormal ones too.
 static inline Floats from_f8_over_256(const void* p) {
   const __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p))), 7);
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16(static_cast<int16_t>(0xBF80)))));
+}
+static inline Floats from_i8(const void* p) {
+  const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+  return reinterpret_cast<Floats>(_mm256_cvtepi32_ps(wide));
 }
 // 8 bytes, one a row, in both i16 of the row: without sign, and with.
 static inline Shorts in_both(uint64_t bytes) {
@@ -94,10 +99,18 @@ static inline Floats from_f16(const void* p) {
   const Floats magnitude = reinterpret_cast<Floats>((codes & 0x7FFF) << 13) * splat_float(0x1p112f);
   return reinterpret_cast<Floats>(reinterpret_cast<Ints>(magnitude) | (codes & 0x8000) << 16);
 }
+static inline float from_f16_one(const void* p) {
+  uint16_t codes[8] = {load_as<uint16_t>(p)};
+  return from_f16(codes)[0];
+}
 static inline Floats from_f8_over_256(const void* p) {
   typedef uint8_t Codes __attribute__((vector_size(8)));
   const Ints codes = __builtin_convertvector(load_as<Codes>(p), Ints);
   return reinterpret_cast<Floats>((codes & 0x7F) << 20 | (codes & 0x80) << 24) * splat_float(0x1p112f);
+}
+static inline Floats from_i8(const void* p) {
+  typedef int8_t Codes __attribute__((vector_size(8)));
+  return __builtin_convertvector(__builtin_convertvector(load_as<Codes>(p), Ints), Floats);
 }
 static inline Shorts in_both(uint64_t bytes) {
   Ints wide;

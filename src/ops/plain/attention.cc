@@ -114,6 +114,8 @@ void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const Lat
   const auto [n_heads, nope, rope, v_dim, rank] = dims;
   int64_t t = 0;  // row of q and o
   for (const LatentCacheView& sequence : sequences) {
+    std::vector<float> rows(static_cast<size_t>(sequence.length * (rank + rope)));
+    plain::read_latent_rows(dims.cached_row(sequence.format), rows.data(), sequence.rows, sequence.length);
     for (int64_t i = 0; i < sequence.n_new; ++i, ++t) {
       for (int64_t h = 0; h < n_heads; ++h) {
         const float* q_nope = q.f32_row(t) + h * (nope + rope);
@@ -126,14 +128,14 @@ void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const Lat
         }
         std::vector<double> p;
         for (int64_t j = 0; j <= sequence.length - sequence.n_new + i; ++j) {
-          const float* row = sequence.rows + j * (rank + rope);
+          const float* row = rows.data() + j * (rank + rope);
           double s = dot(q_rope, row + rank, rope);
           for (int64_t c = 0; c < rank; ++c) s += q_c[static_cast<size_t>(c)] * row[c];
           p.push_back(scale * s);
         }
         softmax(p);
         for (size_t j = 0; j < p.size(); ++j) {
-          const float* row = sequence.rows + static_cast<int64_t>(j) * (rank + rope);
+          const float* row = rows.data() + static_cast<int64_t>(j) * (rank + rope);
           for (int64_t c = 0; c < rank; ++c) o_c[static_cast<size_t>(c)] += p[j] * row[c];
         }
         for (int64_t d = 0; d < v_dim; ++d) {

@@ -52,9 +52,25 @@ fs::file_type type_of(const fs::path& path) {
   return type;
 }
 
+// What a symbolic link names, be it there or not; one that leads in a circle stays a link.
+fs::path behind_links(fs::path path) {
+  std::error_code ignored;
+  for (int links = 0; links < 40 && fs::is_symlink(path, ignored); ++links) {
+    path = path.parent_path() / fs::read_symlink(path, ignored);
+  }
+  return path;
+}
+
 }  // namespace
 
 bool path_exists(const fs::path& path) { return type_of(path) != fs::file_type::not_found; }
+bool same_path(const fs::path& a, const fs::path& b) {
+  std::error_code error;
+  if (fs::equivalent(a, b, error)) return true;
+  const fs::path whole_a = fs::weakly_canonical(behind_links(a), error);
+  const fs::path whole_b = fs::weakly_canonical(behind_links(b), error);
+  return whole_a == whole_b && !whole_a.empty();
+}
 bool path_is_directory(const fs::path& path) { return type_of(path) == fs::file_type::directory; }
 
 // O_NONBLOCK: opening a named pipe must fail below, not wait for a writer.
@@ -100,10 +116,18 @@ std::string read_file(const fs::path& path, size_t max_bytes) {
   return content;
 }
 
-AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)), partial_(path_) {
-  partial_ += ".partial";
+AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
   std::error_code ignored;  // what else is wrong with the path, opening tells
-  if (fs::is_directory(path_, ignored)) throw Error("{}: cannot write: is a directory", printable(path_.native()));
+  path_ = behind_links(path_);
+  if (fs::is_symlink(path_, ignored)) throw Error("{}: cannot write: a loop of links", printable(path_.native()));
+  const fs::file_status there = fs::status(path_, ignored);
+  if (fs::is_directory(there)) throw Error("{}: cannot write: is a directory", printable(path_.native()));
+  // A device or pipe must not be replaced by a file.
+  if (fs::exists(there) && !fs::is_regular_file(there)) {
+    throw Error("{}: cannot write: is not a regular file", printable(path_.native()));
+  }
+  partial_ = path_;
+  partial_ += ".partial";
   fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd_ < 0) throw Error("{}: cannot create: {}", printable(partial_.native()), reason());
 }

@@ -14,6 +14,8 @@ namespace fathom {
 // symbolic links) and for a symbolic link to nothing: a broken file must not pass for an absent one.
 bool path_exists(const std::filesystem::path& path);
 bool path_is_directory(const std::filesystem::path& path);
+// Whether two spellings name one file, be it there or not yet.
+bool same_path(const std::filesystem::path& a, const std::filesystem::path& b);
 
 // A file mapped read-only. Throws Error when it cannot be opened or is not a regular file. An empty file is valid.
 class MappedFile {
@@ -37,7 +39,8 @@ class MappedFile {
 std::string read_file(const std::filesystem::path& path, size_t max_bytes);
 
 // A file that appears under its name only when commit() is called: written beside it as NAME.partial, synced, renamed.
-// Without commit() the partial file is removed. Every failed write throws Error with the system's reason.
+// Without commit() the partial file is removed. Every failed write throws Error with the system's reason. What is there
+// already must be a regular file; a symbolic link is followed.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
+#include <limits>
 #include <mutex>
 #include <set>
 #include <string>
@@ -63,49 +63,49 @@ int usable_cores() {
 
 struct ThreadPool::State {
   std::vector<std::thread> workers;
-  std::mutex mutex;
-  std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};  // one more for each run()
+  std::atomic<uint32_t> runs{0};  // one more for each run(), and for the end: what idle workers wait for
   std::atomic<bool> stop{false};
 
-  // The run in progress. Written by the caller before it raises `generation`.
-  const std::function<void(int64_t, int)>* task = nullptr;
-  int64_t n_tasks = 0;
-  std::atomic<int64_t> next{0};
-  std::atomic<int> busy{0};  // workers that have not finished this run
+  // The run in progress. A task is claimed by taking 1 from `unclaimed`, whose upper half counts runs: who succeeds
+  // has read the task and number of this very run, since both change only while nothing is unclaimed. A worker that
+  // comes late, because another program has its core, finds nothing to do and is not waited for.
+  std::atomic<uint64_t> unclaimed{0};  // run << 32 | tasks that nobody has started
+  std::atomic<const std::function<void(int64_t, int)>*> task{nullptr};
+  std::atomic<uint32_t> n_tasks{0};
+  std::atomic<uint32_t> unfinished{0};
+  std::atomic<bool> failed{false};  // tasks that have not started are skipped
   std::mutex error_mutex;
   std::exception_ptr error;
 
+  bool nothing_to_claim() const { return static_cast<uint32_t>(unclaimed.load(std::memory_order_acquire)) == 0; }
+
   void take_tasks(int thread) {
     task_thread = thread;
-    for (;;) {
-      const int64_t i = next.fetch_add(1, std::memory_order_relaxed);
-      if (i >= n_tasks) break;
+    for (uint64_t word = unclaimed.load(std::memory_order_acquire); static_cast<uint32_t>(word) != 0;) {
+      const auto* const claimed = task.load(std::memory_order_relaxed);
+      const uint32_t n = n_tasks.load(std::memory_order_relaxed);
+      if (!unclaimed.compare_exchange_weak(word, word - 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        continue;
+      }
       try {
-        (*task)(i, thread);
+        if (!failed.load(std::memory_order_relaxed)) (*claimed)(n - static_cast<uint32_t>(word), thread);
       } catch (...) {
         const std::lock_guard lock(error_mutex);
         if (!error) error = std::current_exception();
-        next.store(n_tasks, std::memory_order_relaxed);
+        failed.store(true, std::memory_order_relaxed);
       }
+      if (unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) unfinished.notify_one();
+      word = unclaimed.load(std::memory_order_acquire);
     }
     task_thread = -1;
   }
 
   void work(int thread) {
-    uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen && !stop; ++spin) {
-        pause_cpu();
-      }
-      if (generation.load(std::memory_order_acquire) == seen) {
-        std::unique_lock lock(mutex);
-        wake.wait(lock, [&] { return stop || generation.load(std::memory_order_acquire) != seen; });
-      }
-      if (stop) return;
-      ++seen;
+    while (!stop.load(std::memory_order_acquire)) {
+      const uint32_t seen = runs.load(std::memory_order_acquire);
       take_tasks(thread);
-      busy.fetch_sub(1, std::memory_order_release);
+      for (int spin = 0; spin < kSpins && runs.load(std::memory_order_acquire) == seen; ++spin) pause_cpu();
+      if (nothing_to_claim() && !stop.load(std::memory_order_acquire)) runs.wait(seen, std::memory_order_acquire);
     }
   }
 };
@@ -117,11 +117,9 @@ ThreadPool::ThreadPool(int n_threads) : state_(std::make_unique<State>()) {
 }
 
 ThreadPool::~ThreadPool() {
-  {
-    const std::lock_guard lock(state_->mutex);
-    state_->stop = true;
-  }
-  state_->wake.notify_all();
+  state_->stop.store(true, std::memory_order_release);
+  state_->runs.fetch_add(1, std::memory_order_release);
+  state_->runs.notify_all();
   for (auto& worker : state_->workers) worker.join();
 }
 
@@ -140,23 +138,23 @@ void ThreadPool::run(int64_t n_tasks, const std::function<void(int64_t, int)>& t
     for (int64_t i = 0; i < n_tasks; ++i) task(i, task_thread);
     return;
   }
-  s.task = &task;
-  s.n_tasks = n_tasks;
+  FATHOM_CHECK(n_tasks < std::numeric_limits<uint32_t>::max());
+  const auto n = static_cast<uint32_t>(n_tasks);
+  s.task.store(&task, std::memory_order_relaxed);
+  s.n_tasks.store(n, std::memory_order_relaxed);
+  s.unfinished.store(n, std::memory_order_relaxed);
+  s.failed.store(false, std::memory_order_relaxed);
   s.error = nullptr;
-  s.next.store(0, std::memory_order_relaxed);
-  s.busy.store(static_cast<int>(s.workers.size()), std::memory_order_relaxed);
-  {
-    const std::lock_guard lock(s.mutex);
-    s.generation.fetch_add(1, std::memory_order_release);
-  }
-  s.wake.notify_all();
+  const uint32_t run = s.runs.load(std::memory_order_relaxed) + 1;
+  s.unclaimed.store(static_cast<uint64_t>(run) << 32 | n, std::memory_order_release);
+  s.runs.store(run, std::memory_order_release);
+  s.runs.notify_all();
   s.take_tasks(0);
-  for (int spin = 0; s.busy.load(std::memory_order_acquire) != 0; ++spin) {
-    if (spin < kSpins) {
-      pause_cpu();
-    } else {
-      std::this_thread::yield();
-    }
+  for (int spin = 0; spin < kSpins && s.unfinished.load(std::memory_order_acquire) != 0; ++spin) pause_cpu();
+  // Asleep, this thread leaves its core to the one that it waits for, should another program have taken that one's.
+  for (uint32_t left = s.unfinished.load(std::memory_order_acquire); left != 0;
+       left = s.unfinished.load(std::memory_order_acquire)) {
+    s.unfinished.wait(left, std::memory_order_acquire);
   }
   if (s.error) std::rethrow_exception(s.error);
 }

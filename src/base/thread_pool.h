@@ -22,7 +22,7 @@ class ThreadPool {
   // Calls task(i, thread) for every i in [0, n_tasks), each once, in index order of starting, on size() threads;
   // `thread` in [0, size()) picks per-thread scratch. Returns when all are done. The first exception thrown by a task
   // is rethrown here; tasks that have not started then are skipped. Called from inside a task, runs on that thread
-  // alone.
+  // alone. Does not wait for threads that have started no task, so a core that another program has is missed only.
   void run(int64_t n_tasks, const std::function<void(int64_t i, int thread)>& task);
 
   // Splits [begin, end) into pieces of `grain` (the last may be shorter) and calls body(piece_begin, piece_end). Pieces

@@ -77,6 +77,7 @@ void measure(const std::string& name, int64_t n_tokens, const Options& o, const 
 }
 
 void run(const Options& o, const CommonOptions& common) {
+  if (o.prompt == 0 && o.gen == 0) throw UsageError("bench: --prompt 0 and --gen 0 leave nothing to measure");
   ThreadPool pool(thread_count(common));
   const PackedModel loaded = load_packed_model(o.model, pool);
   const Model model = make_model(loaded.config, loaded.weights);

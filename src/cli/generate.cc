@@ -19,26 +19,35 @@ constexpr size_t kMaxPromptBytes = size_t{64} << 20;
 
 struct Options {
   std::string model, prompt, tokens, kv_type = "f32";
-  bool has_prompt = false, ignore_eos = false, no_bos = false;
+  bool has_prompt = false, has_tokens = false, ignore_eos = false, no_bos = false;
   GenerationOptions generation;
   DraftOptions draft;
 };
 
+std::string_view trimmed(std::string_view text) {
+  constexpr std::string_view kSpace = " \t\r\n";
+  const size_t begin = text.find_first_not_of(kSpace);
+  if (begin == std::string_view::npos) return {};
+  return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
+}
+
 // "1,2,3" or "[1, 2, 3]"
 std::vector<int32_t> parse_tokens(std::string_view text) {
-  constexpr std::string_view kBetween = ", []\n";
+  std::string_view list = trimmed(text);
+  if (list.size() >= 2 && list.front() == '[' && list.back() == ']') list = list.substr(1, list.size() - 2);
+  if (trimmed(list).empty()) throw UsageError("--tokens: there is no id in '{}'", printable(text, 40));
   std::vector<int32_t> ids;
-  for (size_t at = text.find_first_not_of(kBetween); at < text.size(); at = text.find_first_not_of(kBetween, at)) {
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    const std::string_view number = trimmed(list.substr(begin, end - begin));
     int32_t id = 0;
-    const auto [end, error] = std::from_chars(text.data() + at, text.data() + text.size(), id);
-    const auto next = static_cast<size_t>(end - text.data());
-    if (error != std::errc() || (next < text.size() && kBetween.find(text[next]) == std::string_view::npos)) {
-      throw UsageError("--tokens: '{}' is no list of ids like 1,2,3", printable(text.substr(at), 40));
+    const auto [rest, error] = std::from_chars(number.data(), number.data() + number.size(), id);
+    if (error != std::errc() || rest != number.data() + number.size()) {
+      throw UsageError("--tokens: '{}' is no list of ids like 1,2,3", printable(list.substr(begin), 40));
     }
     ids.push_back(id);
-    at = next;
+    begin = end + 1;
   }
-  if (ids.empty()) throw UsageError("--tokens: there is no id in '{}'", printable(text, 40));
   return ids;
 }
 
@@ -55,7 +64,7 @@ std::string read_stdin() {
 }
 
 std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokenizer) {
-  if (!options.tokens.empty()) return parse_tokens(options.tokens);
+  if (options.has_tokens) return parse_tokens(options.tokens);
   if (tokenizer == nullptr) {
     throw Error("{}: has no tokenizer to read a text with; give --tokens", printable(options.model));
   }
@@ -84,7 +93,7 @@ void print_json(const Generation& g) {
 }
 
 void run(const Options& options, const CommonOptions& common) {
-  if (options.has_prompt && !options.tokens.empty()) throw UsageError("give either --prompt or --tokens, not both");
+  if (options.has_prompt && options.has_tokens) throw UsageError("give either --prompt or --tokens, not both");
   check_sampler(options.generation.sampler);
   const StopFilter stops_are_valid(options.generation.stop);
 
@@ -151,10 +160,12 @@ void add_sampler_options(CLI::App& command, SamplerOptions& sampler) {
 }
 
 void add_draft_options(CLI::App& command, DraftOptions& options) {
-  command.add_option("--draft", options.draft, "Speculative decoding, by the model's MTP module: mtp, none")
-      ->check(CLI::IsMember({"mtp", "none"}));
+  CLI::Option* draft =
+      command.add_option("--draft", options.draft, "Speculative decoding, by the model's MTP module: mtp, none")
+          ->check(CLI::IsMember({"mtp", "none"}));
   command.add_option("--draft-tokens", options.tokens, "Tokens to draft for each pass of the model")
-      ->check(CLI::Range(1, 8));
+      ->check(CLI::Range(1, 8))
+      ->needs(draft);
 }
 
 int64_t draft_tokens(const DraftOptions& options, const Model& model) {
@@ -183,7 +194,8 @@ void add_generate(CLI::App& app, CommonOptions& common) {
   command->option_defaults()->always_capture_default();
   command->add_option("--model", options->model, "Model directory or .gguf file")->required()->type_name("MODEL");
   CLI::Option* prompt = command->add_option("--prompt", options->prompt, "The text to continue (default: stdin)");
-  command->add_option("--tokens", options->tokens, "The prompt as token ids: \"1,2,3\"; nothing is put before them");
+  CLI::Option* tokens = command->add_option("--tokens", options->tokens,
+                                            "The prompt as token ids: \"1,2,3\"; nothing is put before them");
   command->add_option("--max-tokens", options->generation.max_tokens, "Tokens to generate at most")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   add_sampler_options(*command, options->generation.sampler);
@@ -194,8 +206,9 @@ void add_generate(CLI::App& app, CommonOptions& common) {
   command->add_flag("--no-bos", options->no_bos, "Put no begin token before the text");
   add_draft_options(*command, options->draft);
   add_kv_type_option(*command, options->kv_type);
-  command->callback([options, prompt, &common] {
+  command->callback([options, prompt, tokens, &common] {
     options->has_prompt = prompt->count() > 0;
+    options->has_tokens = tokens->count() > 0;
     run(*options, common);
   });
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -36,8 +37,42 @@ void on_signal(int signal) {
   interrupted_by = signal;
 }
 
+// SIGBUS: memory of a mapped file that is not there, since the file was cut or its disk fails. Names the file by the
+// system's list of mappings; a handler may use system calls and its own stack alone.
+void on_lost_memory(int, siginfo_t* info, void*) {
+  const auto say = [](const char* text, size_t n) { (void)!write(STDERR_FILENO, text, n); };
+  const auto address = reinterpret_cast<uintptr_t>(info->si_addr);
+  constexpr char kBegin[] = "fathom: ", kEnd[] = ": was cut or cannot be read any more while it was in use\n";
+  say(kBegin, sizeof kBegin - 1);
+  const int maps = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  char line[4352];
+  size_t length = 0, path = 0;
+  bool named = false;
+  for (char c; !named && maps >= 0 && read(maps, &c, 1) == 1;) {
+    if (c == '\n') {
+      char* end = nullptr;
+      line[length] = 0;
+      const uintptr_t first = std::strtoull(line, &end, 16),
+                      last = *end == '-' ? std::strtoull(end + 1, nullptr, 16) : 0;
+      named = path > 0 && address >= first && address < last;
+      if (named) say(line + path, length - path);
+      length = path = 0;
+      continue;
+    }
+    if (c == '/' && path == 0) path = length;
+    if (length + 1 < sizeof line) line[length++] = c;
+  }
+  if (!named) say("a file", 6);
+  say(kEnd, sizeof kEnd - 1);
+  _exit(kFailed);
+}
+
 void install_signal_handlers() {
   std::signal(SIGPIPE, SIG_IGN);
+  struct sigaction lost {};
+  lost.sa_sigaction = on_lost_memory;
+  lost.sa_flags = SA_SIGINFO;
+  sigaction(SIGBUS, &lost, nullptr);
   struct sigaction action {};
   action.sa_handler = on_signal;
   action.sa_flags = SA_RESTART;

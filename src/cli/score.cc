@@ -101,9 +101,12 @@ void run(const Options& options, const CommonOptions& common) {
   if (options.tokens.empty() == options.text.empty()) {
     throw UsageError("score: give either --tokens FILE.json or --text FILE");
   }
+  if (options.window > 0 && options.text.empty()) {
+    throw UsageError("score: --window cuts a --text; --tokens come as the sequences that they are");
+  }
   if (options.all && options.out.empty()) throw UsageError("score: --all needs --out FILE.safetensors to write to");
   if (options.mtp && options.out.empty()) throw UsageError("score: --mtp needs --out FILE.safetensors to write to");
-  if (!options.out.empty() && options.out == options.grads) {
+  if (!options.out.empty() && !options.grads.empty() && same_path(options.out, options.grads)) {
     throw UsageError("score: --out and --grads name the same file");
   }
   if (options.mtp_weight < 0 || !std::isfinite(options.mtp_weight)) {

@@ -1,6 +1,7 @@
 #include "base/file.h"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "base/error.h"
 #include "temporary_directory.h"
@@ -24,6 +25,39 @@ TEST(PathExists, ABrokenLinkIsNoAbsentFile) {
   EXPECT_FALSE(path_exists(at("file/below")));
   EXPECT_FALSE(path_exists(""));
   for (const char* broken : {"dangling", "loop", "loop/below"}) EXPECT_THROW(path_exists(at(broken)), Error) << broken;
+}
+
+TEST(SamePath, LooksBehindTheSpelling) {
+  const test::TemporaryDirectory directory;
+  const auto at = [&](const char* name) { return directory.path() / name; };
+  directory.write("file", "x");
+  std::filesystem::create_symlink("file", at("link"));
+  std::filesystem::create_hard_link(at("file"), at("other"));
+  for (const char* name : {"file", "./file", "link", "other", "../" /* and back */}) {
+    const auto path = std::string(name) == "../" ? at("..") / directory.path().filename() / "file" : at(name);
+    EXPECT_TRUE(same_path(path, at("file"))) << path;
+  }
+  EXPECT_TRUE(same_path(at("new"), at("./new")));
+  EXPECT_FALSE(same_path(at("new"), at("newer")));
+  EXPECT_FALSE(same_path(at("new"), at("file")));
+}
+
+TEST(AtomicFile, WritesBehindALinkAndReplacesFilesOnly) {
+  const test::TemporaryDirectory directory;
+  const auto at = [&](const char* name) { return directory.path() / name; };
+  directory.write("file", "old");
+  std::filesystem::create_symlink("file", at("link"));
+  std::filesystem::create_symlink("new", at("dangling"));
+  std::filesystem::create_symlink("loop", at("loop"));
+  ASSERT_EQ(mkfifo(at("pipe").c_str(), 0600), 0);
+  write_file_atomically(at("link"), "a");
+  write_file_atomically(at("dangling"), "b");
+  EXPECT_EQ(read_file(at("file"), 10), "a");
+  EXPECT_EQ(read_file(at("new"), 10), "b");
+  EXPECT_TRUE(std::filesystem::is_symlink(at("link")) && std::filesystem::is_symlink(at("dangling")));
+  for (const char* name : {"loop", "pipe", "."}) EXPECT_THROW(AtomicFile{at(name)}, Error) << name;
+  EXPECT_THROW(AtomicFile{"/dev/null"}, Error);
+  EXPECT_TRUE(std::filesystem::is_fifo(at("pipe")));
 }
 
 }  // namespace

@@ -214,6 +214,24 @@ class Generate(Case):
             rates = fathom("bench", "--model", MTP, "--prompt", "3", "--gen", "2", "--reps", "1", "--kv-type", kv_type, "--json")
             self.assertEqual(len(self.assert_done(rates).splitlines()), 2)
 
+    def test_tokens_may_look_like_a_list(self):
+        want = self.generate_json("--tokens", "0,5,9", "--max-tokens", "3")["ids"]
+        for tokens in (" 0 , 5 , 9 ", "[0,5,9]", "[0, 5, 9]\n"):
+            self.assertEqual(self.generate_json("--tokens", tokens, "--max-tokens", "3")["ids"], want)
+
+    def test_a_model_that_is_cut_while_it_is_used_ends_with_one_line(self):
+        model = self.folder / "packed"
+        self.assert_done(fathom("convert", MTP, str(model), "--to", "q8_0"))
+        bench = subprocess.Popen([PROGRAM, "bench", "--model", str(model), "--prompt", "0", "--gen", "120", "--reps", "1000", "--depth", "4"],
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+        weights = next(model.glob("*.safetensors"))
+        while str(weights) not in pathlib.Path(f"/proc/{bench.pid}/maps").read_text():
+            self.assertIsNone(bench.poll())
+        os.truncate(weights, 1)
+        output, errors = bench.communicate(timeout=60)
+        self.assertEqual((bench.returncode, output, errors.count("\n")), (1, "", 1), errors)
+        self.assertIn("model.safetensors: was cut", errors)
+
     def test_drafts_are_counted_and_told(self):
         arguments = ["generate", "--model", MTP, "--tokens", "0,5,9", "--max-tokens", "40", "--ignore-eos"]
         plain = fathom(*arguments, "--json")
@@ -243,14 +261,15 @@ class Generate(Case):
             (["--max-tokens", "-1"], "--max-tokens"),
             (["--max-tokens", "1e3"], "--max-tokens"),
             (["--draft", "other"], "--draft"),
-            (["--draft-tokens", "0"], "--draft-tokens"),
-            (["--draft-tokens", "9"], "--draft-tokens"),
+            (["--draft", "mtp", "--draft-tokens", "0"], "--draft-tokens"),
+            (["--draft", "mtp", "--draft-tokens", "9"], "--draft-tokens"),
+            (["--draft-tokens", "3"], "--draft"),
             (["--kv-type", "q4_0"], "--kv-type"),
             (["--prompt", "x"], "--prompt"),
             (["--stop", ""], "stop"),
         ):
             self.assert_refused(self.generate("--tokens", "0,5", *arguments), 2, word)
-        for tokens in ("1,x", "1.5", "99999999999", ",", "1;2"):
+        for tokens in ("1,x", "1.5", "99999999999", ",", "1;2", "1,,2", "", "1 2", "[1,2", "1,"):
             self.assert_refused(self.generate("--tokens", tokens), 2, "--tokens")
 
     def test_prompts_that_cannot_be_read(self):
@@ -270,6 +289,22 @@ class Generate(Case):
                 process.send_signal(number)
                 process.communicate(timeout=60)
                 self.assertEqual(process.returncode, 128 + number)
+
+
+class Score(Case):
+    def score(self, *arguments):
+        return fathom("score", "--model", TINY, "--tokens", self.write("ids.json", "[[0, 5, 9]]"), *arguments)
+
+    def test_one_file_cannot_take_both_results(self):
+        for out, grads in (("a.st", "./a.st"), ("a.st", "../" + self.folder.name + "/a.st")):
+            names = [str(self.folder) + "/" + name for name in (out, grads)]
+            self.assert_refused(self.score("--out", names[0], "--grads", names[1]), 2, "same file")
+        (self.folder / "link.st").symlink_to("b.st")
+        self.assert_refused(self.score("--out", str(self.folder / "link.st"), "--grads", str(self.folder / "b.st")), 2, "same file")
+        self.assertEqual(sorted(path.name for path in self.folder.iterdir()), ["ids.json", "link.st"])
+
+    def test_windows_are_of_texts(self):
+        self.assert_refused(self.score("--window", "8"), 2, "--window")
 
 
 class Tokenize(Case):
@@ -492,6 +527,9 @@ class Convert(Case):
 
 
 class Bench(Case):
+    def test_nothing_to_measure_is_refused(self):
+        self.assert_refused(fathom("bench", "--model", MTP, "--prompt", "0", "--gen", "0"), 2, "nothing to measure")
+
     def bench(self, *arguments):
         return fathom("bench", "--model", TINY, "--reps", "2", *arguments)
 

@@ -78,23 +78,32 @@ void expanded_backward(benchmark::State& state) {
   count_flops(state, p.scores * static_cast<double>(2 * (3 * key_dim + 2 * p.dims.v_head_dim)));
 }
 
-// Arguments: sequences, rows cached, heads, new tokens. Dimensions of V3: rank 512, 128 / 64 / 128.
+// Arguments: sequences, rows cached, heads, new tokens, the cache's format. Dimensions of V3: rank 512, 128 / 64 / 128.
 void absorbed_decode(benchmark::State& state) {
   const ArenaScope scope(ctx().arena);
   const int64_t n_sequences = state.range(0), length = state.range(1), heads = state.range(2), n_new = state.range(3);
   const MlaDims dims = {heads, 128, 64, 128, 512};
   const int64_t row_dim = dims.kv_lora_rank + dims.qk_rope_head_dim;
+  const LatentRowLayout layout = dims.cached_row(static_cast<Format>(state.range(4)));
   std::vector<LatentCacheView> sequences;
-  for (int64_t s = 0; s < n_sequences; ++s) sequences.push_back({random(length, row_dim).f32(), length, n_new});
+  for (int64_t s = 0; s < n_sequences; ++s) {
+    const Tensor rows = random(length, row_dim),
+                 stored = new_tensor(ctx(), Format::u8, {length, latent_row_bytes(layout)});
+    for (int64_t i = 0; i < length; ++i) {
+      write_latent_row(layout, stored.at(i * stored.cols()), rows.f32_row(i), rows.f32_row(i) + dims.kv_lora_rank);
+    }
+    sequences.push_back({stored.data, length, n_new, layout.format});
+  }
   const Tensor q = random(n_sequences * n_new, heads * 192), kv_b = random(heads * 256, dims.kv_lora_rank);
   const Tensor o = new_f32(ctx(), {n_sequences * n_new, heads * dims.v_head_dim});
   for (auto _ : state) mla_attention_absorbed(ctx(), o, q, kv_b, {}, sequences, dims, 0.01f);
   const auto rows = static_cast<double>(n_sequences * length), queries = static_cast<double>(n_new * heads);
   count_flops(state, rows * queries * static_cast<double>(2 * (row_dim + dims.kv_lora_rank)));
-  const double bytes = 4.0 * (rows * static_cast<double>(row_dim) + static_cast<double>(kv_b.size()));
+  const double bytes = rows * static_cast<double>(latent_row_bytes(layout)) + 4.0 * static_cast<double>(kv_b.size());
   state.counters["GB/s"] = benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
 }
 
+constexpr auto kF32 = static_cast<int64_t>(Format::f32);
 const std::vector<std::string> kExpandedNames = {"seqs", "len", "heads", "nope", "rope", "v"};
 BENCHMARK(expanded_forward)
     ->ArgNames(kExpandedNames)
@@ -111,13 +120,16 @@ BENCHMARK(expanded_backward)
     ->Args({1, 4096, 4, 128, 64, 128})
     ->Args({1, 2048, 1, 128, 64, 128});
 BENCHMARK(absorbed_decode)
-    ->ArgNames({"seqs", "len", "heads", "new"})
+    ->ArgNames({"seqs", "len", "heads", "new", "format"})
     ->UseRealTime()
     ->Unit(benchmark::kMillisecond)
-    ->Args({1, 4096, 16, 1})
-    ->Args({1, 4096, 128, 1})
-    ->Args({4, 256, 16, 1})
-    ->Args({1, 4096, 16, 16});
+    ->Args({1, 4096, 16, 1, kF32})
+    ->Args({1, 4096, 16, 1, static_cast<int64_t>(Format::bf16)})
+    ->Args({1, 4096, 16, 1, static_cast<int64_t>(Format::f8_e4m3)})
+    ->Args({1, 4096, 16, 1, static_cast<int64_t>(Format::q8_0)})
+    ->Args({1, 4096, 128, 1, kF32})
+    ->Args({4, 256, 16, 1, kF32})
+    ->Args({1, 4096, 16, 16, kF32});
 
 }  // namespace
 }  // namespace fathom

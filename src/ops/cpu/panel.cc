@@ -454,13 +454,16 @@ void tile_floats(const PanelProduct& c, const FloatColumns* chunk, int64_t col, 
 
 // ---- What all formats share
 
-// A chunk of columns of some panels, made ready once, meets all tokens, kT of them at a time; one token meets it block
-// by block in registers.
+// A chunk of columns of some panels, made ready once, meets all tokens, kT of them at a time. Few tokens (kFew at most)
+// meet it block by block in registers: y is [kPanelsOfFew<kN>, kN].
+constexpr int kFew = 4;
 template <class Format>
 struct Of32 {
   using Chunk = Blocks32;
   static constexpr int kT = Format::kT;
-  static constexpr int kPanels = 2, kPanelsOfOne = 1;
+  static constexpr int kPanels = 2;
+  template <int kN>
+  static constexpr int kPanelsOfFew = 1;
   static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t n_cols) {
     panel += col / 32 * Format::kBlockBytes;
     for (int64_t b = 0; b < n_cols / 32; ++b, panel += Format::kBlockBytes) {
@@ -473,17 +476,22 @@ struct Of32 {
   static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
     tile_32<Format, kP, kN>(c, chunk, col, n_cols / 32, token, y);
   }
-  static void one(const PanelProduct& c, const uint8_t* panel, Floats* y) {
-    const Tokens32<1> x(c, 0, 0);
-    Floats total = {};
+  template <int kN>
+  static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
+    const Tokens32<kN> x(c, 0, 0);
+    Floats totals[kN] = {};
     for (int64_t b = 0; b < c.cols / 32; ++b, panel += Format::kBlockBytes) {
       prefetch(panel, Format::kBlockBytes);
       Bytes codes[8];
       Format::unpack(codes, panel + 16);
-      const Ints sum = Format::dot_one(codes, x.codes[0] + b * 32, x.offsets[0][b]);
-      total += to_floats(sum) * (from_f16(panel) * splat_float(x.scales[0][b]));
+      const Floats d = from_f16(panel);
+#pragma GCC unroll 4
+      for (int t = 0; t < kN; ++t) {
+        const Ints sum = Format::dot_one(codes, x.codes[t] + b * 32, x.offsets[t][b]);
+        totals[t] += to_floats(sum) * (d * splat_float(x.scales[t][b]));
+      }
     }
-    *y = total;
+    memcpy(y, totals, sizeof totals);
   }
 };
 
@@ -491,7 +499,9 @@ template <class Format>
 struct Of256 {
   using Chunk = Block256;
   static constexpr int kT = 6;
-  static constexpr int kPanels = 2, kPanelsOfOne = 1;
+  static constexpr int kPanels = 2;
+  template <int kN>
+  static constexpr int kPanelsOfFew = 1;
   static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t) {
     panel += col / 256 * Format::kBlockBytes;
     prefetch(panel, Format::kBlockBytes);
@@ -503,14 +513,15 @@ struct Of256 {
   static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t, int64_t token, Floats* y) {
     tile_256<Format, kP, kN>(c, chunk, col, token, y);
   }
-  static void one(const PanelProduct& c, const uint8_t* panel, Floats* y) {
-    Floats total = {};
+  template <int kN>
+  static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
+    Floats totals[kN] = {};
     for (int64_t col = 0; col < c.cols; col += 256, panel += Format::kBlockBytes) {
       prefetch(panel, Format::kBlockBytes);
-      const Tokens256<1> x(c, 0, col);
+      const Tokens256<kN> x(c, 0, col);
       Block256 block;
       Format::scales(block, panel);
-      Ints sum = {};
+      Ints sums[kN] = {};
       const uint8_t* sub = panel + Format::kHeaderBytes;
 #pragma GCC unroll 1
       for (int s = 0; s < 8; ++s, sub += Format::kSubBytes) {
@@ -518,20 +529,26 @@ struct Of256 {
         Format::codes(codes, sub);
 #pragma GCC unroll 4
         for (int group = 0; group < 8; group += Format::kGroupsOfSum) {
-          Shorts pairs = {};
+#pragma GCC unroll 4
+          for (int t = 0; t < kN; ++t) {
+            Shorts pairs = {};
 #pragma GCC unroll 8
-          for (int g = group; g < group + Format::kGroupsOfSum; ++g) {
-            pairs = add_products(pairs, codes[g], splat_4_bytes(x.codes[0] + s * 32 + g * 4));
+            for (int g = group; g < group + Format::kGroupsOfSum; ++g) {
+              pairs = add_products(pairs, codes[g], splat_4_bytes(x.codes[t] + s * 32 + g * 4));
+            }
+            sums[t] += dot_pairs(pairs, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
           }
-          sum += dot_pairs(pairs, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
         }
       }
-      const Floats scale = splat_float(x.scale[0]);
-      const int16_t* of_codes = Format::kOffsets == 4 ? x.sums_32[0] : x.sums_16[0];
-      total += to_floats(sum) * (block.d * scale);
-      total += to_floats(sum_offsets<Format>(block, of_codes)) * (block.minus_min * scale);
+#pragma GCC unroll 4
+      for (int t = 0; t < kN; ++t) {
+        const Floats scale = splat_float(x.scale[t]);
+        const int16_t* of_codes = Format::kOffsets == 4 ? x.sums_32[t] : x.sums_16[t];
+        totals[t] += to_floats(sums[t]) * (block.d * scale);
+        totals[t] += to_floats(sum_offsets<Format>(block, of_codes)) * (block.minus_min * scale);
+      }
     }
-    *y = total;
+    memcpy(y, totals, sizeof totals);
   }
 };
 
@@ -539,8 +556,10 @@ template <class Element>
 struct OfFloats {
   using Chunk = FloatColumns;
   static constexpr int kT = 6;
+  static constexpr int kPanels = 2;
   // One token has no more sums than panels: four of them keep the adders busy.
-  static constexpr int kPanels = 2, kPanelsOfOne = 4;
+  template <int kN>
+  static constexpr int kPanelsOfFew = kFew / kN;
   static constexpr bool kScaled = kElementBytes<Element> == 1;
   static float scale(const uint8_t* panel, int64_t col) {
     return kScaled ? 256 * read_float(panel + col / Chunk::kCols * 4) : 1;
@@ -555,25 +574,31 @@ struct OfFloats {
   static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
     tile_floats<kP, kN>(c, chunk, col, n_cols, token, y);
   }
-  static void one(const PanelProduct& c, const uint8_t* panel, Floats* y) {
+  template <int kN>
+  static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
     constexpr int64_t kBytes = 8 * kElementBytes<Element>;
-    const auto* x = reinterpret_cast<const float*>(c.x);
+    constexpr int kP = kPanelsOfFew<kN>;
+    const float* x[kN];
+    for (int t = 0; t < kN; ++t) x[t] = reinterpret_cast<const float*>(c.x + t * c.x_stride);
     const int64_t scale_bytes = kScaled ? (c.cols + Chunk::kCols - 1) / Chunk::kCols * 4 : 0;
-    Floats totals[kPanelsOfOne] = {};
+    Floats totals[kP][kN] = {};
     for (int64_t col = 0; col < c.cols; col += Chunk::kCols) {
-      Floats sums[kPanelsOfOne] = {};
+      Floats sums[kP][kN] = {};
       const uint8_t* w = panel + scale_bytes + col * kBytes;
       for (int64_t k = 0; k < smaller(Chunk::kCols, c.cols - col); ++k, w += kBytes) {
-        const Floats a = splat_float(x[col + k]);
-#pragma GCC unroll 8
-        for (int p = 0; p < kPanelsOfOne; ++p) {
+#pragma GCC unroll 4
+        for (int p = 0; p < kP; ++p) {
           if (k % (64 / kBytes) == 0) __builtin_prefetch(w + p * c.panel_stride + kAhead);
-          sums[p] += a * widen<Element>(w + p * c.panel_stride);
+          const Floats numbers = widen<Element>(w + p * c.panel_stride);
+#pragma GCC unroll 4
+          for (int t = 0; t < kN; ++t) sums[p][t] += splat_float(x[t][col + k]) * numbers;
         }
       }
-#pragma GCC unroll 8
-      for (int p = 0; p < kPanelsOfOne; ++p) {
-        totals[p] += sums[p] * splat_float(scale(panel + p * c.panel_stride, col));
+#pragma GCC unroll 4
+      for (int p = 0; p < kP; ++p) {
+        const Floats factor = splat_float(scale(panel + p * c.panel_stride, col));
+#pragma GCC unroll 4
+        for (int t = 0; t < kN; ++t) totals[p][t] += sums[p][t] * factor;
       }
     }
     memcpy(y, totals, sizeof totals);
@@ -586,7 +611,8 @@ void tiles(const PanelProduct& c, const typename Kind::Chunk* chunk, int64_t col
   int64_t t = begin;
   for (; t + kN <= end; t += kN) Kind::template tile<kP, kN>(c, chunk, col, n_cols, t, totals + (t - begin) * kP);
   if constexpr (kN > 1) {
-    if (t < end) tiles<Kind, kP, kN / 2>(c, chunk, col, n_cols, t, end, totals + (t - begin) * kP);
+    constexpr int kFewer = kN > 4 ? 4 : kN / 2;
+    if (t < end) tiles<Kind, kP, kFewer>(c, chunk, col, n_cols, t, end, totals + (t - begin) * kP);
   }
 }
 
@@ -610,17 +636,31 @@ void multiply_panels(const PanelProduct& c, int64_t panel) {
   }
 }
 
+// Panels 0 .. of kN tokens, as far as they make whole steps; returns how many.
+template <class Kind, int kN>
+int64_t multiply_few(const PanelProduct& c, int64_t n_panels) {
+  if constexpr (kN > 1) {
+    if (c.n_tokens < kN) return multiply_few<Kind, kN - 1>(c, n_panels);
+  }
+  constexpr int kP = Kind::template kPanelsOfFew<kN>;
+  int64_t panel = 0;
+  for (; panel + kP <= n_panels; panel += kP) {
+    Floats y[kP][kN];
+    Kind::template few<kN>(c, c.panels + panel * c.panel_stride, y[0]);
+    for (int64_t first = panel * 8, p = 0; p < kP; ++p, first += 8) {
+      const auto bytes = static_cast<size_t>(smaller(8, c.n_rows - first)) * sizeof(float);
+      for (int t = 0; t < kN; ++t) memcpy(c.y + t * c.y_stride + first, &y[p][t], bytes);
+    }
+  }
+  return panel;
+}
+
 template <class Kind>
 void multiply(const PanelProduct& c) {
   const int64_t n_panels = (c.n_rows + 7) / 8;
   int64_t panel = 0;
-  if (c.n_tokens == 1) {
-    constexpr int kP = Kind::kPanelsOfOne;
-    for (; panel + kP <= n_panels; panel += kP) {
-      Floats y[kP];
-      Kind::one(c, c.panels + panel * c.panel_stride, y);
-      memcpy(c.y + panel * 8, y, static_cast<size_t>(smaller(kP * 8, c.n_rows - panel * 8)) * sizeof(float));
-    }
+  if (c.n_tokens <= (kWide ? kFew : 1)) {
+    panel = multiply_few < Kind, kWide ? kFew : 1 > (c, n_panels);
   } else if (kWide) {
     constexpr int kP = Kind::kPanels;
     for (; panel + kP <= n_panels; panel += kP) multiply_panels<Kind, kP, Kind::kT>(c, panel);

@@ -1,6 +1,7 @@
 #include "base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -115,6 +116,19 @@ std::string read_file(const fs::path& path, size_t max_bytes) {
   }
   return content;
 }
+
+DirectoryLock::DirectoryLock(const fs::path& directory)
+    : fd_(open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+  if (fd_ < 0) throw Error("{}: cannot open: {}", printable(directory.native()), reason());
+  // A file system without locks gives none, and another reason.
+  if (flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
+    close(fd_);
+    throw Error("{}: another process is at work there; wait for its end or give another directory",
+                printable(directory.native()));
+  }
+}
+
+DirectoryLock::~DirectoryLock() { close(fd_); }
 
 AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
   std::error_code ignored;  // what else is wrong with the path, opening tells

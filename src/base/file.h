@@ -38,6 +38,19 @@ class MappedFile {
 // The whole of a regular file of at most max_bytes; Error otherwise.
 std::string read_file(const std::filesystem::path& path, size_t max_bytes);
 
+// A directory that this process alone works in: Error when another holds its lock. Gone with the process, whatever ends
+// it.
+class DirectoryLock {
+ public:
+  explicit DirectoryLock(const std::filesystem::path& directory);
+  ~DirectoryLock();
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+ private:
+  int fd_ = -1;
+};
+
 // A file that appears under its name only when commit() is called: written beside it as NAME.partial, synced, renamed.
 // Without commit() the partial file is removed. Every failed write throws Error with the system's reason. What is there
 // already must be a regular file; a symbolic link is followed.

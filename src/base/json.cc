@@ -77,6 +77,9 @@ JsonDocument JsonDocument::parse(std::string_view text, std::string where, size_
                 reason.substr(0, reason.find_last_not_of('.') + 1));
   };
   if (text.empty()) throw Error("{}: is empty, expected JSON", document.where_);
+  if (text.starts_with("\xEF\xBB\xBF")) {
+    throw Error("{}: begins with a byte order mark, which JSON has not; save it without", document.where_);
+  }
   if (const auto code = document.parser_->allocate(text.size(), max_depth)) fail(code);
   if (const auto code = document.parser_->parse(text.data(), text.size()).get(document.root_)) fail(code);
   refuse_duplicate_keys(document.root_, document.where_);

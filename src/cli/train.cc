@@ -131,7 +131,9 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--log", o.log, "One JSON object a step (default: train.jsonl under --out)")->type_name("FILE.jsonl");
   c->add_option("--sample-every", o.sample_every, "Write text every N steps");
   c->add_option("--prompt", o.prompt, "What samples begin with (default: a line end)");
-  c->add_option("--sample-tokens", options->sample_tokens, "Tokens of a sample")->capture_default_str();
+  c->add_option("--sample-tokens", options->sample_tokens, "Tokens of a sample")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24))
+      ->capture_default_str();
   c->add_option("--temperature", options->sample_temperature, "Of samples; 0 takes the likeliest")
       ->capture_default_str();
   c->callback([options, &common] { run(*options, common); });

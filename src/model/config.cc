@@ -141,4 +141,19 @@ ParameterCount count_parameters(const ModelConfig& c) {
   return count;
 }
 
+int64_t saved_floats_a_token(const ModelConfig& c) {
+  const RouterConfig& r = c.router;
+  const int64_t heads = c.num_attention_heads;
+  // Both norms' outputs, attention's and the layer's; queries, latents, keys and values, what heads attend to.
+  const int64_t attention = 4 * c.hidden_size + heads * c.qk_head_dim() + 2 * c.q_lora_rank + c.cache_row() +
+                            c.kv_lora_rank + heads * (c.qk_nope_head_dim + 2 * c.v_head_dim);
+  const int64_t experts = 2 * r.n_routed_experts + 3 * c.n_shared_experts * c.moe_intermediate_size +
+                          r.num_experts_per_tok * (3 * c.moe_intermediate_size + 2 * c.hidden_size);
+  int64_t floats = 0;
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+    floats += attention + (c.is_moe(l) ? experts : 3 * c.intermediate_size);
+  }
+  return floats;
+}
+
 }  // namespace fathom

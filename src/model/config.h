@@ -61,4 +61,8 @@ struct ParameterCount {
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
+// Floats that a token leaves in all layers of a forward pass for the backward pass: the greater part of what a training
+// step needs beside parameters, gradients and moments, and never more than that.
+int64_t saved_floats_a_token(const ModelConfig& config);
+
 }  // namespace fathom

@@ -75,12 +75,14 @@ void check_free_space(const fs::path& directory, const TrainedState& state) {
 
 void write_files(const fs::path& directory, const TrainedState& state, const Tokenizer& tokenizer,
                  const Settings& settings) {
-  save_model(directory, state.config, state.parameters.weights, {.format = Format::f32});
   tokenizer.save(directory);
+  save_model(directory, state.config, state.parameters.weights, {.format = Format::f32});
   write_safetensors(directory / kOptimizer,
                     std::vector<TensorToWrite>{{"first_moment", flat(state.first_moment), Format::f32},
                                                {"second_moment", flat(state.second_moment), Format::f32}});
-  const nlohmann::ordered_json trainer{{"step", state.step}, {"tokens", state.tokens}, {"settings", settings}};
+  nlohmann::ordered_json trainer{{"step", state.step}, {"tokens", state.tokens}, {"loss", state.loss}};
+  if (state.val_loss) trainer["val_loss"] = *state.val_loss;
+  trainer["settings"] = settings;
   write_file_atomically(directory / kTrainer, trainer.dump(1) + "\n");
 
   nlohmann::ordered_json files;
@@ -129,8 +131,12 @@ Settings read_trainer(const fs::path& directory, TrainedState& state) {
   simdjson::dom::object stored;
   if (trainer.root()["step"].get_int64().get(state.step) != simdjson::SUCCESS ||
       trainer.root()["tokens"].get_int64().get(state.tokens) != simdjson::SUCCESS ||
+      trainer.root()["loss"].get_double().get(state.loss) != simdjson::SUCCESS ||
       trainer.root()["settings"].get_object().get(stored) != simdjson::SUCCESS || state.step != step_of(directory)) {
-    throw Error("{}: step, tokens or settings are missing or wrong", trainer.where());
+    throw Error("{}: step, tokens, loss or settings are missing or wrong", trainer.where());
+  }
+  if (double val_loss; trainer.root()["val_loss"].get_double().get(val_loss) == simdjson::SUCCESS) {
+    state.val_loss = val_loss;
   }
   for (const auto [key, value] : stored) {
     std::string_view text;

@@ -2,7 +2,7 @@
 //
 //   OUT/checkpoints/step-N/   a model directory (f32) that also holds
 //     optimizer.safetensors     the two moments, each flat in the layout of Parameters
-//     trainer.json              step, tokens seen, settings
+//     trainer.json              step, tokens seen, losses, settings
 //     manifest.json             length and xxh3 of every other file
 //
 // Written as step-N.partial, synced, and renamed when whole, so that a folder called step-N was complete once; the
@@ -25,6 +25,8 @@ struct TrainedState {
   Parameters parameters, first_moment, second_moment;
   int64_t step = 0;    // steps done
   int64_t tokens = 0;  // targets learned from
+  double loss = 0;     // of the last step
+  std::optional<double> val_loss;  // the last that was measured
 };
 
 // Options that change the result, by name: a resumed run must have the same.

@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <nlohmann/json.hpp>
 
 #include "base/file.h"
 #include "base/terminal.h"
+#include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
@@ -110,9 +112,31 @@ void check_options(const TrainOptions& o) {
   within("--clip", o.clip, 0, 1e30, "0 (no limit) or more");
   within("--bias-update-speed", o.bias_update_speed, 0, 1, "between 0 and 1");
   within("--mtp-weight", o.mtp_weight, 0, 100, "between 0 and 100");
-  if (std::isnan(o.balance_alpha)) throw UsageError("train: --balance-alpha is not a number");
+  if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
   if (o.val_every > 0 && o.val_data.empty()) {
     throw UsageError("train: --val-every needs --val-data FILE...: text that is not learned from");
+  }
+}
+
+// What the run writes must not be what it reads.
+void check_files(const TrainOptions& o) {
+  std::vector<fs::path> inputs = o.data;
+  inputs.insert(inputs.end(), o.val_data.begin(), o.val_data.end());
+  if (!o.model_config.empty()) inputs.push_back(o.model_config);
+  if (o.tokenizer != "bytes" && !o.tokenizer.empty()) inputs.emplace_back(o.tokenizer);
+  for (const fs::path& input : inputs) {
+    if (!o.log.empty() && same_path(o.log, input)) {
+      throw UsageError("train: --log {} would overwrite what is read", printable(o.log.native()));
+    }
+    for (const char* name : {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+                             "tokenizer_config.json", "train.jsonl", "report.html"}) {
+      if (!same_path(o.out / name, input)) continue;
+      throw UsageError("train: --out {} would overwrite {}, which is read; give another --out",
+                       printable(o.out.native()), printable(input.native()));
+    }
+  }
+  if (!o.init.empty() && same_path(o.init, o.out)) {
+    throw UsageError("train: --init and --out are both {}; give another --out", printable(o.out.native()));
   }
 }
 
@@ -121,10 +145,8 @@ void check_options(const TrainOptions& o) {
 Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vector<int32_t>& ids, Balance balance,
                      double alpha) {
   const char* const schedules[] = {"constant", "cosine", "wsd"};
-  return {
+  Settings settings = {
       {"data", fmt::format("{} ids, xxh3 {:016x}", ids.size(), XXH3_64bits(ids.data(), ids.size() * sizeof(int32_t)))},
-      {"model", fmt::format("{} layers, hidden {}, vocabulary {}, {} experts, {} parameters", c.num_hidden_layers,
-                            c.hidden_size, c.vocab_size, c.router.n_routed_experts, count_parameters(c).total)},
       {"seed", fmt::to_string(o.seed)},
       {"seq-len", fmt::to_string(o.seq_len)},
       {"batch-size", fmt::to_string(o.batch_size)},
@@ -147,6 +169,9 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
       {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
       {"balance-alpha", fmt::to_string(alpha)},
       {"mtp-weight", fmt::to_string(o.mtp_weight)}};
+  const auto config = nlohmann::json::parse(config_json(c, Format::f32));
+  for (const auto& [key, value] : config.items()) settings["the model's " + key] = value.dump();
+  return settings;
 }
 
 Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
@@ -167,6 +192,20 @@ void check_memory(const ModelConfig& config, const fs::path& from) {
     throw Error("{}: training its {} parameters takes {} of memory, this machine has {}; make the model smaller",
                 printable(from.native()), human_count(count), human_bytes(needed), human_bytes(present));
   }
+}
+
+// What a micro-batch leaves for its backward pass must fit beside the parameters.
+void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
+  const double tokens =
+      static_cast<double>(o.micro_batch > 0 ? o.micro_batch : o.batch_size) * static_cast<double>(o.seq_len);
+  const double needed = tokens * static_cast<double>(saved_floats_a_token(config)) * sizeof(float);
+  const double present = static_cast<double>(machine_memory_bytes()) -
+                         static_cast<double>(count_parameters(config).total) * 4 * sizeof(float);
+  if (needed <= present) return;
+  throw Error(
+      "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters this machine has {}; give a "
+      "smaller --micro-batch, or a smaller --batch-size",
+      tokens, human_bytes(needed), human_bytes(std::max(present, 0.0)));
 }
 
 TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
@@ -240,6 +279,7 @@ Phase make_phase(const TrainOptions& o, int64_t seq_len, const std::vector<int32
 // Everything that a step works on.
 struct Run {
   const TrainOptions& options;
+  const std::function<bool()>& stop_requested;
   Context ctx;
   const Tokenizer& tokenizer;
   const std::vector<int32_t>& ids;
@@ -276,8 +316,8 @@ Example make_example(Context& ctx, std::vector<std::vector<int32_t>> windows) {
   return example;
 }
 
-// Loss and gradient of the step's batch, micro-batch by micro-batch.
-LossResult batch_gradients(Run& run, int64_t step) {
+// Loss and gradient of the step's batch, micro-batch by micro-batch. Nothing when it is told to stop between two.
+std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
   const Phase& phase = run.phase(step);
   const int64_t seq_len = phase.seq_len;
   LossOptions loss = run.loss;
@@ -287,6 +327,7 @@ LossResult batch_gradients(Run& run, int64_t step) {
   std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
   LossResult total;
   for (int64_t first = 0; first < phase.batch_size; first += phase.micro_batch) {
+    if (first > 0 && run.stop_requested && run.stop_requested()) return std::nullopt;
     const ArenaScope scope(run.ctx.arena);
     std::vector<std::vector<int32_t>> windows;
     for (int64_t s = first; s < first + phase.micro_batch; ++s) {
@@ -343,10 +384,13 @@ double validation_loss(Run& run, int64_t step) {
   return total.loss();
 }
 
-StepMetrics train_step(Run& run, int64_t step) {
+// Nothing, and nothing changed, when it is told to stop before the gradient is whole.
+std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   const TrainOptions& o = run.options;
   const double begin_s = monotonic_s();
-  const LossResult loss = batch_gradients(run, step);
+  const std::optional<LossResult> whole = batch_gradients(run, step);
+  if (!whole) return std::nullopt;
+  const LossResult& loss = *whole;
   StepMetrics m;
   m.step = step;
   m.loss = loss.loss();
@@ -355,6 +399,7 @@ StepMetrics train_step(Run& run, int64_t step) {
   m.grad_norm = update(run, step, loss, m.lr);
   run.state.step = step;
   run.state.tokens += loss.main_targets;
+  run.state.loss = m.loss;
   m.tokens = run.state.tokens;
   m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
   m.max_violation = max_violation(loss.expert_load);
@@ -362,7 +407,7 @@ StepMetrics train_step(Run& run, int64_t step) {
   const bool last = step == o.steps;
   if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) m.expert_load = loss.expert_load;
   if (!run.val_ids.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
-    m.val_loss = validation_loss(run, step);
+    m.val_loss = run.state.val_loss = validation_loss(run, step);
   }
   if (o.sample_every > 0 && (last || step % o.sample_every == 0)) {
     m.sample = o.sample(run.ctx, run.model, run.tokenizer, run.prompt, step);
@@ -373,8 +418,8 @@ StepMetrics train_step(Run& run, int64_t step) {
 // Writes the model directory and the report.
 void finish(Run& run, const fs::path& log_path, const Settings& settings) {
   const fs::path& out = run.options.out;
+  run.tokenizer.save(out);  // before the model, whose config.json comes last: what is not whole does not load
   save_model(out, run.state.config, run.state.parameters.weights, {.format = run.options.save_format});
-  run.tokenizer.save(out);
   write_file_atomically(out / "report.html", training_report(read_metrics(log_path), run.state.config, settings));
 }
 
@@ -392,11 +437,13 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   TrainOptions options = given;
   options.lr.steps = options.steps;
   check_options(options);
+  check_files(options);
   const double begin_s = monotonic_s();
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
   TrainedState state = initial_state(options, pool);
   const std::vector<int32_t> ids = read_dataset(tokenizer, options.data);
   check_fit(options, state.config, tokenizer, ids);
+  check_batch_memory(options, state.config);
   const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
   if (options.sample_every > 0) {
     FATHOM_CHECK(options.sample);
@@ -416,6 +463,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   if (state.config.bos_token_id < 0) state.config.bos_token_id = tokenizer.bos_id();
   if (state.config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) state.config.eos_token_ids = {tokenizer.eos_id()};
 
+  make_directory(options.out);
+  const DirectoryLock alone(options.out);
   if (options.resume) {
     if (auto saved = load_newest_checkpoint(options.out, settings, pool)) {
       state = std::move(*saved);
@@ -430,12 +479,12 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   if (state.step > options.steps) {
     throw UsageError("train: the checkpoint is of step {}, --steps is {}", state.step, options.steps);
   }
-  make_directory(options.out);
   const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
   MetricsLog metrics_log(log_path, state.step);
 
   Arena arena;
-  Run run{options, {pool, arena}, tokenizer, ids, val_ids, phases, prompt, std::move(state), {}, {}, {}, {}, balance};
+  Run run{options, stop_requested, {pool, arena}, tokenizer, ids, val_ids, phases, prompt, std::move(state), {}, {}, {},
+          {},      balance};
   run.model = make_model(run.state.config, run.state.parameters.weights);
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
   run.decay = decay_runs(run.state.parameters, run.state.config);
@@ -446,15 +495,21 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       human_count(static_cast<double>(count.active)), human_count(static_cast<double>(ids.size())), pool.size());
 
   TrainResult result;
-  std::optional<double> val_loss;
+  if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);
+  const std::optional<double>& val_loss = run.state.val_loss;
   Progress progress("training", options.steps);
   const int64_t first = run.state.step + 1;
   int64_t saved_step = run.state.step;
   for (int64_t step = first; step <= options.steps; ++step) {
-    const StepMetrics m = train_step(run, step);
+    const std::optional<StepMetrics> done = train_step(run, step);
+    if (!done) {
+      result.stopped = true;
+      if (saved_step < step - 1) save_checkpoint(options.out, run.state, tokenizer, settings, options.keep);
+      saved_step = step - 1;
+      break;
+    }
+    const StepMetrics& m = *done;
     metrics_log.write(m);
-    if (m.val_loss) val_loss = m.val_loss;
-    result.loss = m.loss;
     if (m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
     }
@@ -477,6 +532,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   }
   result.step = run.state.step;
   result.tokens = run.state.tokens;
+  result.loss = run.state.loss;
   result.val_loss = val_loss;
   result.seconds = monotonic_s() - begin_s;
   return result;

@@ -42,6 +42,16 @@ TEST(SamePath, LooksBehindTheSpelling) {
   EXPECT_FALSE(same_path(at("new"), at("file")));
 }
 
+TEST(DirectoryLock, IsHeldOnce) {
+  const test::TemporaryDirectory directory;
+  {
+    const DirectoryLock lock(directory.path());
+    EXPECT_THROW(DirectoryLock{directory.path()}, Error);
+  }
+  const DirectoryLock again(directory.path());
+  EXPECT_THROW(DirectoryLock{directory.path() / "nothing"}, Error);
+}
+
 TEST(AtomicFile, WritesBehindALinkAndReplacesFilesOnly) {
   const test::TemporaryDirectory directory;
   const auto at = [&](const char* name) { return directory.path() / name; };

@@ -253,6 +253,22 @@ TEST(Forward, APromptHasTheSameBitsInAnyPiecesAndAnyBatch) {
   }
 }
 
+TEST(Loss, KeepsWhatSavedFloatsATokenSays) {
+  for (ModelConfig config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+    config.num_hidden_layers = 12;  // the last layers' gradients in flight count for little then
+    Machine machine;
+    Parameters p = tiny_parameters(config), grads = allocate_parameters(config, false);
+    const Model model = make_model(config, p.weights);
+    const std::vector<std::vector<int32_t>> sequences(8, random_ids(100, config.vocab_size, 1));
+    const Batch batch = make_batch(machine.ctx, sequences);
+    loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), {});
+    const double said = static_cast<double>(saved_floats_a_token(config)) * 800 * sizeof(float);
+    const auto used = static_cast<double>(machine.arena.peak_bytes());
+    EXPECT_LE(said, used) << config.model_type;
+    EXPECT_GE(said, 0.6 * used) << config.model_type;
+  }
+}
+
 TEST(Loss, SameBitsForAnyNumberOfThreads) {
   const ModelConfig config = tiny_v3();
   Parameters p = tiny_parameters(config);

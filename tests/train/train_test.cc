@@ -221,6 +221,84 @@ TEST_F(Train, LossThatIsNotFiniteStopsAndNamesTheStep) {
   EXPECT_TRUE(has_checkpoints(o.out));
 }
 
+TEST_F(Train, AStepCutBetweenItsMicroBatchesIsDoneAgain) {
+  TrainOptions whole = options("whole"), o = options("cut");
+  whole.micro_batch = o.micro_batch = 1;
+  run(whole);
+  // Asked thrice inside of a step and once behind it: the sixth time is inside of the second.
+  EXPECT_TRUE(run(o, 1, 6).stopped);
+  EXPECT_TRUE(fs::exists(checkpoint_directory(o.out, 1)));
+  EXPECT_FALSE(fs::exists(checkpoint_directory(o.out, 2)));
+  EXPECT_EQ(read_metrics(o.out / "train.jsonl").size(), 1u);
+  o.resume = true;
+  run(o);
+  EXPECT_TRUE(weights("whole") == weights("cut"));
+  // Before the first step is whole there is nothing to save.
+  TrainOptions early = options("early");
+  early.micro_batch = 1;
+  EXPECT_TRUE(run(early, 1, 2).stopped);
+  EXPECT_FALSE(has_checkpoints(early.out));
+}
+
+TEST_F(Train, AFinishedRunThatIsResumedTellsItsLosses) {
+  TrainOptions o = options("out");
+  const TrainResult first = run(o);
+  o.resume = true;
+  const TrainResult again = run(o);
+  EXPECT_EQ(again.step, o.steps);
+  EXPECT_EQ(again.loss, first.loss);
+  EXPECT_GT(again.loss, 0);
+  ASSERT_TRUE(again.val_loss.has_value() && first.val_loss.has_value());
+  EXPECT_EQ(*again.val_loss, *first.val_loss);
+}
+
+TEST_F(Train, ResumingWithAnotherModelNamesTheDifference) {
+  TrainOptions o = options("out");
+  EXPECT_TRUE(run(o, 1, 2).stopped);
+  std::string config = kConfig;
+  config.replace(config.find("\"num_experts_per_tok\": 2"), 24, "\"num_experts_per_tok\": 3");
+  std::ofstream(folder_ / "config.json") << config;
+  o.resume = true;
+  try {
+    run(o);
+    FAIL() << "went on with another model";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("num_experts_per_tok is 3 now and was 2"), std::string::npos) << e.what();
+  }
+}
+
+TEST_F(Train, NothingThatIsReadIsWrittenOver) {
+  const std::string text = read_file(folder_ / "text.txt", 1 << 20);
+  fs::create_symlink("text.txt", folder_ / "link");
+  for (const char* log : {"text.txt", "./text.txt", "link", "config.json"}) {
+    TrainOptions o = options("out");
+    o.log = folder_ / log;
+    EXPECT_THROW(run(o), UsageError) << log;
+  }
+  TrainOptions o = options("");
+  EXPECT_THROW(run(o), UsageError);  // its config.json
+  o = options("out");
+  run(o);
+  TrainOptions on_itself = options("out");
+  on_itself.model_config.clear();
+  on_itself.init = folder_ / "out/.";
+  EXPECT_THROW(run(on_itself), UsageError);
+  EXPECT_EQ(read_file(folder_ / "text.txt", 1 << 20), text);
+  EXPECT_EQ(read_file(folder_ / "config.json", 1 << 20), kConfig);
+}
+
+TEST_F(Train, ABatchThatCannotFitIsRefused) {
+  TrainOptions o = options("out");
+  o.batch_size = 2'000'000'000;
+  try {
+    run(o);
+    FAIL() << "found the memory for it";
+  } catch (const Error& e) {
+    EXPECT_NE(std::string(e.what()).find("--micro-batch"), std::string::npos) << e.what();
+  }
+  EXPECT_FALSE(fs::exists(o.out));
+}
+
 TEST_F(Train, RefusesWhatMakesNoSense) {
   TrainOptions o = options("out");
   o.micro_batch = 3;
@@ -234,6 +312,11 @@ TEST_F(Train, RefusesWhatMakesNoSense) {
   o = options("out");
   o.lr.peak = std::nan("");
   EXPECT_THROW(run(o), UsageError);
+  for (const double alpha : {std::nan(""), 1e30, static_cast<double>(INFINITY), -2.0}) {
+    o = options("out");
+    o.balance_alpha = alpha;
+    EXPECT_THROW(run(o), UsageError) << alpha;
+  }
   o = options("out");
   run(o);
   EXPECT_THROW(run(o), UsageError);  // would write over the run

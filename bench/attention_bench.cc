@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/rng.h"
+#include "limits.h"
 #include "ops/attention.h"
 
 namespace fathom {
@@ -52,8 +53,7 @@ Expanded make_expanded(const benchmark::State& state) {
 }
 
 void count_flops(benchmark::State& state, double flops) {
-  state.counters["GFLOP/s"] =
-      benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kDefaults);
+  count_against(state, "GFLOP/s", flops * 1e-9, machine_limits(ctx().pool.size()).f32_gflops);
 }
 
 void expanded_forward(benchmark::State& state) {

@@ -13,6 +13,7 @@
 
 #include "base/rng.h"
 #include "base/thread_pool.h"
+#include "limits.h"
 #include "ops/gemm.h"
 
 namespace fathom {
@@ -41,14 +42,18 @@ Matrices make_matrices(const Form& form, int64_t m, int64_t n, int64_t k, int64_
           random_floats(copies * m * n)};
 }
 
+int thread_count() {
+  const char* threads = std::getenv("OMP_NUM_THREADS");
+  return threads != nullptr ? std::max(1, std::atoi(threads)) : usable_cores();
+}
+
 void report(benchmark::State& state, double multiply_adds) {
-  state.counters["GFLOP/s"] = benchmark::Counter(2e-9 * multiply_adds, benchmark::Counter::kIsIterationInvariantRate);
+  count_against(state, "GFLOP/s", 2e-9 * multiply_adds, machine_limits(thread_count()).f32_gflops);
 }
 
 void run_ours(benchmark::State& state, const Form& form, int64_t m, int64_t n, int64_t k, int64_t copies) {
   Matrices x = make_matrices(form, m, n, k, copies);
-  const char* threads = std::getenv("OMP_NUM_THREADS");
-  ThreadPool pool(threads != nullptr ? std::max(1, std::atoi(threads)) : usable_cores());
+  ThreadPool pool(thread_count());
   Arena arena;
   Context ctx{pool, arena};
   std::vector<GemmCall> calls;

@@ -40,26 +40,49 @@ double cgroup_cpus() {
 
 thread_local int task_thread = -1;  // this thread's index while it runs a task, else -1
 
+// The calling thread's place from now on. A CPU that has gone meanwhile changes nothing.
+void stay_on(int cpu) {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  CPU_SET(cpu, &mask);
+  (void)sched_setaffinity(0, sizeof mask, &mask);
+}
+
+// All CPUs of the affinity mask, and how many of them, which stand first, are cores of their own.
+struct Cpus {
+  std::vector<int> ids;
+  int n_cores = 0;
+};
+Cpus find_cpus() {
+  cpu_set_t mask;
+  CPU_ZERO(&mask);
+  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return {};
+  std::set<std::string> cores;  // "package:core", so that two hyper-threads count once
+  Cpus found;
+  std::vector<int> others;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (!CPU_ISSET(cpu, &mask)) continue;
+    const std::string folder = fmt::format("/sys/devices/system/cpu/cpu{}/topology/", cpu);
+    std::string package, core;
+    const bool known = std::ifstream(folder + "physical_package_id") >> package &&  //
+                       std::ifstream(folder + "core_id") >> core;
+    const bool first = !known || cores.insert(fmt::format("{}:{}", package, core)).second;
+    (first ? found.ids : others).push_back(cpu);
+  }
+  found.n_cores = static_cast<int>(found.ids.size());
+  found.ids.insert(found.ids.end(), others.begin(), others.end());
+  return found;
+}
+
 }  // namespace
 
 int usable_cores() {
-  cpu_set_t mask;
-  CPU_ZERO(&mask);
-  if (sched_getaffinity(0, sizeof mask, &mask) != 0) return std::max(1u, std::thread::hardware_concurrency());
-  std::set<std::string> cores;  // "package:core", so that two hyper-threads count once
-  int n_cpus = 0;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (!CPU_ISSET(cpu, &mask)) continue;
-    ++n_cpus;
-    const std::string folder = fmt::format("/sys/devices/system/cpu/cpu{}/topology/", cpu);
-    std::string package, core;
-    if (std::ifstream(folder + "physical_package_id") >> package && std::ifstream(folder + "core_id") >> core) {
-      cores.insert(fmt::format("{}:{}", package, core));
-    }
-  }
-  const int n = cores.empty() ? n_cpus : static_cast<int>(cores.size());
+  const int found = find_cpus().n_cores;
+  const int n = found > 0 ? found : static_cast<int>(std::thread::hardware_concurrency());
   return std::max(1, static_cast<int>(std::min<double>(n, std::max(1.0, cgroup_cpus()))));
 }
+
+std::vector<int> usable_cpus() { return find_cpus().ids; }
 
 struct ThreadPool::State {
   std::vector<std::thread> workers;
@@ -110,10 +133,16 @@ struct ThreadPool::State {
   }
 };
 
-ThreadPool::ThreadPool(int n_threads) : state_(std::make_unique<State>()) {
+ThreadPool::ThreadPool(int n_threads, std::span<const int> cpus) : state_(std::make_unique<State>()) {
+  FATHOM_CHECK(cpus.empty() || static_cast<int>(cpus.size()) >= n_threads);
   for (int thread = 1; thread < n_threads; ++thread) {
-    state_->workers.emplace_back([state = state_.get(), thread] { state->work(thread); });
+    const int cpu = cpus.empty() ? -1 : cpus[static_cast<size_t>(thread)];
+    state_->workers.emplace_back([state = state_.get(), thread, cpu] {
+      if (cpu >= 0) stay_on(cpu);
+      state->work(thread);
+    });
   }
+  if (!cpus.empty()) stay_on(cpus[0]);
 }
 
 ThreadPool::~ThreadPool() {

@@ -4,15 +4,20 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
+#include <vector>
 
 namespace fathom {
 
 // Physical cores that this process may use (affinity mask and cgroup quota respected), at least 1.
 int usable_cores();
+// The CPUs of its affinity mask: one of every core first, then the other hyper-threads.
+std::vector<int> usable_cpus();
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int n_threads);  // the calling thread is one of them
+  // The calling thread is one of them. Thread i stays on CPU cpus[i]; without `cpus` the system moves them.
+  explicit ThreadPool(int n_threads, std::span<const int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -25,6 +25,7 @@ class WeightFile {
 
   const std::string& where() const { return where_; }
   std::span<const StoredTensor> tensors() const { return tensors_; }
+  const MappedFile& mapping() const { return mapping_; }
 
  private:
   std::string where_;

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "base/arithmetic.h"
+#include "base/residency.h"
 #include "base/terminal.h"
 #include "checkpoint/gguf_save.h"
 #include "checkpoint/hf_config.h"
@@ -94,6 +95,11 @@ PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPo
   for (const PackedWeight& weight : plan.packed) {
     places.push_back(total);
     total += round_up(weight.slot->size_bytes(), static_cast<int64_t>(kAlignment));
+  }
+  if (const uint64_t available = available_memory_bytes(); static_cast<uint64_t>(total) > available) {
+    log("the weights will take {} of memory, and {} are available; a directory that fathom convert writes can be read "
+        "from disk",
+        human_bytes(static_cast<double>(total)), human_bytes(static_cast<double>(available)));
   }
   PackedModel model;
   model.memory = Buffer(static_cast<size_t>(total));
@@ -197,6 +203,7 @@ PackedModel map_model(const fs::path& path, const ModelConfig& config) {
     if (found == by_base.end()) throw Error("{}: has no weight {}", model.mapped.where, weight.name);
     const StoredTensor& stored = *found->second;
     used.insert(&stored);
+    model.stored.push_back(&stored);
     const std::optional<Format> format = format_named(std::string_view(stored.name).substr(found->first.size() + 1));
     const bool any_format = weight.kind == WeightKind::embedding || (slot.panels && weight.kind != WeightKind::router);
     if (!format || (!any_format && *format != f32) || slot.cols() % format_traits(*format).block != 0) {

@@ -16,6 +16,8 @@ struct PackedModel {
   ModelWeights weights;
   Buffer memory;      // where weights were packed
   Checkpoint mapped;  // or what they are views of
+  // How each weight stands in `mapped`, in the order of for_each_weight without those that are absent.
+  std::vector<const StoredTensor*> stored;
 };
 PackedModel load_packed_model(const std::filesystem::path& path, ThreadPool& pool);
 

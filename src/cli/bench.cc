@@ -6,9 +6,9 @@
 
 #include "base/rng.h"
 #include "base/terminal.h"
-#include "checkpoint/packed_model.h"
 #include "cli/command.h"
 #include "model/forward.h"
+#include "ops/machine.h"
 
 namespace fathom::cli {
 namespace {
@@ -16,6 +16,8 @@ namespace {
 struct Options {
   std::string model, kv_type = "f32";
   int64_t prompt = 512, gen = 64, depth = 0, batch = 1, reps = 3;
+  bool machine = false;
+  PlacementOptions placement;
 };
 
 // What a run works on: sequences of the same length, filled with random tokens.
@@ -55,32 +57,38 @@ template <class Test>
 void measure(const std::string& name, int64_t n_tokens, const Options& o, const CommonOptions& common, Bench& bench,
              const Test& test) {
   std::vector<double> rates;
+  const ExpertReading* reading = bench.model.reading;
+  ExpertBytes before, chosen;
   for (int64_t rep = -1; rep < o.reps; ++rep) {
     bench.cut(o.depth);
+    if (rep == 0 && reading != nullptr) before = reading->seen;
     const double start = monotonic_s();
     test();
     if (rep >= 0) rates.push_back(static_cast<double>(n_tokens) / (monotonic_s() - start));
     if (interrupted_by != 0) throw Interrupted{};
   }
+  if (reading != nullptr) chosen = reading->seen - before;
+  const std::optional<double> expert_hit_rate = hit_rate(bench.model, chosen);
   const auto n = static_cast<double>(rates.size());
   const double mean = std::accumulate(rates.begin(), rates.end(), 0.0) / n;
   double squares = 0;
   for (const double rate : rates) squares += (rate - mean) * (rate - mean);
   const double deviation = n > 1 ? std::sqrt(squares / (n - 1)) : 0;
   if (common.json) {
-    const nlohmann::ordered_json json{
-        {"test", name}, {"avg_ts", mean}, {"stddev_ts", deviation}, {"samples_ts", rates}};
+    nlohmann::ordered_json json{{"test", name}, {"avg_ts", mean}, {"stddev_ts", deviation}, {"samples_ts", rates}};
+    if (expert_hit_rate) json["expert_hit_rate"] = *expert_hit_rate;
     write_stdout(json.dump() + "\n");
   } else {
     write_stdout(fmt::format("{:<16} {:>9.2f} tokens/s  ± {:.2f}\n", name, mean, deviation));
   }
+  if (expert_hit_rate) log("{}: {:.1f}% of the experts chosen were in memory", name, 100 * *expert_hit_rate);
 }
 
 void run(const Options& o, const CommonOptions& common) {
   if (o.prompt == 0 && o.gen == 0) throw UsageError("bench: --prompt 0 and --gen 0 leave nothing to measure");
-  ThreadPool pool(thread_count(common));
-  const PackedModel loaded = load_packed_model(o.model, pool);
-  const Model model = make_model(loaded.config, loaded.weights);
+  ThreadPool pool = make_pool(o.placement, common);
+  const ReadyModel ready = load_ready_model(o.model, o.placement, pool);
+  const Model& model = ready.model;
   const int64_t capacity = o.depth + std::max(o.prompt, o.gen);
   if (capacity > model.config.max_position_embeddings) {
     throw UsageError("--depth {} and {} tokens are more than the {} that the model reads", o.depth,
@@ -108,13 +116,54 @@ void run(const Options& o, const CommonOptions& common) {
   }
 }
 
+// What the machine itself does, with 1, 2, ... threads, each on a CPU of its own where there are enough.
+void run_machine(const CommonOptions& common) {
+  const int n_threads = thread_count(common);
+  std::vector<int> cpus = usable_cpus();
+  if (static_cast<int>(cpus.size()) < n_threads) cpus.clear();
+  const double latency_ns = memory_latency_ns();
+  if (!common.json) {
+    write_stdout(
+        fmt::format("random access to memory: {:.0f} ns\n{:<8} {:>7} {:>7} {:>7} {:>7}  {:>8} {:>7} {:>7} {:>7}\n",
+                    latency_ns, "threads", "memory", "4K", "L3", "L2", "f32", "i8", "i8x4", "i8dot"));
+  }
+  for (int n = 1; n <= n_threads; ++n) {
+    ThreadPool pool(n, cpus);
+    const MachineRates r = measure_machine(pool);
+    if (interrupted_by != 0) throw Interrupted{};
+    if (common.json) {
+      nlohmann::ordered_json json{{"test", "machine"},
+                                  {"threads", n},
+                                  {"memory_gbs", r.memory_gbs},
+                                  {"memory_4k_gbs", r.memory_4k_gbs},
+                                  {"l3_gbs", r.l3_gbs},
+                                  {"l2_gbs", r.l2_gbs},
+                                  {"f32_gflops", r.f32_gflops},
+                                  {"i8_gops", r.i8_gops},
+                                  {"i8_short_gops", r.i8_short_gops},
+                                  {"i8_dot_gops", nullptr},
+                                  {"latency_ns", latency_ns}};
+      if (r.i8_dot_gops > 0) json["i8_dot_gops"] = r.i8_dot_gops;
+      write_stdout(json.dump() + "\n");
+    } else {
+      write_stdout(fmt::format("{:<8} {:>7.1f} {:>7.1f} {:>7.1f} {:>7.1f}  {:>8.1f} {:>7.1f} {:>7.1f} {:>7}\n", n,
+                               r.memory_gbs, r.memory_4k_gbs, r.l3_gbs, r.l2_gbs, r.f32_gflops, r.i8_gops,
+                               r.i8_short_gops, r.i8_dot_gops > 0 ? fmt::format("{:.1f}", r.i8_dot_gops) : "-"));
+    }
+  }
+  if (!common.json) log("reading in GB/s; f32 in GFLOP/s, i8 in Gop/s, a multiplication and an addition being two");
+}
+
 }  // namespace
 
 void add_bench(CLI::App& app, CommonOptions& common) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("bench", "Tokens a second of reading a prompt and of writing");
   command->option_defaults()->always_capture_default();
-  command->add_option("--model", options->model, "Model directory or .gguf file")->required()->type_name("PATH");
+  CLI::Option* model = command->add_option("--model", options->model, "Model directory or .gguf file");
+  model->type_name("PATH");
+  command->add_flag("--machine", options->machine, "Measure the machine, and no model: memory, caches, arithmetic")
+      ->excludes(model);
   const auto up_to = [](int64_t least) { return CLI::Range(least, int64_t{1} << 24); };
   command->add_option("--prompt", options->prompt, "Tokens read in one go (0: none)")->check(up_to(0));
   command->add_option("--gen", options->gen, "Tokens written one by one (0: none)")->check(up_to(0));
@@ -122,7 +171,12 @@ void add_bench(CLI::App& app, CommonOptions& common) {
   command->add_option("--batch", options->batch, "Sequences side by side")->check(CLI::Range(1, 1024));
   add_kv_type_option(*command, options->kv_type);
   command->add_option("--reps", options->reps, "How often; one run more is not counted")->check(CLI::Range(1, 1000));
-  command->callback([options, &common] { run(*options, common); });
+  add_placement_options(*command, options->placement);
+  command->callback([options, &common] {
+    if (options->machine) return run_machine(common);
+    if (options->model.empty()) throw UsageError("bench: give --model PATH, or --machine (see fathom bench --help)");
+    run(*options, common);
+  });
 }
 
 }  // namespace fathom::cli

@@ -17,7 +17,6 @@
 #include "base/file.h"
 #include "base/terminal.h"
 #include "base/utf8.h"
-#include "checkpoint/packed_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
 
@@ -43,6 +42,7 @@ struct Options {
   int64_t context = 0;
   GenerationOptions generation;
   DraftOptions draft;
+  PlacementOptions placement;
 };
 
 // Lines of stdin. On a terminal with a prompt, and Ctrl-C leaves only when it is pressed twice.
@@ -268,7 +268,7 @@ ChatOptions chat_options(const Options& options, const Tokenizer& tokenizer) {
 void run(Options options, const CommonOptions& common) {
   check_sampler(options.generation.sampler);
   const StopFilter stops_are_valid(options.generation.stop);
-  ThreadPool pool(thread_count(common));
+  ThreadPool pool = make_pool(options.placement, common);
   const Tokenizer tokenizer = load_tokenizer(options.model);
   Conversation conversation{load_chat_template(options.template_file, tokenizer), chat_options(options, tokenizer),
                             options.system};
@@ -276,17 +276,17 @@ void run(Options options, const CommonOptions& common) {
     if (!options.thinking.empty()) throw UsageError("--thinking: the model has no chat template to say it with");
     log("the model has no chat template: it continues the text as it stands");
   }
-  const PackedModel loaded = load_packed_model(options.model, pool);
-  const Model model = make_model(loaded.config, loaded.weights);
+  const ReadyModel ready = load_ready_model(options.model, options.placement, pool);
+  const Model& model = ready.model;
 
   options.generation.draft_tokens = draft_tokens(options.draft, model);
-  options.generation.eos_ids = loaded.config.eos_token_ids;
+  options.generation.eos_ids = model.config.eos_token_ids;
   if (tokenizer.eos_id() >= 0) options.generation.eos_ids.push_back(tokenizer.eos_id());
-  const int64_t limit = std::max(loaded.config.max_position_embeddings, int64_t{1});
+  const int64_t limit = std::max(model.config.max_position_embeddings, int64_t{1});
   const int64_t context = std::min(options.context > 0 ? options.context : kDefaultContext, limit);
   Arena arena;
   Context ctx{pool, arena};
-  LatentCache cache = make_latent_cache(loaded.config, context, cache_format(options.kv_type));
+  LatentCache cache = make_latent_cache(model.config, context, cache_format(options.kv_type));
   Chat chat{options, common, tokenizer, model, ctx, std::move(conversation), {{}, std::move(cache)}};
   talk(chat);
 }
@@ -331,6 +331,7 @@ void add_chat(CLI::App& app, CommonOptions& common) {
       ->type_name("TEXT");
   add_draft_options(*command, options->draft);
   add_kv_type_option(*command, options->kv_type);
+  add_placement_options(*command, options->placement);
   command->callback([options, &common] { run(*options, common); });
 }
 

@@ -9,6 +9,7 @@
 #include <string>
 #include <string_view>
 
+#include "checkpoint/packed_model.h"
 #include "infer/sampler.h"
 #include "model/forward.h"
 #include "text/chat.h"
@@ -55,6 +56,25 @@ int64_t draft_tokens(const DraftOptions& options, const Model& model);
 // --kv-type, the number format of the latent cache, as an option of `command`; and what its names mean.
 void add_kv_type_option(CLI::App& command, std::string& kv_type);
 Format cache_format(const std::string& kv_type);
+
+// Where threads and weights are put, as options of `command`.
+struct PlacementOptions {
+  bool pin = false, lock = false, huge_pages = false;
+  std::string read_ahead = "auto";
+};
+void add_placement_options(CLI::App& command, PlacementOptions& options);
+// The threads to work on. On a machine with several memory nodes, what they load is dealt out over these.
+ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& common);
+
+// A model to infer with, and what it needs to live.
+struct ReadyModel {
+  PackedModel loaded;
+  std::unique_ptr<ExpertReading> reading;  // null where the model fits in memory
+  Model model;
+};
+ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool);
+// Of the experts that were chosen, the part that was in memory; nothing where that was not counted.
+std::optional<double> hit_rate(const Model& model, const ExpertBytes& chosen);
 
 // --template: a Jinja file or kDeepseekV32Encoding; without one, the tokenizer's own template, empty when it has none.
 std::string load_chat_template(const std::string& file, const Tokenizer& tokenizer);

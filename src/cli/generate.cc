@@ -8,7 +8,6 @@
 
 #include "base/file.h"
 #include "base/terminal.h"
-#include "checkpoint/packed_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
 
@@ -22,6 +21,7 @@ struct Options {
   bool has_prompt = false, has_tokens = false, ignore_eos = false, no_bos = false;
   GenerationOptions generation;
   DraftOptions draft;
+  PlacementOptions placement;
 };
 
 std::string_view trimmed(std::string_view text) {
@@ -77,7 +77,7 @@ std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokeni
   return ids;
 }
 
-void print_json(const Generation& g) {
+void print_json(const Generation& g, std::optional<double> expert_hit_rate) {
   nlohmann::ordered_json out;
   out["ids"] = g.ids;
   out["text"] = g.text;
@@ -88,6 +88,7 @@ void print_json(const Generation& g) {
   out["main_passes"] = g.main_passes;
   out["drafted"] = g.drafted;
   out["accepted"] = g.accepted;
+  if (expert_hit_rate) out["expert_hit_rate"] = *expert_hit_rate;
   out["finish_reason"] = finish_reason_name(g.finish);
   write_stdout(out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
@@ -97,25 +98,25 @@ void run(const Options& options, const CommonOptions& common) {
   check_sampler(options.generation.sampler);
   const StopFilter stops_are_valid(options.generation.stop);
 
-  ThreadPool pool(thread_count(common));
+  ThreadPool pool = make_pool(options.placement, common);
   const std::optional<Tokenizer> tokenizer = find_tokenizer(options.model);
   const Tokenizer* const text = tokenizer ? &*tokenizer : nullptr;
   if (text == nullptr && !options.generation.stop.empty()) {
     throw Error("{}: has no tokenizer, so --stop has no text to look at", printable(options.model));
   }
-  const PackedModel loaded = load_packed_model(options.model, pool);
-  const Model model = make_model(loaded.config, loaded.weights);
+  const ReadyModel ready = load_ready_model(options.model, options.placement, pool);
+  const Model& model = ready.model;
   const std::vector<int32_t> prompt = read_prompt(options, text);
 
   GenerationOptions generation = options.generation;
   generation.seed = common.seed;
   generation.draft_tokens = draft_tokens(options.draft, model);
-  if (!options.ignore_eos) generation.eos_ids = loaded.config.eos_token_ids;
+  if (!options.ignore_eos) generation.eos_ids = model.config.eos_token_ids;
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
-  const int64_t limit = std::max(loaded.config.max_position_embeddings, int64_t{1});
+  const int64_t limit = std::max(model.config.max_position_embeddings, int64_t{1});
   const int64_t context = prompt_tokens + std::min(generation.max_tokens, limit);
   Sequence sequence{
-      {}, make_latent_cache(loaded.config, std::clamp(context, int64_t{1}, limit), cache_format(options.kv_type))};
+      {}, make_latent_cache(model.config, std::clamp(context, int64_t{1}, limit), cache_format(options.kv_type))};
   Arena arena;
   Context ctx{pool, arena};
 
@@ -129,8 +130,9 @@ void run(const Options& options, const CommonOptions& common) {
     };
   }
   const Generation result = generate(ctx, model, text, sequence, prompt, generation, callbacks);
+  const std::optional<double> expert_hit_rate = hit_rate(model, result.experts);
   if (common.json) {
-    print_json(result);
+    print_json(result, expert_hit_rate);
   } else if (text == nullptr) {
     write_stdout(fmt::format("{}\n", fmt::join(result.ids, ",")));
   } else if (!ends_line && isatty(STDOUT_FILENO) == 1) {
@@ -144,6 +146,10 @@ void run(const Options& options, const CommonOptions& common) {
   log("{} prompt tokens in {:.2f}s, {} tokens in {:.2f}s ({:.1f} tokens/s){}, ended by {}", result.prompt_tokens,
       result.prefill_s, result.ids.size(), result.decode_s, result.tokens_per_s(), drafts,
       finish_reason_name(result.finish));
+  if (expert_hit_rate) {
+    log("of the {} of experts chosen behind the first token {:.1f}% were in memory",
+        human_bytes(static_cast<double>(result.experts.chosen)), 100 * *expert_hit_rate);
+  }
   if (result.finish == FinishReason::interrupted) throw Interrupted{};
 }
 
@@ -205,6 +211,7 @@ void add_generate(CLI::App& app, CommonOptions& common) {
   command->add_flag("--ignore-eos", options->ignore_eos, "Go on behind an end token");
   command->add_flag("--no-bos", options->no_bos, "Put no begin token before the text");
   add_draft_options(*command, options->draft);
+  add_placement_options(*command, options->placement);
   add_kv_type_option(*command, options->kv_type);
   command->callback([options, prompt, tokens, &common] {
     options->has_prompt = prompt->count() > 0;

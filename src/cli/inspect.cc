@@ -7,10 +7,12 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/residency.h"
 #include "base/terminal.h"
 #include "checkpoint/gguf_model.h"
 #include "checkpoint/hf_directory.h"
 #include "checkpoint/packed_model.h"
+#include "checkpoint/weight_memory.h"
 #include "cli/command.h"
 
 namespace fathom::cli {
@@ -29,6 +31,17 @@ struct Subject {
   std::string name;
   std::optional<ModelConfig> config;
   std::optional<Checkpoint> checkpoint;
+  std::optional<PackedModel> packed;  // then its files are here, and not in `checkpoint`
+
+  const Checkpoint* files() const { return packed ? &packed->mapped : checkpoint ? &*checkpoint : nullptr; }
+};
+
+// What is said of a tensor.
+struct Listed {
+  std::string name, type;
+  std::span<const int64_t> shape;
+  std::string file;
+  int64_t bytes = 0, numbers = 0;
 };
 
 struct Part {
@@ -44,17 +57,18 @@ Subject open_subject(const fs::path& path) {
   const std::string name = printable(path.native());
   if (!path_exists(path)) throw Error("{}: no such file or directory", name);
   if (path_is_directory(path) || is_gguf_path(path)) {
-    Subject subject{name, read_model_config(path), open_checkpoint(path)};
+    Subject subject{name, read_model_config(path), {}, {}};
     if (subject.config->packed) {
       ThreadPool one(1);
-      (void)load_packed_model(path, one);  // maps it, with every check
+      subject.packed = load_packed_model(path, one);  // maps it, with every check
     } else {
+      subject.checkpoint = open_checkpoint(path);
       (void)match_tensors(*subject.checkpoint, *subject.config);
     }
     return subject;
   }
-  if (path.extension() == ".json") return {name, read_model_config(path), {}};
-  if (path.extension() == ".safetensors") return {name, {}, open_checkpoint(path)};
+  if (path.extension() == ".json") return {name, read_model_config(path), {}, {}};
+  if (path.extension() == ".safetensors") return {name, {}, open_checkpoint(path), {}};
   throw Error("{}: is neither a model directory nor a config.json, .safetensors or .gguf file", name);
 }
 
@@ -93,41 +107,92 @@ std::vector<Part> count_parts(const ModelConfig& config) {
   return {embedding, attention, dense, experts, shared, gates, norm, head, mtp};
 }
 
-std::map<std::string, Stored> count_stored(const Checkpoint& checkpoint) {
-  std::map<std::string, Stored> types;
-  for (const WeightFile& file : checkpoint.files) {
-    for (const StoredTensor& tensor : file.tensors()) {
-      Stored& type = types[tensor.dtype];
-      ++type.n_tensors;
-      type.bytes += static_cast<int64_t>(tensor.data.size());
-      if (!tensor.name.ends_with("_scale_inv")) {
-        int64_t numbers = 1;
-        for (const int64_t n : tensor.shape) numbers *= n;  // checked by the reader
-        type.numbers += numbers;
-      }
-    }
-  }
-  return types;
-}
-
 int64_t cache_bytes_per_token(const ModelConfig& config, Format format) {
   return config.num_hidden_layers * config.cache_row() * format_bytes(format);
 }
+constexpr Format kCacheFormats[] = {Format::f32, Format::bf16};
 
-// name, type, shape and file of every stored tensor, or of every tensor that a config alone asks for.
-void for_each_listed(const Subject& subject,
-                     const std::function<void(const std::string&, const std::string&, std::span<const int64_t>,
-                                              const std::string&)>& visit) {
+// The weights of a packed model in the formats that they are in: to the file they are all bytes.
+void for_each_packed(const PackedModel& model, const std::function<void(const Listed&)>& visit) {
+  ModelWeights weights = model.weights;
+  size_t i = 0;
+  for_each_weight(weights, [&](WeightKind, const Tensor& slot) {
+    if (!slot) return;
+    const StoredTensor& stored = *model.stored[i++];
+    const std::string file = fs::path(model.mapped.tensors.at(stored.name).file->where()).filename();
+    visit({stored.name, format_traits(slot.format).name, std::span(slot.shape, static_cast<size_t>(slot.rank)), file,
+           slot.size_bytes(), slot.size()});
+  });
+}
+
+// Every stored tensor, or every tensor that a config alone asks for.
+void for_each_listed(const Subject& subject, const std::function<void(const Listed&)>& visit) {
+  if (subject.packed) return for_each_packed(*subject.packed, visit);
   if (!subject.checkpoint) {
     for_each_tensor(weight_shapes(*subject.config), *subject.config, [&](const NamedTensor& t) {
-      visit(t.name, "", std::span(t.view.shape, static_cast<size_t>(t.view.rank)), "");
+      visit({t.name, "", std::span(t.view.shape, static_cast<size_t>(t.view.rank)), "", 0, t.view.size()});
     });
     return;
   }
   for (const WeightFile& file : subject.checkpoint->files) {
     const std::string name = fs::path(file.where()).filename();
-    for (const StoredTensor& t : file.tensors()) visit(t.name, t.dtype, t.shape, name);
+    for (const StoredTensor& t : file.tensors()) {
+      int64_t numbers = t.name.ends_with("_scale_inv") ? 0 : 1;
+      for (const int64_t n : t.shape) numbers *= n;  // checked by the reader
+      visit({t.name, t.dtype, t.shape, name, static_cast<int64_t>(t.data.size()), numbers});
+    }
   }
+}
+
+std::map<std::string, Stored> count_stored(const Subject& subject) {
+  std::map<std::string, Stored> types;
+  for_each_listed(subject, [&](const Listed& tensor) {
+    Stored& type = types[tensor.type];
+    ++type.n_tensors;
+    type.bytes += tensor.bytes;
+    type.numbers += tensor.numbers;
+  });
+  return types;
+}
+
+// Whether this machine's memory holds the model, now.
+struct Fit {
+  int64_t weight_bytes = 0;
+  uint64_t available_bytes = 0;
+  bool packed = false;
+
+  bool fits() const { return static_cast<uint64_t>(weight_bytes) <= memory_for_model(available_bytes); }
+  // Tokens whose cache has room beside the weights, as far as the model reads.
+  int64_t context(const ModelConfig& config, Format format) const {
+    if (!fits()) return 0;
+    const uint64_t room = memory_for_model(available_bytes) - static_cast<uint64_t>(weight_bytes);
+    const auto per_token = static_cast<uint64_t>(cache_bytes_per_token(config, format));
+    return static_cast<int64_t>(
+        std::min(room / per_token, static_cast<uint64_t>(std::max<int64_t>(config.max_position_embeddings, 0))));
+  }
+};
+std::optional<Fit> find_fit(const Subject& subject) {
+  if (!subject.config || subject.files() == nullptr) return std::nullopt;
+  return Fit{subject.packed ? weight_bytes(subject.packed->weights)
+                            : weight_bytes_when_packed(*subject.checkpoint, *subject.config),
+             available_memory_bytes(), subject.packed.has_value()};
+}
+
+std::string fit_text(const Fit& fit, const ModelConfig& config) {
+  std::string text =
+      fmt::format("memory        {} of weights, {} available: ", human_bytes(static_cast<double>(fit.weight_bytes)),
+                  human_bytes(static_cast<double>(fit.available_bytes)));
+  if (!fit.fits()) {
+    return text + (fit.packed ? "does not fit, runs from disk with experts read as they are chosen\n"
+                              : "does not fit; a directory that fathom convert writes runs from disk\n");
+  }
+  text += "fits with a context of";
+  const char* comma = "";
+  for (const Format format : kCacheFormats) {
+    text += fmt::format("{} {} tokens in {}", comma, fit.context(config, format), format_traits(format).name);
+    comma = ",";
+  }
+  return text + "\n";
 }
 
 Json config_summary(const ModelConfig& c) {
@@ -163,29 +228,39 @@ std::string as_json(const Subject& subject, bool list_tensors) {
     }
     json["parameters"] = {{"total", total}, {"active", active}, {"by_part", parts}, {"active_by_part", active_parts}};
     json["context"] = subject.config->max_position_embeddings;
-    json["cache_bytes_per_token"] = {{"f32", cache_bytes_per_token(*subject.config, Format::f32)},
-                                     {"bf16", cache_bytes_per_token(*subject.config, Format::bf16)}};
+    for (const Format format : kCacheFormats) {
+      json["cache_bytes_per_token"][format_traits(format).name] = cache_bytes_per_token(*subject.config, format);
+    }
   }
-  if (subject.checkpoint) {
+  if (const std::optional<Fit> fit = find_fit(subject)) {
+    Json& memory = json["memory"];
+    memory = {{"weight_bytes", fit->weight_bytes},
+              {"available_bytes", fit->available_bytes},
+              {"fits", fit->fits()},
+              {"runs_from_disk", !fit->fits() && fit->packed}};
+    for (const Format format : kCacheFormats) {
+      memory["context_that_fits"][format_traits(format).name] = fit->context(*subject.config, format);
+    }
+  }
+  if (const Checkpoint* files = subject.files()) {
     Json types = Json::object();
     int64_t bytes = 0;
-    for (const auto& [dtype, stored] : count_stored(*subject.checkpoint)) {
+    for (const auto& [dtype, stored] : count_stored(subject)) {
       types[dtype] = stored.bytes;
       bytes += stored.bytes;
     }
-    json["files"] = subject.checkpoint->files.size();
-    json["n_tensors"] = subject.checkpoint->tensors.size();
+    json["files"] = files->files.size();
+    json["n_tensors"] = files->tensors.size();
     json["bytes"] = bytes;
     json["bytes_by_type"] = types;
   }
   if (list_tensors) {
     std::vector<Json> list;
-    for_each_listed(subject, [&](const std::string& name, const std::string& dtype, std::span<const int64_t> shape,
-                                 const std::string& file) {
-      Json tensor{{"name", name}};
-      if (!dtype.empty()) tensor["dtype"] = dtype;
-      tensor["shape"] = std::vector<int64_t>(shape.begin(), shape.end());
-      if (!file.empty()) tensor["file"] = file;
+    for_each_listed(subject, [&](const Listed& listed) {
+      Json tensor{{"name", listed.name}};
+      if (!listed.type.empty()) tensor["dtype"] = listed.type;
+      tensor["shape"] = std::vector<int64_t>(listed.shape.begin(), listed.shape.end());
+      if (!listed.file.empty()) tensor["file"] = listed.file;
       list.push_back(std::move(tensor));
     });
     json["tensors"] = std::move(list);
@@ -220,29 +295,33 @@ std::string config_text(const ModelConfig& c) {
   text += fmt::format("parameters    {} total, {} active for a token\n{}", human_count(static_cast<double>(total)),
                       human_count(static_cast<double>(active)), lines);
   text += fmt::format("context       {} tokens\n", c.max_position_embeddings);
-  text += fmt::format("cache         {} bytes a token in f32, {} in bf16\n", cache_bytes_per_token(c, Format::f32),
-                      cache_bytes_per_token(c, Format::bf16));
-  return text;
+  text += "cache        ";
+  const char* between = "";
+  for (const Format format : kCacheFormats) {
+    text += fmt::format("{} {}{} in {}", between, cache_bytes_per_token(c, format),
+                        *between == 0 ? " bytes a token" : "", format_traits(format).name);
+    between = ",";
+  }
+  return text + "\n";
 }
 
 std::string as_text(const Subject& subject, bool list_tensors) {
   std::string text = subject.name + "\n";
   if (subject.config) text += config_text(*subject.config);
-  if (subject.checkpoint) {
+  if (const std::optional<Fit> fit = find_fit(subject)) text += fit_text(*fit, *subject.config);
+  if (const Checkpoint* files = subject.files()) {
     text += "stored\n";
-    for (const auto& [dtype, stored] : count_stored(*subject.checkpoint)) {
+    for (const auto& [dtype, stored] : count_stored(subject)) {
       text += fmt::format("  {:<16} {:>10}  {} numbers, {} tensors\n", dtype,
                           human_bytes(static_cast<double>(stored.bytes)),
                           human_count(static_cast<double>(stored.numbers)), stored.n_tensors);
     }
-    text += fmt::format("tensors       {} in {} file{}{}\n", subject.checkpoint->tensors.size(),
-                        subject.checkpoint->files.size(), subject.checkpoint->files.size() == 1 ? "" : "s",
-                        subject.config ? ", all as the config asks" : "");
+    text += fmt::format("tensors       {} in {} file{}{}\n", files->tensors.size(), files->files.size(),
+                        files->files.size() == 1 ? "" : "s", subject.config ? ", all as the config asks" : "");
   }
   if (list_tensors) {
-    for_each_listed(subject, [&](const std::string& name, const std::string& dtype, std::span<const int64_t> shape,
-                                 const std::string& file) {
-      text += fmt::format("{:<64} {:<8} {:<16} {}", printable(name), dtype, shape_text(shape), file);
+    for_each_listed(subject, [&](const Listed& t) {
+      text += fmt::format("{:<64} {:<8} {:<16} {}", printable(t.name), t.type, shape_text(t.shape), t.file);
       text.erase(text.find_last_not_of(' ') + 1);
       text += "\n";
     });

@@ -9,7 +9,6 @@
 #include "base/json.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
-#include "checkpoint/packed_model.h"
 #include "checkpoint/safetensors.h"
 #include "cli/command.h"
 #include "text/tokenizer.h"
@@ -26,6 +25,7 @@ struct Options {
   bool all = false, mtp = false, fp8_activations = false;
   double mtp_weight = 0;
   int64_t window = 0;  // 0: kTextWindow or the model's context
+  PlacementOptions placement;
 };
 
 // A list of lists of token ids.
@@ -115,20 +115,24 @@ void run(const Options& options, const CommonOptions& common) {
   if (options.fp8_activations && !options.grads.empty()) {
     throw UsageError("score: --fp8-activations rounds the forward pass only, leave --grads out");
   }
-  ThreadPool pool(common.threads > 0 ? common.threads : usable_cores());
+  const bool in_f32 = !options.grads.empty() || options.fp8_activations;
+  if (in_f32 && (options.placement.lock || options.placement.huge_pages)) {
+    throw UsageError("score: --mlock and --hugepages are for weights as they are stored, leave {} out",
+                     options.grads.empty() ? "--fp8-activations" : "--grads");
+  }
+  ThreadPool pool = make_pool(options.placement, common);
   Arena arena;
   Context ctx{pool, arena};
   // Gradients, and activations rounded to FP8, are computed from weights in f32; all else from those that are stored.
   LoadedModel whole;
-  PackedModel packed;
-  const bool in_f32 = !options.grads.empty() || options.fp8_activations;
+  ReadyModel packed;
   if (in_f32) {
     whole = load_model(options.model, pool);
   } else {
-    packed = load_packed_model(options.model, pool);
+    packed = load_ready_model(options.model, options.placement, pool);
   }
-  const ModelConfig& config = in_f32 ? whole.config : packed.config;
-  Model model = make_model(config, in_f32 ? whole.parameters.weights : packed.weights);
+  Model model = in_f32 ? make_model(whole.config, whole.parameters.weights) : packed.model;
+  const ModelConfig& config = model.config;
   model.fp8_activations = options.fp8_activations;
   if (options.fp8_activations && config.weight_block_rows == 0) {
     throw UsageError("score: --fp8-activations needs a model with FP8 weights, {} has none", printable(options.model));
@@ -206,6 +210,7 @@ void add_score(CLI::App& app, CommonOptions& common) {
   command->add_option("--mtp-weight", options->mtp_weight, "Adds this much of the MTP loss to loss and gradients");
   command->add_flag("--fp8-activations", options->fp8_activations,
                     "FP8 models: round the inputs of FP8 matrices to e4m3 too, in groups of 128");
+  add_placement_options(*command, options->placement);
   command->callback([options, &common] { run(*options, common); });
 }
 

@@ -160,12 +160,17 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
 
   const double start_s = monotonic_s();
   double first_token_s = start_s;
+  const auto experts_seen = [&] { return model.reading != nullptr ? model.reading->seen : ExpertBytes(); };
+  ExpertBytes first_token_experts = experts_seen();
   Rng rng(options.seed, kSamplingStream);
   std::vector<int32_t> previous(prompt.begin(), prompt.end());
   const auto n_generated = [&] { return static_cast<int64_t>(result.ids.size()); };
   // Whether the output goes on behind this token.
   const auto emit = [&](int32_t id) {
-    if (result.ids.empty()) first_token_s = monotonic_s();
+    if (result.ids.empty()) {
+      first_token_s = monotonic_s();
+      first_token_experts = experts_seen();
+    }
     result.ids.push_back(id);
     previous.push_back(id);
     if (std::find(options.eos_ids.begin(), options.eos_ids.end(), id) != options.eos_ids.end()) {
@@ -230,6 +235,7 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     if (stream->stopped()) result.finish = FinishReason::stop;
   }
   const double end_s = monotonic_s();
+  result.experts = experts_seen() - first_token_experts;
   result.prefill_s = (result.ids.empty() ? end_s : first_token_s) - start_s;
   result.decode_s = result.ids.empty() ? 0 : end_s - first_token_s;
   return result;

@@ -43,6 +43,7 @@ struct Generation {
   int64_t main_passes = 0;    // of the main model, the prompt's included
   int64_t drafted = 0;        // tokens proposed to these passes
   int64_t accepted = 0;       // of those, tokens in `ids`
+  ExpertBytes experts;        // chosen behind the first token; counted where the model does not fit in memory
   double prefill_s = 0;       // until the first token is known
   double decode_s = 0;        // from there to the last
 

@@ -136,9 +136,22 @@ void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out
   linear(ctx, out, matrix_input(ctx, model, s.activated, {w.down}), w.down);
 }
 
+// Where experts may be on disk: those that the router of this layer has chosen (none in a dense layer) are read, and
+// behind them those that the next layer's would choose now.
+void read_experts(Context& ctx, const Model& model, const LayerWeights& w, Tensor topk_ids, Tensor stream) {
+  if (model.reading == nullptr) return;
+  if (topk_ids) read_chosen(*model.reading, w.moe, topk_ids);
+  const std::vector<LayerWeights>& layers = model.weights.layers;
+  const auto here = std::find_if(layers.begin(), layers.end(), [&](const LayerWeights& layer) { return &layer == &w; });
+  if (here == layers.end() || here + 1 == layers.end()) return;
+  read_predicted(ctx, *model.reading, model.config, *(here + 1), stream);
+}
+
 // y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16). The shared expert's products go
-// with the router's and the other experts', so that the threads meet less often.
-void moe_block(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, Tensor input, MoeSaved& s) {
+// with the router's and the other experts', so that the threads meet less often. stream: what `input` is the norm of.
+void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tensor out, Tensor input, Tensor stream,
+               MoeSaved& s) {
+  const MoeWeights& w = layer.moe;
   const RouterConfig& router = model.config.router;
   const int64_t tokens = input.rows(), k = router.num_experts_per_tok;
   const int64_t experts = router.n_routed_experts, slots = tokens * k;
@@ -159,6 +172,7 @@ void moe_block(Context& ctx, const Model& model, const MoeWeights& w, Tensor out
     linear(ctx, s.logits, input, w.gate);
   }
   route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
+  read_experts(ctx, model, layer, s.topk_ids, stream);
 
   s.dispatch = make_dispatch(ctx, s.topk_ids, experts);
   s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
@@ -198,12 +212,13 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
   rms_norm(ctx, normed, s.mid, w.post_attention_norm, eps, s.mid_rms);
   s.mlp_out = options.taps ? new_f32(ctx, {tokens, hidden}) : out;
   if (w.moe.gate) {
-    moe_block(ctx, model, w.moe, s.mlp_out, normed, s.moe);
+    moe_block(ctx, model, w, s.mlp_out, normed, s.mid, s.moe);
     if (options.expert_load != nullptr) {
       auto& load = options.expert_load->emplace_back(static_cast<size_t>(model.config.router.n_routed_experts));
       count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
     }
   } else {
+    read_experts(ctx, model, w, {}, s.mid);
     mlp_block(ctx, model, w.mlp, s.mlp_out, normed, s.mlp);
   }
   add(ctx, out, s.mid, s.mlp_out);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/cache.h"
+#include "model/expert_reading.h"
 #include "model/weights.h"
 #include "ops/experts.h"
 
@@ -17,7 +18,8 @@ struct Model {
   Rope rope;
   float softmax_scale;  // (nope + rope)^-1/2 * rope.softmax_scale_factor
   ModelWeights weights;
-  bool fp8_activations = false;  // round the inputs of FP8 matrices to e4m3 too, a scale each 128 (V3 section 3.3)
+  bool fp8_activations = false;      // round the inputs of FP8 matrices to e4m3 too, a scale each 128 (V3 section 3.3)
+  ExpertReading* reading = nullptr;  // where experts may not be in memory
 };
 Model make_model(const ModelConfig& config, const ModelWeights& weights);
 

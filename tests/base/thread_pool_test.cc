@@ -1,8 +1,11 @@
 #include "base/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <atomic>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -51,6 +54,27 @@ TEST(ThreadPool, PiecesOfParallelForDependOnTheGrainAlone) {
     for (int64_t i = begin; i < end; ++i) begin_of[static_cast<size_t>(i)] = begin;
   });
   for (int64_t i = 0; i < 10; ++i) EXPECT_EQ(begin_of[static_cast<size_t>(i)], i / 4 * 4);
+}
+
+TEST(ThreadPool, PinnedThreadsStayOnTheirCpus) {
+  std::vector<int> cpus = usable_cpus();
+  ASSERT_FALSE(cpus.empty());
+  EXPECT_GE(static_cast<int>(cpus.size()), usable_cores());
+  // On a thread of its own: the one that makes a pool is pinned too.
+  std::thread([&] {
+    const int n = std::min(4, static_cast<int>(cpus.size()));
+    ThreadPool pool(n, cpus);
+    std::vector<std::atomic<int>> wrong(static_cast<size_t>(n));
+    pool.run(200, [&](int64_t, int thread) {
+      if (sched_getcpu() != cpus[static_cast<size_t>(thread)]) ++wrong[static_cast<size_t>(thread)];
+      cpu_set_t mask;
+      CPU_ZERO(&mask);
+      EXPECT_EQ(sched_getaffinity(0, sizeof mask, &mask), 0);
+      EXPECT_EQ(CPU_COUNT(&mask), 1);
+    });
+    for (const auto& count : wrong) EXPECT_EQ(count, 0);
+  }).join();
+  EXPECT_EQ(usable_cpus(), cpus) << "of the thread that made no pool";
 }
 
 }  // namespace

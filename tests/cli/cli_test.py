@@ -1,4 +1,5 @@
 """Runs the real program: exit codes, one line on stderr, --config, and what generate gives. usage: cli_test.py PROGRAM"""
+import ctypes
 import json
 import os
 import pathlib
@@ -553,6 +554,99 @@ class Bench(Case):
         self.assert_refused(self.bench("--gen", "-1"), 2, "--gen")
         self.assert_refused(fathom("bench"), 2, "--model")
         self.assert_refused(fathom("bench", "--model", "/nonexistent"), 1, "/nonexistent")
+        self.assert_refused(fathom("bench", "--model", TINY, "--machine"), 2, "--machine", "--model")
+
+    def test_the_machine_is_measured_for_each_number_of_threads(self):
+        lines = self.assert_done(fathom("bench", "--machine", "--threads", "2", "--json")).splitlines()
+        for n, line in enumerate(lines, 1):
+            rates = json.loads(line)
+            self.assertEqual((rates.pop("test"), rates.pop("threads")), ("machine", n))
+            dot = rates.pop("i8_dot_gops")  # null where the CPU has no such instruction
+            self.assertTrue(dot is None or dot > 0, dot)
+            self.assertEqual(list(rates), ["memory_gbs", "memory_4k_gbs", "l3_gbs", "l2_gbs", "f32_gflops", "i8_gops", "i8_short_gops", "latency_ns"])
+            self.assertTrue(all(rate > 0 for rate in rates.values()), rates)
+        self.assertEqual(len(lines), 2)
+
+
+def without_right_to_lock():
+    """In the process to be: root may lock what it likes, unless this right is out of its bounds."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    pr_capbset_drop, cap_ipc_lock = 24, 14
+    libc.prctl(pr_capbset_drop, cap_ipc_lock, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (1 << 16, 1 << 16))
+
+
+class Placement(Case):
+    def setUp(self):
+        super().setUp()
+        self.packed = str(self.folder / "packed")
+        self.assert_done(fathom("convert", TINY, self.packed, "--to", "q8_0", "--quiet"))
+        self.arguments = ["--tokens", "0,5,9", "--max-tokens", "8", "--ignore-eos", "--json"]
+
+    def run_packed(self, *options, **more):
+        return fathom("generate", "--model", self.packed, *self.arguments, *options, **more)
+
+    def test_changes_no_token(self):
+        plain = json.loads(self.assert_done(self.run_packed()))
+        self.assertNotIn("expert_hit_rate", plain)
+        for options in (["--mlock"], ["--hugepages"], ["--hugepages", "--mlock"], ["--pin"], ["--read-ahead", "on"], ["--read-ahead", "off"]):
+            result = self.run_packed(*options)
+            self.assertEqual(json.loads(self.assert_done(result))["ids"], plain["ids"], options)
+        for command in (["score", "--tokens", self.write("t.json", "[[0, 5, 9]]")], ["bench", "--prompt", "4", "--gen", "2", "--reps", "1"]):
+            self.assert_done(fathom(*command, "--model", self.packed, "--hugepages", "--mlock", "--pin", "--quiet"))
+        self.assert_done(fathom("chat", "--model", self.packed, "--max-tokens", "1", "--mlock", stdin="a\n"))
+
+    def test_hit_rate_when_asked_for(self):
+        result = self.run_packed("--read-ahead", "on")
+        self.assertGreater(json.loads(self.assert_done(result))["expert_hit_rate"], 0.5)
+        self.assertIn("were in memory", result.stderr)
+        line = self.assert_done(fathom("bench", "--model", self.packed, "--prompt", "0", "--gen", "4", "--reps", "1", "--json", "--read-ahead", "on"))
+        self.assertGreater(json.loads(line)["expert_hit_rate"], 0.5)
+        result = self.generate(*self.arguments, "--read-ahead", "on")  # packed at load: nothing is mapped
+        self.assertNotIn("expert_hit_rate", json.loads(self.assert_done(result)))
+        self.assertIn("the weights are in memory", result.stderr)
+
+    def test_lock_beyond_the_limit_is_refused_with_the_limit(self):
+        for model in (self.packed, TINY):
+            result = fathom("generate", "--model", model, *self.arguments, "--mlock", preexec_fn=without_right_to_lock)
+            self.assert_refused(result, 1, "--mlock", "64.0 KiB", "RLIMIT_MEMLOCK", "ulimit -l")
+
+    def test_wrong_usage(self):
+        self.assert_refused(self.run_packed("--pin", "--threads", "1000"), 2, "--pin", "1000 threads", "--threads")
+        self.assert_refused(self.run_packed("--read-ahead", "maybe"), 2, "--read-ahead")
+        self.assert_refused(self.run_packed("--read-ahead", "on", "--hugepages"), 2, "--read-ahead", "--hugepages")
+        score = ["score", "--model", TINY, "--tokens", self.write("t.json", "[[0, 5]]"), "--grads", str(self.folder / "g.safetensors")]
+        self.assert_refused(fathom(*score, "--mlock"), 2, "--mlock", "--grads")
+
+
+class Inspect(Case):
+    def inspect(self, *arguments):
+        return json.loads(self.assert_done(fathom("inspect", *arguments, "--json")))
+
+    def test_says_what_fits(self):
+        memory = self.inspect(TINY)["memory"]
+        self.assertEqual((memory["fits"], memory["runs_from_disk"]), (True, False))
+        self.assertGreater(memory["available_bytes"], memory["weight_bytes"])
+        self.assertEqual(memory["context_that_fits"]["f32"], 163840)  # all that the model reads
+        self.assertNotIn("memory", self.inspect(TINY + "/config.json"))
+        self.assertIn("fits with a context of 163840 tokens in f32", self.assert_done(fathom("inspect", TINY)))
+
+    def test_packed_tensors_have_their_formats_and_shapes(self):
+        packed = str(self.folder / "packed")
+        self.assert_done(fathom("convert", TINY, packed, "--to", "q8_0", "--quiet"))
+        found = self.inspect(packed, "--tensors")
+        self.assertEqual(set(found["bytes_by_type"]), {"q8_0", "f32"})
+        self.assertEqual(sum(found["bytes_by_type"].values()), found["bytes"])
+        self.assertEqual(found["memory"]["weight_bytes"], found["bytes"])
+        self.assertEqual(found["n_tensors"], len(found["tensors"]))
+        config = found["config"]
+        listed = {t["name"]: (t["dtype"], t["shape"]) for t in found["tensors"]}
+        self.assertEqual(listed["lm_head.panels.q8_0"], ("q8_0", [config["vocab_size"], config["hidden_size"]]))
+        self.assertEqual(listed["model.norm.rows.f32"], ("f32", [config["hidden_size"]]))
+        text = self.assert_done(fathom("inspect", packed, "--tensors"))
+        self.assertNotIn("U8", text)
+        # What loading would make of the model that it was made from is the same in kind.
+        self.assertEqual(self.inspect(TINY)["memory"]["weight_bytes"] > found["bytes"], True)
 
 
 if __name__ == "__main__":

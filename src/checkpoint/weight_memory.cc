@@ -1,0 +1,102 @@
+#include "checkpoint/weight_memory.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/arithmetic.h"
+#include "base/residency.h"
+#include "base/terminal.h"
+
+namespace fathom {
+namespace {
+
+template <class Visit>
+void for_each_present(ModelWeights& weights, const Visit& visit) {
+  for_each_weight(weights, [&](WeightKind, Tensor& slot) {
+    if (slot) visit(slot);
+  });
+}
+
+void check_fit(int64_t bytes, const char* option) {
+  const uint64_t available = available_memory_bytes();
+  if (static_cast<uint64_t>(bytes) <= memory_for_model(available)) return;
+  throw Error("{}: the weights are {}, and {} of memory are available; leave {} out, and experts are read from disk",
+              option, human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(available)), option);
+}
+
+}  // namespace
+
+int64_t weight_bytes(const ModelWeights& weights) {
+  ModelWeights views = weights;  // the walk may change what it visits
+  int64_t bytes = 0;
+  for_each_present(views, [&](const Tensor& slot) { bytes += slot.size_bytes(); });
+  return bytes;
+}
+
+int64_t weight_bytes_when_packed(const Checkpoint& checkpoint, const ModelConfig& config) {
+  ModelConfig found = config;
+  const std::vector<MatchedTensor> matched = match_tensors(checkpoint, found);
+  std::vector<RowSource> sources;
+  for (const MatchedTensor& tensor : matched) sources.push_back({&tensor, {}});
+  ModelWeights weights = weight_shapes(found);
+  int64_t bytes = 0;
+  for (const PackedWeight& weight : plan_packing(weights, found, sources, stored_format)) {
+    bytes += weight.slot->size_bytes();
+  }
+  return bytes;
+}
+
+bool is_mapped(const PackedModel& model) { return !model.mapped.files.empty(); }
+
+bool shows_residency(const PackedModel& model) {
+  return std::all_of(model.mapped.files.begin(), model.mapped.files.end(),
+                     [](const WeightFile& file) { return shows_residency(file.mapping().path()); });
+}
+
+uint64_t memory_for_model(uint64_t available_bytes) { return available_bytes - available_bytes / 16; }
+
+void move_to_huge_pages(PackedModel& model, ThreadPool& pool) {
+  if (!is_mapped(model)) return;
+  check_fit(weight_bytes(model.weights), "--hugepages");
+  struct Piece {
+    std::byte* to;
+    const std::byte* from;
+    int64_t bytes;
+  };
+  constexpr int64_t kPieceBytes = int64_t{2} << 20;  // a huge page
+  std::vector<Piece> pieces;
+  int64_t total = 0;
+  for_each_present(model.weights,
+                   [&](const Tensor& slot) { total += round_up(slot.size_bytes(), static_cast<int64_t>(kAlignment)); });
+  Buffer memory(static_cast<size_t>(total));
+  auto* to = static_cast<std::byte*>(memory.data());
+  for_each_present(model.weights, [&](Tensor& slot) {
+    const auto* from = static_cast<const std::byte*>(slot.data);
+    const int64_t bytes = slot.size_bytes();
+    for (int64_t begin = 0; begin < bytes; begin += kPieceBytes) {
+      pieces.push_back({to + begin, from + begin, std::min(kPieceBytes, bytes - begin)});
+    }
+    slot.data = to;
+    to += round_up(bytes, static_cast<int64_t>(kAlignment));
+  });
+  for (const Piece& piece : pieces) read_ahead({piece.from, static_cast<size_t>(piece.bytes)});
+  pool.run(static_cast<int64_t>(pieces.size()), [&](int64_t i, int) {
+    const Piece& piece = pieces[static_cast<size_t>(i)];
+    std::memcpy(piece.to, piece.from, static_cast<size_t>(piece.bytes));
+  });
+  model.memory = std::move(memory);
+  model.stored.clear();
+  model.mapped = {};
+}
+
+void lock_weights(const PackedModel& model) {
+  if (is_mapped(model)) check_fit(weight_bytes(model.weights), "--mlock");
+  std::vector<std::span<const std::byte>> ranges;
+  for (const WeightFile& file : model.mapped.files) ranges.push_back(file.mapping().bytes());
+  if (model.memory.size() > 0) {
+    ranges.push_back({static_cast<const std::byte*>(model.memory.data()), model.memory.size()});
+  }
+  lock_in_memory(ranges);
+}
+
+}  // namespace fathom

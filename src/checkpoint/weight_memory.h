@@ -1,0 +1,28 @@
+// Where the weights of a loaded model lie: in files that are mapped, in memory, in huge pages, locked.
+#pragma once
+
+#include "checkpoint/packed_model.h"
+
+namespace fathom {
+
+int64_t weight_bytes(const ModelWeights& weights);
+// What weights that are not packed yet will take when load_packed_model has packed them. Reads headers alone.
+int64_t weight_bytes_when_packed(const Checkpoint& checkpoint, const ModelConfig& config);
+
+// Whether the weights are views of files, which the system may drop from memory and read again.
+bool is_mapped(const PackedModel& model);
+// Whether the kernel tells what of these files is in memory; it does not tell of files of others.
+bool shows_residency(const PackedModel& model);
+
+// Of available memory, what weights and cache may take: some is left for the rest of the process.
+uint64_t memory_for_model(uint64_t available_bytes);
+bool weights_fit(int64_t weight_bytes, uint64_t available_bytes);
+
+// Copies mapped weights to memory of the process in huge pages; weights in memory have asked for these already. Error
+// where there is not enough of it.
+void move_to_huge_pages(PackedModel& model, ThreadPool& pool);
+
+// Keeps all weights in memory, whatever else wants it. Error where the system does not allow it, or they do not fit.
+void lock_weights(const PackedModel& model);
+
+}  // namespace fathom

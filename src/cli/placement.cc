@@ -1,0 +1,105 @@
+// Where threads and weights are put: --pin, --mlock, --hugepages, --read-ahead.
+#include <algorithm>
+
+#include "base/numa.h"
+#include "base/residency.h"
+#include "base/terminal.h"
+#include "checkpoint/weight_memory.h"
+#include "cli/command.h"
+
+namespace fathom::cli {
+namespace {
+
+// What every token reads is read now; of experts and embedding nothing is until it is wanted, and then nothing else.
+void advise_weights(const ModelWeights& weights) {
+  ModelWeights views = weights;
+  for_each_weight(views, [](WeightKind kind, const Tensor& slot) {
+    if (!slot) return;
+    using enum WeightKind;
+    const bool scattered = kind == embedding || kind == experts || kind == experts_down;
+    (scattered ? expect_scattered_reads
+               : read_ahead)({static_cast<const std::byte*>(slot.data), static_cast<size_t>(slot.size_bytes())});
+  });
+}
+
+std::unique_ptr<ExpertReading> make_expert_reading(const PackedModel& loaded, const PlacementOptions& options) {
+  if (options.read_ahead == "off") return nullptr;
+  const bool wanted = options.read_ahead == "on";
+  if (!is_mapped(loaded)) {
+    if (wanted) log("--read-ahead on: the weights are in memory, so that nothing is read from disk");
+    return nullptr;
+  }
+  const int64_t bytes = weight_bytes(loaded.weights);
+  const uint64_t available = available_memory_bytes();
+  const bool fit = static_cast<uint64_t>(bytes) <= memory_for_model(available);
+  if (fit && !wanted) return nullptr;
+  if (!fit) {
+    log("the weights are {}, more than the {} of memory available: experts are read from disk when they are chosen",
+        human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(available)));
+  }
+  const bool counts = shows_residency(loaded);
+  if (!counts) log("the model's files are another user's: the system does not tell what of them is in memory");
+  advise_weights(loaded.weights);
+  constexpr uint64_t kPartAhead = 4;  // of memory
+  return std::make_unique<ExpertReading>(
+      ExpertReading{static_cast<int64_t>(std::min<uint64_t>(available, INT64_MAX) / kPartAhead), counts});
+}
+
+void load_in_huge_pages(PackedModel& loaded, ThreadPool& pool) {
+  const std::string policy = huge_page_policy();
+  if (policy != "always" && policy != "madvise") {
+    log("--hugepages: this system gives none (transparent_hugepage is '{}')", policy);
+    return;
+  }
+  move_to_huge_pages(loaded, pool);
+  log("{} of the process are in huge pages; the weights are {}", human_bytes(static_cast<double>(huge_page_bytes())),
+      human_bytes(static_cast<double>(weight_bytes(loaded.weights))));
+}
+
+}  // namespace
+
+void add_placement_options(CLI::App& command, PlacementOptions& options) {
+  command.add_flag("--pin", options.pin, "Keep each thread on one CPU");
+  command.add_flag("--mlock", options.lock, "Lock the weights in memory, so that the system cannot take them out");
+  command.add_flag("--hugepages", options.huge_pages,
+                   "Read the weights of a packed directory into huge pages: gives up the load in no time");
+  command
+      .add_option("--read-ahead", options.read_ahead,
+                  "Read chosen experts ahead, and count those found in memory: auto (where the model does not fit), "
+                  "on, off")
+      ->check(CLI::IsMember({"auto", "on", "off"}));
+}
+
+ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& common) {
+  if (const std::vector<int> nodes = memory_nodes(); nodes.size() > 1 && interleave_memory(nodes)) {
+    log("weights are dealt out over {} memory nodes", nodes.size());
+  }
+  const int n_threads = thread_count(common);
+  if (!options.pin) return ThreadPool(n_threads);
+  const std::vector<int> cpus = usable_cpus();
+  if (static_cast<int>(cpus.size()) < n_threads) {
+    throw UsageError("--pin: {} threads, but this process may use {} CPUs; give --threads {} or less", n_threads,
+                     cpus.size(), cpus.size());
+  }
+  return ThreadPool(n_threads, cpus);
+}
+
+ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool) {
+  if (options.read_ahead == "on" && options.huge_pages) {
+    throw UsageError("--read-ahead on: with --hugepages all weights are in memory; leave one of them out");
+  }
+  PackedModel loaded = load_packed_model(path, pool);
+  if (options.huge_pages) load_in_huge_pages(loaded, pool);
+  if (options.lock) lock_weights(loaded);
+  std::unique_ptr<ExpertReading> reading = make_expert_reading(loaded, options);
+  Model model = make_model(loaded.config, loaded.weights);
+  model.reading = reading.get();
+  return {std::move(loaded), std::move(reading), std::move(model)};
+}
+
+std::optional<double> hit_rate(const Model& model, const ExpertBytes& chosen) {
+  if (model.reading == nullptr || !model.reading->counts || chosen.chosen == 0) return std::nullopt;
+  return chosen.hit_rate();
+}
+
+}  // namespace fathom::cli

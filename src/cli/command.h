@@ -54,6 +54,15 @@ void add_draft_options(CLI::App& command, DraftOptions& options);
 int64_t draft_tokens(const DraftOptions& options, const Model& model);
 
 // --kv-type, the number format of the latent cache, as an option of `command`; and what its names mean.
+struct CacheType {
+  const char* name;
+  Format format;
+};
+inline constexpr CacheType kCacheTypes[] = {{"f32", Format::f32},
+                                            {"bf16", Format::bf16},
+                                            {"f16", Format::f16},
+                                            {"fp8", Format::f8_e4m3},
+                                            {"int8", Format::q8_0}};
 void add_kv_type_option(CLI::App& command, std::string& kv_type);
 Format cache_format(const std::string& kv_type);
 

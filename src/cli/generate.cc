@@ -182,16 +182,14 @@ int64_t draft_tokens(const DraftOptions& options, const Model& model) {
 }
 
 void add_kv_type_option(CLI::App& command, std::string& kv_type) {
-  command.add_option("--kv-type", kv_type, "Number format of the cache: f32, bf16, f16, fp8, int8")
-      ->check(CLI::IsMember({"f32", "bf16", "f16", "fp8", "int8"}));
+  command.add_option("--kv-type", kv_type, "Number format of the cache: f32, bf16, f16, fp8, int8");
 }
 
 Format cache_format(const std::string& kv_type) {
-  if (kv_type == "bf16") return Format::bf16;
-  if (kv_type == "f16") return Format::f16;
-  if (kv_type == "fp8") return Format::f8_e4m3;
-  if (kv_type == "int8") return Format::q8_0;
-  return Format::f32;
+  for (const CacheType& type : kCacheTypes) {
+    if (kv_type == type.name) return type.format;
+  }
+  throw UsageError("--kv-type {}: must be f32, bf16, f16, fp8 or int8", printable(kv_type));
 }
 
 void add_generate(CLI::App& app, CommonOptions& common) {

@@ -108,9 +108,8 @@ std::vector<Part> count_parts(const ModelConfig& config) {
 }
 
 int64_t cache_bytes_per_token(const ModelConfig& config, Format format) {
-  return config.num_hidden_layers * config.cache_row() * format_bytes(format);
+  return config.num_hidden_layers * latent_row_bytes(config.mla().cached_row(format));
 }
-constexpr Format kCacheFormats[] = {Format::f32, Format::bf16};
 
 // The weights of a packed model in the formats that they are in: to the file they are all bytes.
 void for_each_packed(const PackedModel& model, const std::function<void(const Listed&)>& visit) {
@@ -188,8 +187,10 @@ std::string fit_text(const Fit& fit, const ModelConfig& config) {
   }
   text += "fits with a context of";
   const char* comma = "";
-  for (const Format format : kCacheFormats) {
-    text += fmt::format("{} {} tokens in {}", comma, fit.context(config, format), format_traits(format).name);
+  for (const auto& [name, format] : kCacheTypes) {
+    const int64_t context = fit.context(config, format);
+    text += fmt::format("{} {} tokens in {}", comma, context, name);
+    if (context >= config.max_position_embeddings) break;  // no smaller type holds more
     comma = ",";
   }
   return text + "\n";
@@ -228,8 +229,8 @@ std::string as_json(const Subject& subject, bool list_tensors) {
     }
     json["parameters"] = {{"total", total}, {"active", active}, {"by_part", parts}, {"active_by_part", active_parts}};
     json["context"] = subject.config->max_position_embeddings;
-    for (const Format format : kCacheFormats) {
-      json["cache_bytes_per_token"][format_traits(format).name] = cache_bytes_per_token(*subject.config, format);
+    for (const auto& [name, format] : kCacheTypes) {
+      json["cache_bytes_per_token"][name] = cache_bytes_per_token(*subject.config, format);
     }
   }
   if (const std::optional<Fit> fit = find_fit(subject)) {
@@ -238,8 +239,8 @@ std::string as_json(const Subject& subject, bool list_tensors) {
               {"available_bytes", fit->available_bytes},
               {"fits", fit->fits()},
               {"runs_from_disk", !fit->fits() && fit->packed}};
-    for (const Format format : kCacheFormats) {
-      memory["context_that_fits"][format_traits(format).name] = fit->context(*subject.config, format);
+    for (const auto& [name, format] : kCacheTypes) {
+      memory["context_that_fits"][name] = fit->context(*subject.config, format);
     }
   }
   if (const Checkpoint* files = subject.files()) {
@@ -297,9 +298,9 @@ std::string config_text(const ModelConfig& c) {
   text += fmt::format("context       {} tokens\n", c.max_position_embeddings);
   text += "cache        ";
   const char* between = "";
-  for (const Format format : kCacheFormats) {
+  for (const auto& [name, format] : kCacheTypes) {
     text += fmt::format("{} {}{} in {}", between, cache_bytes_per_token(c, format),
-                        *between == 0 ? " bytes a token" : "", format_traits(format).name);
+                        *between == 0 ? " bytes a token" : "", name);
     between = ",";
   }
   return text + "\n";

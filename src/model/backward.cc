@@ -160,29 +160,36 @@ void backward(Context& ctx, const Model& model, ModelWeights& dw, const Batch& b
   embedding_backward_weight(ctx, dw.embed, d_out, batch.ids);
 }
 
-void mtp_backward(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& s, Tensor d_final_hidden,
-                  Tensor d_hidden, const ScoreGradient& score_gradient) {
-  const ArenaScope scope(ctx.arena);
+void mtp_backward_input(Context& ctx, const Model& model, const MtpSaved& s, Tensor d_final_hidden, Tensor d_hidden,
+                        MtpGrads& g, const ScoreGradient& score_gradient) {
   const MtpWeights& w = model.weights.mtp[0];
+  const int64_t hidden = model.config.hidden_size;
+  g.hidden = d_hidden;
+  const Tensor d_out = new_like(ctx, s.x);
+  rms_norm_backward_input(ctx, d_out, d_hidden, s.x, w.norm, s.x_rms, /*accumulate=*/false);
+  g.projected = new_like(ctx, s.x);
+  layer_backward_input(ctx, model, w.layer, s.input.next, s.layer, g.projected, d_out, g.layer, score_gradient);
+
+  g.concatenated = new_like(ctx, s.concatenated);
+  linear_backward_input(ctx, g.concatenated, g.projected, w.eh_proj);
+  const Tensor d_e = g.concatenated.columns(0, hidden), d_h = g.concatenated.columns(hidden, hidden);
+  g.embedded = new_like(ctx, s.embedded);
+  rms_norm_backward_input(ctx, g.embedded, d_e, s.embedded, w.enorm, s.e_rms, /*accumulate=*/false);
+  const ArenaScope scope(ctx.arena);
+  const Tensor d_hidden_in = new_like(ctx, s.hidden_in);
+  rms_norm_backward_input(ctx, d_hidden_in, d_h, s.hidden_in, w.hnorm, s.h_rms, /*accumulate=*/false);
+  embedding_backward_weight(ctx, d_final_hidden, d_hidden_in, s.input.rows);  // scatters rows back
+}
+
+void mtp_backward_weight(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& s, const MtpGrads& g) {
   MtpWeights& dw = grads.mtp[0];
   const int64_t hidden = model.config.hidden_size;
-  Tensor d_out = new_like(ctx, s.x), dx = new_like(ctx, s.x);
-  rms_norm_backward_weight(ctx, dw.norm, d_hidden, s.x, s.x_rms);
-  rms_norm_backward_input(ctx, d_out, d_hidden, s.x, w.norm, s.x_rms, /*accumulate=*/false);
-  LayerGrads inner;
-  layer_backward_input(ctx, model, w.layer, s.input.next, s.layer, dx, d_out, inner, score_gradient);
-  layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, inner);
-
-  const Tensor d_concatenated = new_like(ctx, s.concatenated), d_input = new_like(ctx, s.x);
-  linear_backward_weight(ctx, dw.eh_proj, dx, s.concatenated);
-  linear_backward_input(ctx, d_concatenated, dx, w.eh_proj);
-  const Tensor d_e = d_concatenated.columns(0, hidden), d_h = d_concatenated.columns(hidden, hidden);
-  rms_norm_backward_weight(ctx, dw.enorm, d_e, s.embedded, s.e_rms);
-  rms_norm_backward_input(ctx, d_input, d_e, s.embedded, w.enorm, s.e_rms, /*accumulate=*/false);
-  embedding_backward_weight(ctx, grads.embed, d_input, s.input.next.ids);
-  rms_norm_backward_weight(ctx, dw.hnorm, d_h, s.hidden_in, s.h_rms);
-  rms_norm_backward_input(ctx, d_input, d_h, s.hidden_in, w.hnorm, s.h_rms, /*accumulate=*/false);
-  embedding_backward_weight(ctx, d_final_hidden, d_input, s.input.rows);  // scatters rows back
+  rms_norm_backward_weight(ctx, dw.norm, g.hidden, s.x, s.x_rms);
+  layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, g.layer);
+  linear_backward_weight(ctx, dw.eh_proj, g.projected, s.concatenated);
+  rms_norm_backward_weight(ctx, dw.enorm, g.concatenated.columns(0, hidden), s.embedded, s.e_rms);
+  rms_norm_backward_weight(ctx, dw.hnorm, g.concatenated.columns(hidden, hidden), s.hidden_in, s.h_rms);
+  embedding_backward_weight(ctx, grads.embed, g.embedded, s.input.next.ids);
 }
 
 }  // namespace fathom

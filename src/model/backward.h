@@ -23,6 +23,11 @@ struct LayerGrads {
   MoeGrads moe;
   Tensor mlp_normed, attention_normed;  // gradients of the two norms' outputs
 };
+struct MtpGrads {
+  Tensor hidden;  // of the module's output
+  LayerGrads layer;
+  Tensor projected, concatenated, embedded;  // of what enters the layer, eh_proj and enorm
+};
 
 // Extra gradient of the router's scores in one MoE layer, for balance losses: called with the layer's saved values,
 // returns [tokens, experts] or an absent tensor.
@@ -41,9 +46,11 @@ void layer_backward_weight(Context& ctx, const Model& model, LayerWeights& grads
 void backward(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch, const ForwardSaved& saved,
               Tensor d_final_hidden, const ScoreGradient& score_gradient = {});
 
-// The MTP module, from d_hidden = dL/d(its output): grads += its gradient (the embedding's included), d_final_hidden +=
-// dL/d(its input).
-void mtp_backward(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& saved, Tensor d_final_hidden,
-                  Tensor d_hidden, const ScoreGradient& score_gradient = {});
+// The MTP module: d_final_hidden += dL/d(its input) from d_hidden = dL/d(its output). Memory from ctx.arena.
+void mtp_backward_input(Context& ctx, const Model& model, const MtpSaved& saved, Tensor d_final_hidden, Tensor d_hidden,
+                        MtpGrads& inner, const ScoreGradient& score_gradient = {});
+// grads += dL/d(the module's weights and its part of the embedding).
+void mtp_backward_weight(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& saved,
+                         const MtpGrads& inner);
 
 }  // namespace fathom

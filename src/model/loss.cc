@@ -105,7 +105,9 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
                                 mtp_targets(ctx, mtp.input.next), static_cast<float>(mtp_scale));
     result.mtp_loss_sum = sum(mtp_losses);
     result.mtp_targets = targets.n_mtp;
-    mtp_backward(ctx, model, grads, mtp, d_hidden, d_mtp_hidden, balance(mtp.input.next));
+    MtpGrads inner;
+    mtp_backward_input(ctx, model, mtp, d_hidden, d_mtp_hidden, inner, balance(mtp.input.next));
+    mtp_backward_weight(ctx, model, grads, mtp, inner);
   }
   backward(ctx, model, grads, batch, saved, d_hidden, balance(batch));
   return result;

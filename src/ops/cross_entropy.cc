@@ -16,7 +16,7 @@ constexpr int64_t kLogitsFloats = int64_t{4} << 20;  // a block of logits takes 
 constexpr int64_t kMinTokens = 64;                   // but has no fewer tokens than this: every block reads all of w
 constexpr int64_t kMaxTokens = 512;
 
-// dx and dw are absent when only the loss is wanted.
+// What is absent of dx and dw is not wanted.
 struct Head {
   Tensor loss, dx, dw, x, w, targets;
   float gradient_scale;
@@ -50,7 +50,7 @@ void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& token
   const ArenaScope scope(ctx.arena);
   const int64_t n = static_cast<int64_t>(tokens.size()), hidden = head.x.cols(), vocab = head.w.rows();
   const bool in_place = tokens.back() - tokens.front() == n - 1;
-  const bool backward = static_cast<bool>(head.dx);
+  const bool backward = head.dx || head.dw;
   const Tensor x = in_place ? head.x.slice(tokens[0], n) : new_f32(ctx, {n, hidden});
   if (!in_place) gather_rows(ctx, x, head.x, tokens);
 
@@ -72,10 +72,13 @@ void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& token
   });
   if (!backward) return;
 
-  const Tensor dx = in_place ? head.dx.slice(tokens[0], n) : new_f32(ctx, {n, hidden});
-  gemm(ctx, {n, hidden, vocab, false, false, vocab, head.w.row_stride, dx.row_stride}, logits.f32(), head.w.f32(),
-       dx.f32(), false);
-  if (!in_place) scatter_rows(ctx, head.dx, dx, tokens);
+  if (head.dx) {
+    const Tensor dx = in_place ? head.dx.slice(tokens[0], n) : new_f32(ctx, {n, hidden});
+    gemm(ctx, {n, hidden, vocab, false, false, vocab, head.w.row_stride, dx.row_stride}, logits.f32(), head.w.f32(),
+         dx.f32(), false);
+    if (!in_place) scatter_rows(ctx, head.dx, dx, tokens);
+  }
+  if (!head.dw) return;
   gemm(ctx, {vocab, hidden, n, true, false, vocab, x.row_stride, head.dw.row_stride}, logits.f32(), x.f32(),
        head.dw.f32(), true);
 }
@@ -111,7 +114,7 @@ void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor ta
 
 void head_cross_entropy_backward(Context& ctx, Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
                                  float gradient_scale) {
-  FATHOM_CHECK(dx && dw);
+  FATHOM_CHECK(dx || dw);
   run(ctx, {loss, dx, dw, x, w, targets, gradient_scale});
 }
 

@@ -15,6 +15,7 @@ void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor ta
 
 // The same, and in the same sweep the gradient of gradient_scale * sum_t loss[t]:
 //   dx = dL/dx, overwritten (may not be x);  dw += dL/dw.
+// One of the two may be absent: made apart they have the same bits, but each makes the logits again.
 void head_cross_entropy_backward(Context& ctx, Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
                                  float gradient_scale);
 

@@ -47,6 +47,8 @@ namespace plain {
 void route(const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits, Tensor bias);
 void route_backward(const RouterConfig& config, Tensor d_logits, Tensor d_weights, Tensor topk_ids, Tensor scores,
                     Tensor d_scores = {});
+double sequence_balance_loss(const RouterConfig& config, Tensor d_scores, Tensor scores, Tensor seq_offsets,
+                             double alpha, double gradient_scale);
 }  // namespace plain
 
 }  // namespace fathom

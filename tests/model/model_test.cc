@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "model/backward.h"
 #include "model/loss.h"
 #include "model/tiny_models.h"
 
@@ -102,6 +103,42 @@ TEST(Gradient, MicroBatchesAddUpToTheBatch) {
   for (size_t i = 0; i < whole.trained().size(); ++i) {
     EXPECT_NEAR(whole.trained()[i], parts.trained()[i], 1e-5f + 1e-4f * std::abs(whole.trained()[i]));
   }
+}
+
+// A schedule may put the weight gradients of the MTP module and of a layer behind all input gradients.
+TEST(Gradient, WeightGradientsMayComeLater) {
+  Machine machine;
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config), one = allocate_parameters(config, false),
+             other = allocate_parameters(config, false);
+  const Model model = make_model(config, p.weights);
+  const std::vector<std::vector<int32_t>> sequences{random_ids(13, config.vocab_size, 1),
+                                                    random_ids(6, config.vocab_size, 2)};
+  const Batch batch = make_batch(machine.ctx, sequences);
+  ForwardSaved saved;
+  MtpSaved mtp;
+  const Tensor hidden = forward(machine.ctx, model, batch, {.saved = &saved});
+  mtp_forward(machine.ctx, model, make_mtp_input(machine.ctx, batch), hidden, {.saved = &mtp});
+  const size_t last = saved.layers.size() - 1;
+  std::vector<float> inputs[2];
+  for (const bool later : {false, true}) {
+    ModelWeights& grads = later ? other.weights : one.weights;
+    const Tensor d_hidden = new_f32(machine.ctx, {hidden.rows(), hidden.cols()});
+    const Tensor dx = new_f32(machine.ctx, {hidden.rows(), hidden.cols()});
+    std::fill_n(d_hidden.f32(), d_hidden.size(), 0.5f);
+    MtpGrads inner;
+    LayerGrads layer;
+    mtp_backward_input(machine.ctx, model, mtp, d_hidden, mtp.hidden, inner);
+    if (!later) mtp_backward_weight(machine.ctx, model, grads, mtp, inner);
+    layer_backward_input(machine.ctx, model, model.weights.layers[last], batch, saved.layers[last], dx, d_hidden, layer,
+                         {});
+    layer_backward_weight(machine.ctx, model, grads.layers[last], batch, saved.layers[last], layer);
+    if (later) mtp_backward_weight(machine.ctx, model, grads, mtp, inner);
+    inputs[later] = copy(dx);
+  }
+  EXPECT_EQ(inputs[0], inputs[1]);
+  EXPECT_EQ(memcmp(one.memory.data(), other.memory.data(), one.memory.size()), 0);
+  EXPECT_GT(std::abs(one.weights.mtp[0].eh_proj.f32(0, 0)), 0);
 }
 
 TEST(Forward, PackedSequencesDoNotSeeEachOther) {

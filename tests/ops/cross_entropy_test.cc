@@ -60,6 +60,26 @@ TEST(HeadCrossEntropy, EqualsItsPlainTwin) {
   }
 }
 
+TEST(HeadCrossEntropy, GradientsMadeApartHaveTheBitsOfThoseMadeTogether) {
+  for (const int64_t every : {1, 3}) {
+    const Problem p = make_problem(129, 8, 1025, every);
+    const Result together = run_backward(ctx(), p, 0.3f), apart = empty_result(p);
+    head_cross_entropy_backward(ctx(), apart.loss, apart.dx, {}, p.x, p.w, p.targets, 0.3f);
+    EXPECT_TRUE(same_bits(apart.loss, together.loss) && same_bits(apart.dx, together.dx)) << every;
+    EXPECT_TRUE(same_bits(apart.dw, empty_result(p).dw)) << every;
+    const Tensor loss = random_f32(129, 9);
+    head_cross_entropy_backward(ctx(), loss, {}, apart.dw, p.x, p.w, p.targets, 0.3f);
+    EXPECT_TRUE(same_bits(loss, together.loss) && same_bits(apart.dw, together.dw)) << every;
+
+    const Result plain_together = empty_result(p), plain_apart = empty_result(p);
+    plain::head_cross_entropy_backward(plain_together.loss, plain_together.dx, plain_together.dw, p.x, p.w, p.targets,
+                                       1);
+    plain::head_cross_entropy_backward(plain_apart.loss, plain_apart.dx, {}, p.x, p.w, p.targets, 1);
+    plain::head_cross_entropy_backward(plain_apart.loss, {}, plain_apart.dw, p.x, p.w, p.targets, 1);
+    EXPECT_TRUE(same_bits(plain_apart.dx, plain_together.dx) && same_bits(plain_apart.dw, plain_together.dw)) << every;
+  }
+}
+
 TEST(HeadCrossEntropy, BackwardIsTheGradientOfForward) {
   const Problem p = make_problem(11, 6, 37, 2);
   constexpr float kScale = 0.5f;

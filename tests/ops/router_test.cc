@@ -265,6 +265,28 @@ TEST(BalanceLoss, MatchesItsDefinitionAndGradient) {
   EXPECT_LT(gradient_error(function, scores, gradient, 1e-3f), 1e-3);
 }
 
+TEST(BalanceLoss, EqualsItsPlainTwin) {
+  struct Sizes {
+    int64_t experts, k;
+    std::vector<int32_t> offsets;
+  };
+  for (const auto& [experts, k, offsets] : std::vector<Sizes>{{1, 1, {0, 1}},
+                                                              {9, 2, {0, 3, 3, 4, 301}},
+                                                              {7, 7, {0, 128, 256}},
+                                                              {64, 6, {0, 127, 256, 385}},
+                                                              {33, 3, {0, 0, 5}}}) {
+    for (const Scoring scoring : {Scoring::sigmoid, Scoring::softmax}) {
+      const RouterConfig config = {.n_routed_experts = experts, .num_experts_per_tok = k, .scoring = scoring};
+      const Tensor scores = routed(config, random_f32(offsets.back(), experts, 1)).scores;
+      const Tensor got = filled_f32(offsets.back(), experts, 1, experts + 3), want = copy_of(got);
+      const double loss = sequence_balance_loss(ctx(), config, got, scores, i32_tensor(offsets), 0.5, 3);
+      EXPECT_NEAR(loss, plain::sequence_balance_loss(config, want, scores, i32_tensor(offsets), 0.5, 3), 1e-6 * loss);
+      EXPECT_LT(max_relative_error(got, want), 1e-5) << experts << " " << k;
+      EXPECT_TRUE(gaps_untouched(got));
+    }
+  }
+}
+
 TEST(BalanceLoss, IsAlphaWhenLoadsAreEven) {
   const RouterConfig config = {.n_routed_experts = 4, .num_experts_per_tok = 1};
   const Tensor scores = filled_f32(4, 4, 0.1f), d = zeros_like(scores);

@@ -40,7 +40,7 @@ void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Te
   for (int64_t t = 0; t < x.rows(); ++t) {
     const int32_t target = targets.i32()[t];
     loss.f32()[t] = 0;
-    for (int64_t i = 0; i < x.cols(); ++i) dx.f32(t, i) = 0;
+    for (int64_t i = 0; dx && i < x.cols(); ++i) dx.f32(t, i) = 0;
     if (target == kNoTarget) continue;
     std::vector<double> dx_row(static_cast<size_t>(x.cols()));
     const double lse = head_logits(logits, x.f32_row(t), w);
@@ -49,10 +49,10 @@ void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Te
       const double d_logit = gradient_scale * (std::exp(logits[static_cast<size_t>(v)] - lse) - (v == target ? 1 : 0));
       for (int64_t i = 0; i < x.cols(); ++i) {
         dx_row[static_cast<size_t>(i)] += d_logit * w.f32(v, i);
-        dw.f32(v, i) += static_cast<float>(d_logit * x.f32(t, i));
+        if (dw) dw.f32(v, i) += static_cast<float>(d_logit * x.f32(t, i));
       }
     }
-    for (int64_t i = 0; i < x.cols(); ++i) dx.f32(t, i) = static_cast<float>(dx_row[static_cast<size_t>(i)]);
+    for (int64_t i = 0; dx && i < x.cols(); ++i) dx.f32(t, i) = static_cast<float>(dx_row[static_cast<size_t>(i)]);
   }
 }
 

@@ -99,4 +99,30 @@ void route_backward(const RouterConfig& config, Tensor d_logits, Tensor d_weight
   }
 }
 
+double sequence_balance_loss(const RouterConfig& config, Tensor d_scores, Tensor scores, Tensor seq_offsets,
+                             double alpha, double gradient_scale) {
+  const int64_t experts = config.n_routed_experts, k = config.num_experts_per_tok;
+  double loss = 0;
+  for (int64_t q = 0; q + 1 < seq_offsets.size(); ++q) {
+    const int64_t begin = seq_offsets.i32()[q], end = seq_offsets.i32()[q + 1];
+    const auto length = static_cast<double>(end - begin);
+    std::vector<double> f(experts, 0), p(experts, 0), totals;
+    for (int64_t t = begin; t < end; ++t) {
+      const float* s = scores.f32_row(t);
+      totals.push_back(std::accumulate(s, s + experts, 0.0));
+      for (const int64_t e : best({s, s + experts}, k)) f[e] += static_cast<double>(experts) / (k * length);  // eq. 18
+      for (int64_t e = 0; e < experts; ++e) p[e] += s[e] / totals.back() / length;  // eq. 19, 20
+    }
+    for (int64_t e = 0; e < experts; ++e) loss += alpha * f[e] * p[e];  // eq. 17
+    for (int64_t t = begin; t < end; ++t) {
+      const float* s = scores.f32_row(t);
+      const double total = totals[t - begin], mean = std::inner_product(s, s + experts, f.begin(), 0.0) / total;
+      for (int64_t e = 0; e < experts; ++e) {
+        d_scores.f32(t, e) += static_cast<float>(gradient_scale * alpha / length / total * (f[e] - mean));
+      }
+    }
+  }
+  return loss;
+}
+
 }  // namespace fathom::plain

@@ -82,7 +82,11 @@ void make_plan(Plan& plan, const fs::path& path, const ModelConfig& config, cons
 void make_plan(Plan& plan, const fs::path& path, const Recipe& recipe) {
   check_model_path(path);
   const ModelConfig config = read_model_config(path);
-  if (config.packed) throw Error("{}: is packed already; convert the model that it was made from", path.native());
+  if (config.packed) {
+    throw Error(
+        "{}: is packed already; convert the model that it was made from, or make it f32, bf16, f16 or fp8 first",
+        printable(path.native()));
+  }
   make_plan(plan, path, config, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
 }
 
@@ -179,7 +183,9 @@ void align_floats(PackedModel& model) {
   }
 }
 
-PackedModel map_model(const fs::path& path, const ModelConfig& config) {
+}  // namespace
+
+PackedModel map_packed_model(const fs::path& path, const ModelConfig& config) {
   PackedModel model;
   model.config = config;
   model.mapped = open_checkpoint(path);
@@ -218,12 +224,10 @@ PackedModel map_model(const fs::path& path, const ModelConfig& config) {
   return model;
 }
 
-}  // namespace
-
 PackedModel load_packed_model(const fs::path& path, ThreadPool& pool) {
   check_model_path(path);
   const ModelConfig config = read_model_config(path);
-  return config.packed ? map_model(path, config) : pack_model(path, config, pool);
+  return config.packed ? map_packed_model(path, config) : pack_model(path, config, pool);
 }
 
 const Recipe* find_recipe(std::string_view name) {
@@ -282,10 +286,10 @@ std::vector<WeightBytes> packed_sizes(const fs::path& from, const Recipe& recipe
 }
 
 void convert_model(const fs::path& from, const fs::path& to, const Recipe& recipe, ThreadPool& pool,
-                   const std::function<void()>& check) {
+                   const ConvertOptions& options) {
   Plan plan;
   make_plan(plan, from, recipe);
-  make_directory(to);
+  const NewDirectory made(to);
   std::vector<TensorToStream> tensors;
   int64_t total = 0;
   for (const PackedWeight& weight : plan.packed) {
@@ -309,18 +313,18 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
       file.write(bytes.data(), bytes.size());
       done += part.bytes;
       progress.update(done);
-      if (check) check();
+      if (options.check) options.check();
     }
   }
   progress.finish();
   ModelConfig config = plan.config;
   config.packed = true;
   AtomicFile* const files[] = {&file};
-  commit_model(to, config, f32, files, {"model.safetensors"});
+  commit_model(to, config, f32, files, {"model.safetensors"}, "", options.write_others);
 }
 
 void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& recipe, const GgufTokenizer* tokenizer,
-                     ThreadPool& pool, const std::function<void()>& check) {
+                     ThreadPool& pool, const ConvertOptions& options) {
   Plan plan;
   make_plan(plan, from, recipe);
   // GGUF names a fused weight's parts; each is asked for by one of them.
@@ -348,7 +352,7 @@ void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& rec
     read_rows(out, *sources.at(tensor.name), plan.config, first, n);
     done += n * tensor.view.cols();
     progress.update(done);
-    if (check) check();
+    if (options.check) options.check();
   };
   save_gguf(to, plan.config, tokenizer, choose, read, pool);
 }

@@ -4,6 +4,7 @@ import os
 import pathlib
 import pty
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -427,24 +428,53 @@ class Convert(Case):
     def convert(self, *arguments, **options):
         return fathom("convert", *arguments, **options)
 
-    def test_a_packed_model_answers_as_the_one_that_it_was_made_from(self):
-        out = self.folder / "packed"
-        self.assertEqual(self.assert_done(self.convert(TINY, str(out), "--to", "bf16", "--quiet")), "")
+    def test_it_answers_as_the_model_that_it_was_made_from(self):
         arguments = ["--prompt", "The hollow window", "--max-tokens", "12", "--json"]
-        answer = json.loads(self.assert_done(fathom("generate", "--model", str(out), *arguments)))
-        self.assertEqual(answer["ids"], self.generate_json(*arguments[:-1])["ids"])
+        want = self.generate_json(*arguments[:-1])["ids"]
+        # A directory in the Hugging Face layout, packed, as GGUF; and from the latter two again.
+        chain = [(TINY, "hf", []), (TINY, "packed", ["--packed"]), (TINY, "model.gguf", []), ("packed", "again", []), ("model.gguf", "back", [])]
+        for source, name, more in chain:
+            source, out = str(self.folder / source), str(self.folder / name)
+            self.assertEqual(self.assert_done(self.convert(source, out, "--to", "bf16", "--quiet", *more)), "")
+            answer = json.loads(self.assert_done(fathom("generate", "--model", out, *arguments)))
+            self.assertEqual(answer["ids"], want, name)
+        self.assertIn("fathom", (self.folder / "packed" / "config.json").read_text())
+        for name in ("hf", "again", "back"):
+            self.assertNotIn("quantization_config", (self.folder / name / "config.json").read_text())
+            self.assertEqual((self.folder / name / "model.safetensors").read_bytes(), (self.folder / "hf" / "model.safetensors").read_bytes())
+
+    def test_what_stands_beside_the_weights_is_copied(self):
+        source, out = self.folder / "source", self.folder / "out"
+        shutil.copytree(TINY, source)
+        (source / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": [1, 5], "temperature": 0.3}\n')
+        (source / "chat_template.jinja").write_text("{{ messages }}")
+        (source / "special_tokens_map.json").write_text("{}")
+        (source / "secret.txt").write_text("x")
+        for more in (["--to", "fp8"], ["--to", "q4_0"]):
+            self.assert_done(self.convert(str(source), str(out), *more))
+            for file in source.iterdir():
+                if file.name.startswith(("generation", "tokenizer", "chat", "special")):
+                    self.assertEqual((out / file.name).read_bytes(), file.read_bytes(), file.name)
+            self.assertFalse((out / "secret.txt").exists())
+            told = json.loads((out / "config.json").read_text())
+            self.assertEqual(told["eos_token_id"], [1, 5])
+        # What the next model does not have does not stay.
+        self.assert_done(self.convert(TINY, str(out), "--to", "bf16"))
+        self.assertFalse((out / "chat_template.jinja").exists())
+        self.assertTrue((out / "tokenizer.json").exists())
+        self.assertEqual((out / "generation_config.json").read_bytes(), (pathlib.Path(TINY) / "generation_config.json").read_bytes())
 
     def test_a_dry_run_tells_what_is_written(self):
-        for name in ("f32", "fp8", "q4_k_m"):
-            told = json.loads(self.assert_done(self.convert(TINY, "--to", name, "--dry-run", "--json")))
+        for name, *more in (("f32",), ("fp8",), ("bf16", "--packed"), ("q4_k_m",)):
+            told = json.loads(self.assert_done(self.convert(TINY, "--to", name, *more, "--dry-run", "--json")))
             self.assertEqual(told["bytes"], sum(size["bytes"] for size in told["by_type"].values()))
             numbers = sum(size["numbers"] for size in told["by_type"].values())
             self.assertAlmostEqual(told["bits_per_number"], 8 * told["bytes"] / numbers)
             out = self.folder / name
-            self.assertEqual(self.assert_done(self.convert(TINY, str(out), "--to", name, "--dry-run", "--json")),
+            self.assertEqual(self.assert_done(self.convert(TINY, str(out), "--to", name, *more, "--dry-run", "--json")),
                              json.dumps(told, separators=(",", ":")) + "\n")
             self.assertFalse(out.exists())
-            self.assert_done(self.convert(TINY, str(out), "--to", name))
+            self.assert_done(self.convert(TINY, str(out), "--to", name, *more))
             data = (out / "model.safetensors").read_bytes()
             self.assertEqual(len(data) - 8 - int.from_bytes(data[:8], "little"), told["bytes"])
         text = self.assert_done(self.convert(TINY, "--to", "q4_k_m", "--dry-run"))
@@ -455,6 +485,7 @@ class Convert(Case):
         self.assert_refused(self.convert(TINY, str(out), "--to", "q3"), 2, "--to q3", "bf16, ", "q4_k_m, ")
         self.assert_refused(self.convert(TINY, str(out)), 2, "--to")
         self.assert_refused(self.convert(TINY, "--to", "q4_0"), 2, "the directory or .gguf file to write")
+        self.assert_refused(self.convert(TINY, str(out) + ".gguf", "--to", "bf16", "--packed"), 2, "--packed writes a directory")
         self.assert_refused(self.convert(TINY, TINY + "/../v3_tiny", "--to", "q4_0"), 2, "would overwrite itself")
         self.assert_refused(self.convert("/nonexistent", str(out), "--to", "q4_0"), 1, "/nonexistent: no such directory")
         self.assertFalse(out.exists())
@@ -463,19 +494,20 @@ class Convert(Case):
         self.assert_refused(self.convert(str(out), "--to", "q8_0", "--dry-run"), 1, "is packed already")
 
     def test_one_that_is_cut_off_leaves_no_model(self):
-        out = self.folder / "packed"
-
         def small_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-        full = self.convert(TINY, str(out), "--to", "f32", preexec_fn=small_files, restore_signals=False)
-        self.assert_refused(full, 1, "model.safetensors", "File too large")
-        self.assertEqual(list(out.iterdir()), [])
-        killed = self.convert(TINY, str(out), "--to", "f32", preexec_fn=small_files)
-        self.assertEqual(killed.returncode, -signal.SIGXFSZ)
-        self.assert_refused(fathom("generate", "--model", str(out), "--tokens", "0,5"), 1, "config.json")
-        self.assert_done(self.convert(TINY, str(out), "--to", "f32"))
-        self.assert_done(fathom("generate", "--model", str(out), "--tokens", "0,5", "--max-tokens", "2"))
+        for more in (["--to", "f32"], ["--to", "f32", "--packed"], ["--to", "q8_0"]):
+            out = self.folder / "made" / "out"
+            full = self.convert(TINY, str(out), *more, preexec_fn=small_files, restore_signals=False)
+            self.assert_refused(full, 1, "model.safetensors", "File too large")
+            self.assertEqual(list(self.folder.iterdir()), [])
+            killed = self.convert(TINY, str(out), *more, preexec_fn=small_files)
+            self.assertEqual(killed.returncode, -signal.SIGXFSZ)
+            self.assert_refused(fathom("generate", "--model", str(out), "--tokens", "0,5"), 1, "config.json")
+            self.assert_done(self.convert(TINY, str(out), *more))
+            self.assert_done(fathom("generate", "--model", str(out), "--tokens", "0,5", "--max-tokens", "2"))
+            shutil.rmtree(out.parent)
 
 
 class Bench(Case):

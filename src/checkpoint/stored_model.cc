@@ -105,4 +105,53 @@ void read_rows(float* out, const StoredModel& model, const StoredWeight& weight,
               first + (broken - out) / cols, (broken - out) % cols);
 }
 
+ModelDifference compare_weights(const StoredModel& a, const StoredModel& b, ThreadPool& pool,
+                                const std::function<void(int64_t done)>& on_numbers) {
+  const auto same = [](const StoredWeight& x, const StoredWeight& y) {
+    return x.name == y.name && std::equal(x.shape.shape, x.shape.shape + 4, y.shape.shape);
+  };
+  if (!std::ranges::equal(a.weights, b.weights, same)) {
+    throw Error("{}: has other weights than {}", b.where, a.where);
+  }
+  constexpr int64_t kPieceNumbers = int64_t{1} << 18;
+  struct Sums {
+    double difference = 0, all = 0;
+  };
+  ModelDifference result;
+  Sums total;
+  int64_t done = 0;
+  for (size_t w = 0; w < a.weights.size(); ++w) {
+    const StoredWeight &of_a = a.weights[w], &of_b = b.weights[w];
+    const int64_t rows = of_a.shape.rows(), cols = of_a.shape.cols();
+    const int64_t unit = std::max(rows_of_reading(of_a, a.config), rows_of_reading(of_b, b.config));  // 1 or heads
+    const int64_t step = std::max<int64_t>(1, kPieceNumbers / (cols * unit)) * unit;
+    std::vector<Sums> pieces(static_cast<size_t>(ceil_div(rows, step)));
+    pool.parallel_for(0, rows, step, [&](int64_t begin, int64_t end) {
+      const auto n = static_cast<size_t>((end - begin) * cols);
+      std::vector<float> x(n), y(n);
+      read_rows(x.data(), a, of_a, begin, end - begin);
+      read_rows(y.data(), b, of_b, begin, end - begin);
+      Sums& sums = pieces[static_cast<size_t>(begin / step)];
+      for (size_t i = 0; i < n; ++i) {
+        const double difference = static_cast<double>(x[i]) - y[i];
+        sums.difference += difference * difference;
+        sums.all += static_cast<double>(x[i]) * x[i];
+      }
+    });
+    Sums of_weight;
+    for (const Sums& piece : pieces) {
+      of_weight.difference += piece.difference;
+      of_weight.all += piece.all;
+    }
+    total.difference += of_weight.difference;
+    total.all += of_weight.all;
+    const auto relative = [](const Sums& sums) { return sums.all > 0 ? std::sqrt(sums.difference / sums.all) : 0; };
+    result.weights.push_back({&of_b, relative(of_weight)});
+    result.relative_rms = relative(total);
+    done += rows * cols;
+    if (on_numbers) on_numbers(done);
+  }
+  return result;
+}
+
 }  // namespace fathom

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,5 +43,19 @@ int64_t rows_of_reading(const StoredWeight& weight, const ModelConfig& config);
 // Rows [first, first + n), out: [n, cols]. Error, with the place, for a number that is not finite. Any thread may call
 // it.
 void read_rows(float* out, const StoredModel& model, const StoredWeight& weight, int64_t first, int64_t n);
+
+// How far one weight of a model is from the same of another: sqrt(sum (a - b)^2 / sum a^2).
+struct WeightDifference {
+  const StoredWeight* weight;  // of the second
+  double relative_rms;
+};
+struct ModelDifference {
+  std::vector<WeightDifference> weights;
+  double relative_rms;  // of all numbers
+};
+// Both are read once, piece by piece, on all threads. Error unless they have the same weights. `on_numbers` is told how
+// many are done; it may throw to give up.
+ModelDifference compare_weights(const StoredModel& a, const StoredModel& b, ThreadPool& pool,
+                                const std::function<void(int64_t done)>& on_numbers = {});
 
 }  // namespace fathom

@@ -13,6 +13,7 @@
 #include "checkpoint/gguf_save.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
+#include "checkpoint/imatrix.h"
 #include "number/panels.h"
 
 namespace fathom {
@@ -88,6 +89,15 @@ void make_plan(Plan& plan, const fs::path& path, const Recipe& recipe) {
         printable(path.native()));
   }
   make_plan(plan, path, config, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+}
+
+// Says, once, what is quantized without.
+void use_importance(Plan& plan, const Imatrix* imatrix) {
+  if (imatrix == nullptr) return;
+  const WithoutImportance without = set_importance(plan.packed, *imatrix, plan.config);
+  if (without.experts + without.others == 0) return;
+  log("{}: has no data of {} of {} experts and of {} other weights; their columns all count the same", imatrix->where,
+      without.experts, without.experts_of, without.others);
 }
 
 PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPool& pool) {
@@ -289,6 +299,7 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
                    const ConvertOptions& options) {
   Plan plan;
   make_plan(plan, from, recipe);
+  use_importance(plan, options.imatrix);
   const NewDirectory made(to);
   std::vector<TensorToStream> tensors;
   int64_t total = 0;
@@ -327,6 +338,7 @@ void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& rec
                      ThreadPool& pool, const ConvertOptions& options) {
   Plan plan;
   make_plan(plan, from, recipe);
+  use_importance(plan, options.imatrix);
   // GGUF names a fused weight's parts; each is asked for by one of them.
   std::map<std::string, Format> by_name;
   for (const PackedWeight& weight : plan.packed) {
@@ -350,11 +362,19 @@ void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& rec
   int64_t done = 0;
   const ReadRows read = [&](const NamedTensor& tensor, int64_t first, int64_t n, float* out) {
     read_rows(out, *sources.at(tensor.name), plan.config, first, n);
-    done += n * tensor.view.cols();
+    const bool twice = tensor.name.ends_with("kv_b_proj.weight");  // for each half
+    done += n * tensor.view.cols() / (twice ? 2 : 1);
     progress.update(done);
     if (options.check) options.check();
   };
-  save_gguf(to, plan.config, tokenizer, choose, read, pool);
+  ImportanceOf importance;
+  if (options.imatrix != nullptr) {
+    importance = [&](std::string_view name, int64_t matrix) {
+      const auto found = options.imatrix->entries.find(name);
+      return found != options.imatrix->entries.end() ? found->second.of(matrix) : nullptr;
+    };
+  }
+  save_gguf(to, plan.config, tokenizer, choose, read, pool, importance);
 }
 
 }  // namespace fathom

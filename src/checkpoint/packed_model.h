@@ -12,6 +12,8 @@
 
 namespace fathom {
 
+struct Imatrix;
+
 struct PackedModel {
   ModelConfig config;
   ModelWeights weights;
@@ -39,6 +41,7 @@ struct WeightBytes {
 std::vector<WeightBytes> packed_sizes(const std::filesystem::path& from, const Recipe& recipe);
 
 struct ConvertOptions {
+  const Imatrix* imatrix = nullptr;    // fitted to the model: how much its columns matter
   std::function<void()> check;         // called now and then, may throw to give up
   std::function<void()> write_others;  // of a directory: see commit_model
 };

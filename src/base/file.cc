@@ -164,6 +164,18 @@ void AtomicFile::write(const void* data, size_t bytes) {
   }
 }
 
+void AtomicFile::write_at(uint64_t offset, const void* data, size_t bytes) {
+  const auto* p = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t n = ::pwrite(fd_, p, bytes, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw Error("{}: cannot write: {}", printable(partial_.native()), reason());
+    p += n;
+    offset += static_cast<uint64_t>(n);
+    bytes -= static_cast<size_t>(n);
+  }
+}
+
 void AtomicFile::commit() {
   if (fsync(fd_) != 0) throw Error("{}: cannot write to disk: {}", printable(partial_.native()), reason());
   const int status = close(fd_);
@@ -197,6 +209,22 @@ void make_directory(const fs::path& directory) {
     throw Error("{}: cannot create the directory: {}", printable(directory.native()),
                 error ? error.message() : "a file of that name is in the way");
   }
+}
+
+NewDirectory::NewDirectory(const fs::path& directory) {
+  // Without a slash at the end, which would make an empty last part.
+  fs::path path = directory.has_filename() ? directory : directory.parent_path();
+  std::error_code ignored;  // what is wrong with the path, making it tells
+  for (; !path.empty() && fs::symlink_status(path, ignored).type() == fs::file_type::not_found;
+       path = path.parent_path()) {
+    created_.push_back(path);
+  }
+  make_directory(directory);
+}
+
+NewDirectory::~NewDirectory() {
+  std::error_code ignored;
+  for (const fs::path& path : created_) fs::remove(path, ignored);  // nothing that holds a file
 }
 
 }  // namespace fathom

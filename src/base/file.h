@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace fathom {
 
@@ -63,6 +64,7 @@ class AtomicFile {
 
   void write(const void* data, size_t bytes);
   void write(std::string_view text) { write(text.data(), text.size()); }
+  void write_at(uint64_t offset, const void* data, size_t bytes);  // over what has been written
   void commit();
 
  private:
@@ -77,5 +79,17 @@ void sync_directory(const std::filesystem::path& directory);
 
 // Creates `directory` and its parents; Error with the system's reason when that fails.
 void make_directory(const std::filesystem::path& directory);
+
+// The same for work that may fail: at the end of the scope those that it created and that are still empty are gone.
+class NewDirectory {
+ public:
+  explicit NewDirectory(const std::filesystem::path& directory);
+  ~NewDirectory();
+  NewDirectory(const NewDirectory&) = delete;
+  NewDirectory& operator=(const NewDirectory&) = delete;
+
+ private:
+  std::vector<std::filesystem::path> created_;  // the deepest first
+};
 
 }  // namespace fathom

@@ -6,6 +6,7 @@
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
+#include "checkpoint/gguf_write.h"
 #include "number/formats.h"
 
 namespace fathom {
@@ -17,17 +18,9 @@ constexpr int64_t kPieceNumbers = int64_t{1} << 20;
 enum class Content { whole, k_half, v_half };
 
 struct PlannedTensor {
-  std::string name;
-  std::vector<int64_t> shape;  // [.., out, in]
-  Format format;
+  GgufTensor gguf;
   Content content;
   std::vector<NamedTensor> parts;
-
-  int64_t n_bytes() const {
-    int64_t n = 1;
-    for (const int64_t size : shape) n *= size;
-    return format_bytes(format, n);
-  }
 };
 
 // What GGUF has no key for.
@@ -59,7 +52,7 @@ std::vector<PlannedTensor> plan_tensors(const ModelConfig& config, const ChooseF
   const auto add = [&](std::string name, std::vector<int64_t> shape, Content content, const NamedTensor& part) {
     const bool always_f32 = shape.size() == 1 || name.ends_with("ffn_gate_inp.weight");
     const Format format = always_f32 ? Format::f32 : fitting(choose(name, shape), shape.back());
-    plan.push_back({std::move(name), std::move(shape), format, content, {part}});
+    plan.push_back({{std::move(name), std::move(shape), format}, content, {part}});
   };
   for_each_tensor(weight_shapes(config), config, [&](const NamedTensor& named) {
     const Tensor& view = named.view;
@@ -86,7 +79,7 @@ std::vector<PlannedTensor> plan_tensors(const ModelConfig& config, const ChooseF
 // The number of the whole file's type, which programs show: that of the format most numbers are in.
 uint32_t file_type(const std::vector<PlannedTensor>& plan) {
   std::unordered_map<Format, int64_t> bytes;
-  for (const PlannedTensor& tensor : plan) bytes[tensor.format] += tensor.n_bytes();
+  for (const PlannedTensor& tensor : plan) bytes[tensor.gguf.format] += tensor.gguf.n_bytes();
   const auto most = std::max_element(bytes.begin(), bytes.end(), [](auto& a, auto& b) { return a.second < b.second; });
   switch (most->first) {
     case Format::f16:
@@ -110,62 +103,7 @@ uint32_t file_type(const std::vector<PlannedTensor>& plan) {
   }
 }
 
-// Keys and values, one behind the other.
-class Metadata {
- public:
-  void u32(std::string_view key, int64_t x) {
-    FATHOM_CHECK(x >= 0 && x <= UINT32_MAX, "{}", key);
-    begin(key, GgufType::u32);
-    append(static_cast<uint32_t>(x));
-  }
-  void f32(std::string_view key, double x) {
-    begin(key, GgufType::f32);
-    append(static_cast<float>(x));
-  }
-  void boolean(std::string_view key, bool x) {
-    begin(key, GgufType::boolean);
-    append(static_cast<uint8_t>(x));
-  }
-  void text(std::string_view key, std::string_view x) {
-    begin(key, GgufType::text);
-    append_text(x);
-  }
-  template <class Texts>
-  void texts(std::string_view key, const Texts& list) {
-    begin_list(key, GgufType::text, list.size());
-    for (const auto& x : list) append_text(x);
-  }
-  void i32s(std::string_view key, std::span<const int64_t> list) {
-    begin_list(key, GgufType::i32, list.size());
-    for (const int64_t x : list) append(static_cast<int32_t>(x));
-  }
-
-  template <class T>
-  void append(T x) {
-    bytes.append(reinterpret_cast<const char*>(&x), sizeof x);
-  }
-  void append_text(std::string_view text) {
-    append(uint64_t{text.size()});
-    bytes += text;
-  }
-
-  std::string bytes;
-  uint64_t n = 0;
-
- private:
-  void begin(std::string_view key, GgufType type) {
-    append_text(key);
-    append(type);
-    ++n;
-  }
-  void begin_list(std::string_view key, GgufType type, size_t size) {
-    begin(key, GgufType::list);
-    append(type);
-    append(uint64_t{size});
-  }
-};
-
-void add_config(Metadata& out, const ModelConfig& c) {
+void add_config(GgufMetadata& out, const ModelConfig& c) {
   const auto key = [](std::string_view name) { return fmt::format("deepseek2.{}", name); };
   out.u32(key("vocab_size"), c.vocab_size);
   out.u32(key("block_count"), c.num_hidden_layers + c.num_nextn_predict_layers);
@@ -209,7 +147,7 @@ void add_config(Metadata& out, const ModelConfig& c) {
   out.boolean(key("expert_weights_norm"), r.norm_topk_prob);
 }
 
-void add_tokenizer(Metadata& out, const GgufTokenizer& t, int64_t vocab_size) {
+void add_tokenizer(GgufMetadata& out, const GgufTokenizer& t, int64_t vocab_size) {
   constexpr int64_t kUnused = 5;
   if (static_cast<int64_t>(t.tokens.size()) > vocab_size) {
     throw Error("the tokenizer has {} ids, more than the model's vocabulary of {}", t.tokens.size(), vocab_size);
@@ -229,7 +167,7 @@ void add_tokenizer(Metadata& out, const GgufTokenizer& t, int64_t vocab_size) {
 }
 
 // The begin and end tokens are the model's, which may know more of them than the tokenizer.
-void add_token_ids(Metadata& out, const ModelConfig& config, const GgufTokenizer* tokenizer) {
+void add_token_ids(GgufMetadata& out, const ModelConfig& config, const GgufTokenizer* tokenizer) {
   const int64_t bos = config.bos_token_id >= 0 || tokenizer == nullptr ? config.bos_token_id : tokenizer->bos;
   std::vector<int64_t> eos = config.eos_token_ids;
   if (eos.empty() && tokenizer != nullptr && tokenizer->eos >= 0) eos.push_back(tokenizer->eos);
@@ -240,71 +178,68 @@ void add_token_ids(Metadata& out, const ModelConfig& config, const GgufTokenizer
   if (tokenizer != nullptr) out.boolean("tokenizer.ggml.add_bos_token", bos >= 0);
 }
 
-// The one place where numbers become what the file holds.
-void write_rows(AtomicFile& file, ThreadPool& pool, const float* rows, Format format, int64_t n_rows, int64_t cols,
-                std::vector<std::byte>& stored) {
-  stored.resize(static_cast<size_t>(format_bytes(format, n_rows * cols)));
-  const int64_t grain = std::max<int64_t>(1, kPieceNumbers / 64 / cols);
-  pool.parallel_for(0, n_rows, grain, [&](int64_t begin, int64_t end) {
-    from_f32(stored.data() + format_bytes(format, begin * cols), rows + begin * cols, format, (end - begin) * cols);
-  });
-  file.write(stored.data(), stored.size());
-}
-
 // Scratch of one tensor after the other.
 struct Writer {
   AtomicFile& file;
   ThreadPool& pool;
   const ModelConfig& config;
   const ReadRows& read;
-  std::vector<float> rows{}, turned{};
+  const ImportanceOf& importance;
+  std::vector<float> head{}, rows{};
   std::vector<std::byte> stored{};
 
+  // The one place where numbers become what the file holds: rows of one of the tensor's matrices.
+  void write(const PlannedTensor& tensor, int64_t matrix) {
+    const Format format = tensor.gguf.format;
+    const int64_t cols = tensor.gguf.shape.back(), n_rows = std::ssize(rows) / cols;
+    const float* weights = importance ? importance(tensor.gguf.name, matrix) : nullptr;
+    stored.resize(static_cast<size_t>(format_bytes(format, n_rows * cols)));
+    const int64_t grain = std::max<int64_t>(1, kPieceNumbers / 64 / cols);
+    pool.parallel_for(0, n_rows, grain, [&](int64_t begin, int64_t end) {
+      std::byte* to = stored.data() + format_bytes(format, begin * cols);
+      encode_rows(to, rows.data() + begin * cols, format, end - begin, cols, weights);
+    });
+    file.write(stored.data(), stored.size());
+  }
   void whole(const PlannedTensor& tensor) {
-    for (const NamedTensor& part : tensor.parts) {
+    for (size_t p = 0; p < tensor.parts.size(); ++p) {
+      const NamedTensor& part = tensor.parts[p];
       const int64_t n_rows = part.view.rows(), cols = part.view.cols();
       const int64_t step = std::max<int64_t>(1, kPieceNumbers / cols);
       for (int64_t row = 0; row < n_rows; row += step) {
         const int64_t n = std::min(step, n_rows - row);
         rows.resize(static_cast<size_t>(n * cols));
         read(part, row, n, rows.data());
-        write_rows(file, pool, rows.data(), tensor.format, n, cols, stored);
+        write(tensor, static_cast<int64_t>(p));
       }
     }
   }
   // Of each head its rows of keys, transposed, or its rows of values.
   void half(const PlannedTensor& tensor) {
     const int64_t rank = config.kv_lora_rank, nope = config.qk_nope_head_dim, v = config.v_head_dim;
-    const bool keys = tensor.content == Content::k_half;
-    const int64_t n = keys ? nope : v;
-    rows.resize(static_cast<size_t>(n * rank));
-    for (int64_t head = 0; head < config.num_attention_heads; ++head) {
-      read(tensor.parts[0], head * (nope + v) + (keys ? 0 : nope), n, rows.data());
-      if (!keys) {
-        write_rows(file, pool, rows.data(), tensor.format, v, rank, stored);
-        continue;
+    head.resize(static_cast<size_t>((nope + v) * rank));
+    for (int64_t h = 0; h < config.num_attention_heads; ++h) {
+      read(tensor.parts[0], h * (nope + v), nope + v, head.data());
+      rows.clear();
+      if (tensor.content == Content::v_half) {
+        rows.assign(head.begin() + nope * rank, head.end());
+      } else {
+        for (int64_t r = 0; r < rank; ++r) {
+          for (int64_t i = 0; i < nope; ++i) rows.push_back(head[static_cast<size_t>(i * rank + r)]);
+        }
       }
-      turned.resize(rows.size());
-      for (int64_t r = 0; r < rank; ++r) {
-        for (int64_t i = 0; i < nope; ++i)
-          turned[static_cast<size_t>(r * nope + i)] = rows[static_cast<size_t>(i * rank + r)];
-      }
-      write_rows(file, pool, turned.data(), tensor.format, rank, nope, stored);
+      write(tensor, h);
     }
   }
 };
 
-void pad(AtomicFile& file, int64_t bytes) {
-  file.write(std::string(static_cast<size_t>(round_up(bytes, kGgufAlignment) - bytes), '\0'));
-}
-
 }  // namespace
 
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
-               const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool) {
+               const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool, const ImportanceOf& importance) {
   check_expressible(config);
   const std::vector<PlannedTensor> plan = plan_tensors(config, choose);
-  Metadata metadata;
+  GgufMetadata metadata;
   metadata.text("general.architecture", "deepseek2");
   metadata.u32("general.file_type", file_type(plan));
   metadata.u32("general.quantization_version", 2);
@@ -312,35 +247,18 @@ void save_gguf(const std::filesystem::path& path, const ModelConfig& config, con
   if (tokenizer != nullptr) add_tokenizer(metadata, *tokenizer, config.vocab_size);
   add_token_ids(metadata, config, tokenizer);
 
-  Metadata header;  // the same way of writing numbers and texts
-  constexpr uint32_t kVersion = 3;
-  header.bytes = "GGUF";
-  header.append(kVersion);
-  header.append(uint64_t{plan.size()});
-  header.append(metadata.n);
-  header.bytes += metadata.bytes;
-  int64_t offset = 0;
-  for (const PlannedTensor& tensor : plan) {
-    FATHOM_CHECK(tensor.name.size() <= kMaxGgufName, "{}", tensor.name);
-    header.append_text(tensor.name);
-    header.append(static_cast<uint32_t>(tensor.shape.size()));
-    for (size_t d = tensor.shape.size(); d-- > 0;) header.append(static_cast<uint64_t>(tensor.shape[d]));
-    header.append(ggml_type(tensor.format).number);
-    header.append(static_cast<uint64_t>(offset));
-    offset = round_up(offset + tensor.n_bytes(), kGgufAlignment);
-  }
-
+  std::vector<GgufTensor> tensors;
+  for (const PlannedTensor& tensor : plan) tensors.push_back(tensor.gguf);
   AtomicFile file(path);
-  file.write(header.bytes);
-  pad(file, std::ssize(header.bytes));
-  Writer writer{file, pool, config, read};
+  write_gguf_header(file, metadata, tensors);
+  Writer writer{file, pool, config, read, importance};
   for (const PlannedTensor& tensor : plan) {
     if (tensor.content == Content::whole) {
       writer.whole(tensor);
     } else {
       writer.half(tensor);
     }
-    pad(file, tensor.n_bytes());
+    pad_gguf(file, tensor.gguf.n_bytes());
   }
   file.commit();
 }

@@ -13,7 +13,7 @@
 
 namespace fathom {
 
-// Rows [first, first + n) of a weight, by its Hugging Face name, as f32.
+// Rows [first, first + n) of a weight, by its Hugging Face name, as f32; of kv_b_proj whole heads.
 using ReadRows = std::function<void(const NamedTensor& tensor, int64_t first, int64_t n, float* out)>;
 
 // The type that a matrix is to be stored in, by its name in the GGUF file and its shape, [out, in] or [experts, out,
@@ -21,11 +21,14 @@ using ReadRows = std::function<void(const NamedTensor& tensor, int64_t first, in
 // place of the type.
 using ChooseFormat = std::function<Format(std::string_view gguf_name, std::span<const int64_t> shape)>;
 
+// How much the columns of one matrix of a tensor (an expert, a head) matter, see encode_blocks; null: all the same.
+using ImportanceOf = std::function<const float*(std::string_view gguf_name, int64_t matrix)>;
+
 // Experts are stacked, kv_b_proj is stored in its two halves, without MTP's copies of embedding and head. `tokenizer`
 // may be null; its lists are filled up with unused ids to the model's vocabulary. Error for a config that the format
 // cannot express. The file appears whole or not at all.
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
-               const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool);
+               const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool, const ImportanceOf& importance = {});
 
 // The same of weights in memory.
 ReadRows rows_of(const ModelWeights& weights, const ModelConfig& config);

@@ -385,8 +385,16 @@ std::string config_json(const ModelConfig& c, Format stored) {
   json["initializer_range"] = c.initializer_range;
   json["bos_token_id"] = bos_json(c);
   json["eos_token_id"] = eos_json(c);
-  json["torch_dtype"] = stored == Format::bf16 ? "bfloat16" : "float32";
+  const bool in_f32 = stored == Format::f32, in_fp8 = stored == Format::f8_e4m3;
+  json["torch_dtype"] = in_f32 ? "float32" : stored == Format::f16 ? "float16" : "bfloat16";
   json["use_cache"] = true;
+  if (in_fp8) {
+    json["quantization_config"] = {{"activation_scheme", "dynamic"},
+                                   {"fmt", "e4m3"},
+                                   {"quant_method", "fp8"},
+                                   {"weight_block_size", {c.weight_block_rows, c.weight_block_cols}}};
+    if (c.scale_ue8m0) json["quantization_config"]["scale_fmt"] = "ue8m0";
+  }
   if (c.packed) json["quantization_config"] = {{"quant_method", kPackedMethod}, {"version", kPackedVersion}};
   return json.dump(2) + "\n";
 }

@@ -18,6 +18,7 @@ ModelConfig parse_config(const JsonDocument& document);
 // Adds what generation_config.json knows: the begin token where the config has none, and further end tokens.
 void add_generation_config(ModelConfig& config, const JsonDocument& document);
 
+// `stored`: what the matrices are stored in; f8_e4m3 with the blocks that `config` says.
 std::string config_json(const ModelConfig& config, Format stored);
 std::string generation_config_json(const ModelConfig& config);
 

@@ -13,13 +13,12 @@
 #include "checkpoint/hf_directory.h"
 #include "checkpoint/read_rows.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/shards.h"
 
 namespace fathom {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr const char* kIndexName = "model.safetensors.index.json";
 
 // Rows of one tensor, about as many numbers in each piece: the unit of parallel work.
 struct Piece {
@@ -46,35 +45,6 @@ std::vector<TensorToWrite> tensors_to_save(const ModelConfig& config, const Mode
 }
 
 int64_t stored_bytes(const TensorToWrite& tensor) { return tensor.view.size() * format_bytes(tensor.format); }
-
-// Consecutive tensors of at most max_bytes together; one that is larger stands alone.
-std::vector<std::vector<TensorToWrite>> cut_shards(const std::vector<TensorToWrite>& tensors, int64_t max_bytes) {
-  std::vector<std::vector<TensorToWrite>> shards(1);
-  int64_t bytes = 0;
-  for (const TensorToWrite& tensor : tensors) {
-    if (!shards.back().empty() && bytes + stored_bytes(tensor) > max_bytes) {
-      shards.emplace_back();
-      bytes = 0;
-    }
-    bytes += stored_bytes(tensor);
-    shards.back().push_back(tensor);
-  }
-  return shards;
-}
-
-std::string index_json(const std::vector<std::vector<TensorToWrite>>& shards,
-                       const std::vector<std::string>& file_names) {
-  nlohmann::json index;
-  int64_t total = 0;
-  for (size_t s = 0; s < shards.size(); ++s) {
-    for (const TensorToWrite& tensor : shards[s]) {
-      index["weight_map"][tensor.name] = file_names[s];
-      total += stored_bytes(tensor);
-    }
-  }
-  index["metadata"]["total_size"] = total;
-  return index.dump(2) + "\n";
-}
 
 void remove_file(const fs::path& path) {
   std::error_code error;
@@ -147,30 +117,28 @@ LoadedModel load_model(const fs::path& path, ThreadPool& pool) {
 void save_model(const fs::path& directory, const ModelConfig& config, const ModelWeights& weights,
                 const SaveOptions& options) {
   FATHOM_CHECK(options.format == Format::f32 || options.format == Format::bf16);
-  make_directory(directory);
-  const auto shards = cut_shards(tensors_to_save(config, weights, options.format), options.max_shard_bytes);
-  std::vector<std::string> file_names{"model.safetensors"};
-  if (shards.size() > 1) {
-    file_names.clear();
-    for (size_t s = 0; s < shards.size(); ++s) {
-      file_names.push_back(fmt::format("model-{:05}-of-{:05}.safetensors", s + 1, shards.size()));
-    }
-  }
+  const NewDirectory made(directory);
+  const std::vector<TensorToWrite> tensors = tensors_to_save(config, weights, options.format);
+  std::vector<StoredSize> sizes;
+  for (const TensorToWrite& tensor : tensors) sizes.push_back({tensor.name, stored_bytes(tensor)});
+  const std::vector<size_t> shards = cut_shards(sizes, options.max_shard_bytes);
+  const std::vector<std::string> file_names = shard_names(shards.size());
 
   std::vector<std::unique_ptr<AtomicFile>> files;
   std::vector<AtomicFile*> written;
+  size_t next = 0;
   for (size_t s = 0; s < shards.size(); ++s) {
     files.push_back(std::make_unique<AtomicFile>(directory / file_names[s]));
-    write_safetensors(*files.back(), shards[s]);
+    write_safetensors(*files.back(), std::span(tensors).subspan(next, shards[s]));
+    next += shards[s];
     written.push_back(files.back().get());
   }
-  commit_model(directory, config, options.format, written, file_names,
-               shards.size() > 1 ? index_json(shards, file_names) : "");
+  commit_model(directory, config, options.format, written, file_names, index_json(sizes, shards));
 }
 
 void commit_model(const fs::path& directory, const ModelConfig& config, Format stored,
                   std::span<AtomicFile* const> files, const std::vector<std::string>& file_names,
-                  const std::string& index) {
+                  const std::string& index, const std::function<void()>& write_others) {
   remove_file(directory / "config.json");
   for (AtomicFile* file : files) file->commit();
   std::set<std::string> keep(file_names.begin(), file_names.end());
@@ -180,6 +148,7 @@ void commit_model(const fs::path& directory, const ModelConfig& config, Format s
   }
   remove_other_weights(directory, keep);
   write_file_atomically(directory / "generation_config.json", generation_config_json(config));
+  if (write_others) write_others();
   write_file_atomically(directory / "config.json", config_json(config, stored));
 }
 

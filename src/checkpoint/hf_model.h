@@ -3,12 +3,14 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/file.h"
 #include "base/thread_pool.h"
+#include "checkpoint/shards.h"
 #include "model/config.h"
 #include "model/weights.h"
 
@@ -37,15 +39,16 @@ LoadedModel load_model(const std::filesystem::path& path, ThreadPool& pool);
 // appear whole or not at all.
 struct SaveOptions {
   Format format = Format::f32;  // f32 or bf16
-  int64_t max_shard_bytes = int64_t{5} << 30;
+  int64_t max_shard_bytes = kMaxShardBytes;
 };
 void save_model(const std::filesystem::path& directory, const ModelConfig& config, const ModelWeights& weights,
                 const SaveOptions& options);
 
 // The end of every save: `files`, which hold all weights beside their names, take the place of the old model if there
 // is one. config.json goes first and comes last, so that whatever stands in between is no model to any reader.
+// `write_others` is called before it comes, for what else belongs to the model.
 void commit_model(const std::filesystem::path& directory, const ModelConfig& config, Format stored,
                   std::span<AtomicFile* const> files, const std::vector<std::string>& file_names,
-                  const std::string& index = "");
+                  const std::string& index = "", const std::function<void()>& write_others = {});
 
 }  // namespace fathom

@@ -14,6 +14,7 @@
 #include "checkpoint/gguf_save.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
+#include "checkpoint/imatrix.h"
 #include "number/panels.h"
 
 namespace fathom {
@@ -83,8 +84,21 @@ void make_plan(Plan& plan, const fs::path& path, const ModelConfig& config, cons
 void make_plan(Plan& plan, const fs::path& path, const Recipe& recipe) {
   check_model_path(path);
   const ModelConfig config = read_model_config(path);
-  if (config.packed) throw Error("{}: is packed already; convert the model that it was made from", path.native());
+  if (config.packed) {
+    throw Error(
+        "{}: is packed already; convert the model that it was made from, or make it f32, bf16, f16 or fp8 first",
+        printable(path.native()));
+  }
   make_plan(plan, path, config, [&](const PackedWeight& weight, Format) { return recipe_format(recipe, weight.kind); });
+}
+
+// Says, once, what is quantized without.
+void use_importance(Plan& plan, const Imatrix* imatrix) {
+  if (imatrix == nullptr) return;
+  const WithoutImportance without = set_importance(plan.packed, *imatrix, plan.config);
+  if (without.experts + without.others == 0) return;
+  log("{}: has no data of {} of {} experts and of {} other weights; their columns all count the same", imatrix->where,
+      without.experts, without.experts_of, without.others);
 }
 
 PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPool& pool) {
@@ -185,7 +199,9 @@ void align_floats(PackedModel& model) {
   }
 }
 
-PackedModel map_model(const fs::path& path, const ModelConfig& config) {
+}  // namespace
+
+PackedModel map_packed_model(const fs::path& path, const ModelConfig& config) {
   PackedModel model;
   model.config = config;
   model.mapped = open_checkpoint(path);
@@ -225,12 +241,10 @@ PackedModel map_model(const fs::path& path, const ModelConfig& config) {
   return model;
 }
 
-}  // namespace
-
 PackedModel load_packed_model(const fs::path& path, ThreadPool& pool) {
   check_model_path(path);
   const ModelConfig config = read_model_config(path);
-  return config.packed ? map_model(path, config) : pack_model(path, config, pool);
+  return config.packed ? map_packed_model(path, config) : pack_model(path, config, pool);
 }
 
 const Recipe* find_recipe(std::string_view name) {
@@ -289,10 +303,11 @@ std::vector<WeightBytes> packed_sizes(const fs::path& from, const Recipe& recipe
 }
 
 void convert_model(const fs::path& from, const fs::path& to, const Recipe& recipe, ThreadPool& pool,
-                   const std::function<void()>& check) {
+                   const ConvertOptions& options) {
   Plan plan;
   make_plan(plan, from, recipe);
-  make_directory(to);
+  use_importance(plan, options.imatrix);
+  const NewDirectory made(to);
   std::vector<TensorToStream> tensors;
   int64_t total = 0;
   for (const PackedWeight& weight : plan.packed) {
@@ -316,20 +331,21 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
       file.write(bytes.data(), bytes.size());
       done += part.bytes;
       progress.update(done);
-      if (check) check();
+      if (options.check) options.check();
     }
   }
   progress.finish();
   ModelConfig config = plan.config;
   config.packed = true;
   AtomicFile* const files[] = {&file};
-  commit_model(to, config, f32, files, {"model.safetensors"});
+  commit_model(to, config, f32, files, {"model.safetensors"}, "", options.write_others);
 }
 
 void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& recipe, const GgufTokenizer* tokenizer,
-                     ThreadPool& pool, const std::function<void()>& check) {
+                     ThreadPool& pool, const ConvertOptions& options) {
   Plan plan;
   make_plan(plan, from, recipe);
+  use_importance(plan, options.imatrix);
   // GGUF names a fused weight's parts; each is asked for by one of them.
   std::map<std::string, Format> by_name;
   for (const PackedWeight& weight : plan.packed) {
@@ -353,11 +369,19 @@ void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& rec
   int64_t done = 0;
   const ReadRows read = [&](const NamedTensor& tensor, int64_t first, int64_t n, float* out) {
     read_rows(out, *sources.at(tensor.name), plan.config, first, n);
-    done += n * tensor.view.cols();
+    const bool twice = tensor.name.ends_with("kv_b_proj.weight");  // for each half
+    done += n * tensor.view.cols() / (twice ? 2 : 1);
     progress.update(done);
-    if (check) check();
+    if (options.check) options.check();
   };
-  save_gguf(to, plan.config, tokenizer, choose, read, pool);
+  ImportanceOf importance;
+  if (options.imatrix != nullptr) {
+    importance = [&](std::string_view name, int64_t matrix) {
+      const auto found = options.imatrix->entries.find(name);
+      return found != options.imatrix->entries.end() ? found->second.of(matrix) : nullptr;
+    };
+  }
+  save_gguf(to, plan.config, tokenizer, choose, read, pool, importance);
 }
 
 }  // namespace fathom

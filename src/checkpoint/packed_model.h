@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <string_view>
 
 #include "base/thread_pool.h"
@@ -10,6 +11,8 @@
 #include "checkpoint/packing.h"
 
 namespace fathom {
+
+struct Imatrix;
 
 struct PackedModel {
   ModelConfig config;
@@ -20,6 +23,8 @@ struct PackedModel {
   std::vector<const StoredTensor*> stored;
 };
 PackedModel load_packed_model(const std::filesystem::path& path, ThreadPool& pool);
+// The same of a directory that is packed already, which its `config` says.
+PackedModel map_packed_model(const std::filesystem::path& path, const ModelConfig& config);
 
 // Which weight gets which format: rows of one table in packed_model.cc.
 struct Recipe {
@@ -37,13 +42,17 @@ struct WeightBytes {
 // What convert_model would write, by format.
 std::vector<WeightBytes> packed_sizes(const std::filesystem::path& from, const Recipe& recipe);
 
+struct ConvertOptions {
+  const Imatrix* imatrix = nullptr;    // fitted to the model: how much its columns matter
+  std::function<void()> check;         // called now and then, may throw to give up
+  std::function<void()> write_others;  // of a directory: see commit_model
+};
 // Writes `to`, a directory with config.json, generation_config.json and the packed weights, from any model but a packed
 // one. Weights go through memory piece by piece, on all threads. The old content of `to` stays until all is written.
-// `check` is called now and then, and may throw to give up.
 void convert_model(const std::filesystem::path& from, const std::filesystem::path& to, const Recipe& recipe,
-                   ThreadPool& pool, const std::function<void()>& check = {});
+                   ThreadPool& pool, const ConvertOptions& options = {});
 // The same as a GGUF file (checkpoint/gguf_save.h).
 void convert_to_gguf(const std::filesystem::path& from, const std::filesystem::path& to, const Recipe& recipe,
-                     const GgufTokenizer* tokenizer, ThreadPool& pool, const std::function<void()>& check = {});
+                     const GgufTokenizer* tokenizer, ThreadPool& pool, const ConvertOptions& options = {});
 
 }  // namespace fathom

@@ -89,6 +89,17 @@ void check_blocks(const RowSource& source, const uint8_t* blocks, Format format,
   }
 }
 
+// What the row's columns weigh, and how many of the `wanted` rows from there on have the same.
+struct RowImportance {
+  const float* columns;
+  int64_t n;
+};
+RowImportance importance_of(const PackedWeight& weight, int64_t row, int64_t wanted) {
+  if (weight.importance.empty()) return {nullptr, wanted};
+  const int64_t rows = weight.kind == WeightKind::k_b ? weight.slot->shape[1] : rows_of_source(weight);
+  return {weight.importance[static_cast<size_t>(row / rows)], std::min(wanted, rows - row % rows)};
+}
+
 // What one task works in.
 struct Scratch {
   std::vector<float> numbers;
@@ -133,7 +144,11 @@ void make_panel(uint8_t* out, const PackedWeight& weight, const ModelConfig& con
   if (format == Format::f8_e4m3) {
     quantize_f8_blocks(scratch.rows.data(), scales.data(), numbers, n, cols, {kPanelRows, kFp8PanelBlock}, false);
   } else {
-    from_f32(scratch.rows.data(), numbers, format, n * cols);
+    for (int64_t r = 0; r < n;) {
+      const auto [columns, same] = importance_of(weight, first + r, n - r);
+      encode_rows(scratch.rows.data() + r * row_bytes, numbers + r * cols, format, same, cols, columns);
+      r += same;
+    }
   }
   for (int64_t r = 0; r < n; ++r) rows[r] = scratch.rows.data() + r * row_bytes;
   pack_panel(out, rows, n, format, cols, scales.data());

@@ -18,6 +18,8 @@ struct PackedWeight {
   Tensor* slot;      // in the weights, with its final shape and format
   // Whose rows follow each other in it, as many of each: gate and up; those of every expert. Of k_b the kv_b_proj.
   std::vector<const RowSource*> sources;
+  // How much the columns of each source matter (of k_b: of each head), see encode_blocks. Empty, or null: all the same.
+  std::vector<const float*> importance{};
 };
 
 // The format of a weight, given what its first source is stored in.

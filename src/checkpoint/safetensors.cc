@@ -217,7 +217,7 @@ const StoredTensor* SafetensorsFile::find(std::string_view name) const {
   return found == by_name_.end() ? nullptr : &tensors_[found->second];
 }
 
-void write_safetensors_header(AtomicFile& file, std::span<const TensorToStream> tensors) {
+uint64_t write_safetensors_header(AtomicFile& file, std::span<const TensorToStream> tensors) {
   std::string text = R"({"__metadata__":{"format":"pt"})";
   std::unordered_set<std::string_view> names;
   int64_t offset = 0;
@@ -239,6 +239,7 @@ void write_safetensors_header(AtomicFile& file, std::span<const TensorToStream> 
   const uint64_t header_size = text.size();
   file.write(&header_size, sizeof header_size);
   file.write(text);
+  return sizeof header_size + header_size;
 }
 
 void write_safetensors(AtomicFile& file, std::span<const TensorToWrite> tensors) {

@@ -48,9 +48,9 @@ struct TensorToStream {
   Format format;
   std::vector<int64_t> shape;
 };
-// The beginning of a file; the data of all tensors follow, in this order. metadata is {"format": "pt"}. Two tensors of
-// one name are a bug of the caller.
-void write_safetensors_header(AtomicFile& file, std::span<const TensorToStream> tensors);
+// The beginning of a file, of which it returns the bytes; the data of all tensors follow, in this order. metadata is
+// {"format": "pt"}. Two tensors of one name are a bug of the caller.
+uint64_t write_safetensors_header(AtomicFile& file, std::span<const TensorToStream> tensors);
 
 struct TensorToWrite {
   std::string name;

@@ -44,6 +44,12 @@ Tokenizer load_tokenizer(const std::filesystem::path& model);
 // Nothing for a model directory or GGUF file without one, which can still be given ids.
 std::optional<Tokenizer> find_tokenizer(const std::filesystem::path& model);
 
+// A text as windows of `window` tokens (0: 2048, or the model's context), see cut_windows. Error, beginning with
+// `where`, where there is nothing to predict; UsageError of `command` for a window that the model cannot read.
+std::vector<std::vector<int32_t>> text_windows(const std::string& text, const std::string& where,
+                                               const Tokenizer& tokenizer, const ModelConfig& config, int64_t window,
+                                               std::string_view command);
+
 // Speculative decoding, as options of `command`.
 struct DraftOptions {
   std::string draft = "none";

@@ -18,13 +18,12 @@ namespace {
 
 constexpr size_t kMaxTokensFile = size_t{1} << 30;
 constexpr size_t kMaxTextFile = size_t{1} << 30;
-constexpr int64_t kTextWindow = 2048;  // tokens a piece of --text has, when the model's context allows
 
 struct Options {
   std::string model, tokens, text, out, grads;
   bool all = false, mtp = false, fp8_activations = false;
   double mtp_weight = 0;
-  int64_t window = 0;  // 0: kTextWindow or the model's context
+  int64_t window = 0;
   PlacementOptions placement;
 };
 
@@ -50,26 +49,10 @@ std::vector<std::vector<int32_t>> read_token_lists(const std::string& path) {
   return sequences;
 }
 
-// The text as windows of tokens; one begins where the other ends, so that every token but each window's first is
-// predicted.
-std::vector<std::vector<int32_t>> read_text_windows(const Options& options, const ModelConfig& config) {
+std::vector<std::vector<int32_t>> read_text(const Options& options, const ModelConfig& config) {
   const Tokenizer tokenizer = load_tokenizer(options.model);
   const std::string text = read_file(options.text, kMaxTextFile);
-  const std::vector<int32_t> ids = errors_at(printable(options.text), [&] { return tokenizer.encode(text); });
-  if (ids.size() < 2) throw Error("{}: has fewer than two tokens, nothing to predict", printable(options.text));
-  if (options.window > config.max_position_embeddings) {
-    throw UsageError("score: --window is {}, more than the model's context of {}", options.window,
-                     config.max_position_embeddings);
-  }
-  const int64_t wish = options.window > 0 ? options.window : std::min(kTextWindow, config.max_position_embeddings);
-  const auto window = static_cast<size_t>(std::max<int64_t>(2, wish));
-  std::vector<std::vector<int32_t>> sequences;
-  for (size_t begin = 0; begin + 1 < ids.size(); begin += window - 1) {
-    const size_t end = std::min(begin + window, ids.size());
-    sequences.emplace_back(ids.begin() + static_cast<std::ptrdiff_t>(begin),
-                           ids.begin() + static_cast<std::ptrdiff_t>(end));
-  }
-  return sequences;
+  return text_windows(text, printable(options.text), tokenizer, config, options.window, "score");
 }
 
 void write_outputs(AtomicFile& file, std::vector<ScoreTensor>& tensors) {
@@ -137,7 +120,7 @@ void run(const Options& options, const CommonOptions& common) {
   if (options.fp8_activations && config.weight_block_rows == 0) {
     throw UsageError("score: --fp8-activations needs a model with FP8 weights, {} has none", printable(options.model));
   }
-  const auto sequences = options.tokens.empty() ? read_text_windows(options, config) : read_token_lists(options.tokens);
+  const auto sequences = options.tokens.empty() ? read_text(options, config) : read_token_lists(options.tokens);
   errors_at(printable(options.tokens.empty() ? options.text : options.tokens),
             [&] { check_sequences(config, sequences); });
 

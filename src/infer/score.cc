@@ -76,6 +76,25 @@ void check_sequences(const ModelConfig& config, std::span<const std::vector<int3
   }
 }
 
+size_t end_of_group(std::span<const std::vector<int32_t>> sequences, size_t begin, int64_t max_tokens) {
+  size_t end = begin;
+  int64_t tokens = 0;
+  do {
+    tokens += std::ssize(sequences[end++]);
+  } while (end < sequences.size() && tokens + std::ssize(sequences[end]) <= max_tokens);
+  return end;
+}
+
+std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids, int64_t window) {
+  std::vector<std::vector<int32_t>> windows;
+  const auto size = static_cast<size_t>(window);
+  for (size_t begin = 0; begin + 1 < ids.size(); begin += size - 1) {
+    const auto part = ids.subspan(begin, std::min(size, ids.size() - begin));
+    windows.emplace_back(part.begin(), part.end());
+  }
+  return windows;
+}
+
 ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
                   const ScoreOptions& options) {
   check_sequences(model.config, sequences);
@@ -103,11 +122,7 @@ ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<
       offsets.ids.push_back(offsets.ids.back() + static_cast<int64_t>(sequence.size()));
   }
   for (size_t begin = 0; begin < sequences.size();) {
-    size_t end = begin;
-    int64_t tokens = 0;
-    do {
-      tokens += static_cast<int64_t>(sequences[end++].size());
-    } while (end < sequences.size() && tokens + static_cast<int64_t>(sequences[end].size()) <= kGroupTokens);
+    const size_t end = end_of_group(sequences, begin, kGroupTokens);
     const ArenaScope scope(ctx.arena);
     const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
     const Targets targets = make_targets(ctx, batch);

@@ -37,6 +37,13 @@ struct ScoreResult {
 // Error naming sequence and position unless each has at least one id, all inside the vocabulary and the context.
 void check_sequences(const ModelConfig& config, std::span<const std::vector<int32_t>> sequences);
 
+// Where the group of sequences that begins at `begin` ends: as many as have max_tokens together, at least one.
+size_t end_of_group(std::span<const std::vector<int32_t>> sequences, size_t begin, int64_t max_tokens);
+
+// A text as windows of tokens; one begins with the last token of the one before, so that every token but the first is
+// predicted once.
+std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids, int64_t window);
+
 // sequences: as check_sequences wants them. They run packed in groups, so memory grows with the outputs alone.
 ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
                   const ScoreOptions& options);

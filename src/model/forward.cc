@@ -272,6 +272,7 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
     std::optional<ArenaScope> scope;
     if (options.saved == nullptr) scope.emplace(ctx.arena);
     layer_block(ctx, model, model.weights.layers[l], batch, out, x, l, options, saved.layers[l]);
+    if (options.on_layer != nullptr) (*options.on_layer)(static_cast<int64_t>(l), saved.layers[l]);
     other = x;
     x = out;
   }

@@ -2,6 +2,7 @@
 // norm, head. One definition for training, scoring and generation.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -72,6 +73,9 @@ struct ForwardSaved {
 // Tokens sent to each expert, [MoE layers][experts].
 using ExpertLoad = std::vector<std::vector<int64_t>>;
 
+// Sees what a layer has kept, before it is freed.
+using LayerVisit = std::function<void(int64_t layer, const LayerSaved& saved)>;
+
 // From about so many tokens on a pass over caches is cheaper with expand_caches.
 inline constexpr int64_t kExpandFrom = 128;
 
@@ -82,7 +86,8 @@ struct ForwardOptions {
   // How attention reads caches that are not empty: passes of some hundred tokens are cheaper with keys and values made
   // again from the latents, others in the absorbed form. A token's bits are the same in any passes of one kind.
   bool expand_caches = false;
-  ExpertLoad* expert_load = nullptr;  // when given, one row a MoE layer is appended
+  ExpertLoad* expert_load = nullptr;     // when given, one row a MoE layer is appended
+  const LayerVisit* on_layer = nullptr;  // when given, called behind every layer
 };
 
 // Returns final_hidden [tokens, hidden] (arena).

@@ -117,6 +117,11 @@ void from_f32(void* out, const float* in, Format format, int64_t n) {
   FATHOM_CHECK(false, "format {} holds no floats", format_traits(format).name);
 }
 
+void encode_rows(void* out, const float* in, Format format, int64_t rows, int64_t cols, const float* importance) {
+  if (is_block_format(format)) return encode_blocks(out, in, format, rows, cols, importance);
+  from_f32(out, in, format, rows * cols);
+}
+
 void dequantize_f8_blocks(float* out, const uint8_t* codes, const float* scales, int64_t first_row, int64_t n_rows,
                           int64_t cols, BlockShape block) {
   const int64_t blocks_per_row = ceil_div(cols, block.cols);

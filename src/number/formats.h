@@ -32,6 +32,8 @@ float f8_e4m3_to_f32(uint8_t code);
 // alignment.
 void to_f32(float* out, const void* in, Format format, int64_t n);
 void from_f32(void* out, const float* in, Format format, int64_t n);
+// The same for rows of whole blocks whose columns matter more or less, see encode_blocks.
+void encode_rows(void* out, const float* in, Format format, int64_t rows, int64_t cols, const float* importance);
 
 // FP8 with a scale for each block: number = code * scale[row / block_rows, col / block_cols]. The last block of a
 // dimension may be incomplete. V3 stores weights in blocks of 128 x 128 (`weight_scale_inv`) and rounds activations in

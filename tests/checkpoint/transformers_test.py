@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A checkpoint that fathom wrote loads in Hugging Face transformers and gives equal logits.
+"""Checkpoints that fathom trained or converted load in Hugging Face transformers and give equal logits.
 
     transformers_test.py FATHOM DATA_DIR
 
@@ -36,6 +36,33 @@ def check(name, scratch):
     out = scratch / name
     fathom("train", "--quiet", "--init", DATA / name, "--tokenizer", DATA / name, "--data", text, "--out", out, "--steps", 2,
            "--seq-len", 32, "--batch-size", 2, "--lr", "1e-3")
+    compare(name, out, scratch)
+    for number_format in ("f32", "bf16", "f16"):
+        fathom("convert", "--quiet", DATA / name, out, "--to", number_format)
+        stored = load_file(out / "model.safetensors")
+        kinds = {str(t.dtype) for key, t in stored.items() if not key.endswith("e_score_correction_bias")}
+        assert kinds == {{"f32": "torch.float32", "bf16": "torch.bfloat16", "f16": "torch.float16"}[number_format]}, kinds
+        compare(f"{name} as {number_format}", out, scratch)
+
+
+def check_fp8(name, scratch):
+    """What transformers makes of codes and scales is the bf16 directory that fathom makes of them."""
+    fathom("convert", "--quiet", DATA / name, scratch / "fp8", "--to", "fp8")
+    fathom("convert", "--quiet", scratch / "fp8", scratch / "wide", "--to", "f32")
+    stored, want = load_file(scratch / "fp8" / "model.safetensors"), load_file(scratch / "wide" / "model.safetensors")
+    for key, values in stored.items():
+        if key.endswith("_scale_inv"):
+            continue
+        if values.dtype == torch.float8_e4m3fn:
+            scale = stored[key + "_scale_inv"].repeat_interleave(128, 0).repeat_interleave(128, 1)
+            values = values.to(torch.float32) * scale[: values.shape[0], : values.shape[1]]
+        assert torch.equal(values.to(torch.float32), want[key]), key
+    config = transformers.AutoConfig.from_pretrained(scratch / "fp8")
+    assert config.quantization_config["weight_block_size"] == [128, 128], config.quantization_config
+    print(f"{name} as fp8: the same numbers")
+
+
+def compare(name, out, scratch):
     ids = [[0, 5, 77, 300, 12, 9, 450, 2, 31, 8], [0, 3, 99]]
     (scratch / "tokens.json").write_text(json.dumps(ids))
     fathom("score", "--quiet", "--model", out, "--tokens", scratch / "tokens.json", "--out", scratch / "got.safetensors")
@@ -57,3 +84,5 @@ def check(name, scratch):
 with tempfile.TemporaryDirectory() as folder:
     for fixture in ["v3_tiny", "v3_mtp", "v2_lite_like", "v2_group_limited", "v3_rope_half", "moonlight_like"]:
         check(fixture, pathlib.Path(folder))
+    for fixture in ["v3_tiny", "v3_mtp", "v2_lite_like", "v3_fp8"]:
+        check_fp8(fixture, pathlib.Path(folder))

@@ -1,10 +1,12 @@
 // Any bytes as a GGUF file: refused with one line; or its tensors lie inside it, none in another's place, and what it
-// says of a model and a tokenizer is refused with one line or loaded within a small multiple of the input's own size.
+// says of a model, a tokenizer and an importance matrix is refused with one line or loaded within a small multiple of
+// the input's own size.
 #include <algorithm>
 
 #include "base/error.h"
 #include "base/terminal.h"
 #include "checkpoint/gguf_model.h"
+#include "checkpoint/imatrix.h"
 #include "text/tokenizer.h"
 
 namespace fathom {
@@ -47,6 +49,16 @@ void load(std::span<const std::byte> bytes) {
   FATHOM_CHECK(model.parameters.memory.size() <= 128 * bytes.size(), "{}", model.parameters.memory.size());
 }
 
+void read_importance(const GgufFile& file, size_t bytes) {
+  size_t numbers = 0;
+  for (const auto& [name, entry] : parse_imatrix(file).entries) {
+    FATHOM_CHECK(entry.matrices() * entry.cols == std::ssize(entry.sums), "{}", name);
+    for (int64_t m = 0; m < entry.matrices(); ++m) (void)entry.of(m);
+    numbers += entry.sums.size() + entry.counts.size();
+  }
+  FATHOM_CHECK(numbers * sizeof(float) <= bytes);
+}
+
 void read_tokenizer(const GgufFile& file) {
   const auto found = find_gguf_tokenizer(file);
   if (!found) return;
@@ -79,6 +91,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     check_places(file, bytes);
     refused_or_done([&] { load(bytes); });
     refused_or_done([&] { read_tokenizer(file); });
+    refused_or_done([&] { read_importance(file, size); });
   });
   return 0;
 }

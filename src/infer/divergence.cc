@@ -1,0 +1,139 @@
+#include "infer/divergence.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "infer/score.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kGroupTokens = 2048;  // run together
+constexpr int64_t kLogitRows = 64;      // whose logits are in memory
+
+// Calls with the hidden states of group after group.
+void for_each_group(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
+                    const OnTokens& on_tokens, const std::function<void(const Batch& batch, Tensor hidden)>& use) {
+  check_sequences(model.config, sequences);
+  int64_t done = 0;
+  for (size_t begin = 0; begin < sequences.size();) {
+    const size_t end = end_of_group(sequences, begin, kGroupTokens);
+    const ArenaScope scope(ctx.arena);
+    const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
+    use(batch, forward(ctx, model, batch));
+    begin = end;
+    done += batch.n_tokens();
+    if (on_tokens) on_tokens(done);
+  }
+}
+
+struct LogSoftmax {
+  const float* logits;
+  double max = 0, log_sum = 0;
+  int64_t best = 0;
+
+  explicit LogSoftmax(std::span<const float> row) : logits(row.data()) {
+    best = std::max_element(row.begin(), row.end()) - row.begin();
+    max = row[static_cast<size_t>(best)];
+    double sum = 0;
+    for (const float x : row) sum += std::exp(x - max);
+    log_sum = std::log(sum);
+  }
+  double operator[](int64_t token) const { return logits[token] - max - log_sum; }
+};
+
+struct TokenDivergence {
+  double kl, loss, other_loss;
+  bool same_top_1;
+};
+
+TokenDivergence compare(std::span<const float> row, std::span<const float> other_row, int32_t next) {
+  const LogSoftmax p(row), q(other_row);
+  double kl = 0;
+  for (int64_t v = 0; v < std::ssize(row); ++v) {
+    const double log_p = p[v];
+    kl += std::exp(log_p) * (log_p - q[v]);
+  }
+  return {std::max(kl, 0.0), -p[next], -q[next], p.best == q.best};  // rounding may leave less than nothing
+}
+
+// The smallest value that so large a part of them does not exceed.
+double quantile(const std::vector<double>& sorted, double part) {
+  const auto at = static_cast<size_t>(std::ceil(part * static_cast<double>(sorted.size())));
+  return sorted[std::max<size_t>(at, 1) - 1];
+}
+
+}  // namespace
+
+Predictions predict(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
+                    const OnTokens& on_tokens) {
+  const Tensor head = model.weights.head;
+  Predictions predictions{model.config, Buffer(static_cast<size_t>(head.size_bytes())), head, {}};
+  std::memcpy(predictions.memory.data(), head.data, static_cast<size_t>(head.size_bytes()));
+  predictions.head.data = predictions.memory.data();
+  for_each_group(ctx, model, sequences, on_tokens, [&](const Batch&, Tensor hidden) {
+    predictions.hidden.insert(predictions.hidden.end(), hidden.f32(), hidden.f32() + hidden.size());
+  });
+  return predictions;
+}
+
+Divergence diverge(Context& ctx, const Predictions& predictions, const Model& other,
+                   std::span<const std::vector<int32_t>> sequences, const OnTokens& on_tokens) {
+  const ModelConfig& config = predictions.config;
+  FATHOM_CHECK(config.vocab_size == other.config.vocab_size && config.hidden_size == other.config.hidden_size);
+  ModelWeights head_alone;
+  head_alone.head = predictions.head;
+  const Model first = make_model(config, head_alone);
+  std::vector<TokenDivergence> all;
+  const float* kept = predictions.hidden.data();
+  for_each_group(ctx, other, sequences, on_tokens, [&](const Batch& batch, Tensor hidden) {
+    std::vector<int32_t> next(static_cast<size_t>(batch.n_tokens()), -1);
+    for (int64_t s = 0; s < batch.n_sequences(); ++s) {
+      const int32_t* offsets = batch.seq_offsets.i32();
+      for (int32_t t = offsets[s]; t + 1 < offsets[s + 1]; ++t) next[static_cast<size_t>(t)] = batch.ids.i32()[t + 1];
+    }
+    for (int64_t begin = 0; begin < batch.n_tokens(); begin += kLogitRows) {
+      const ArenaScope scope(ctx.arena);
+      const int64_t n = std::min(kLogitRows, batch.n_tokens() - begin);
+      const Tensor rows(const_cast<float*>(kept), Format::f32, {n, config.hidden_size});  // NOLINT: only read
+      const Tensor logits = head_logits(ctx, first, rows),
+                   other_logits = head_logits(ctx, other, hidden.slice(begin, n));
+      std::vector<TokenDivergence> found(static_cast<size_t>(n));
+      ctx.pool.parallel_for(0, n, 1, [&](int64_t t, int64_t) {
+        const auto vocab = static_cast<size_t>(config.vocab_size);
+        const int32_t token = next[static_cast<size_t>(begin + t)];
+        if (token < 0) return;
+        found[static_cast<size_t>(t)] = compare({logits.f32_row(t), vocab}, {other_logits.f32_row(t), vocab}, token);
+      });
+      for (int64_t t = 0; t < n; ++t) {
+        if (next[static_cast<size_t>(begin + t)] >= 0) all.push_back(found[static_cast<size_t>(t)]);
+      }
+      kept += n * config.hidden_size;
+    }
+  });
+
+  Divergence result;
+  result.tokens = std::ssize(all);
+  if (all.empty()) return result;
+  std::vector<double> kl;
+  for (const TokenDivergence& token : all) {
+    kl.push_back(token.kl);
+    result.same_top_1 += token.same_top_1 ? 1 : 0;
+    result.loss += token.loss;
+    result.other_loss += token.other_loss;
+  }
+  const auto n = static_cast<double>(all.size());
+  result.kl_mean = std::accumulate(kl.begin(), kl.end(), 0.0) / n;
+  result.same_top_1 /= n;
+  result.loss /= n;
+  result.other_loss /= n;
+  std::sort(kl.begin(), kl.end());
+  result.kl_median = quantile(kl, 0.5);
+  result.kl_p99 = quantile(kl, 0.99);
+  result.kl_max = kl.back();
+  return result;
+}
+
+}  // namespace fathom

@@ -1,0 +1,136 @@
+#include "infer/importance.h"
+
+#include <algorithm>
+
+#include "checkpoint/gguf_model.h"
+#include "infer/score.h"
+
+namespace fathom {
+namespace {
+
+constexpr int64_t kGroupTokens = 2048;  // run together: what one layer keeps of them is in memory
+
+// Adds up the inputs of one matrix after the other. A sum's order depends on the shapes alone.
+struct Sums {
+  Context& ctx;
+  Imatrix& imatrix;
+
+  ImatrixEntry& entry(const std::string& hf_name, int64_t matrices, int64_t cols) {
+    ImatrixEntry& e = imatrix.entries[gguf_name(hf_name)];
+    if (e.cols == 0) {
+      e.cols = cols;
+      e.sums.resize(static_cast<size_t>(matrices * cols));
+      e.counts.resize(static_cast<size_t>(matrices));
+    }
+    return e;
+  }
+
+  void add_squares(float* sums, Tensor x, int64_t begin, int64_t end) const {
+    std::vector<double> squares(static_cast<size_t>(end - begin));
+    for (int64_t t = 0; t < x.rows(); ++t) {
+      const float* row = x.f32_row(t) + begin;
+      for (size_t i = 0; i < squares.size(); ++i) squares[i] += static_cast<double>(row[i]) * row[i];
+    }
+    for (size_t i = 0; i < squares.size(); ++i) sums[begin + static_cast<int64_t>(i)] += static_cast<float>(squares[i]);
+  }
+
+  // x: [tokens, cols]
+  void add(const std::string& hf_name, Tensor x, int64_t matrices = 1, int64_t matrix = 0) {
+    ImatrixEntry& e = entry(hf_name, matrices, x.cols());
+    e.counts[static_cast<size_t>(matrix)] += static_cast<float>(x.rows());
+    float* sums = e.sums.data() + matrix * e.cols;
+    ctx.pool.parallel_for(0, x.cols(), 64, [&](int64_t begin, int64_t end) { add_squares(sums, x, begin, end); });
+  }
+  // Rows of every expert: of x where row_of says which, else the slots themselves.
+  void add_experts(const std::string& hf_name, Tensor x, const Dispatch& d, bool by_token) {
+    const int64_t experts = d.offsets.cols() - 1;
+    ImatrixEntry& e = entry(hf_name, experts, x.cols());
+    ctx.pool.parallel_for(0, experts, 1, [&](int64_t expert, int64_t) {
+      const int32_t begin = d.offsets.i32()[expert], end = d.offsets.i32()[expert + 1];
+      e.counts[static_cast<size_t>(expert)] += static_cast<float>(end - begin);
+      std::vector<double> squares(static_cast<size_t>(x.cols()));
+      for (int32_t slot = begin; slot < end; ++slot) {
+        const float* row = x.f32_row(by_token ? d.token_of.i32()[slot] : slot);
+        for (size_t i = 0; i < squares.size(); ++i) squares[i] += static_cast<double>(row[i]) * row[i];
+      }
+      float* sums = e.sums.data() + expert * x.cols();
+      for (size_t i = 0; i < squares.size(); ++i) sums[i] += static_cast<float>(squares[i]);
+    });
+  }
+
+  void add_layer(const ModelConfig& config, int64_t layer, const LayerSaved& s) {
+    const std::string prefix = fmt::format("model.layers.{}.", layer), attention = prefix + "self_attn.";
+    const MlaSaved& a = s.attention;
+    if (config.q_lora_rank > 0) {
+      add(attention + "q_a_proj.weight", a.input);
+      add(attention + "q_b_proj.weight", a.q_latent);
+    } else {
+      add(attention + "q_proj.weight", a.input);
+    }
+    add(attention + "kv_a_proj_with_mqa.weight", a.input);
+    add(attention + "kv_b_proj.weight", a.latent);
+    for (int64_t h = 0; h < config.num_attention_heads; ++h) {
+      add(attention + "k_b_proj.weight", a.q.columns(h * config.qk_head_dim(), config.qk_nope_head_dim),
+          config.num_attention_heads, h);
+    }
+    add(attention + "o_proj.weight", a.o);
+    const auto add_mlp = [&](const std::string& mlp, const MlpSaved& saved) {
+      add(mlp + "gate_proj.weight", saved.input);
+      add(mlp + "up_proj.weight", saved.input);
+      add(mlp + "down_proj.weight", saved.activated);
+    };
+    if (!s.moe.topk_ids) return add_mlp(prefix + "mlp.", s.mlp);
+    const std::string experts = prefix + "mlp.experts.0.";
+    add_experts(experts + "gate_proj.weight", s.moe.input, s.moe.dispatch, true);
+    add_experts(experts + "up_proj.weight", s.moe.input, s.moe.dispatch, true);
+    add_experts(experts + "down_proj.weight", s.moe.activated, s.moe.dispatch, false);
+    if (config.n_shared_experts > 0) add_mlp(prefix + "mlp.shared_experts.", s.moe.shared);
+  }
+};
+
+}  // namespace
+
+Imatrix measure_importance(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
+                           const std::function<void(int64_t done)>& on_tokens) {
+  const ModelConfig& config = model.config;
+  check_sequences(config, sequences);
+  Imatrix imatrix;
+  Sums sums{ctx, imatrix};
+  int64_t done = 0;
+  for (size_t begin = 0; begin < sequences.size();) {
+    const size_t end = end_of_group(sequences, begin, kGroupTokens);
+    const ArenaScope scope(ctx.arena);
+    const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
+    const LayerVisit visit = [&](int64_t layer, const LayerSaved& saved) { sums.add_layer(config, layer, saved); };
+    const Tensor hidden = forward(ctx, model, batch, {.on_layer = &visit});
+    sums.add("lm_head.weight", hidden);
+    const MtpInput next = make_mtp_input(ctx, batch);
+    if (!model.weights.mtp.empty() && next.next.n_tokens() > 0) {
+      MtpSaved saved;
+      mtp_forward(ctx, model, next, hidden, {.saved = &saved});
+      sums.add(fmt::format("model.layers.{}.eh_proj.weight", config.num_hidden_layers), saved.concatenated);
+      sums.add_layer(config, config.num_hidden_layers, saved.layer);
+    }
+    for (size_t s = begin; s < end; ++s)
+      imatrix.chunk_tokens = std::max(imatrix.chunk_tokens, std::ssize(sequences[s]));
+    begin = end;
+    done += batch.n_tokens();
+    if (on_tokens) on_tokens(done);
+  }
+  imatrix.chunks = std::ssize(sequences);
+  fit_imatrix(imatrix, config);
+  return imatrix;
+}
+
+std::vector<ExpertCoverage> expert_coverage(const Imatrix& imatrix, const ModelConfig& config) {
+  std::vector<ExpertCoverage> coverage;
+  for (int64_t l = 0; l < config.num_hidden_layers + config.num_nextn_predict_layers; ++l) {
+    const auto found = imatrix.entries.find(fmt::format("blk.{}.ffn_down_exps.weight", l));
+    if (found == imatrix.entries.end()) continue;
+    const std::vector<float>& counts = found->second.counts;
+    coverage.push_back({l, {counts.begin(), counts.end()}});
+  }
+  return coverage;
+}
+
+}  // namespace fathom

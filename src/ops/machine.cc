@@ -21,7 +21,8 @@ namespace fathom {
 namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
-constexpr double kPass_s = 0.02;  // what a pass of arithmetic takes, and about what one of memory does
+constexpr double kPass_s = 0.02;   // what a pass of arithmetic takes, and about what one of memory does
+constexpr double kPasses_s = 1.0;  // no further pass begins: others have the machine, and a rate means little
 
 const cpu::MachineKernels& kernels() {
   return cpu::choose(cpu::baseline::machine_kernels, cpu::avx2::machine_kernels, cpu::avx512::machine_kernels);
@@ -39,7 +40,8 @@ double best_rate(ThreadPool& pool, int passes, double work_of_thread, const std:
   const int n = pool.size();
   std::vector<std::pair<double, double>> times(static_cast<size_t>(n));
   double best = 0;
-  for (int pass = 0; pass < passes; ++pass) {
+  const double first_start = monotonic_s();
+  for (int pass = 0; pass < passes && (pass == 0 || monotonic_s() - first_start < kPasses_s); ++pass) {
     std::atomic<int> there{0};
     pool.run(n, [&](int64_t, int thread) {
       there.fetch_add(1);

@@ -120,16 +120,16 @@ MachineRates measure_machine(ThreadPool& pool, MachineEffort effort) {
 }
 
 double memory_latency_ns() {
-  constexpr int64_t kLine = 64, kSteps = 2'000'000;
-  const int64_t n = memory_to_read(1) / kLine;
-  const Buffer memory(static_cast<size_t>(n * kLine));
+  // One ring through lines all over the memory, far more than a cache holds: each has where the next is.
+  constexpr int64_t kLines = int64_t{1} << 22, kSteps = kLines / 4, kLine = 64;
+  const int64_t distance = std::max(kLine, memory_to_read(1) / kLines / kLine * kLine);
+  const Buffer memory(static_cast<size_t>(kLines * distance));
   char* const base = static_cast<char*>(memory.data());
-  std::vector<uint32_t> order(static_cast<size_t>(n));
+  std::vector<uint32_t> order(static_cast<size_t>(kLines));
   for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<uint32_t>(i);
   Rng rng(1);
   for (size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[rng.below(i + 1)]);
-  // One ring through all lines: each holds where the next is.
-  const auto line = [&](size_t i) { return base + kLine * order[i % order.size()]; };
+  const auto line = [&](size_t i) { return base + distance * order[i % order.size()]; };
   for (size_t i = 0; i < order.size(); ++i) *reinterpret_cast<char**>(line(i)) = line(i + 1);
   const char* volatile end = nullptr;  // so that the walk is not left out
   const char* at = base;

@@ -16,8 +16,8 @@ namespace {
 TEST(Machine, NoLoopIsOptimizedAway) {
   constexpr int64_t kRounds = int64_t{1} << 20;
   constexpr double kFastest = 1e14;  // operations a second that no core will do for long
-  for (const auto& [isa, k] : each_isa(cpu::baseline::machine_kernels, cpu::avx2::machine_kernels,
-                                       cpu::avx512::machine_kernels)) {
+  for (const auto& [isa, k] :
+       each_isa(cpu::baseline::machine_kernels, cpu::avx2::machine_kernels, cpu::avx512::machine_kernels)) {
     std::vector<cpu::MachineLoop> loops = {k.f32, k.i8, k.i8_short};
     if (k.has_i8_dot()) loops.push_back(k.i8_dot);
     for (const cpu::MachineLoop& loop : loops) {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs test programs on an emulated CPU with AVX-512, for machines without one: Bochs boots Debian's kernel with nothing but the
-# programs in its memory. Some twenty million instructions a second: ops_test takes about half an hour.
+# Runs test programs on an emulated CPU with AVX-512 and its VNNI, for machines without one: Bochs boots Debian's kernel with
+# nothing but the programs in its memory. Some twenty million instructions a second: ops_test takes about half an hour.
 #   apt-get install bochs bochs-term bochsbios vgabios xorriso cpio
 #   scripts/test_avx512.sh [PROGRAM...]    (default build/release/tests/ops_test; GTEST_FILTER is passed on)
 set -euo pipefail
@@ -26,7 +26,7 @@ done
 mkdir -p "$root$PWD/tests/data" && cp -r tests/data/ops "$root$PWD/tests/data/"
 {
   printf '#!/bin/busybox sh\nalias bb=/bin/busybox\nbb mount -t proc proc /proc\nbb mount -t devtmpfs dev /dev\n'
-  printf 'bb grep -m1 -o "avx512[a-z]*" /proc/cpuinfo\nexport GTEST_FILTER="%s"\n' "${GTEST_FILTER:-*}"
+  printf 'bb grep -m1 -o "avx512_vnni" /proc/cpuinfo\nexport GTEST_FILTER="%s"\n' "${GTEST_FILTER:-*}"
   for program in "${programs[@]}"; do printf '/%s; echo "exit $?"\n' "$(basename "$program")"; done
   printf 'echo end\nbb sleep 2\nbb poweroff -f\n'
 } >"$root/init"
@@ -47,7 +47,7 @@ xorriso -as mkisofs -quiet -o "$work/boot.iso" -b isolinux/isolinux.bin -c isoli
   -boot-info-table "$work/iso" 2>/dev/null
 
 cat >"$work/bochsrc" <<CFG
-cpu: model=corei7_skylake_x, count=1, ips=40000000
+cpu: model=tigerlake, count=1, ips=40000000
 megs: 2048
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/vgabios/vgabios.bin

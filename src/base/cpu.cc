@@ -5,31 +5,69 @@
 
 #include "base/error.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace fathom {
 namespace {
 
-Isa detect() {
+#if defined(__x86_64__)
+constexpr Isa kBuilt[] = {Isa::baseline, Isa::avx2, Isa::avx2_vnni, Isa::avx512, Isa::avx512_vnni};
+#elif defined(__aarch64__)
+constexpr Isa kBuilt[] = {Isa::baseline, Isa::dotprod};
+#else
+constexpr Isa kBuilt[] = {Isa::baseline};
+#endif
+
+#if defined(__x86_64__)
+// Asked by hand: not every compiler that builds for it has a name for it.
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1 << 4) != 0;
+}
+#endif
+
+bool detect(Isa isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512) return Isa::avx512;
-  if (avx2) return Isa::avx2;
+  if (isa == Isa::avx2) return avx2;
+  if (isa == Isa::avx2_vnni) return avx2 && has_avx_vnni();
+  if (isa == Isa::avx512) return avx512;
+  if (isa == Isa::avx512_vnni) return avx512 && __builtin_cpu_supports("avx512vnni");
+#elif defined(__aarch64__)
+  if (isa == Isa::dotprod) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
-  return Isa::baseline;
+  return isa == Isa::baseline;
+}
+
+template <class Accept>
+std::string names(Accept&& accept, const char* between) {
+  std::string all;
+  for (const Isa isa : kBuilt) {
+    if (accept(isa)) all += (all.empty() ? "" : between) + std::string(isa_name(isa));
+  }
+  return all;
 }
 
 Isa choose() {
-  const Isa best = detect();
   const char* wish = std::getenv("FATHOM_ISA");
-  if (wish == nullptr) return best;
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    if (std::string_view(wish) != isa_name(isa)) continue;
-    if (isa > best) throw UsageError("FATHOM_ISA={}: this CPU has no more than {}", wish, isa_name(best));
-    return isa;
+  Isa best = Isa::baseline;
+  for (const Isa isa : kBuilt) {
+    if (wish != nullptr && std::string_view(wish) == isa_name(isa)) {
+      if (detect(isa)) return isa;
+      throw UsageError("FATHOM_ISA={}: this CPU has {} only", wish, names(detect, ", "));
+    }
+    if (detect(isa)) best = isa;
   }
-  throw UsageError("FATHOM_ISA={}: must be one of baseline, avx2, avx512", printable(wish));
+  if (wish == nullptr) return best;
+  throw UsageError("FATHOM_ISA={}: must be one of {}", printable(wish), names([](Isa) { return true; }, ", "));
 }
 
 }  // namespace
@@ -39,14 +77,29 @@ Isa cpu_isa() {
   return isa;
 }
 
-const char* isa_name(Isa isa) { return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "baseline"; }
+bool cpu_has(Isa isa) { return isa <= cpu_isa() && detect(isa); }
+
+const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::baseline:
+      return "baseline";
+    case Isa::dotprod:
+      return "dotprod";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx2_vnni:
+      return "avx2_vnni";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx512_vnni:
+      return "avx512_vnni";
+  }
+  return "?";
+}
 
 std::string isas_built() {
-#if defined(__x86_64__)
-  return "baseline avx2 avx512";
-#else
-  return "baseline";
-#endif
+  return names([](Isa) { return true; }, " ");
 }
+std::string isas_found() { return names(detect, " "); }
 
 }  // namespace fathom

@@ -5,8 +5,7 @@
 
 #include "base/arithmetic.h"
 #include "number/panels.h"
-#include "ops/cpu/isa.h"
-#include "ops/cpu/panel_kernels.h"
+#include "ops/cpu/panel_variants.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -17,8 +16,7 @@ constexpr int64_t kMinBytes = int64_t{1} << 15;  // of weights in a task: a few 
 constexpr int64_t kPanelsTogether = 4;           // what kernels take at once
 
 const cpu::PanelKernels& kernels() {
-  static const cpu::PanelKernels& chosen =
-      cpu::choose(cpu::baseline::panel_kernels, cpu::avx2::panel_kernels, cpu::avx512::panel_kernels);
+  static const cpu::PanelKernels& chosen = cpu::panel_kernels_of(cpu_isa());
   return chosen;
 }
 

@@ -4,6 +4,7 @@
 
 #include "base/arithmetic.h"
 #include "number/blocks.h"
+#include "number/plain_pack.h"
 #include "number/random_blocks.h"
 
 namespace fathom {
@@ -30,6 +31,30 @@ TEST_P(Panels, HoldWhatTheRowsHold) {
 
 INSTANTIATE_TEST_SUITE_P(Blocks, Panels, testing::ValuesIn(kBlockFormats),
                          [](const auto& test) { return format_traits(test.param).name; });
+
+// Every number of rows and odd numbers of columns; rows that begin anywhere.
+TEST(Panels, ArePackedAsByThePlainTwin) {
+  for (const Format format : {Format::q8_0, Format::q4_0, Format::q5_0, Format::q4_k, Format::q5_k, Format::q6_k,
+                              Format::f32, Format::bf16, Format::f16, Format::f8_e4m3}) {
+    const int64_t block = format_traits(format).block;
+    for (const int64_t blocks : {1, 3, 131}) {
+      const int64_t cols = blocks * block;
+      const auto row_bytes = static_cast<size_t>(format_bytes(format, cols));
+      std::vector<uint8_t> stored(8 * row_bytes + 1);
+      Rng rng(static_cast<uint64_t>(blocks));
+      for (uint8_t& byte : stored) byte = static_cast<uint8_t>(rng.next() >> 56);
+      const std::vector<float> scales(static_cast<size_t>(ceil_div(cols, kFp8PanelBlock)), 2);
+      for (int64_t n_rows = 0; n_rows <= 8; ++n_rows) {
+        std::vector<const void*> rows;
+        for (size_t r = 0; r < static_cast<size_t>(n_rows); ++r) rows.push_back(stored.data() + 1 + r * row_bytes);
+        std::vector<uint8_t> got(static_cast<size_t>(panel_bytes(format, cols)), 0xEE), want(got);
+        pack_panel(got.data(), rows.data(), n_rows, format, cols, scales.data());
+        plain::pack_panel(want.data(), rows.data(), n_rows, format, cols, scales.data());
+        EXPECT_EQ(got, want) << format_traits(format).name << " " << cols << " columns, " << n_rows << " rows";
+      }
+    }
+  }
+}
 
 TEST(Panels, OfFloatsHaveAnyNumberOfColumns) {
   for (const Format format : {Format::f32, Format::bf16, Format::f16, Format::f8_e4m3}) {

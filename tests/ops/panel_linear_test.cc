@@ -2,7 +2,7 @@
 // and rounded activations stand for.
 #include "number/panels.h"
 #include "number/random_blocks.h"
-#include "ops/cpu/panel_kernels.h"
+#include "ops/cpu/panel_variants.h"
 #include "ops/each_isa.h"
 #include "ops/linear.h"
 #include "ops/test_tensors.h"
@@ -150,34 +150,105 @@ TEST_P(PanelLinear, OfExpertsIsThatOfEachExpert) {
   EXPECT_EQ(0, std::memcmp(y.f32(), want.f32(), static_cast<size_t>(y.size_bytes())));
 }
 
+using Kernel = void (*)(const cpu::PanelProduct&);
+Kernel kernel_of(const cpu::PanelKernels& kernels, Format format) {
+  const std::array<Kernel, 10> of_format = {kernels.q8_0, kernels.q4_0, kernels.q5_0, kernels.q4_k, kernels.q5_k,
+                                            kernels.q6_k, kernels.f32,  kernels.bf16, kernels.f16,  kernels.f8_e4m3};
+  return of_format[static_cast<size_t>(std::find(std::begin(kFormats), std::end(kFormats), format) - kFormats)];
+}
+Tensor rows_for(const LinearInput& input, Format format) {
+  const int64_t block = format_traits(format).block;
+  return block == 32 ? input.by_32 : block == 256 ? input.by_256 : input.x;
+}
+Tensor product_by(const cpu::PanelVariant& variant, const LinearInput& input, const Weight& w) {
+  const Tensor rows = rows_for(input, w.panels.format), y = filled_f32(rows.rows(), w.panels.shape[1], 0);
+  kernel_of(variant.kernels,
+            w.panels.format)({rows.rows(), w.panels.cols(), static_cast<const uint8_t*>(rows.data),
+                              rows.row_stride * format_bytes(rows.format), static_cast<const uint8_t*>(w.panels.data),
+                              w.panels.row_stride, y.cols(), y.f32(), y.row_stride});
+  return y;
+}
+const cpu::PanelVariant& variant_of(Isa isa) {
+  for (const cpu::PanelVariant& variant : cpu::kPanelVariants) {
+    if (variant.isa == isa) return variant;
+  }
+  return cpu::kPanelVariants[0];
+}
+
 TEST(PanelKernels, OfAllInstructionSetsAgree) {
-  const int64_t tokens = 9, out = 24, in = 512;
-  const Tensor x = random_f32(tokens, in, 2);
-  for (const Format format : kFormats) {
-    const Weight w = random_weight(format, 1, out, in, 1);
-    const LinearInput input = make_linear_input(ctx(), x, {w.panels});
-    const int64_t block = format_traits(format).block;
-    const Tensor rows = block == 32 ? input.by_32 : block == 256 ? input.by_256 : x;
-    const Tensor want = filled_f32(tokens, out, 0);
-    linear(ctx(), want, input, w.panels[0]);
-    for (const auto& [isa, kernels] :
-         each_isa(cpu::baseline::panel_kernels, cpu::avx2::panel_kernels, cpu::avx512::panel_kernels)) {
-      using Kernel = void (*)(const cpu::PanelProduct&);
-      const std::array<Kernel, 10> of_format = {kernels.q8_0, kernels.q4_0,   kernels.q5_0, kernels.q4_k,
-                                                kernels.q5_k, kernels.q6_k,   kernels.f32,  kernels.bf16,
-                                                kernels.f16,  kernels.f8_e4m3};
-      const auto index = static_cast<size_t>(std::find(std::begin(kFormats), std::end(kFormats), format) - kFormats);
-      const Tensor y = filled_f32(tokens, out, 0);
-      of_format[index]({tokens, in, static_cast<const uint8_t*>(rows.data), rows.row_stride * format_bytes(rows.format),
-                        static_cast<const uint8_t*>(w.panels.data), w.panels.row_stride, out, y.f32(), y.row_stride});
-      EXPECT_LT(max_relative_error(y, want), 2e-6) << isa << " " << format_traits(format).name;
-      if (block > 1) {
+  for (const int64_t tokens : {1, 9}) {
+    const int64_t out = 40, in = 768;
+    const Tensor x = random_f32(tokens, in, 2);
+    for (const Format format : kFormats) {
+      const Weight w = random_weight(format, 1, out, in, 1);
+      const LinearInput input = make_linear_input(ctx(), x, {w.panels});
+      const int64_t block = format_traits(format).block;
+      const Tensor rows = rows_for(input, format), want = filled_f32(tokens, out, 0);
+      linear(ctx(), want, input, w.panels[0]);
+      for (const cpu::PanelVariant& variant : cpu::kPanelVariants) {
+        if (!cpu_has(variant.isa)) continue;
+        const std::string name = std::string(isa_name(variant.isa)) + " " + format_traits(format).name;
+        const Tensor y = product_by(variant, input, w);
+        EXPECT_LT(max_relative_error(y, want), 2e-6) << name;
+        const Tensor same = product_by(variant_of(variant.same_bits_as), input, w);
+        EXPECT_EQ(0, std::memcmp(y.f32(), same.f32(), static_cast<size_t>(y.size_bytes()))) << name;
+        if (block == 1) continue;
         const Tensor codes(test_memory<uint8_t>(rows.size_bytes(), 0), Format::u8, {tokens, rows.cols()});
         for (int64_t t = 0; t < tokens; ++t) {
-          (block == 32 ? kernels.quantize_32 : kernels.quantize_256)(codes.as<uint8_t>() + t * rows.cols(),
-                                                                     x.f32_row(t), in);
+          (block == 32 ? variant.kernels.quantize_32 : variant.kernels.quantize_256)(
+              codes.as<uint8_t>() + t * rows.cols(), x.f32_row(t), in);
         }
-        EXPECT_EQ(0, std::memcmp(codes.data, rows.data, static_cast<size_t>(in))) << isa;
+        EXPECT_EQ(0, std::memcmp(codes.data, rows.data, static_cast<size_t>(in))) << name;
+      }
+    }
+  }
+}
+
+// No sum of products overflows: all bits of codes and scales set or none, activations all at either end.
+TEST(PanelKernels, HoldTheLargestSumsOfEachFormat) {
+  const int64_t tokens = 8, out = 24, in = 512;
+  Tensor x = filled_f32(tokens, in, 1);
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t k = 0; k < in; ++k) x.f32(t, k) = t == 0 || (t == 1 && k % 2 == 0) || (t > 1 && k >> t & 1) ? -1 : 1;
+  }
+  for (const Format format : kBlockFormats) {
+    for (const uint8_t byte : {0x00, 0xFF, 0x80, 0x7F}) {
+      std::vector<uint8_t> stored = random_blocks(format, 8 * in, 3);
+      const FormatTraits traits = format_traits(format);
+      for (size_t i = 0; i < stored.size(); ++i) {
+        const size_t place = i % static_cast<size_t>(traits.block_bytes);
+        bool is_scale = false;
+        for (const size_t f16 : f16_places(format)) is_scale |= place / 2 == f16 / 2;
+        if (!is_scale) stored[i] = byte;
+      }
+      Weight w;
+      w.panels = panel_tensor(nullptr, format, {1, out, in});
+      w.panels.data = test_memory<uint8_t>(w.panels.size_bytes(), 0);
+      const void* rows[8];
+      for (int64_t r = 0; r < 8; ++r) rows[r] = stored.data() + format_bytes(format, r * in);
+      for (int64_t row = 0; row < out; row += 8) {
+        pack_panel(static_cast<uint8_t*>(w.panels.data) + row / 8 * w.panels.row_stride, rows, 8, format, in);
+      }
+      std::vector<float> numbers(static_cast<size_t>(8 * in));
+      unpack_panel(numbers.data(), w.panels.data, format, in);
+      for (const int64_t n : {int64_t{1}, tokens}) {
+        const LinearInput input = make_linear_input(ctx(), x.slice(0, n), {w.panels});
+        for (const cpu::PanelVariant& variant : cpu::kPanelVariants) {
+          if (!cpu_has(variant.isa)) continue;
+          const Tensor y = product_by(variant, input, w);
+          for (int64_t t = 0; t < n; ++t) {
+            for (int64_t o = 0; o < out; ++o) {
+              double sum = 0, magnitude = 0;
+              for (int64_t k = 0; k < in; ++k) {
+                const double product = x.f32(t, k) * numbers[static_cast<size_t>(o % 8 * in + k)];
+                sum += product;
+                magnitude += std::fabs(product);
+              }
+              EXPECT_NEAR(y.f32(t, o), sum, 2e-6 * magnitude)
+                  << isa_name(variant.isa) << " " << traits.name << " " << int{byte} << " " << t;
+            }
+          }
+        }
       }
     }
   }

@@ -1,6 +1,7 @@
 // How one kernel source becomes three: every file in ops/cpu is compiled once per instruction set with
 // FATHOM_ISA_NAMESPACE set to `baseline`, `avx2` or `avx512`, and defines there one constant table of function pointers
-// (see each *_kernels.h). Kernel files include C headers and vec.h only: an inline function of the standard library
+// (see each *_kernels.h). panel.cc, which multiplies bytes, is compiled for the sets that have instructions for that
+// too (panel_variants.h). Kernel files include C headers and vec.h only: an inline function of the standard library
 // compiled with AVX-512 could be the copy that the linker keeps for everyone.
 #pragma once
 
@@ -14,10 +15,13 @@ const Table& choose([[maybe_unused]] const Table& baseline, [[maybe_unused]] con
                     [[maybe_unused]] const Table& avx512) {
   switch (cpu_isa()) {
     case Isa::avx512:
+    case Isa::avx512_vnni:
       return avx512;
     case Isa::avx2:
+    case Isa::avx2_vnni:
       return avx2;
     case Isa::baseline:
+    case Isa::dotprod:
       break;
   }
   return baseline;

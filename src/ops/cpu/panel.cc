@@ -6,7 +6,7 @@
 namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
 namespace {
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 constexpr bool kWide = true;
 #else
 constexpr bool kWide = false;  // the loops that stand for vectors here gain nothing from tiles
@@ -17,7 +17,7 @@ constexpr int kAhead = 2048;      // bytes of a panel fetched before they are us
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 Bytes low_halves(Bytes v) { return v & 15; }
-Bytes high_halves(Bytes v) { return reinterpret_cast<Bytes>(reinterpret_cast<Shorts>(v) >> 4) & 15; }
+Bytes high_halves(Bytes v) { return as<Bytes>(as<Shorts>(v) >> 4) & 15; }
 
 // ---- Quantized rows
 
@@ -25,9 +25,7 @@ Bytes high_halves(Bytes v) { return reinterpret_cast<Bytes>(reinterpret_cast<Sho
 float quantize(int8_t* codes, const float* x, int n, int16_t* sums) {
   Floats largest = {};
   for (int i = 0; i < n; i += 8) {
-    const Ints magnitude = load_as<Ints>(x + i) & 0x7FFFFFFF;
-    const Floats m = reinterpret_cast<Floats>(magnitude);
-    largest = m > largest ? m : largest;
+    largest = larger(as<Floats>(load_as<Ints>(x + i) & 0x7FFFFFFF), largest);
   }
   float amax = 0;
   for (int i = 0; i < 8; ++i) amax = largest[i] > amax ? largest[i] : amax;
@@ -37,8 +35,7 @@ float quantize(int8_t* codes, const float* x, int n, int16_t* sums) {
   for (int i = 0; i < n; i += 16) {
     int sum = 0;
     for (int j = i; j < i + 16; j += 8) {
-      const Ints rounded =
-          reinterpret_cast<Ints>(load_as<Floats>(x + j) * factor + magic) - reinterpret_cast<Ints>(magic);
+      const Ints rounded = as<Ints>(load_as<Floats>(x + j) * factor + magic) - as<Ints>(magic);
       for (int lane = 0; lane < 8; ++lane) {
         codes[j + lane] = static_cast<int8_t>(rounded[lane]);
         sum += rounded[lane];
@@ -99,16 +96,16 @@ struct Tokens32 {
 };
 
 template <int kN, int kP>
-using Pairs = Shorts[kN][kP];
+using Partials = Partial[kN][kP];
 
-// pairs += products of a tile at 4 columns. codes: of each panel, x: of each token.
+// sums += products of a tile at 4 columns. codes: of each panel, x: of each token.
 template <int kP, int kN>
-void add_group(Pairs<kN, kP>& pairs, const Bytes* const (&codes)[kP], const uint8_t* const (&x)[kN], int64_t group) {
+void add_group(Partials<kN, kP>& sums, const Bytes* const (&codes)[kP], const uint8_t* const (&x)[kN], int64_t group) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
     const Ints a = splat_4_bytes(x[t] + group * 4);
 #pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) pairs[t][p] = add_products(pairs[t][p], codes[p][group], a);
+    for (int p = 0; p < kP; ++p) sums[t][p] = add_products(sums[t][p], codes[p][group], a);
   }
 }
 
@@ -125,9 +122,9 @@ void add_fifth_bits(Bytes* codes, const uint8_t* vector) {
   const auto bits = load_as<Shorts>(vector);
   // Whole i16 are shifted: what comes from the neighbouring byte is masked away.
 #pragma GCC unroll 4
-  for (int g = 0; g < 4; ++g) codes[g] |= reinterpret_cast<Bytes>(bits << (4 - g)) & 16;
+  for (int g = 0; g < 4; ++g) codes[g] |= as<Bytes>(bits << (4 - g)) & 16;
 #pragma GCC unroll 4
-  for (int g = 4; g < 8; ++g) codes[g] |= reinterpret_cast<Bytes>(bits >> (g - 4)) & 16;
+  for (int g = 4; g < 8; ++g) codes[g] |= as<Bytes>(bits >> (g - 4)) & 16;
 }
 
 void prefetch(const uint8_t* p, int bytes) {
@@ -138,10 +135,10 @@ void prefetch(const uint8_t* p, int bytes) {
 // tokens, whose sums the registers hold (dot).
 struct Q4_0 {
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
-    auto pairs = reinterpret_cast<Shorts>(splat_int(offset));
+    auto sum = partial_from(offset);
 #pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) pairs = add_products(pairs, codes[g], splat_4_bytes(x + g * 4));
-    return sum_pairs(pairs);
+    for (int g = 0; g < 8; ++g) sum = add_products(sum, codes[g], splat_4_bytes(x + g * 4));
+    return total(sum);
   }
   static constexpr int kT = 6;
   static constexpr int64_t kBlockBytes = 144;
@@ -149,31 +146,31 @@ struct Q4_0 {
   // 15 * 127 * 32 in an i16 at most, and what is taken off to begin with is of the other sign or as small.
   template <int kP, int kN>
   static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
-    Shorts pairs[kN][kP];
+    Partials<kN, kP> partial;
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) pairs[t][p] = reinterpret_cast<Shorts>(splat_int(x.offsets[t][block]));
+      for (int p = 0; p < kP; ++p) partial[t][p] = partial_from(x.offsets[t][block]);
     }
 #pragma GCC unroll 1
-    for (int g = 0; g < 8; ++g) add_group(pairs, codes, x.codes, block * 8 + g);
+    for (int g = 0; g < 8; ++g) add_group(partial, codes, x.codes, block * 8 + g);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sums[t][p] = sum_pairs(pairs[t][p]);
+      for (int p = 0; p < kP; ++p) sums[t][p] = total(partial[t][p]);
     }
   }
 };
 
 struct Q5_0 {
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
-    Shorts first = {}, second = {};
+    Partial first = {}, second = {};
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) {
       first = add_products(first, codes[g], splat_4_bytes(x + g * 4));
       second = add_products(second, codes[g + 4], splat_4_bytes(x + g * 4 + 16));
     }
-    return (splat_int(offset) << 16 >> 15) + sum_pairs(first) + sum_pairs(second);
+    return (splat_int(offset) << 16 >> 15) + total(first) + total(second);
   }
   static constexpr int kT = 4;
   static constexpr int64_t kBlockBytes = 176;
@@ -191,36 +188,37 @@ struct Q5_0 {
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 8; half += 4) {  // 31 * 127 * 8 is all that an i16 holds
-      Shorts pairs[kN][kP] = {};
+      Partials<kN, kP> partial = {};
 #pragma GCC unroll 1
-      for (int g = half; g < half + 4; ++g) add_group(pairs, codes, x.codes, block * 8 + g);
+      for (int g = half; g < half + 4; ++g) add_group(partial, codes, x.codes, block * 8 + g);
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-        for (int p = 0; p < kP; ++p) sums[t][p] += sum_pairs(pairs[t][p]);
+        for (int p = 0; p < kP; ++p) sums[t][p] += total(partial[t][p]);
       }
     }
   }
 };
 
 struct Q8_0 {
-  static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t) {
-    Ints sum = {};
+  static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
+    Ints sum = signed_from(offset);
 #pragma GCC unroll 8
-    for (int g = 0; g < 8; ++g) {
-      sum += dot_signed(reinterpret_cast<SignedBytes>(codes[g]), splat_4_bytes(x + g * 4));
-    }
+    for (int g = 0; g < 8; ++g) sum = add_signed(sum, codes[g], splat_4_bytes(x + g * 4));
     return sum;
   }
   static constexpr int kT = 4;
   static constexpr int64_t kBlockBytes = 272;
-  static void unpack(Bytes* codes, const uint8_t* in) { memcpy(codes, in, 256); }
+  static void unpack(Bytes* codes, const uint8_t* in) {
+#pragma GCC unroll 8
+    for (int g = 0; g < 8; ++g) codes[g] = stored_signed(load_as<Bytes>(in + g * 32));
+  }
   template <int kP, int kN>
   static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sums[t][p] = Ints{};
+      for (int p = 0; p < kP; ++p) sums[t][p] = signed_from(x.offsets[t][block]);
     }
 #pragma GCC unroll 1
     for (int g = 0; g < 8; ++g) {
@@ -228,9 +226,7 @@ struct Q8_0 {
       for (int t = 0; t < kN; ++t) {
         const Ints a = splat_4_bytes(x.codes[t] + block * 32 + g * 4);
 #pragma GCC unroll 2
-        for (int p = 0; p < kP; ++p) {
-          sums[t][p] += dot_signed(reinterpret_cast<SignedBytes>(codes[p][block * 8 + g]), a);
-        }
+        for (int p = 0; p < kP; ++p) sums[t][p] = add_signed(sums[t][p], codes[p][block * 8 + g], a);
       }
     }
   }
@@ -259,7 +255,7 @@ void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t 
 struct Block256 {
   static constexpr int64_t kCols = 256;
   Bytes codes[64];
-  Shorts scales[16];    // of 32 columns (q6_k: 16), in both i16 of a row
+  Partial scales[16];   // of 32 columns (q6_k: 16)
   Shorts offsets[8];    // mins (q6_k: scales) of two neighbours in the two i16 of a row
   Floats d, minus_min;  // what the offsets' sum is multiplied by
 };
@@ -281,40 +277,40 @@ struct Tokens256 {
   }
 };
 
-Shorts in_pairs(Shorts first, Shorts second) {
-  return reinterpret_cast<Shorts>((reinterpret_cast<Ints>(first) & 0xFFFF) | reinterpret_cast<Ints>(second) << 16);
+Shorts in_pairs(Partial first, Partial second) {
+  return as<Shorts>((as<Ints>(first) & 0xFFFF) | as<Ints>(second) << 16);
 }
 
 // The 6-bit scales and mins of q4_k and q5_k: eight bytes of a word at once.
 void unpack_scales(Block256& block, const uint8_t* in) {
   constexpr uint64_t kLow = 0x0F0F0F0F0F0F0F0F, kTwo = 0x0303030303030303;
-  Shorts mins[8];
+  Partial mins[8];
 #pragma GCC unroll 8
   for (int s = 0; s < 8; ++s) {
     const auto low = load_as<uint64_t>(in + s * 8);
     const uint64_t high = load_as<uint64_t>(in + 64 + s / 2 * 8) >> s % 2 * 2;
-    block.scales[s] = in_both((low & kLow) | (high & kTwo) << 4);
-    mins[s] = in_both((low >> 4 & kLow) | (high >> 4 & kTwo) << 4);
+    block.scales[s] = spread((low & kLow) | (high & kTwo) << 4);
+    mins[s] = spread((low >> 4 & kLow) | (high >> 4 & kTwo) << 4);
   }
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) block.offsets[j] = in_pairs(mins[2 * j], mins[2 * j + 1]);
 }
 
-// sums += scale * pairs
+// sums += scale * partial
 template <int kP, int kN>
-void add_scaled(Ints (&sums)[kN][kP], const Pairs<kN, kP>& pairs, const Block256* block, int scale) {
+void add_scaled(Ints (&sums)[kN][kP], const Partials<kN, kP>& partial, const Block256* block, int scale) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) sums[t][p] += dot_pairs(pairs[t][p], block[p].scales[scale]);
+    for (int p = 0; p < kP; ++p) sums[t][p] += scaled(partial[t][p], block[p].scales[scale]);
   }
 }
 
 // Of each format: what stands before the codes (scales), the codes of 32 columns (codes), how many groups of 4 columns
-// an i16 has room for, and how many have a scale of their own.
+// have a scale of their own, and how many of these a partial sum has room for.
 struct Q4K {
   static constexpr int64_t kBlockBytes = 1152, kHeaderBytes = 128, kSubBytes = 128;
-  static constexpr int kOffsets = 4, kGroupsOfSum = 8, kGroupsOfScale = 8;
+  static constexpr int kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = 8;
   static void scales(Block256& block, const uint8_t* in) {
     block.d = from_f16(in);
     block.minus_min = -from_f16(in + 16);
@@ -325,7 +321,7 @@ struct Q4K {
 
 struct Q5K {
   static constexpr int64_t kBlockBytes = 1408, kHeaderBytes = 128, kSubBytes = 160;
-  static constexpr int kOffsets = 4, kGroupsOfSum = 4, kGroupsOfScale = 8;
+  static constexpr int kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = kWidePartial ? 8 : 4;
   static void scales(Block256& block, const uint8_t* in) { Q4K::scales(block, in); }
   static void codes(Bytes* out, const uint8_t* in) {
     unpack_nibbles(out, in);
@@ -335,12 +331,12 @@ struct Q5K {
 
 struct Q6K {
   static constexpr int64_t kBlockBytes = 1680, kHeaderBytes = 144, kSubBytes = 192;
-  static constexpr int kOffsets = 8, kGroupsOfSum = 2, kGroupsOfScale = 4;
+  static constexpr int kOffsets = 8, kGroupsOfScale = 4, kGroupsOfSum = kWidePartial ? 4 : 2;
   static void scales(Block256& block, const uint8_t* in) {
     block.d = from_f16(in);
     block.minus_min = block.d * splat_float(-32);
 #pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) block.scales[j] = in_both_signed(load_as<uint64_t>(in + 16 + j * 8));
+    for (int j = 0; j < 16; ++j) block.scales[j] = spread_signed(load_as<uint64_t>(in + 16 + j * 8));
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) block.offsets[j] = in_pairs(block.scales[2 * j], block.scales[2 * j + 1]);
   }
@@ -349,10 +345,10 @@ struct Q6K {
 #pragma GCC unroll 2
     for (int u = 0; u < 2; ++u) {
       const auto bits = load_as<Shorts>(in + 128 + u * 32);
-      out[u * 4] |= reinterpret_cast<Bytes>(bits << 4) & 48;
-      out[u * 4 + 1] |= reinterpret_cast<Bytes>(bits << 2) & 48;
-      out[u * 4 + 2] |= reinterpret_cast<Bytes>(bits) & 48;
-      out[u * 4 + 3] |= reinterpret_cast<Bytes>(bits >> 2) & 48;
+      out[u * 4] |= as<Bytes>(bits << 4) & 48;
+      out[u * 4 + 1] |= as<Bytes>(bits << 2) & 48;
+      out[u * 4 + 2] |= as<Bytes>(bits) & 48;
+      out[u * 4 + 3] |= as<Bytes>(bits >> 2) & 48;
     }
   }
 };
@@ -363,7 +359,7 @@ Ints sum_offsets(const Block256& block, const int16_t* sums_of_codes) {
   Ints offset = {};
 #pragma GCC unroll 8
   for (int j = 0; j < Format::kOffsets; ++j) {
-    offset += dot_pairs(block.offsets[j], reinterpret_cast<Shorts>(splat_4_bytes(sums_of_codes + 2 * j)));
+    offset += dot_pairs(block.offsets[j], as<Shorts>(splat_4_bytes(sums_of_codes + 2 * j)));
   }
   return offset;
 }
@@ -375,10 +371,10 @@ void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t
   for (int p = 0; p < kP; ++p) codes[p] = block[p].codes;
   Ints sums[kN][kP] = {};
   for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
-    Pairs<kN, kP> pairs = {};
+    Partials<kN, kP> partial = {};
 #pragma GCC unroll 1
-    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(pairs, codes, x.codes, g);
-    add_scaled(sums, pairs, block, group / Format::kGroupsOfScale);
+    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(partial, codes, x.codes, g);
+    add_scaled(sums, partial, block, group / Format::kGroupsOfScale);
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
@@ -413,8 +409,7 @@ Floats widen<F32>(const uint8_t* in) {
 }
 template <>
 Floats widen<Bf16>(const uint8_t* in) {
-  typedef uint16_t Codes __attribute__((vector_size(16)));
-  return reinterpret_cast<Floats>(__builtin_convertvector(load_as<Codes>(in), Ints) << 16);
+  return from_bf16(in);
 }
 template <>
 Floats widen<F16>(const uint8_t* in) {
@@ -531,12 +526,12 @@ struct Of256 {
         for (int group = 0; group < 8; group += Format::kGroupsOfSum) {
 #pragma GCC unroll 4
           for (int t = 0; t < kN; ++t) {
-            Shorts pairs = {};
+            Partial partial = {};
 #pragma GCC unroll 8
             for (int g = group; g < group + Format::kGroupsOfSum; ++g) {
-              pairs = add_products(pairs, codes[g], splat_4_bytes(x.codes[t] + s * 32 + g * 4));
+              partial = add_products(partial, codes[g], splat_4_bytes(x.codes[t] + s * 32 + g * 4));
             }
-            sums[t] += dot_pairs(pairs, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
+            sums[t] += scaled(partial, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
           }
         }
       }

@@ -41,6 +41,7 @@ struct PanelKernels {
   void (*f8_e4m3)(const PanelProduct&);
 };
 
+// Those of the instruction sets: see panel_variants.h.
 namespace baseline {
 extern const PanelKernels panel_kernels;
 }
@@ -48,15 +49,18 @@ extern const PanelKernels panel_kernels;
 namespace avx2 {
 extern const PanelKernels panel_kernels;
 }
+namespace avx2_vnni {
+extern const PanelKernels panel_kernels;
+}
 namespace avx512 {
 extern const PanelKernels panel_kernels;
 }
-#else
-namespace avx2 {
-using baseline::panel_kernels;
+namespace avx512_vnni {
+extern const PanelKernels panel_kernels;
 }
-namespace avx512 {
-using baseline::panel_kernels;
+#elif defined(__aarch64__)
+namespace dotprod {
+extern const PanelKernels panel_kernels;
 }
 #endif
 

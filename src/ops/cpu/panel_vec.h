@@ -12,6 +12,21 @@
 #error "kernel files are compiled per instruction set, see src/ops/CMakeLists.txt"
 #endif
 
+// Products of codes w and activations s of 4 columns and 8 rows are added in partial sums: two of i16 a row, or, where
+// the CPU adds four products at once, one of i32, which holds whatever comes. Multipliers of partial sums lie as these.
+// For every set stand here (for NEON with dot products in panel_vec_neon.h)
+//   add_products(sum, w, s)        codes without sign; in i16 the caller sees to it that nothing overflows
+//   partial_from(x)                the sum to begin with, from an i32 that is an i16 and zero
+//   total(sum), scaled(sum, scale) a row's sum, and that times the row's scale
+//   spread(bytes), spread_signed   eight bytes, a scale for each row
+//   stored_signed(w)               codes with sign, from -128 up, as add_signed wants them
+//   signed_from(x)                 what sums of those begin with; x: minus 8 times the sum of s, an i16 and zero
+//   add_signed(sum, w, s)          s from -127 up
+
+#if defined(__ARM_FEATURE_DOTPROD)
+#include "ops/cpu/panel_vec_neon.h"
+#else
+
 namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
 
 typedef uint8_t Bytes __attribute__((vector_size(32)));
@@ -30,74 +45,134 @@ template <class V>
 static inline void store_as(void* p, V v) {
   memcpy(p, &v, sizeof v);
 }
+// The same bits.
+template <class To, class From>
+static inline To as(From v) {
+  return reinterpret_cast<To>(v);
+}
 static inline Ints splat_int(int32_t x) { return x - Ints{}; }
 static inline Floats splat_float(float x) { return x - Floats{}; }
-static inline float read_float(const void* p) { return load_as<float>(p); }
-// The same 4 bytes for every row.
-static inline Ints splat_4_bytes(const void* p) { return splat_int(load_as<int32_t>(p)); }
-
-#if defined(__AVX2__)
-// sum[i] + u[2 i] s[2 i] + u[2 i + 1] s[2 i + 1], unsigned times signed; the caller sees to it that nothing overflows.
-static inline Shorts add_products(Shorts sum, Bytes u, Ints s) {
-  const auto product = _mm256_maddubs_epi16(reinterpret_cast<__m256i>(u), reinterpret_cast<__m256i>(s));
-  return sum + reinterpret_cast<Shorts>(product);
+static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+static inline Floats from_bf16(const void* p) {
+  typedef uint16_t Codes __attribute__((vector_size(16)));
+  return as<Floats>(__builtin_convertvector(load_as<Codes>(p), Ints) << 16);
 }
+
 // a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]
 static inline Ints dot_pairs(Shorts a, Shorts b) {
-  return reinterpret_cast<Ints>(_mm256_madd_epi16(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#if defined(__AVX2__)
+  return as<Ints>(_mm256_madd_epi16(as<__m256i>(a), as<__m256i>(b)));
+#else
+  const auto c = as<Ints>(a), d = as<Ints>(b);
+  return (c << 16 >> 16) * (d << 16 >> 16) + (c >> 16) * (d >> 16);
+#endif
 }
-// sum over 4 columns of w s, both signed; w may be -128, s not
-static inline Ints dot_signed(SignedBytes w, Ints s) {
-  const auto bytes = reinterpret_cast<__m256i>(w);
-  const auto products =
-      _mm256_maddubs_epi16(_mm256_abs_epi8(bytes), _mm256_sign_epi8(reinterpret_cast<__m256i>(s), bytes));
-  return reinterpret_cast<Ints>(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool kWidePartial = true;
+typedef Ints Partial;
+static inline Partial partial_from(int32_t x) { return splat_int(x) << 16 >> 16; }
+static inline Ints total(Partial sum) { return sum; }
+static inline Ints scaled(Partial sum, Partial scale) { return sum * scale; }
+static inline Partial spread(uint64_t bytes) {
+  typedef uint8_t Eight __attribute__((vector_size(8)));
+  return __builtin_convertvector(load_as<Eight>(&bytes), Ints);
 }
+static inline Partial spread_signed(uint64_t bytes) { return spread(bytes) << 24 >> 24; }
+#else
+constexpr bool kWidePartial = false;
+typedef Shorts Partial;
+static inline Partial partial_from(int32_t x) { return as<Partial>(splat_int(x)); }
+static inline Ints scaled(Partial sum, Partial scale) { return dot_pairs(sum, scale); }
+#if defined(__AVX2__)
+static inline Ints total(Partial sum) {
+  Shorts ones = 1 - Shorts{};
+  asm volatile("" : "+x"(ones));  // made where it is needed: kept over a loop it would cost a sum its register
+  return dot_pairs(sum, ones);
+}
+static inline Partial spread(uint64_t bytes) {
+  const __m256i places =
+      _mm256_setr_epi64x(0x8001800180008000, 0x8003800380028002, 0x8005800580048004, 0x8007800780068006);
+  return as<Partial>(_mm256_shuffle_epi8(_mm256_set1_epi64x(static_cast<int64_t>(bytes)), places));
+}
+static inline Partial spread_signed(uint64_t bytes) {
+  return as<Partial>(_mm256_srai_epi16(_mm256_slli_epi16(as<__m256i>(spread(bytes)), 8), 8));
+}
+#else
+static inline Ints total(Partial sum) {
+  const auto both = as<Ints>(sum);
+  return (both << 16 >> 16) + (both >> 16);
+}
+static inline Partial spread(uint64_t bytes) {
+  Ints wide;
+  for (int r = 0; r < 8; ++r) wide[r] = static_cast<int32_t>(bytes >> 8 * r & 0xFF);
+  return as<Partial>(wide | wide << 16);
+}
+static inline Partial spread_signed(uint64_t bytes) { return spread(bytes) << 8 >> 8; }
+#endif
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+static inline Partial add_products(Partial sum, Bytes w, Ints s) {
+  const auto c = as<__m256i>(sum), a = as<__m256i>(w), b = as<__m256i>(s);
+#if defined(__AVX512VNNI__)
+  return as<Partial>(_mm256_dpbusd_epi32(c, a, b));
+#else
+  return as<Partial>(_mm256_dpbusd_avx_epi32(c, a, b));
+#endif
+}
+// The instruction takes codes without sign: they are made larger by 128, which the sum has to begin without.
+static inline Bytes stored_signed(Bytes w) { return w ^ 128; }
+static inline Ints signed_from(int32_t x) { return splat_int(x) << 16 >> 12; }
+static inline Ints add_signed(Ints sum, Bytes w, Ints s) { return add_products(sum, w, s); }
+#else
+static inline Bytes stored_signed(Bytes w) { return w; }
+static inline Ints signed_from(int32_t) { return Ints{}; }
+#if defined(__AVX2__)
+static inline Partial add_products(Partial sum, Bytes w, Ints s) {
+  const auto products = _mm256_maddubs_epi16(as<__m256i>(w), as<__m256i>(s));
+  return sum + as<Partial>(products);
+}
+static inline Ints add_signed(Ints sum, Bytes w, Ints s) {
+  const auto bytes = as<__m256i>(w);
+  const auto products = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes), _mm256_sign_epi8(as<__m256i>(s), bytes));
+  return sum + as<Ints>(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+#else
+static inline Partial add_products(Partial sum, Bytes w, Ints s) {
+  const auto bytes = as<SignedBytes>(s);
+  for (int i = 0; i < 16; ++i) sum[i] += w[2 * i] * bytes[2 * i] + w[2 * i + 1] * bytes[2 * i + 1];
+  return sum;
+}
+static inline Ints add_signed(Ints sum, Bytes w, Ints s) {
+  const auto codes = as<SignedBytes>(w), bytes = as<SignedBytes>(s);
+  for (int i = 0; i < 32; ++i) sum[i / 4] += codes[i] * bytes[i];
+  return sum;
+}
+#endif
+#endif
+
+#if defined(__AVX2__)
 static inline Floats from_f16(const void* p) {
-  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
+  return as<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
 static inline float from_f16_one(const void* p) { return _cvtsh_ss(load_as<uint16_t>(p)); }
 // 8 numbers of FP8 e4m3 / 256: with an exponent that is 8 less they are f16 numbers, subnormal ones too.
 static inline Floats from_f8_over_256(const void* p) {
   const __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p))), 7);
-  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16(static_cast<int16_t>(0xBF80)))));
+  return as<Floats>(_mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16(static_cast<int16_t>(0xBF80)))));
 }
 static inline Floats from_i8(const void* p) {
   const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
-  return reinterpret_cast<Floats>(_mm256_cvtepi32_ps(wide));
-}
-// 8 bytes, one a row, in both i16 of the row: without sign, and with.
-static inline Shorts in_both(uint64_t bytes) {
-  const __m256i places =
-      _mm256_setr_epi64x(0x8001800180008000, 0x8003800380028002, 0x8005800580048004, 0x8007800780068006);
-  return reinterpret_cast<Shorts>(_mm256_shuffle_epi8(_mm256_set1_epi64x(static_cast<int64_t>(bytes)), places));
-}
-static inline Shorts in_both_signed(uint64_t bytes) {
-  return reinterpret_cast<Shorts>(
-      _mm256_srai_epi16(_mm256_slli_epi16(reinterpret_cast<__m256i>(in_both(bytes)), 8), 8));
+  return as<Floats>(_mm256_cvtepi32_ps(wide));
 }
 #else
-static inline Shorts add_products(Shorts sum, Bytes u, Ints s) {
-  const auto bytes = reinterpret_cast<SignedBytes>(s);
-  for (int i = 0; i < 16; ++i) sum[i] += u[2 * i] * bytes[2 * i] + u[2 * i + 1] * bytes[2 * i + 1];
-  return sum;
-}
-static inline Ints dot_pairs(Shorts a, Shorts b) {
-  Ints out;
-  for (int i = 0; i < 8; ++i) out[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
-  return out;
-}
-static inline Ints dot_signed(SignedBytes w, Ints s) {
-  const auto bytes = reinterpret_cast<SignedBytes>(s);
-  Ints out = {};
-  for (int i = 0; i < 32; ++i) out[i / 4] += w[i] * bytes[i];
-  return out;
-}
 static inline Floats from_f16(const void* p) {
   typedef uint16_t Codes __attribute__((vector_size(16)));
   const Ints codes = __builtin_convertvector(load_as<Codes>(p), Ints);
-  const Floats magnitude = reinterpret_cast<Floats>((codes & 0x7FFF) << 13) * splat_float(0x1p112f);
-  return reinterpret_cast<Floats>(reinterpret_cast<Ints>(magnitude) | (codes & 0x8000) << 16);
+  const Floats magnitude = as<Floats>((codes & 0x7FFF) << 13) * splat_float(0x1p112f);
+  return as<Floats>(as<Ints>(magnitude) | (codes & 0x8000) << 16);
 }
 static inline float from_f16_one(const void* p) {
   uint16_t codes[8] = {load_as<uint16_t>(p)};
@@ -106,28 +181,22 @@ static inline float from_f16_one(const void* p) {
 static inline Floats from_f8_over_256(const void* p) {
   typedef uint8_t Codes __attribute__((vector_size(8)));
   const Ints codes = __builtin_convertvector(load_as<Codes>(p), Ints);
-  return reinterpret_cast<Floats>((codes & 0x7F) << 20 | (codes & 0x80) << 24) * splat_float(0x1p112f);
+  return as<Floats>((codes & 0x7F) << 20 | (codes & 0x80) << 24) * splat_float(0x1p112f);
 }
 static inline Floats from_i8(const void* p) {
   typedef int8_t Codes __attribute__((vector_size(8)));
   return __builtin_convertvector(__builtin_convertvector(load_as<Codes>(p), Ints), Floats);
 }
-static inline Shorts in_both(uint64_t bytes) {
-  Ints wide;
-  for (int r = 0; r < 8; ++r) wide[r] = static_cast<int32_t>(bytes >> 8 * r & 0xFF);
-  return reinterpret_cast<Shorts>(wide | wide << 16);
-}
-static inline Shorts in_both_signed(uint64_t bytes) { return in_both(bytes) << 8 >> 8; }
 #endif
 
-// Sums of the two i16 of each row.
-static inline Ints sum_pairs(Shorts a) {
-  Shorts ones = 1 - Shorts{};
-#if defined(__AVX2__)
-  asm volatile("" : "+x"(ones));  // made where it is needed: kept over a loop it would cost a sum its register
+}  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE
+
 #endif
-  return dot_pairs(a, ones);
-}
-static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
+
+namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
+
+static inline float read_float(const void* p) { return load_as<float>(p); }
+// The same 4 bytes for every row.
+static inline Ints splat_4_bytes(const void* p) { return splat_int(load_as<int32_t>(p)); }
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

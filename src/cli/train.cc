@@ -102,7 +102,8 @@ void add_train(CLI::App& app, CommonOptions& common) {
                 "Tokens a sequence after step --extend-at, with as many tokens a step as before");
   c->add_option("--extend-at", o.extend_at, "Last step of --seq-len");
   c->add_option("--lr", o.lr.peak, "Peak learning rate")->capture_default_str();
-  c->add_option("--min-lr", options->min_lr, "Learning rate at the end (default: a tenth of --lr)");
+  c->add_option("--min-lr", options->min_lr, "Learning rate at the end (default: a tenth of --lr)")
+      ->check(CLI::Range(0.0, 100.0));
   c->add_option("--warmup", o.lr.warmup, "Steps of linear growth of the learning rate");
   c->add_option("--schedule", options->schedule, "constant, cosine or wsd")->capture_default_str();
   c->add_option("--decay-fraction", o.lr.decay_fraction, "wsd: the part of the run in which the rate falls")
@@ -119,7 +120,8 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--balance", options->balance, "Expert loads: bias (loss-free), aux (balance loss) or none")
       ->default_str("bias, or aux for models without correction biases");
   c->add_option("--bias-update-speed", o.bias_update_speed, "Step of the correction biases")->capture_default_str();
-  c->add_option("--balance-alpha", o.balance_alpha, "Weight of the balance loss (default: 0.001 with aux, else 0)");
+  c->add_option("--balance-alpha", o.balance_alpha, "Weight of the balance loss (default: 0.001 with aux, else 0)")
+      ->check(CLI::Range(0.0, 100.0));
   c->add_option("--mtp-weight", o.mtp_weight, "Weight of the MTP loss, where the model has the module")
       ->capture_default_str();
   c->add_option("--val-data", o.val_data, "Text that is not learned from")->type_name("FILE...");

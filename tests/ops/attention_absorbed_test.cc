@@ -105,6 +105,7 @@ TEST(AbsorbedAttention, EqualsTheExpandedForm) {
 TEST(ExpandedAttention, OverCachesMatchesThePlainTwin) {
   for (const MlaDims& dims : {kOdd, kMany}) {
     for (const Format format : {Format::f32, Format::bf16, Format::q8_0}) {
+      if (format != Format::f32 && dims.n_heads > kOdd.n_heads) continue;  // the twin takes long
       const Problem p = make_problem(dims, {{300, 140}, {1, 1}, {70, 3}, {5, 0}, {129, 129}}, 2, format);
       mla_attention_expanded(ctx(), p.o, p.q, p.kv_b, p.sequences, p.dims, p.scale);
       const Tensor o = filled_like(p.o, NAN);

@@ -65,6 +65,8 @@ fs::path behind_links(fs::path path) {
 }  // namespace
 
 bool path_exists(const fs::path& path) { return type_of(path) != fs::file_type::not_found; }
+bool path_is_directory(const fs::path& path) { return type_of(path) == fs::file_type::directory; }
+
 bool same_path(const fs::path& a, const fs::path& b) {
   std::error_code error;
   if (fs::equivalent(a, b, error)) return true;
@@ -72,7 +74,6 @@ bool same_path(const fs::path& a, const fs::path& b) {
   const fs::path whole_b = fs::weakly_canonical(behind_links(b), error);
   return whole_a == whole_b && !whole_a.empty();
 }
-bool path_is_directory(const fs::path& path) { return type_of(path) == fs::file_type::directory; }
 
 // O_NONBLOCK: opening a named pipe must fail below, not wait for a writer.
 MappedFile::MappedFile(const fs::path& path) : path_(path) {

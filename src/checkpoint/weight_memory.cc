@@ -19,7 +19,7 @@ void for_each_present(ModelWeights& weights, const Visit& visit) {
 
 void check_fit(int64_t bytes, const char* option) {
   const uint64_t available = available_memory_bytes();
-  if (static_cast<uint64_t>(bytes) <= memory_for_model(available)) return;
+  if (weights_fit(bytes, available)) return;
   throw Error("{}: the weights are {}, and {} of memory are available; leave {} out, and experts are read from disk",
               option, human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(available)), option);
 }
@@ -54,6 +54,10 @@ bool shows_residency(const PackedModel& model) {
 }
 
 uint64_t memory_for_model(uint64_t available_bytes) { return available_bytes - available_bytes / 16; }
+
+bool weights_fit(int64_t weight_bytes, uint64_t available_bytes) {
+  return static_cast<uint64_t>(weight_bytes) <= memory_for_model(available_bytes);
+}
 
 void move_to_huge_pages(PackedModel& model, ThreadPool& pool) {
   if (!is_mapped(model)) return;

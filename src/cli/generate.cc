@@ -182,14 +182,16 @@ int64_t draft_tokens(const DraftOptions& options, const Model& model) {
 }
 
 void add_kv_type_option(CLI::App& command, std::string& kv_type) {
-  command.add_option("--kv-type", kv_type, "Number format of the cache: f32, bf16, f16, fp8, int8");
+  std::vector<std::string> names;
+  for (const CacheType& type : kCacheTypes) names.emplace_back(type.name);
+  command.add_option("--kv-type", kv_type, fmt::format("Number format of the cache: {}", fmt::join(names, ", ")))
+      ->check(CLI::IsMember(names));
 }
 
 Format cache_format(const std::string& kv_type) {
-  for (const CacheType& type : kCacheTypes) {
-    if (kv_type == type.name) return type.format;
-  }
-  throw UsageError("--kv-type {}: must be f32, bf16, f16, fp8 or int8", printable(kv_type));
+  const auto* const type = std::ranges::find(kCacheTypes, kv_type, &CacheType::name);
+  FATHOM_CHECK(type != std::end(kCacheTypes), "{}", kv_type);  // the option's check
+  return type->format;
 }
 
 void add_generate(CLI::App& app, CommonOptions& common) {

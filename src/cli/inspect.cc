@@ -160,7 +160,7 @@ struct Fit {
   uint64_t available_bytes = 0;
   bool packed = false;
 
-  bool fits() const { return static_cast<uint64_t>(weight_bytes) <= memory_for_model(available_bytes); }
+  bool fits() const { return weights_fit(weight_bytes, available_bytes); }
   // Tokens whose cache has room beside the weights, as far as the model reads.
   int64_t context(const ModelConfig& config, Format format) const {
     if (!fits()) return 0;

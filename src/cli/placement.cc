@@ -31,7 +31,7 @@ std::unique_ptr<ExpertReading> make_expert_reading(const PackedModel& loaded, co
   }
   const int64_t bytes = weight_bytes(loaded.weights);
   const uint64_t available = available_memory_bytes();
-  const bool fit = static_cast<uint64_t>(bytes) <= memory_for_model(available);
+  const bool fit = weights_fit(bytes, available);
   if (fit && !wanted) return nullptr;
   if (!fit) {
     log("the weights are {}, more than the {} of memory available: experts are read from disk when they are chosen",

@@ -5,29 +5,11 @@
 #include <cstring>
 #include <numeric>
 
-#include "infer/score.h"
-
 namespace fathom {
 namespace {
 
 constexpr int64_t kGroupTokens = 2048;  // run together
 constexpr int64_t kLogitRows = 64;      // whose logits are in memory
-
-// Calls with the hidden states of group after group.
-void for_each_group(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
-                    const OnTokens& on_tokens, const std::function<void(const Batch& batch, Tensor hidden)>& use) {
-  check_sequences(model.config, sequences);
-  int64_t done = 0;
-  for (size_t begin = 0; begin < sequences.size();) {
-    const size_t end = end_of_group(sequences, begin, kGroupTokens);
-    const ArenaScope scope(ctx.arena);
-    const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
-    use(batch, forward(ctx, model, batch));
-    begin = end;
-    done += batch.n_tokens();
-    if (on_tokens) on_tokens(done);
-  }
-}
 
 struct LogSoftmax {
   const float* logits;
@@ -73,9 +55,12 @@ Predictions predict(Context& ctx, const Model& model, std::span<const std::vecto
   Predictions predictions{model.config, Buffer(static_cast<size_t>(head.size_bytes())), head, {}};
   std::memcpy(predictions.memory.data(), head.data, static_cast<size_t>(head.size_bytes()));
   predictions.head.data = predictions.memory.data();
-  for_each_group(ctx, model, sequences, on_tokens, [&](const Batch&, Tensor hidden) {
+  check_sequences(model.config, sequences);
+  const auto keep = [&](const Batch& batch) {
+    const Tensor hidden = forward(ctx, model, batch);
     predictions.hidden.insert(predictions.hidden.end(), hidden.f32(), hidden.f32() + hidden.size());
-  });
+  };
+  for_each_group(ctx, sequences, kGroupTokens, keep, on_tokens);
   return predictions;
 }
 
@@ -88,7 +73,9 @@ Divergence diverge(Context& ctx, const Predictions& predictions, const Model& ot
   const Model first = make_model(config, head_alone);
   std::vector<TokenDivergence> all;
   const float* kept = predictions.hidden.data();
-  for_each_group(ctx, other, sequences, on_tokens, [&](const Batch& batch, Tensor hidden) {
+  check_sequences(other.config, sequences);
+  const auto compare_group = [&](const Batch& batch) {
+    const Tensor hidden = forward(ctx, other, batch);
     std::vector<int32_t> next(static_cast<size_t>(batch.n_tokens()), -1);
     for (int64_t s = 0; s < batch.n_sequences(); ++s) {
       const int32_t* offsets = batch.seq_offsets.i32();
@@ -112,7 +99,8 @@ Divergence diverge(Context& ctx, const Predictions& predictions, const Model& ot
       }
       kept += n * config.hidden_size;
     }
-  });
+  };
+  for_each_group(ctx, sequences, kGroupTokens, compare_group, on_tokens);
 
   Divergence result;
   result.tokens = std::ssize(all);

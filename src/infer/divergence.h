@@ -1,16 +1,12 @@
 // How far one model's predictions of a text are from another's.
 #pragma once
 
-#include <functional>
 #include <span>
 #include <vector>
 
-#include "model/forward.h"
+#include "infer/score.h"
 
 namespace fathom {
-
-// Called with the tokens that are done; may throw to give up.
-using OnTokens = std::function<void(int64_t done)>;
 
 // What a model says of every token of a text, in the least memory that keeps it exactly: its last hidden states, and
 // its head, which makes the same logits of them again.

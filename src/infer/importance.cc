@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "checkpoint/gguf_model.h"
-#include "infer/score.h"
 
 namespace fathom {
 namespace {
@@ -25,13 +24,15 @@ struct Sums {
     return e;
   }
 
-  void add_squares(float* sums, Tensor x, int64_t begin, int64_t end) const {
-    std::vector<double> squares(static_cast<size_t>(end - begin));
-    for (int64_t t = 0; t < x.rows(); ++t) {
-      const float* row = x.f32_row(t) + begin;
-      for (size_t i = 0; i < squares.size(); ++i) squares[i] += static_cast<double>(row[i]) * row[i];
+  // sums[i] += sum over rows of row(r)[i]^2, for `cols` columns.
+  template <class Row>
+  static void add_squares(float* sums, int64_t n_rows, int64_t cols, const Row& row) {
+    std::vector<double> squares(static_cast<size_t>(cols));
+    for (int64_t r = 0; r < n_rows; ++r) {
+      const float* x = row(r);
+      for (size_t i = 0; i < squares.size(); ++i) squares[i] += static_cast<double>(x[i]) * x[i];
     }
-    for (size_t i = 0; i < squares.size(); ++i) sums[begin + static_cast<int64_t>(i)] += static_cast<float>(squares[i]);
+    for (size_t i = 0; i < squares.size(); ++i) sums[i] += static_cast<float>(squares[i]);
   }
 
   // x: [tokens, cols]
@@ -39,22 +40,19 @@ struct Sums {
     ImatrixEntry& e = entry(hf_name, matrices, x.cols());
     e.counts[static_cast<size_t>(matrix)] += static_cast<float>(x.rows());
     float* sums = e.sums.data() + matrix * e.cols;
-    ctx.pool.parallel_for(0, x.cols(), 64, [&](int64_t begin, int64_t end) { add_squares(sums, x, begin, end); });
+    ctx.pool.parallel_for(0, x.cols(), 64, [&](int64_t begin, int64_t end) {
+      add_squares(sums + begin, x.rows(), end - begin, [&](int64_t t) { return x.f32_row(t) + begin; });
+    });
   }
-  // Rows of every expert: of x where row_of says which, else the slots themselves.
+  // x: [tokens, cols] (by_token) or [slots, cols], sorted by expert.
   void add_experts(const std::string& hf_name, Tensor x, const Dispatch& d, bool by_token) {
     const int64_t experts = d.offsets.cols() - 1;
     ImatrixEntry& e = entry(hf_name, experts, x.cols());
     ctx.pool.parallel_for(0, experts, 1, [&](int64_t expert, int64_t) {
-      const int32_t begin = d.offsets.i32()[expert], end = d.offsets.i32()[expert + 1];
-      e.counts[static_cast<size_t>(expert)] += static_cast<float>(end - begin);
-      std::vector<double> squares(static_cast<size_t>(x.cols()));
-      for (int32_t slot = begin; slot < end; ++slot) {
-        const float* row = x.f32_row(by_token ? d.token_of.i32()[slot] : slot);
-        for (size_t i = 0; i < squares.size(); ++i) squares[i] += static_cast<double>(row[i]) * row[i];
-      }
-      float* sums = e.sums.data() + expert * x.cols();
-      for (size_t i = 0; i < squares.size(); ++i) sums[i] += static_cast<float>(squares[i]);
+      const int32_t begin = d.offsets.i32()[expert], n = d.offsets.i32()[expert + 1] - begin;
+      e.counts[static_cast<size_t>(expert)] += static_cast<float>(n);
+      add_squares(e.sums.data() + expert * x.cols(), n, x.cols(),
+                  [&](int64_t i) { return x.f32_row(by_token ? d.token_of.i32()[begin + i] : begin + i); });
     });
   }
 
@@ -91,32 +89,24 @@ struct Sums {
 }  // namespace
 
 Imatrix measure_importance(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
-                           const std::function<void(int64_t done)>& on_tokens) {
+                           const OnTokens& on_tokens) {
   const ModelConfig& config = model.config;
   check_sequences(config, sequences);
   Imatrix imatrix;
   Sums sums{ctx, imatrix};
-  int64_t done = 0;
-  for (size_t begin = 0; begin < sequences.size();) {
-    const size_t end = end_of_group(sequences, begin, kGroupTokens);
-    const ArenaScope scope(ctx.arena);
-    const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
+  const auto add_group = [&](const Batch& batch) {
     const LayerVisit visit = [&](int64_t layer, const LayerSaved& saved) { sums.add_layer(config, layer, saved); };
     const Tensor hidden = forward(ctx, model, batch, {.on_layer = &visit});
     sums.add("lm_head.weight", hidden);
     const MtpInput next = make_mtp_input(ctx, batch);
-    if (!model.weights.mtp.empty() && next.next.n_tokens() > 0) {
-      MtpSaved saved;
-      mtp_forward(ctx, model, next, hidden, {.saved = &saved});
-      sums.add(fmt::format("model.layers.{}.eh_proj.weight", config.num_hidden_layers), saved.concatenated);
-      sums.add_layer(config, config.num_hidden_layers, saved.layer);
-    }
-    for (size_t s = begin; s < end; ++s)
-      imatrix.chunk_tokens = std::max(imatrix.chunk_tokens, std::ssize(sequences[s]));
-    begin = end;
-    done += batch.n_tokens();
-    if (on_tokens) on_tokens(done);
-  }
+    if (model.weights.mtp.empty() || next.next.n_tokens() == 0) return;
+    MtpSaved saved;
+    mtp_forward(ctx, model, next, hidden, {.saved = &saved});
+    sums.add(fmt::format("model.layers.{}.eh_proj.weight", config.num_hidden_layers), saved.concatenated);
+    sums.add_layer(config, config.num_hidden_layers, saved.layer);
+  };
+  for_each_group(ctx, sequences, kGroupTokens, add_group, on_tokens);
+  for (const auto& ids : sequences) imatrix.chunk_tokens = std::max(imatrix.chunk_tokens, std::ssize(ids));
   imatrix.chunks = std::ssize(sequences);
   fit_imatrix(imatrix, config);
   return imatrix;

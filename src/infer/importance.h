@@ -1,20 +1,18 @@
 // Runs a model over text and sums the squares of what goes into every matrix, column by column: its importance matrix.
 #pragma once
 
-#include <functional>
 #include <span>
 #include <vector>
 
 #include "checkpoint/imatrix.h"
-#include "model/forward.h"
+#include "infer/score.h"
 
 namespace fathom {
 
 // sequences: as check_sequences wants them. The MTP module is run too, where there is one. Of kv_b_proj there is what
-// both its forms read: the latents, and each head's queries (for its half k_b). `on_tokens` is told how many tokens are
-// done; it may throw to give up.
+// both its forms read: the latents, and each head's queries (for its half k_b).
 Imatrix measure_importance(Context& ctx, const Model& model, std::span<const std::vector<int32_t>> sequences,
-                           const std::function<void(int64_t done)>& on_tokens = {});
+                           const OnTokens& on_tokens = {});
 
 // The tokens that each expert saw, of every MoE layer in order.
 struct ExpertCoverage {

@@ -76,13 +76,21 @@ void check_sequences(const ModelConfig& config, std::span<const std::vector<int3
   }
 }
 
-size_t end_of_group(std::span<const std::vector<int32_t>> sequences, size_t begin, int64_t max_tokens) {
-  size_t end = begin;
-  int64_t tokens = 0;
-  do {
-    tokens += std::ssize(sequences[end++]);
-  } while (end < sequences.size() && tokens + std::ssize(sequences[end]) <= max_tokens);
-  return end;
+void for_each_group(Context& ctx, std::span<const std::vector<int32_t>> sequences, int64_t max_tokens,
+                    const std::function<void(const Batch& batch)>& use, const OnTokens& on_tokens) {
+  int64_t done = 0;
+  for (size_t begin = 0; begin < sequences.size();) {
+    size_t end = begin;
+    int64_t tokens = 0;
+    do {
+      tokens += std::ssize(sequences[end++]);
+    } while (end < sequences.size() && tokens + std::ssize(sequences[end]) <= max_tokens);
+    const ArenaScope scope(ctx.arena);
+    use(make_batch(ctx, sequences.subspan(begin, end - begin)));
+    begin = end;
+    done += tokens;
+    if (on_tokens) on_tokens(done);
+  }
 }
 
 std::vector<std::vector<int32_t>> cut_windows(std::span<const int32_t> ids, int64_t window) {
@@ -121,17 +129,13 @@ ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<
     for (const auto& sequence : sequences)
       offsets.ids.push_back(offsets.ids.back() + static_cast<int64_t>(sequence.size()));
   }
-  for (size_t begin = 0; begin < sequences.size();) {
-    const size_t end = end_of_group(sequences, begin, kGroupTokens);
-    const ArenaScope scope(ctx.arena);
-    const Batch batch = make_batch(ctx, sequences.subspan(begin, end - begin));
+  for_each_group(ctx, sequences, kGroupTokens, [&](const Batch& batch) {
     const Targets targets = make_targets(ctx, batch);
     if (options.tensors) collect_group(ctx, model, batch, options, out);
     result.loss += options.gradients != nullptr
                        ? loss_and_gradients(ctx, model, *options.gradients, batch, targets, loss_options)
                        : loss(ctx, model, batch, targets, loss_options);
-    begin = end;
-  }
+  });
   return result;
 }
 

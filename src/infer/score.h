@@ -2,6 +2,7 @@
 // files (docs/score.md).
 #pragma once
 
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,8 +38,13 @@ struct ScoreResult {
 // Error naming sequence and position unless each has at least one id, all inside the vocabulary and the context.
 void check_sequences(const ModelConfig& config, std::span<const std::vector<int32_t>> sequences);
 
-// Where the group of sequences that begins at `begin` ends: as many as have max_tokens together, at least one.
-size_t end_of_group(std::span<const std::vector<int32_t>> sequences, size_t begin, int64_t max_tokens);
+// Called with the tokens that are done; may throw to give up.
+using OnTokens = std::function<void(int64_t done)>;
+
+// Calls `use` with the sequences packed in groups, of as many as have max_tokens together, at least one. What it takes
+// from the arena is free again behind it.
+void for_each_group(Context& ctx, std::span<const std::vector<int32_t>> sequences, int64_t max_tokens,
+                    const std::function<void(const Batch& batch)>& use, const OnTokens& on_tokens = {});
 
 // A text as windows of tokens; one begins with the last token of the one before, so that every token but the first is
 // predicted once.

@@ -23,9 +23,9 @@ namespace fathom {
 struct TrainedState {
   ModelConfig config;
   Parameters parameters, first_moment, second_moment;
-  int64_t step = 0;    // steps done
-  int64_t tokens = 0;  // targets learned from
-  double loss = 0;     // of the last step
+  int64_t step = 0;                // steps done
+  int64_t tokens = 0;              // targets learned from
+  double loss = 0;                 // of the last step
   std::optional<double> val_loss;  // the last that was measured
 };
 

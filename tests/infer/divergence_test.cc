@@ -8,6 +8,7 @@
 
 #include "checkpoint/packed_model.h"
 #include "infer/score.h"
+#include "model/tiny_models.h"
 #include "temporary_directory.h"
 
 namespace fathom {
@@ -23,12 +24,8 @@ class Divergences : public testing::Test {
     convert_model(kOracle / "v2_lite_like", scratch_.path() / "packed", *find_recipe("q4_0"), pool_);
     source_ = load_packed_model(kOracle / "v2_lite_like", pool_);
     packed_ = load_packed_model(scratch_.path() / "packed", pool_);
-    Rng rng(3);
     for (const int64_t n : {70, 1, 2, 900, 600, 700}) {  // several groups, and more than one block of logits
-      auto& ids = sequences_.emplace_back();
-      for (int64_t i = 0; i < n; ++i) {
-        ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(source_.config.vocab_size))));
-      }
+      sequences_.push_back(random_ids(n, source_.config.vocab_size, static_cast<uint64_t>(n)));
     }
   }
   static Model model_of(const PackedModel& packed) { return make_model(packed.config, packed.weights); }

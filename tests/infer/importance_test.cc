@@ -10,6 +10,7 @@
 #include "checkpoint/packed_model.h"
 #include "infer/divergence.h"
 #include "infer/score.h"
+#include "model/tiny_models.h"
 #include "temporary_directory.h"
 
 namespace fathom {
@@ -22,13 +23,9 @@ const fs::path kOracle = fs::path(FATHOM_TEST_DATA) / "oracle";
 class Importance : public testing::Test {
  protected:
   static std::vector<std::vector<int32_t>> random_sequences(const ModelConfig& config) {
-    Rng rng(3);
     std::vector<std::vector<int32_t>> sequences;
     for (const int64_t n : {5, 40, 1, 23}) {
-      auto& ids = sequences.emplace_back();
-      for (int64_t i = 0; i < n; ++i) {
-        ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(config.vocab_size))));
-      }
+      sequences.push_back(random_ids(n, config.vocab_size, static_cast<uint64_t>(n)));
     }
     return sequences;
   }

@@ -18,12 +18,9 @@ inline void widen_all(float* out, const uint8_t* in, int64_t n, const Widen& wid
   memcpy(out + i, &numbers, static_cast<size_t>(n - i) * sizeof(float));
 }
 
-Floats from_bf16(const void* p) {
-  typedef uint16_t Codes __attribute__((vector_size(16)));
-  return reinterpret_cast<Floats>(__builtin_convertvector(load_as<Codes>(p), Ints) << 16);
+void widen_bf16(float* out, const uint8_t* in, int64_t n) {
+  widen_all<2>(out, in, n, [](const uint8_t* codes) { return from_bf16(codes); });
 }
-
-void widen_bf16(float* out, const uint8_t* in, int64_t n) { widen_all<2>(out, in, n, from_bf16); }
 
 void widen_f16(float* out, const uint8_t* in, int64_t n) {
   widen_all<2>(out, in, n, [](const uint8_t* codes) { return from_f16(codes); });

@@ -86,6 +86,13 @@ function(fathom_kernels room)
   endforeach()
 endfunction()
 
+# For code made of other people's templates, which sanitizers make twice as slow to optimize, and which does not take long to run.
+function(fathom_compile_quickly target)
+  if(FATHOM_SANITIZE)
+    target_compile_options(${target} PRIVATE -O0)
+  endif()
+endfunction()
+
 # fathom_tests(ops LIBRARIES fathom_ops): tests/ops/*_test.cc as one program, each test known to ctest.
 function(fathom_tests name)
   cmake_parse_arguments(TESTS "" "" "LIBRARIES" ${ARGN})
@@ -94,5 +101,6 @@ function(fathom_tests name)
   target_link_libraries(${name}_test PRIVATE ${TESTS_LIBRARIES} fathom_options GTest::gmock GTest::gtest_main)
   target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_compile_definitions(${name}_test PRIVATE FATHOM_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
+  fathom_compile_quickly(${name}_test)
   gtest_discover_tests(${name}_test TEST_PREFIX ${name}. DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 600)
 endfunction()

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs fuzzers of build/fuzz from their seeds, one a core at a time: scripts/fuzz.sh NAME=RUNS NAME=SECONDSs ...
+# Runs fuzzers of build/asan from their seeds, one a core at a time: scripts/fuzz.sh NAME=RUNS NAME=SECONDSs ...
 # Of a finding it shows the report, the input in base64 and how to run it again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export found=build/fuzz/findings
+export found=build/asan/findings
 mkdir -p "$found"
 rm -f "$found"/*.failed
 
@@ -19,7 +19,7 @@ fuzz() { # NAME=RUNS or NAME=SECONDSs
   esac
   [[ -f tests/fuzz/$name.dict ]] && options+=("-dict=tests/fuzz/$name.dict")
   seeds=$(printf '%s,' tests/fuzz/corpus/"$name"/*)  # named one by one: given their folder, it would be written to
-  if "build/fuzz/tests/fuzz/$name" "${options[@]}" "-seed_inputs=${seeds%,}" >"$log" 2>&1; then
+  if "build/asan/tests/fuzz/$name" "${options[@]}" "-seed_inputs=${seeds%,}" >"$log" 2>&1; then
     printf '%-24s %s\n' "$name" "$(tail -n 1 "$log")"
     return
   fi
@@ -27,7 +27,7 @@ fuzz() { # NAME=RUNS or NAME=SECONDSs
   grep -v '^#[0-9]' "$log" | tail -n 60
   if [[ -n $input ]]; then
     echo "base64: $(base64 -w 0 "$input")"
-    echo "fuzz: $name fails on $input; run it again with build/fuzz/tests/fuzz/$name $input" >"$found/$name.failed"
+    echo "fuzz: $name fails on $input; run it again with build/asan/tests/fuzz/$name $input" >"$found/$name.failed"
   else
     echo "fuzz: $name did not run to its end; see $log" >"$found/$name.failed"
   fi

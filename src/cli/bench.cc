@@ -1,4 +1,5 @@
 // fathom bench: tokens a second of reading prompts and of writing.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>

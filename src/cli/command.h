@@ -1,7 +1,6 @@
 // What the subcommands share: the options every one of them has, and one function each that adds it to the program.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdint>
 #include <filesystem>
@@ -14,6 +13,10 @@
 #include "model/forward.h"
 #include "text/chat.h"
 #include "text/tokenizer.h"
+
+namespace CLI {
+class App;
+}
 
 namespace fathom::cli {
 

@@ -2,8 +2,12 @@
 // that runs (or to the whole program); a section bears a subcommand's name.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <memory>
+
+namespace CLI {
+class App;
+class Config;
+}  // namespace CLI
 
 namespace fathom::cli {
 

@@ -1,6 +1,7 @@
 // fathom convert: the same model in other number formats.
 #include "cli/convert.h"
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <nlohmann/json.hpp>
 

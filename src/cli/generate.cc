@@ -1,6 +1,7 @@
 // fathom generate: completes a prompt.
 #include <unistd.h>
 
+#include <CLI/CLI.hpp>
 #include <charconv>
 #include <cstdio>
 #include <nlohmann/json.hpp>

@@ -1,4 +1,5 @@
 // fathom inspect: what is in a checkpoint, and whether it is whole. Reads headers only, never the weights.
+#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <map>
 #include <memory>

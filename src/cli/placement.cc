@@ -1,4 +1,5 @@
 // Where threads and weights are put: --pin, --mlock, --hugepages, --read-ahead.
+#include <CLI/CLI.hpp>
 #include <algorithm>
 
 #include "base/numa.h"

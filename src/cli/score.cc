@@ -1,6 +1,7 @@
 // fathom score: log-probabilities, hidden states and gradients of given tokens.
 #include "infer/score.h"
 
+#include <CLI/CLI.hpp>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>

@@ -1,4 +1,5 @@
 // fathom tokenize: text to ids and back; makes vocabularies.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>

@@ -1,6 +1,7 @@
 // fathom train: pretrains from text.
 #include "train/train.h"
 
+#include <CLI/CLI.hpp>
 #include <cmath>
 #include <nlohmann/json.hpp>
 

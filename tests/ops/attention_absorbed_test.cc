@@ -117,15 +117,15 @@ TEST(ExpandedAttention, OverCachesMatchesThePlainTwin) {
 }
 
 TEST(ExpandedAttention, GivesTheSameBitsInAnyPieces) {
-  for (const MlaDims& dims : {kOdd, kMany}) {
-    const int64_t n = 331, rank = dims.kv_lora_rank;
+  for (const auto& [dims, n] : {std::pair{kOdd, int64_t{331}}, std::pair{kMany, int64_t{139}}}) {
+    const int64_t rank = dims.kv_lora_rank;
     const Problem p = make_problem(dims, {{n, n}});
     const Tensor rows(const_cast<void*>(p.sequences[0].rows), Format::f32, {n, rank + dims.qk_rope_head_dim});
     const Tensor kv = filled_f32(n, p.kv_b.rows(), NAN);
     linear(ctx(), kv, rows.columns(0, rank), p.kv_b);
     mla_attention(ctx(), p.o, p.q, kv, rows.columns(rank, dims.qk_rope_head_dim),
                   i32_tensor({0, static_cast<int32_t>(n)}), dims, p.scale);
-    for (const int64_t piece : {331, 128, 77, 1}) {
+    for (const int64_t piece : {n, int64_t{128}, int64_t{77}, int64_t{1}}) {
       const Tensor o = filled_like(p.o, NAN);
       for (int64_t begin = 0; begin < n; begin += piece) {
         const int64_t n_new = std::min(piece, n - begin);

@@ -144,8 +144,7 @@ LinearInput every(const LinearInput& input, int64_t first, int64_t step) {
     return part;
   };
   LinearInput part = thin(input.x);
-  part.by_32 = thin(input.by_32);
-  part.by_256 = thin(input.by_256);
+  for (const auto form : kInputForms) part.*form = thin(input.*form);
   return part;
 }
 

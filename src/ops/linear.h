@@ -11,14 +11,16 @@
 namespace fathom {
 
 // What linear layers read. A weight in panels of a block format (number/panels.h) meets rows in 8 bits, with a scale
-// for each of its blocks; they are made once for all weights that share an input.
+// for each of its blocks, and one in FP8 rows in a range of their own; they are made once for all weights that share an
+// input. The forms but x are u8 [tokens, bytes] as ops/cpu/panel_kernels.h lays them out, or absent.
 struct LinearInput {
   Tensor x;  // [tokens, in] f32; without data after dispatch() when no weight reads it
-  Tensor by_32,
-      by_256;  // [tokens, bytes] u8 for weights with blocks of 32 and 256 (ops/cpu/panel_kernels.h), or absent
+  Tensor by_32, by_256, by_f8;
   LinearInput(Tensor rows) : x(rows) {}               // NOLINT(google-explicit-constructor): any rows are an input
   LinearInput slice(int64_t begin, int64_t n) const;  // rows
 };
+inline constexpr Tensor LinearInput::*kInputForms[] = {&LinearInput::x, &LinearInput::by_32, &LinearInput::by_256,
+                                                       &LinearInput::by_f8};
 // The form that a weight reads.
 Tensor LinearInput::*form_for(Tensor w);
 // The input in all the forms that `weights` read; those that are absent read none. Memory from ctx.arena.

@@ -1,6 +1,7 @@
 #include "ops/panel_linear.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "base/arithmetic.h"
@@ -60,14 +61,16 @@ struct Task {
 }  // namespace
 
 Tensor LinearInput::*form_for(Tensor w) {
+  if (w.panels && w.format == Format::f8_e4m3) return &LinearInput::by_f8;
   const int64_t block = w.panels ? format_traits(w.format).block : 1;
   return block == 32 ? &LinearInput::by_32 : block == 256 ? &LinearInput::by_256 : &LinearInput::x;
 }
 
 LinearInput LinearInput::slice(int64_t begin, int64_t n) const {
   LinearInput part = x.slice(begin, n);
-  if (by_32) part.by_32 = by_32.slice(begin, n);
-  if (by_256) part.by_256 = by_256.slice(begin, n);
+  for (const auto form : kInputForms) {
+    if (this->*form) part.*form = (this->*form).slice(begin, n);
+  }
   return part;
 }
 
@@ -77,12 +80,13 @@ LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tens
   for (const Tensor& w : weights) {
     const auto form = form_for(w);
     if (!w || input.*form) continue;  // absent weights read none, and x is there
-    const bool by_32 = form == &LinearInput::by_32;
-    const int64_t bytes = by_32 ? cpu::quantized_32_bytes(cols) : cpu::quantized_256_bytes(cols);
-    const auto quantize = by_32 ? kernels().quantize_32 : kernels().quantize_256;
+    const auto& [make, bytes] = form == &LinearInput::by_f8 ? std::pair{kernels().lift_f8, 4 * cols}
+                                : form == &LinearInput::by_32
+                                    ? std::pair{kernels().quantize_32, cpu::quantized_32_bytes(cols)}
+                                    : std::pair{kernels().quantize_256, cpu::quantized_256_bytes(cols)};
     const Tensor rows = new_tensor(ctx, Format::u8, {tokens, bytes});
     ctx.pool.parallel_for(0, tokens, row_grain(4 * cols), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) quantize(rows.as<uint8_t>() + t * bytes, x.f32_row(t), cols);
+      for (int64_t t = begin; t < end; ++t) make(rows.as<uint8_t>() + t * bytes, x.f32_row(t), cols);
     });
     input.*form = rows;
   }

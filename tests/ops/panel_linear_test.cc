@@ -157,8 +157,10 @@ Kernel kernel_of(const cpu::PanelKernels& kernels, Format format) {
   return of_format[static_cast<size_t>(std::find(std::begin(kFormats), std::end(kFormats), format) - kFormats)];
 }
 Tensor rows_for(const LinearInput& input, Format format) {
-  const int64_t block = format_traits(format).block;
-  return block == 32 ? input.by_32 : block == 256 ? input.by_256 : input.x;
+  Tensor w;
+  w.format = format;
+  w.panels = true;
+  return input.*form_for(w);
 }
 Tensor product_by(const cpu::PanelVariant& variant, const LinearInput& input, const Weight& w) {
   const Tensor rows = rows_for(input, w.panels.format), y = filled_f32(rows.rows(), w.panels.shape[1], 0);

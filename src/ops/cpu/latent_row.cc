@@ -27,8 +27,8 @@ void widen_f16(float* out, const uint8_t* in, int64_t n) {
 }
 
 void widen_f8(float* out, const uint8_t* in, float scale, int64_t n) {
-  const Floats factor = splat_float(scale * 256);
-  widen_all<1>(out, in, n, [factor](const uint8_t* codes) { return from_f8_over_256(codes) * factor; });
+  const Floats range = splat_float(0x1p120f), factor = splat_float(scale);
+  widen_all<1>(out, in, n, [=](const uint8_t* codes) { return from_f8_bits(codes) * range * factor; });
 }
 
 void widen_q8_0(float* out, const uint8_t* in, int64_t n) {

@@ -11,8 +11,9 @@ constexpr bool kWide = true;
 #else
 constexpr bool kWide = false;  // the loops that stand for vectors here gain nothing from tiles
 #endif
-constexpr int64_t kTokens = 128;  // whose sums and columns of a chunk lie in the cache while panels go by
-constexpr int kAhead = 2048;      // bytes of a panel fetched before they are used
+constexpr int64_t kTokens = 128;      // whose sums and columns of a chunk lie in the cache while panels go by
+constexpr float kF8Range = 0x1p120f;  // what from_f8_bits() is too small by
+constexpr int kAhead = 2048;          // bytes of a panel fetched before they are used
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -68,6 +69,10 @@ void quantize_256(uint8_t* out, const float* x, int64_t cols) {
       sums_32[s] = static_cast<int16_t>(sums_16[2 * s] + sums_16[2 * s + 1]);
     }
   }
+}
+
+void lift_f8(uint8_t* out, const float* x, int64_t cols) {
+  for (int64_t k = 0; k < cols; ++k) reinterpret_cast<float*>(out)[k] = x[k] * kF8Lift;
 }
 
 // ---- Formats with blocks of 32
@@ -417,7 +422,7 @@ Floats widen<F16>(const uint8_t* in) {
 }
 template <>
 Floats widen<F8>(const uint8_t* in) {
-  return from_f8_over_256(in);
+  return from_f8_bits(in);
 }
 template <class Element>
 constexpr int64_t kElementBytes = 2;
@@ -557,7 +562,7 @@ struct OfFloats {
   static constexpr int kPanelsOfFew = kFew / kN;
   static constexpr bool kScaled = kElementBytes<Element> == 1;
   static float scale(const uint8_t* panel, int64_t col) {
-    return kScaled ? 256 * read_float(panel + col / Chunk::kCols * 4) : 1;
+    return kScaled ? kF8Range / kF8Lift * read_float(panel + col / Chunk::kCols * 4) : 1;
   }
   static void unpack(Chunk& chunk, const PanelProduct& c, const uint8_t* panel, int64_t col, int64_t n_cols) {
     chunk.scale = splat_float(scale(panel, col));
@@ -569,9 +574,20 @@ struct OfFloats {
   static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
     tile_floats<kP, kN>(c, chunk, col, n_cols, token, y);
   }
+  template <int kP, int kN>
+  static void add_column(Floats (&sums)[kP][kN], const uint8_t* w, int64_t panel_stride, const float* const (&x)[kN],
+                         int64_t col) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kP; ++p) {
+      const Floats numbers = widen<Element>(w + p * panel_stride);
+#pragma GCC unroll 4
+      for (int t = 0; t < kN; ++t) sums[p][t] += splat_float(x[t][col]) * numbers;
+    }
+  }
   template <int kN>
   static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
     constexpr int64_t kBytes = 8 * kElementBytes<Element>;
+    constexpr int64_t kStep = 64 / kBytes > 1 ? 64 / kBytes : 1;
     constexpr int kP = kPanelsOfFew<kN>;
     const float* x[kN];
     for (int t = 0; t < kN; ++t) x[t] = reinterpret_cast<const float*>(c.x + t * c.x_stride);
@@ -580,15 +596,14 @@ struct OfFloats {
     for (int64_t col = 0; col < c.cols; col += Chunk::kCols) {
       Floats sums[kP][kN] = {};
       const uint8_t* w = panel + scale_bytes + col * kBytes;
-      for (int64_t k = 0; k < smaller(Chunk::kCols, c.cols - col); ++k, w += kBytes) {
-#pragma GCC unroll 4
-        for (int p = 0; p < kP; ++p) {
-          if (k % (64 / kBytes) == 0) __builtin_prefetch(w + p * c.panel_stride + kAhead);
-          const Floats numbers = widen<Element>(w + p * c.panel_stride);
-#pragma GCC unroll 4
-          for (int t = 0; t < kN; ++t) sums[p][t] += splat_float(x[t][col + k]) * numbers;
-        }
+      const int64_t n_cols = smaller(Chunk::kCols, c.cols - col);
+      int64_t k = 0;
+      for (; k + kStep <= n_cols; k += kStep, w += kStep * kBytes) {
+        for (int p = 0; p < kP; ++p) __builtin_prefetch(w + p * c.panel_stride + kAhead);
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < kStep; ++i) add_column<kP, kN>(sums, w + i * kBytes, c.panel_stride, x, col + k + i);
       }
+      for (; k < n_cols; ++k, w += kBytes) add_column<kP, kN>(sums, w, c.panel_stride, x, col + k);
 #pragma GCC unroll 4
       for (int p = 0; p < kP; ++p) {
         const Floats factor = splat_float(scale(panel + p * c.panel_stride, col));
@@ -668,6 +683,7 @@ void multiply(const PanelProduct& c) {
 const PanelKernels panel_kernels = {
     quantize_32,
     quantize_256,
+    lift_f8,
     multiply<Of32<Q8_0>>,
     multiply<Of32<Q4_0>>,
     multiply<Of32<Q5_0>>,

@@ -26,9 +26,13 @@ constexpr int64_t quantized_32_bytes(int64_t cols) { return cols + cols / 32 * 8
 // 16 codes [cols / 16].
 constexpr int64_t quantized_256_bytes(int64_t cols) { return cols + cols / 256 * 4 + cols / 32 * 2 + cols / 16 * 2; }
 
+// Rows for FP8: floats times this, with which FP8 numbers / 2^120 have products that are far from a float's ends.
+constexpr float kF8Lift = 0x1p64f;
+
 struct PanelKernels {
   void (*quantize_32)(uint8_t* out, const float* x, int64_t cols);
   void (*quantize_256)(uint8_t* out, const float* x, int64_t cols);
+  void (*lift_f8)(uint8_t* out, const float* x, int64_t cols);
   void (*q8_0)(const PanelProduct&);
   void (*q4_0)(const PanelProduct&);
   void (*q5_0)(const PanelProduct&);

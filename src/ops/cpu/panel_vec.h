@@ -158,10 +158,13 @@ static inline Floats from_f16(const void* p) {
   return as<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
 static inline float from_f16_one(const void* p) { return _cvtsh_ss(load_as<uint16_t>(p)); }
-// 8 numbers of FP8 e4m3 / 256: with an exponent that is 8 less they are f16 numbers, subnormal ones too.
-static inline Floats from_f8_over_256(const void* p) {
-  const __m128i wide = _mm_slli_epi16(_mm_cvtepi8_epi16(_mm_loadl_epi64(static_cast<const __m128i*>(p))), 7);
-  return as<Floats>(_mm256_cvtph_ps(_mm_and_si128(wide, _mm_set1_epi16(static_cast<int16_t>(0xBF80)))));
+// 8 numbers of FP8 e4m3 / 2^120: their bits where a float has the sign, the last of the exponent and the first of the
+// mantissa. Subnormal numbers become subnormal ones.
+static inline Floats from_f8_bits(const void* p) {
+  const __m256i to_the_top =
+      _mm256_setr_epi32(0x00808080, 0x01808080, 0x02808080, 0x03808080, 0x04808080, 0x05808080, 0x06808080, 0x07808080);
+  const __m256i codes = _mm256_shuffle_epi8(_mm256_set1_epi64x(load_as<int64_t>(p)), to_the_top);
+  return as<Floats>(as<Ints>(_mm256_srai_epi32(codes, 4)) & static_cast<int32_t>(0x87F00000));
 }
 static inline Floats from_i8(const void* p) {
   const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
@@ -178,10 +181,10 @@ static inline float from_f16_one(const void* p) {
   uint16_t codes[8] = {load_as<uint16_t>(p)};
   return from_f16(codes)[0];
 }
-static inline Floats from_f8_over_256(const void* p) {
+static inline Floats from_f8_bits(const void* p) {
   typedef uint8_t Codes __attribute__((vector_size(8)));
   const Ints codes = __builtin_convertvector(load_as<Codes>(p), Ints);
-  return as<Floats>((codes & 0x7F) << 20 | (codes & 0x80) << 24) * splat_float(0x1p112f);
+  return as<Floats>((codes & 0x7F) << 20 | (codes & 0x80) << 24);
 }
 static inline Floats from_i8(const void* p) {
   typedef int8_t Codes __attribute__((vector_size(8)));

@@ -120,10 +120,12 @@ static inline Floats from_bf16(const void* p) {
   return {vreinterpretq_f32_u32(vshll_n_u16(vget_low_u16(codes), 16)),
           vreinterpretq_f32_u32(vshll_high_n_u16(codes, 16))};
 }
-// As with AVX2: e4m3 in the place of an f16 number with an exponent that is 8 less.
-static inline Floats from_f8_over_256(const void* p) {
-  const int16x8_t wide = vshll_n_s8(vld1_s8(static_cast<const int8_t*>(p)), 7);
-  return from_halves(vandq_u16(vreinterpretq_u16_s16(wide), vdupq_n_u16(0xBF80)));
+// As with AVX2: e4m3 / 2^120.
+static inline Floats from_f8_bits(const void* p) {
+  const int16x8_t wide = vshll_n_s8(vld1_s8(static_cast<const int8_t*>(p)), 4);
+  const int32x4_t kept = vdupq_n_s32(static_cast<int32_t>(0x87F00000));
+  return {vreinterpretq_f32_s32(vandq_s32(vshll_n_s16(vget_low_s16(wide), 16), kept)),
+          vreinterpretq_f32_s32(vandq_s32(vshll_high_n_s16(wide, 16), kept))};
 }
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

@@ -23,7 +23,7 @@ say "Train ($steps steps; a checkpoint in $out, progress below)"
   --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 500 \
   --steps "$steps" --seq-len 128 --batch-size 8 --extend-seq-len 512 --extend-at $((steps * 5 / 7)) \
   --lr 4e-3 --min-lr 0 --warmup 60 --schedule wsd --decay-fraction 0.28 \
-  --beta2 0.98 --weight-decay 0.1 --bias-update-speed 0.02 --sample-every 500 --prompt "ROMEO:" --seed 1
+  --mtp-weight 1 --beta2 0.98 --weight-decay 0.1 --bias-update-speed 0.02 --sample-every 500 --prompt "ROMEO:" --seed 1
 
 say "Held-out loss (nats a character)"
 "$fathom" score --model "$out" --text data/tinyshakespeare-val.txt --window 512

@@ -124,7 +124,7 @@ struct Tensor {
   }
 
   // Where an element, the first of a block, is.
-  void* at(int64_t element) const { return static_cast<char*>(data) + format_bytes(format, element); }
+  void* at(int64_t element) const { return moved(format_bytes(format, element)); }
 
   // Rows [begin, begin + n) of a matrix (rank 2), or indices of the first dimension of a higher rank.
   Tensor slice(int64_t begin, int64_t n) const {
@@ -165,8 +165,10 @@ struct Tensor {
   void* first_dimension(int64_t i) const {
     if (!panels) return at(i * stride_of_first());
     FATHOM_CHECK(rank == 3 || (rank == 2 && i % 8 == 0));
-    return static_cast<char*>(data) + (rank == 3 ? i * panels_of_matrix() : i / 8) * row_stride;
+    return moved((rank == 3 ? i * panels_of_matrix() : i / 8) * row_stride);
   }
+  // What is absent stays absent.
+  void* moved(int64_t bytes) const { return data ? static_cast<char*>(data) + bytes : nullptr; }
   int64_t stride_of_first() const {
     int64_t n = rank == 1 ? 1 : row_stride;
     for (int i = 1; i + 1 < rank; ++i) n *= shape[i];

@@ -15,7 +15,9 @@ build() { # preset, targets...
   shift
   cmake --preset "$preset" -DFATHOM_TESTS=ON -DFATHOM_WERROR=ON >"build-$preset.log" 2>&1 || { cat "build-$preset.log"; exit 1; }
   rm -f "build-$preset.log"
-  cmake --build --preset "$preset" -j "$jobs" ${@:+--target "$@"} | tail -n 3
+  local log=build/$preset/build.log
+  cmake --build --preset "$preset" -j "$jobs" ${@:+--target "$@"} >"$log" 2>&1 || { tail -n 100 "$log"; exit 1; }
+  tail -n 1 "$log"
 }
 
 say "ThreadSanitizer: thread pool, operators, model"

@@ -1,7 +1,6 @@
 #include "ops/panel_linear.h"
 
 #include <algorithm>
-#include <utility>
 #include <vector>
 
 #include "base/arithmetic.h"
@@ -52,6 +51,17 @@ Kernel kernel_of(Format format) {
   return nullptr;
 }
 
+// How rows of an input's form are made.
+struct RowForm {
+  void (*make)(uint8_t* out, const float* x, int64_t cols);
+  int64_t bytes;
+};
+RowForm row_form(Tensor LinearInput::*form, int64_t cols) {
+  if (form == &LinearInput::by_32) return {kernels().quantize_32, cpu::quantized_32_bytes(cols)};
+  if (form == &LinearInput::by_256) return {kernels().quantize_256, cpu::quantized_256_bytes(cols)};
+  return {kernels().lift_f8, cols * 4};
+}
+
 // Panels begin .. begin + n of a call.
 struct Task {
   size_t call;
@@ -80,13 +90,11 @@ LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tens
   for (const Tensor& w : weights) {
     const auto form = form_for(w);
     if (!w || input.*form) continue;  // absent weights read none, and x is there
-    const auto& [make, bytes] = form == &LinearInput::by_f8 ? std::pair{kernels().lift_f8, 4 * cols}
-                                : form == &LinearInput::by_32
-                                    ? std::pair{kernels().quantize_32, cpu::quantized_32_bytes(cols)}
-                                    : std::pair{kernels().quantize_256, cpu::quantized_256_bytes(cols)};
-    const Tensor rows = new_tensor(ctx, Format::u8, {tokens, bytes});
+    const RowForm rows_form = row_form(form, cols);
+    const Tensor rows = new_tensor(ctx, Format::u8, {tokens, rows_form.bytes});
     ctx.pool.parallel_for(0, tokens, row_grain(4 * cols), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) make(rows.as<uint8_t>() + t * bytes, x.f32_row(t), cols);
+      for (int64_t t = begin; t < end; ++t)
+        rows_form.make(rows.as<uint8_t>() + t * rows_form.bytes, x.f32_row(t), cols);
     });
     input.*form = rows;
   }

@@ -82,9 +82,10 @@ TEST(Panels, OfFloatsHaveAnyNumberOfColumns) {
 }
 
 TEST(Panels, AreSlicedByPanelsAndMatrices) {
-  const Tensor w = panel_tensor(nullptr, Format::q4_0, {3, 20, 64});
+  std::vector<std::byte> bytes(3 * 3 * 8 * 36);
+  const Tensor w = panel_tensor(bytes.data(), Format::q4_0, {3, 20, 64});
   EXPECT_EQ(w.size_bytes(), 3 * 3 * 8 * 36);  // 20 rows fill 3 panels
-  const auto offset = [](Tensor t) { return reinterpret_cast<intptr_t>(t.data); };
+  const auto offset = [&](Tensor t) { return static_cast<const std::byte*>(t.data) - bytes.data(); };
   EXPECT_EQ(offset(w[2]), 2 * 3 * 8 * 36);
   EXPECT_EQ(offset(w[1].slice(8, 12)), (3 + 1) * 8 * 36);
 }

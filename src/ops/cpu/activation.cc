@@ -23,7 +23,7 @@ struct GateUp {
 // silu'(z) = sigmoid(z) * (1 + z * (1 - sigmoid(z)))
 GateUp swiglu_slopes(Vec dy, Vec gate, Vec up) {
   const Vec one = splat(1.0f), s = sigmoid(gate), dy_s = dy * s;
-  return {dy_s * up * (one + gate * (one - s)), dy_s * gate};
+  return {dy_s * up * multiply_add(gate, one - s, one), dy_s * gate};
 }
 
 void swiglu_backward(float* d_gate, float* d_up, const float* dy, const float* gate, const float* up, int64_t n) {

@@ -28,7 +28,7 @@ void multiply_tile(const BlockProduct& p, int64_t row, int64_t column, int64_t p
     for (int v = 0; v < kVectors; ++v) b_row[v] = kPart ? load_part(b, part) : load(b + v * kWidth);
     for (int i = 0; i < kRows; ++i) {
       const Vec a_i = splat(a[i * p.a.row]);
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += a_i * b_row[v];
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = multiply_add(a_i, b_row[v], sum[i][v]);
     }
     a += p.a.col;
     b += p.b.row;
@@ -92,7 +92,7 @@ void dot_tile(const Rows& r, int64_t row, int64_t column) {
     for (int i = 0; i < kRows; ++i) x[i] = load_at(a + i * r.lda);
     for (int j = 0; j < kColumns; ++j) {
       const Vec y = load_at(b + j * r.ldb);
-      for (int i = 0; i < kRows; ++i) total[i][j] += x[i] * y;
+      for (int i = 0; i < kRows; ++i) total[i][j] = multiply_add(x[i], y, total[i][j]);
     }
   };
   int64_t k = 0;
@@ -163,7 +163,7 @@ void online_softmax(float* s, int64_t ld, int64_t n_keys, int64_t n_queries, flo
     }
     const Vec factor = exp(before - highest);
     store(largest + q, highest);
-    store(sum + q, load(sum + q) * factor + total);
+    store(sum + q, multiply_add(load(sum + q), factor, total));
     store(correction + q, factor);
   }
 }
@@ -196,7 +196,9 @@ void scale_and_add(float* y, float factor, const float* x, float weight, int64_t
     for (; i < n; ++i) y[i] *= factor;
     return;
   }
-  for (; i + kWidth <= n; i += kWidth) store(y + i, load(y + i) * splat(factor) + load(x + i) * splat(weight));
+  for (; i + kWidth <= n; i += kWidth) {
+    store(y + i, multiply_add(load(y + i), splat(factor), load(x + i) * splat(weight)));
+  }
   for (; i < n; ++i) y[i] = y[i] * factor + x[i] * weight;
 }
 

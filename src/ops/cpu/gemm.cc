@@ -86,7 +86,7 @@ void multiply_tile(int64_t k, const float* a, int64_t lda, const float* b, float
     for (int i = 0; i < kRows; ++i) {
       const Vec row = splat(kPackedA ? a[p * kMr + i] : a[i * lda + p]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[i][v] += row * columns[v];
+      for (int v = 0; v < kVectors; ++v) sums[i][v] = multiply_add(row, columns[v], sums[i][v]);
     }
   }
   if (n == kVectors * kWidth) {

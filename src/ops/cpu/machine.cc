@@ -88,7 +88,7 @@ void multiply_add_f32(int64_t rounds) {
   for (Vec& sum : sums) sum = y;
   for (int64_t r = 0; r < rounds; ++r) {
     renew(x);
-    for (Vec& sum : sums) sum = sum * x + y;
+    for (Vec& sum : sums) sum = multiply_add(sum, x, y);
   }
   for (Vec& sum : sums) renew(sum);
 }

@@ -5,7 +5,7 @@ namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
 namespace {
 
 // The squares' sum in the order in which PyTorch sums a row with vectors of this width, products rounded before they
-// are added (this file is compiled without contraction). Norms then have the reference's bits, and where an input of an
+// are added. Norms then have the reference's bits, and where an input of an
 // FP8 product lies on the midpoint between two codes it is rounded to the same one.
 float sum_of_squares(const float* x, int64_t n) {
   constexpr int kSide = 4, kLevels = 4, kLevelBits = 4;

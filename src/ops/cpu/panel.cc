@@ -36,7 +36,7 @@ float quantize(int8_t* codes, const float* x, int n, int16_t* sums) {
   for (int i = 0; i < n; i += 16) {
     int sum = 0;
     for (int j = i; j < i + 16; j += 8) {
-      const Ints rounded = as<Ints>(load_as<Floats>(x + j) * factor + magic) - as<Ints>(magic);
+      const Ints rounded = as<Ints>(multiply_add(load_as<Floats>(x + j), factor, magic)) - as<Ints>(magic);
       for (int lane = 0; lane < 8; ++lane) {
         codes[j + lane] = static_cast<int8_t>(rounded[lane]);
         sum += rounded[lane];
@@ -250,7 +250,10 @@ void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t 
     for (int t = 0; t < kN; ++t) {
       const Floats scale = splat_float(x.scales[t][b]);
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) totals[t * kP + p] += to_floats(sums[t][p]) * (chunk[p].d[b] * scale);
+      for (int p = 0; p < kP; ++p) {
+        Floats& total = totals[t * kP + p];
+        total = multiply_add(to_floats(sums[t][p]), chunk[p].d[b] * scale, total);
+      }
     }
   }
 }
@@ -388,8 +391,9 @@ void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) {
       Floats& total = totals[t * kP + p];
-      total += to_floats(sums[t][p]) * (block[p].d * scale);
-      total += to_floats(sum_offsets<Format>(block[p], of_codes)) * (block[p].minus_min * scale);
+      total = multiply_add(to_floats(sums[t][p]), block[p].d * scale, total);
+      const Ints offsets = sum_offsets<Format>(block[p], of_codes);
+      total = multiply_add(to_floats(offsets), block[p].minus_min * scale, total);
     }
   }
 }
@@ -442,13 +446,13 @@ void tile_floats(const PanelProduct& c, const FloatColumns* chunk, int64_t col, 
     for (int t = 0; t < kN; ++t) {
       const Floats a = splat_float(x[t][k]);
 #pragma GCC unroll 4
-      for (int p = 0; p < kP; ++p) sums[t][p] += a * chunk[p].w[k];
+      for (int p = 0; p < kP; ++p) sums[t][p] = multiply_add(a, chunk[p].w[k], sums[t][p]);
     }
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 4
-    for (int p = 0; p < kP; ++p) totals[t * kP + p] += sums[t][p] * chunk[p].scale;
+    for (int p = 0; p < kP; ++p) totals[t * kP + p] = multiply_add(sums[t][p], chunk[p].scale, totals[t * kP + p]);
   }
 }
 
@@ -488,7 +492,7 @@ struct Of32 {
 #pragma GCC unroll 4
       for (int t = 0; t < kN; ++t) {
         const Ints sum = Format::dot_one(codes, x.codes[t] + b * 32, x.offsets[t][b]);
-        totals[t] += to_floats(sum) * (d * splat_float(x.scales[t][b]));
+        totals[t] = multiply_add(to_floats(sum), d * splat_float(x.scales[t][b]), totals[t]);
       }
     }
     memcpy(y, totals, sizeof totals);
@@ -544,8 +548,9 @@ struct Of256 {
       for (int t = 0; t < kN; ++t) {
         const Floats scale = splat_float(x.scale[t]);
         const int16_t* of_codes = Format::kOffsets == 4 ? x.sums_32[t] : x.sums_16[t];
-        totals[t] += to_floats(sums[t]) * (block.d * scale);
-        totals[t] += to_floats(sum_offsets<Format>(block, of_codes)) * (block.minus_min * scale);
+        totals[t] = multiply_add(to_floats(sums[t]), block.d * scale, totals[t]);
+        const Ints offsets = sum_offsets<Format>(block, of_codes);
+        totals[t] = multiply_add(to_floats(offsets), block.minus_min * scale, totals[t]);
       }
     }
     memcpy(y, totals, sizeof totals);
@@ -581,7 +586,7 @@ struct OfFloats {
     for (int p = 0; p < kP; ++p) {
       const Floats numbers = widen<Element>(w + p * panel_stride);
 #pragma GCC unroll 4
-      for (int t = 0; t < kN; ++t) sums[p][t] += splat_float(x[t][col]) * numbers;
+      for (int t = 0; t < kN; ++t) sums[p][t] = multiply_add(splat_float(x[t][col]), numbers, sums[p][t]);
     }
   }
   template <int kN>
@@ -608,7 +613,7 @@ struct OfFloats {
       for (int p = 0; p < kP; ++p) {
         const Floats factor = splat_float(scale(panel + p * c.panel_stride, col));
 #pragma GCC unroll 4
-        for (int t = 0; t < kN; ++t) totals[p][t] += sums[p][t] * factor;
+        for (int t = 0; t < kN; ++t) totals[p][t] = multiply_add(sums[p][t], factor, totals[p][t]);
       }
     }
     memcpy(y, totals, sizeof totals);

@@ -59,6 +59,18 @@ static inline Floats from_bf16(const void* p) {
   return as<Floats>(__builtin_convertvector(load_as<Codes>(p), Ints) << 16);
 }
 
+// a b + c, as in vec.h.
+static inline Floats multiply_add(Floats a, Floats b, Floats c) {
+#if defined(__AVX2__)
+  return as<Floats>(_mm256_fmadd_ps(as<__m256>(a), as<__m256>(b), as<__m256>(c)));
+#elif defined(__aarch64__)
+  for (int i = 0; i < 8; ++i) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return c;
+#else
+  return a * b + c;
+#endif
+}
+
 // a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1]
 static inline Ints dot_pairs(Shorts a, Shorts b) {
 #if defined(__AVX2__)

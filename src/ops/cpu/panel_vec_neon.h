@@ -82,6 +82,9 @@ static inline void operator|=(Halves<T>& a, Halves<T> b) {
 static inline Floats larger(Floats a, Floats b) {
   return {a.low > b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
 }
+static inline Floats multiply_add(Floats a, Floats b, Floats c) {
+  return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
+}
 static inline Floats to_floats(Ints v) { return {vcvtq_f32_s32(v.low), vcvtq_f32_s32(v.high)}; }
 static inline Ints dot_pairs(Shorts a, Shorts b) {
   const Ints c = as<Ints>(a), d = as<Ints>(b);

@@ -16,8 +16,8 @@ void add_weighted(float* y, const float* const* rows, const float* weights, int6
     Vec y0 = load(y + i), y1 = load(y + i + kWidth);
     for (int64_t j = 0; j < n_rows; ++j) {
       const Vec w = splat(weights ? weights[j] : 1.0f);
-      y0 += w * load(rows[j] + i);
-      y1 += w * load(rows[j] + i + kWidth);
+      y0 = multiply_add(w, load(rows[j] + i), y0);
+      y1 = multiply_add(w, load(rows[j] + i + kWidth), y1);
     }
     store(y + i, y0);
     store(y + i + kWidth, y1);
@@ -33,8 +33,8 @@ float scale_and_dot(float* out, const float* x, const float* y, float weight, in
   int64_t i = 0;
   for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
     const Vec x0 = load(x + i), x1 = load(x + i + kWidth);
-    s0 += x0 * load(y + i);
-    s1 += x1 * load(y + i + kWidth);
+    s0 = multiply_add(x0, load(y + i), s0);
+    s1 = multiply_add(x1, load(y + i + kWidth), s1);
     store(out + i, w * x0);
     store(out + i + kWidth, w * x1);
   }

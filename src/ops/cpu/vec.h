@@ -6,6 +6,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 #ifndef FATHOM_ISA_NAMESPACE
 #error "kernel files are compiled per instruction set, see src/ops/CMakeLists.txt"
 #endif
@@ -30,6 +36,22 @@ static inline Vec load(const float* p) {
 }
 static inline void store(float* p, Vec v) { memcpy(p, &v, sizeof v); }
 static inline Vec splat(float x) { return x - Vec{}; }  // not Vec{} + x: that would have to turn -0 into +0
+
+// a b + c. Rounded once where the instruction set can: said here, not left to the compiler (which fuses within a basic
+// block, wherever it made these end), so that an element has the same bits in every tile that it may be computed in.
+static inline Vec multiply_add(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Vec>(
+      _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Vec>(
+      _mm256_fmadd_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b), reinterpret_cast<__m256>(c)));
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
 
 // The first n < kWidth floats; the others are zero.
 static inline Vec load_part(const float* p, int64_t n) {
@@ -71,17 +93,17 @@ static inline Vec exp(Vec x) {
   x = min(max(x, low), high);
   // n = round(x / ln 2): adding 1.5 * 2^23 leaves the rounded integer in the low bits.
   const Vec magic = splat(12582912.0f);
-  const Vec shifted = x * splat(1.44269504f) + magic;
+  const Vec shifted = multiply_add(x, splat(1.44269504f), magic);
   const Vec n = shifted - magic;
-  Vec r = x - n * splat(0.693359375f);
-  r = r - n * splat(-2.12194440e-4f);
+  Vec r = multiply_add(n, splat(-0.693359375f), x);
+  r = multiply_add(n, splat(2.12194440e-4f), r);
   Vec p = splat(1.9875691500e-4f);
-  p = p * r + splat(1.3981999507e-3f);
-  p = p * r + splat(8.3334519073e-3f);
-  p = p * r + splat(4.1665795894e-2f);
-  p = p * r + splat(1.6666665459e-1f);
-  p = p * r + splat(5.0000001201e-1f);
-  p = p * r * r + r + splat(1.0f);
+  p = multiply_add(p, r, splat(1.3981999507e-3f));
+  p = multiply_add(p, r, splat(8.3334519073e-3f));
+  p = multiply_add(p, r, splat(4.1665795894e-2f));
+  p = multiply_add(p, r, splat(1.6666665459e-1f));
+  p = multiply_add(p, r, splat(5.0000001201e-1f));
+  p = multiply_add(p * r, r, r) + splat(1.0f);
   const IntVec exponent = (reinterpret_cast<IntVec>(shifted) - reinterpret_cast<IntVec>(magic)) << 23;
   const IntVec bits = reinterpret_cast<IntVec>(p) + exponent;
   const Vec y = reinterpret_cast<Vec>(bits);

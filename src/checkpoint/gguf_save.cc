@@ -6,7 +6,6 @@
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
-#include "checkpoint/gguf_write.h"
 #include "number/formats.h"
 
 namespace fathom {
@@ -233,7 +232,19 @@ struct Writer {
   }
 };
 
+std::vector<GgufTensor> tensors_of(const std::vector<PlannedTensor>& plan) {
+  std::vector<GgufTensor> tensors;
+  tensors.reserve(plan.size());
+  for (const PlannedTensor& tensor : plan) tensors.push_back(tensor.gguf);
+  return tensors;
+}
+
 }  // namespace
+
+std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const ChooseFormat& choose) {
+  check_expressible(config);
+  return tensors_of(plan_tensors(config, choose));
+}
 
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
                const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool, const ImportanceOf& importance) {
@@ -247,10 +258,8 @@ void save_gguf(const std::filesystem::path& path, const ModelConfig& config, con
   if (tokenizer != nullptr) add_tokenizer(metadata, *tokenizer, config.vocab_size);
   add_token_ids(metadata, config, tokenizer);
 
-  std::vector<GgufTensor> tensors;
-  for (const PlannedTensor& tensor : plan) tensors.push_back(tensor.gguf);
   AtomicFile file(path);
-  write_gguf_header(file, metadata, tensors);
+  write_gguf_header(file, metadata, tensors_of(plan));
   Writer writer{file, pool, config, read, importance};
   for (const PlannedTensor& tensor : plan) {
     if (tensor.content == Content::whole) {

@@ -9,6 +9,7 @@
 
 #include "base/thread_pool.h"
 #include "checkpoint/gguf_model.h"
+#include "checkpoint/gguf_write.h"
 #include "model/weights.h"
 
 namespace fathom {
@@ -24,9 +25,12 @@ using ChooseFormat = std::function<Format(std::string_view gguf_name, std::span<
 // How much the columns of one matrix of a tensor (an expert, a head) matter, see encode_blocks; null: all the same.
 using ImportanceOf = std::function<const float*(std::string_view gguf_name, int64_t matrix)>;
 
+// Error for a config that the format cannot express.
+std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const ChooseFormat& choose);
+
 // Experts are stacked, kv_b_proj is stored in its two halves, without MTP's copies of embedding and head. `tokenizer`
-// may be null; its lists are filled up with unused ids to the model's vocabulary. Error for a config that the format
-// cannot express. The file appears whole or not at all.
+// may be null; its lists are filled up with unused ids to the model's vocabulary. Error as of
+// gguf_tensors. The file appears whole or not at all.
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
                const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool, const ImportanceOf& importance = {});
 

@@ -47,11 +47,13 @@ void GgufMetadata::begin_list(std::string_view key, GgufType type, size_t size) 
   append(uint64_t{size});
 }
 
-int64_t GgufTensor::n_bytes() const {
+int64_t GgufTensor::n_numbers() const {
   int64_t n = 1;
   for (const int64_t size : shape) n *= size;
-  return format_bytes(format, n);
+  return n;
 }
+
+int64_t GgufTensor::n_bytes() const { return format_bytes(format, n_numbers()); }
 
 void write_gguf_header(AtomicFile& file, const GgufMetadata& metadata, std::span<const GgufTensor> tensors) {
   GgufMetadata header;  // the same way of writing numbers and texts

@@ -44,6 +44,7 @@ struct GgufTensor {
   std::vector<int64_t> shape;  // [.., out, in]
   Format format;
 
+  int64_t n_numbers() const;
   int64_t n_bytes() const;
 };
 

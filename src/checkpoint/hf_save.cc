@@ -267,18 +267,15 @@ void convert_to_hf(const fs::path& from, const fs::path& to, Format format, Thre
                options.write_others);
 }
 
-std::vector<WeightBytes> hf_sizes(const fs::path& from, Format format) {
+WeightSizes hf_sizes(const fs::path& from, Format format) {
   const Plan plan = make_plan(from, format);
-  std::map<Format, WeightBytes> sizes;
+  WeightSizes sizes;
   for (const PlannedTensor& tensor : plan.tensors) {
-    WeightBytes& size = sizes.try_emplace(tensor.format, WeightBytes{tensor.format, 0, 0}).first->second;
+    WeightBytes& size = sizes[tensor.format];
     size.numbers += tensor.rows() * tensor.cols();
     size.bytes += tensor.bytes();
   }
-  std::vector<WeightBytes> list;
-  list.reserve(sizes.size());
-  for (const auto& [format_of_it, size] : sizes) list.push_back(size);
-  return list;
+  return sizes;
 }
 
 }  // namespace fathom

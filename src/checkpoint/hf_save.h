@@ -17,7 +17,7 @@ namespace fathom {
 void convert_to_hf(const std::filesystem::path& from, const std::filesystem::path& to, Format format, ThreadPool& pool,
                    const ConvertOptions& options = {}, int64_t max_shard_bytes = kMaxShardBytes);
 
-// What it would write, by format; scales count as bytes of theirs.
-std::vector<WeightBytes> hf_sizes(const std::filesystem::path& from, Format format);
+// What it would write; scales count as bytes of their format.
+WeightSizes hf_sizes(const std::filesystem::path& from, Format format);
 
 }  // namespace fathom

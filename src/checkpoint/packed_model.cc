@@ -288,18 +288,16 @@ Format recipe_format(const Recipe& recipe, WeightKind kind) {
   return f32;
 }
 
-std::vector<WeightBytes> packed_sizes(const fs::path& from, const Recipe& recipe) {
+WeightSizes packed_sizes(const fs::path& from, const Recipe& recipe) {
   Plan plan;
   make_plan(plan, from, recipe);
-  std::map<Format, WeightBytes> sizes;
+  WeightSizes sizes;
   for (const PackedWeight& weight : plan.packed) {
-    WeightBytes& size = sizes.try_emplace(weight.slot->format, WeightBytes{weight.slot->format, 0, 0}).first->second;
+    WeightBytes& size = sizes[weight.slot->format];
     size.numbers += weight.slot->size();
     size.bytes += weight.slot->size_bytes();
   }
-  std::vector<WeightBytes> list;
-  for (const auto& [format, size] : sizes) list.push_back(size);
-  return list;
+  return sizes;
 }
 
 void convert_model(const fs::path& from, const fs::path& to, const Recipe& recipe, ThreadPool& pool,
@@ -341,24 +339,45 @@ void convert_model(const fs::path& from, const fs::path& to, const Recipe& recip
   commit_model(to, config, f32, files, {"model.safetensors"}, "", options.write_others);
 }
 
+namespace {
+
+// The formats of a GGUF file's tensors.
+ChooseFormat gguf_formats(const Plan& plan, const Recipe& recipe) {
+  // GGUF names a fused weight's parts; each is asked for by one of them.
+  std::map<std::string, Format> by_name;
+  for (const PackedWeight& weight : plan.packed) {
+    const Format format = recipe_format(recipe, weight.kind);
+    if (format == f8_e4m3) throw Error("GGUF has no FP8; take another format");
+    for (const RowSource* source : weight.sources) {
+      if (weight.kind != WeightKind::k_b) by_name.emplace(gguf_name(source->tensor->name), format);
+    }
+  }
+  return [by_name = std::move(by_name), kv_b = recipe.kv_b](std::string_view name, std::span<const int64_t>) {
+    const auto found = by_name.find(std::string(name));
+    return found == by_name.end() ? kv_b : found->second;  // the halves of kv_b
+  };
+}
+
+}  // namespace
+
+WeightSizes gguf_sizes(const fs::path& from, const Recipe& recipe) {
+  Plan plan;
+  make_plan(plan, from, recipe);
+  WeightSizes sizes;
+  for (const GgufTensor& tensor : gguf_tensors(plan.config, gguf_formats(plan, recipe))) {
+    WeightBytes& size = sizes[tensor.format];
+    size.numbers += tensor.n_numbers();
+    size.bytes += tensor.n_bytes();
+  }
+  return sizes;
+}
+
 void convert_to_gguf(const fs::path& from, const fs::path& to, const Recipe& recipe, const GgufTokenizer* tokenizer,
                      ThreadPool& pool, const ConvertOptions& options) {
   Plan plan;
   make_plan(plan, from, recipe);
   use_importance(plan, options.imatrix);
-  // GGUF names a fused weight's parts; each is asked for by one of them.
-  std::map<std::string, Format> by_name;
-  for (const PackedWeight& weight : plan.packed) {
-    const Format format = recipe_format(recipe, weight.kind);
-    if (format == f8_e4m3) throw Error("{}: GGUF has no FP8; take another format", printable(to.native()));
-    for (const RowSource* source : weight.sources) {
-      if (weight.kind != WeightKind::k_b) by_name.emplace(gguf_name(source->tensor->name), format);
-    }
-  }
-  const auto choose = [&](std::string_view name, std::span<const int64_t>) {
-    const auto found = by_name.find(std::string(name));
-    return found == by_name.end() ? recipe.kv_b : found->second;  // the halves of kv_b
-  };
+  const ChooseFormat choose = gguf_formats(plan, recipe);
   std::map<std::string_view, const RowSource*> sources;
   int64_t total = 0;
   for (const RowSource& source : plan.sources) {

@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <string_view>
 
 #include "base/thread_pool.h"
@@ -35,12 +36,15 @@ const Recipe* find_recipe(std::string_view name);  // null for none
 std::string recipe_names();                        // "bf16, f16, ..."
 Format recipe_format(const Recipe& recipe, WeightKind kind);
 
+// How much of a model is stored in each format.
 struct WeightBytes {
-  Format format;
-  int64_t numbers, bytes;
+  int64_t numbers = 0, bytes = 0;
+  bool operator==(const WeightBytes&) const = default;
 };
-// What convert_model would write, by format.
-std::vector<WeightBytes> packed_sizes(const std::filesystem::path& from, const Recipe& recipe);
+using WeightSizes = std::map<Format, WeightBytes>;
+// What convert_model would write, and convert_to_gguf.
+WeightSizes packed_sizes(const std::filesystem::path& from, const Recipe& recipe);
+WeightSizes gguf_sizes(const std::filesystem::path& from, const Recipe& recipe);
 
 struct ConvertOptions {
   const Imatrix* imatrix = nullptr;    // fitted to the model: how much its columns matter

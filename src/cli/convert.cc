@@ -28,22 +28,36 @@ constexpr const char* kOtherFiles[] = {"generation_config.json",  "tokenizer.jso
 Kind kind_of(const ConvertCommand& o, const Recipe& recipe) {
   if (is_gguf_path(o.to)) {
     if (o.packed) throw UsageError("convert: --packed writes a directory, and {} is a file", printable(o.to));
+    if (recipe.experts == Format::f8_e4m3)
+      throw UsageError("convert: GGUF has no FP8; take another --to than {}", recipe.name);
     return Kind::gguf;
   }
   return o.packed || is_block_format(recipe.experts) ? Kind::packed : Kind::hugging_face;
+}
+
+WeightSizes sizes_of(const ConvertCommand& o, const Recipe& recipe, Kind kind) {
+  switch (kind) {
+    case Kind::hugging_face:
+      return hf_sizes(o.from, recipe.experts);
+    case Kind::gguf:
+      return gguf_sizes(o.from, recipe);
+    case Kind::packed:
+      break;
+  }
+  return packed_sizes(o.from, recipe);
 }
 
 void print_sizes(const ConvertCommand& o, const CommonOptions& common, const Recipe& recipe, Kind kind) {
   int64_t numbers = 0, bytes = 0;
   nlohmann::ordered_json by_type;
   std::string text;
-  const auto sizes = kind == Kind::hugging_face ? hf_sizes(o.from, recipe.experts) : packed_sizes(o.from, recipe);
-  for (const WeightBytes& size : sizes) {
+  for (const auto& [format, size] : sizes_of(o, recipe, kind)) {
     numbers += size.numbers;
     bytes += size.bytes;
-    by_type[format_traits(size.format).name] = {{"numbers", size.numbers}, {"bytes", size.bytes}};
-    text += fmt::format("{:<6} {:>9} numbers {:>12}\n", format_traits(size.format).name,
-                        human_count(static_cast<double>(size.numbers)), human_bytes(static_cast<double>(size.bytes)));
+    const char* name = format_traits(format).name;
+    by_type[name] = {{"numbers", size.numbers}, {"bytes", size.bytes}};
+    text += fmt::format("{:<6} {:>9} numbers {:>12}\n", name, human_count(static_cast<double>(size.numbers)),
+                        human_bytes(static_cast<double>(size.bytes)));
   }
   const double bits = 8 * static_cast<double>(bytes) / static_cast<double>(numbers);
   if (common.json) {

@@ -198,7 +198,7 @@ TEST_F(HfSave, SizesAreThoseOfTheFile) {
       int64_t stored = 0, told = 0;
       const SafetensorsFile file(at("got") / "model.safetensors");
       for (const StoredTensor& tensor : file.tensors()) stored += std::ssize(tensor.data);
-      for (const WeightBytes& size : hf_sizes(path, format)) told += size.bytes;
+      for (const auto& [of, size] : hf_sizes(path, format)) told += size.bytes;
       EXPECT_EQ(told, stored) << path;
     }
   }

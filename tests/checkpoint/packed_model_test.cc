@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <fstream>
+#include <functional>
+#include <numeric>
 
 #include "checkpoint/gguf_save.h"
 #include "checkpoint/safetensors.h"
@@ -410,11 +412,22 @@ TEST_F(PackedModels, SizesAreThoseOfTheFile) {
     for (const char* name : {"f32", "fp8", "q5_k_m"}) {
       const Recipe& recipe = *find_recipe(name);
       int64_t told = 0, written = 0;
-      for (const WeightBytes& size : packed_sizes(subject.path, recipe)) told += size.bytes;
+      for (const auto& [of, size] : packed_sizes(subject.path, recipe)) told += size.bytes;
       convert_model(subject.path, scratch_.path() / "packed", recipe, pool_);
       const SafetensorsFile file(scratch_.path() / "packed" / "model.safetensors");
       for (const StoredTensor& tensor : file.tensors()) written += static_cast<int64_t>(tensor.data.size());
       EXPECT_EQ(told, written) << subject.name << " " << name;
+      if (recipe.experts == f8_e4m3) continue;
+      const fs::path path = scratch_.path() / "model.gguf";
+      convert_to_gguf(subject.path, path, recipe, nullptr, pool_);
+      WeightSizes stored;
+      const GgufFile gguf(path);
+      for (const StoredTensor& tensor : gguf.tensors()) {
+        WeightBytes& size = stored[*tensor.format];
+        size.numbers += std::accumulate(tensor.shape.begin(), tensor.shape.end(), int64_t{1}, std::multiplies());
+        size.bytes += std::ssize(tensor.data);
+      }
+      EXPECT_EQ(gguf_sizes(subject.path, recipe), stored) << subject.name << " " << name;
     }
   }
 }

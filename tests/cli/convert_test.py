@@ -65,6 +65,8 @@ class Convert(Case):
             self.assert_done(self.convert(TINY, str(out), "--to", name, *more))
             data = (out / "model.safetensors").read_bytes()
             self.assertEqual(len(data) - 8 - int.from_bytes(data[:8], "little"), told["bytes"])
+        told = json.loads(self.assert_done(self.convert(TINY, "m.gguf", "--to", "q4_0", "--dry-run", "--json")))
+        self.assertLess(told["by_type"]["q4_0"]["bytes"], told["bytes"])
         text = self.assert_done(self.convert(TINY, "--to", "q4_k_m", "--dry-run"))
         self.assertIn("bits a number", text)
 
@@ -74,6 +76,7 @@ class Convert(Case):
         self.assert_refused(self.convert(TINY, str(out)), 2, "--to")
         self.assert_refused(self.convert(TINY, "--to", "q4_0"), 2, "the directory or .gguf file to write")
         self.assert_refused(self.convert(TINY, str(out) + ".gguf", "--to", "bf16", "--packed"), 2, "--packed writes a directory")
+        self.assert_refused(self.convert(TINY, str(out) + ".gguf", "--to", "fp8"), 2, "GGUF has no FP8")
         self.assert_refused(self.convert(TINY, TINY + "/../v3_tiny", "--to", "q4_0"), 2, "would overwrite itself")
         self.assert_refused(self.convert("/nonexistent", str(out), "--to", "q4_0"), 1, "/nonexistent: no such directory")
         self.assertFalse(out.exists())

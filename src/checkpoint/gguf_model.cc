@@ -359,6 +359,7 @@ std::optional<GgufTokenizer> find_gguf_tokenizer(const GgufFile& file) {
   tokenizer.merges = file.texts("tokenizer.ggml.merges");
   const auto n = static_cast<int64_t>(tokenizer.tokens.size());
   if (file.has("tokenizer.ggml.bos_token_id")) tokenizer.bos = token_id(file, "tokenizer.ggml.bos_token_id", n);
+  if (file.has("tokenizer.ggml.add_bos_token")) tokenizer.add_bos = file.boolean("tokenizer.ggml.add_bos_token");
   if (file.has("tokenizer.ggml.eos_token_id")) tokenizer.eos = token_id(file, "tokenizer.ggml.eos_token_id", n);
   tokenizer.chat_template = file.text_or("tokenizer.chat_template", "");
   return tokenizer;

@@ -43,6 +43,7 @@ struct GgufTokenizer {
   std::vector<int64_t> types;            // [id]
   std::vector<std::string_view> merges;
   int64_t bos = -1, eos = -1;
+  std::optional<bool> add_bos;  // whether texts begin with it, where the file says
   std::string_view chat_template;
 };
 // Nothing for a file without a tokenizer. Error for a tokenizer that is no byte-level BPE.

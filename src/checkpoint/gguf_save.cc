@@ -174,7 +174,7 @@ void add_token_ids(GgufMetadata& out, const ModelConfig& config, const GgufToken
   if (!eos.empty()) out.u32("tokenizer.ggml.eos_token_id", eos[0]);
   if (eos.size() > 1) out.u32("tokenizer.ggml.eot_token_id", eos[1]);
   if (eos.size() > 2) log("of {} end tokens the GGUF file has the first two", eos.size());
-  if (tokenizer != nullptr) out.boolean("tokenizer.ggml.add_bos_token", bos >= 0);
+  if (tokenizer != nullptr) out.boolean("tokenizer.ggml.add_bos_token", tokenizer->add_bos.value_or(bos >= 0));
 }
 
 // Scratch of one tensor after the other.

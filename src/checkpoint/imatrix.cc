@@ -48,6 +48,16 @@ std::map<std::string, Shape> shapes_of(const ModelConfig& config) {
   return shapes;
 }
 
+// All heads' matrices are one to the file, with a column for each of theirs.
+bool is_of_heads(std::string_view name) { return name.ends_with(kKB) || name.ends_with(kVB); }
+
+// The same for `n` matrices.
+ImatrixEntry repeated(const ImatrixEntry& entry, int64_t n) {
+  ImatrixEntry all{entry.cols, {}, std::vector<float>(static_cast<size_t>(n), entry.counts[0])};
+  for (int64_t i = 0; i < n; ++i) all.sums.insert(all.sums.end(), entry.sums.begin(), entry.sums.end());
+  return all;
+}
+
 // The expert that a Hugging Face name is of, 0 for other names.
 int64_t expert_of(std::string_view hf_name) {
   constexpr std::string_view kExperts = ".mlp.experts.";
@@ -74,17 +84,18 @@ void write_imatrix(AtomicFile& file, const Imatrix& imatrix) {
   metadata.u32("imatrix.chunk_count", imatrix.chunks);
   metadata.u32("imatrix.chunk_size", imatrix.chunk_tokens);
   std::vector<GgufTensor> tensors;
+  std::vector<const float*> data;
   for (const auto& [name, entry] : imatrix.entries) {
-    tensors.push_back({name + std::string(kSums), {entry.matrices(), entry.cols}, Format::f32});
-    tensors.push_back({name + std::string(kCounts), {entry.matrices(), 1}, Format::f32});
+    const int64_t matrices = is_of_heads(name) ? 1 : entry.matrices(), cols = std::ssize(entry.sums) / matrices;
+    tensors.push_back({name + std::string(kSums), {matrices, cols}, Format::f32});
+    tensors.push_back({name + std::string(kCounts), {matrices, 1}, Format::f32});
+    data.insert(data.end(), {entry.sums.data(), entry.counts.data()});
   }
   write_gguf_header(file, metadata, tensors);
-  for (const auto& [name, entry] : imatrix.entries) {
-    for (const std::vector<float>* list : {&entry.sums, &entry.counts}) {
-      const size_t bytes = list->size() * sizeof(float);
-      file.write(list->data(), bytes);
-      pad_gguf(file, static_cast<int64_t>(bytes));
-    }
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const int64_t bytes = tensors[i].n_bytes();
+    file.write(data[i], static_cast<size_t>(bytes));
+    pad_gguf(file, bytes);
   }
 }
 
@@ -100,11 +111,9 @@ Imatrix parse_imatrix(const GgufFile& file) {
   imatrix.where = file.where();
   for (const StoredTensor& tensor : file.tensors()) {
     const std::string_view name = tensor.name;
-    if (name.ends_with(kCounts) &&
-        file.find(std::string(name.substr(0, name.size() - kCounts.size())) + std::string(kSums)) != nullptr) {
-      continue;
-    }
-    const std::string base(name.substr(0, name.size() - std::min(name.size(), kSums.size())));
+    const std::string base(name.substr(0, name.rfind('.')));
+    // What else is known of a matrix (sums, statistics) is of no use here.
+    if (!name.ends_with(kSums) && file.find(base + std::string(kSums)) != nullptr) continue;
     const StoredTensor* counts = name.ends_with(kSums) ? file.find(base + std::string(kCounts)) : nullptr;
     if (counts == nullptr) {
       throw Error("{}: tensor {} is none of a pair NAME.in_sum2 and NAME.counts", file.where(), printable(name));
@@ -122,13 +131,17 @@ Imatrix parse_imatrix(const GgufFile& file) {
 
 void fit_imatrix(Imatrix& imatrix, const ModelConfig& config) {
   const auto shapes = shapes_of(config);
-  for (const auto& [name, entry] : imatrix.entries) {
+  for (auto& [name, entry] : imatrix.entries) {
     const auto found = shapes.find(name);
     if (found == shapes.end()) {
       throw Error("{}: has data of {}, which this model does not have: it was made from another one", imatrix.where,
                   printable(name));
     }
     const auto [matrices, cols] = found->second;
+    if (is_of_heads(name) && entry.matrices() == 1 && entry.cols == matrices * cols) {
+      entry.cols = cols;
+      entry.counts.resize(static_cast<size_t>(matrices), entry.counts[0]);
+    }
     // Some programs sum all heads in one.
     const bool fits = entry.matrices() == matrices || (entry.matrices() == 1 && !name.ends_with("_exps.weight"));
     if (entry.cols != cols || !fits) {
@@ -150,7 +163,7 @@ void fit_imatrix(Imatrix& imatrix, const ModelConfig& config) {
       }
       imatrix.entries.emplace(name, std::move(joined));
     } else if (whole != imatrix.entries.end() && values == imatrix.entries.end()) {
-      imatrix.entries.emplace(halves, whole->second);
+      imatrix.entries.emplace(halves, repeated(whole->second, config.num_attention_heads));
     }
   }
 }

@@ -162,7 +162,7 @@ std::vector<int32_t> read_prompt(const Chat& chat, const std::string& prompt) {
   std::vector<int32_t> ids = chat.tokenizer.encode(prompt);
   const int32_t bos = chat.tokenizer.bos_id();
   // A template writes the begin token itself.
-  const bool wanted = chat.conversation.plain() && !chat.tokenizer.is_bytes() && bos >= 0;
+  const bool wanted = chat.conversation.plain() && chat.tokenizer.adds_bos();
   if (wanted && (ids.empty() || ids.front() != bos)) ids.insert(ids.begin(), bos);
   if (const int64_t context = chat.sequence.cache.capacity; static_cast<int64_t>(ids.size()) > context) {
     throw Error("the conversation has {} tokens, but the context holds {}; /reset begins a new one", ids.size(),

@@ -102,7 +102,7 @@ void write_gguf(const ConvertCommand& o, const Recipe& recipe, ThreadPool& pool,
   const GgufTokenizer views{lists.pretokenizer, {lists.tokens.begin(), lists.tokens.end()},
                             lists.kinds,        {lists.merges.begin(), lists.merges.end()},
                             lists.bos,          lists.eos,
-                            lists.chat_template};
+                            lists.add_bos,      lists.chat_template};
   convert_to_gguf(o.from, o.to, recipe, &views, pool, options);
 }
 

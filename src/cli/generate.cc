@@ -72,8 +72,8 @@ std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokeni
   const std::string text = options.has_prompt ? options.prompt : read_stdin();
   std::vector<int32_t> ids = errors_at("the prompt", [&] { return tokenizer->encode(text); });
   const int32_t bos = tokenizer->bos_id();
-  // Models of plain bytes are trained on text without begin tokens; one is the last resort for an empty prompt.
-  const bool wanted = ids.empty() || (ids.front() != bos && !tokenizer->is_bytes());
+  // Even where texts begin without one it is the last resort for an empty prompt.
+  const bool wanted = ids.empty() || (ids.front() != bos && tokenizer->adds_bos());
   if (!options.no_bos && bos >= 0 && wanted) ids.insert(ids.begin(), bos);
   return ids;
 }

@@ -19,6 +19,7 @@ std::optional<Tokenizer> find_in_gguf(const fs::path& path) {
   vocabulary.merges.assign(found->merges.begin(), found->merges.end());
   vocabulary.bos = found->bos;
   vocabulary.eos = found->eos;
+  vocabulary.add_bos = found->add_bos;
   vocabulary.chat_template = found->chat_template;
   return Tokenizer::from_vocabulary(vocabulary, file.where() + ": tokenizer");
 }

@@ -140,6 +140,7 @@ struct Tokenizer::Data {
   Pretokenizer pretokenizer;
   Bpe bpe;
   int32_t bos = -1, eos = -1;
+  std::optional<bool> add_bos;  // where the files say
   std::string chat_template;
   bool template_in_own_file = false;
   std::string tokenizer_json, tokenizer_config;  // as read, for save()
@@ -209,6 +210,11 @@ void Tokenizer::Data::read_config(std::string config_text, const std::string& wh
   bos = token_id("bos_token");
   eos = token_id("eos_token");
   dom::element value;
+  if (!config["add_bos_token"].get(value) && !value.is_null()) {
+    bool wanted = false;
+    if (value.get(wanted)) throw Error("{}: add_bos_token is neither true nor false", where);
+    add_bos = wanted;
+  }
   if (config["chat_template"].get(value) || value.is_null()) return;
   std::string_view source;
   dom::array named;
@@ -264,6 +270,7 @@ Tokenizer Tokenizer::from_vocabulary(const Vocabulary& vocabulary, const std::st
   };
   data.bos = checked(vocabulary.bos);
   data.eos = checked(vocabulary.eos);
+  data.add_bos = vocabulary.add_bos;
   if (vocabulary.chat_template.size() > kMaxTemplateBytes)
     throw Error("{}: the chat template is longer than {} bytes", where, kMaxTemplateBytes);
   data.chat_template = vocabulary.chat_template;
@@ -277,6 +284,7 @@ Vocabulary Tokenizer::vocabulary() const {
   Vocabulary vocabulary = vocabulary_of(parse_tokenizer_json(json, where), where);
   vocabulary.bos = data_->bos;
   vocabulary.eos = data_->eos;
+  vocabulary.add_bos = adds_bos();
   vocabulary.chat_template = data_->chat_template;
   return vocabulary;
 }
@@ -369,6 +377,7 @@ std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special, b
 int64_t Tokenizer::vocab_size() const { return static_cast<int64_t>(data_->tokens.size()); }
 int32_t Tokenizer::bos_id() const { return data_->bos; }
 int32_t Tokenizer::eos_id() const { return data_->eos; }
+bool Tokenizer::adds_bos() const { return data_->bos >= 0 && data_->add_bos.value_or(!data_->bytes); }
 bool Tokenizer::is_bytes() const { return data_->bytes; }
 const std::string& Tokenizer::chat_template() const { return data_->chat_template; }
 
@@ -392,7 +401,7 @@ void Tokenizer::save(const fs::path& directory) const {
       return id < 0 ? nlohmann::ordered_json() : nlohmann::ordered_json(token_bytes(id));
     };
     config = nlohmann::ordered_json{{"tokenizer_class", data_->bytes ? kBytesClass : "PreTrainedTokenizerFast"},
-                                    {"add_bos_token", false},
+                                    {"add_bos_token", adds_bos()},
                                     {"bos_token", content(data_->bos)},
                                     {"eos_token", content(data_->eos)},
                                     {"clean_up_tokenization_spaces", false}}

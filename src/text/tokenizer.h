@@ -39,6 +39,9 @@ class Tokenizer {
   int64_t vocab_size() const;  // largest id + 1
   int32_t bos_id() const;      // -1: none
   int32_t eos_id() const;
+  // Whether a text that is to be continued begins with the begin token: add_bos_token where the files say, else for all
+  // tokenizers but bytes.
+  bool adds_bos() const;
   bool is_special(int32_t id) const;
   // The id of one token by its exact content, or -1.
   int32_t id_of(std::string_view content) const;

@@ -21,6 +21,7 @@ struct Vocabulary {
   std::vector<int64_t> kinds;       // [id]: a TokenKind, once tokenizer_json_of has looked at it
   std::vector<std::string> merges;  // "a b", lowest rank first
   int64_t bos = -1, eos = -1;       // ids; -1: none
+  std::optional<bool> add_bos;      // see Tokenizer::adds_bos
   std::string chat_template;        // Jinja; empty: none
 };
 

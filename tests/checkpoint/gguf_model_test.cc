@@ -352,7 +352,8 @@ TEST(MalformedGgufModel, TensorsAreRefusedByTheirName) {
 
 TEST(GgufTokenizerLists, AreGivenAsTheFileHasThem) {
   const LoadedModel model = random_model(sayable(tiny_v3()));
-  GgufTokenizer tokenizer{"deepseek-v3", {"a", "b", "ab", "<e>"}, {1, 1, 1, 3}, {"a b"}, 0, 3, "{{ bos_token }}"};
+  GgufTokenizer tokenizer{"deepseek-v3", {"a", "b", "ab", "<e>"}, {1, 1, 1, 3}, {"a b"}, 0, 3,
+                          false,         "{{ bos_token }}"};
   const std::string bytes = saved(model, Format::f32, &tokenizer);
   const GgufFile file(std::as_bytes(std::span(bytes)), "f");
   const auto back = find_gguf_tokenizer(file);
@@ -366,6 +367,7 @@ TEST(GgufTokenizerLists, AreGivenAsTheFileHasThem) {
   EXPECT_EQ(back->merges, (std::vector<std::string_view>{"a b"}));
   EXPECT_EQ(back->bos, 0);
   EXPECT_EQ(back->eos, 1);  // the model's
+  EXPECT_EQ(back->add_bos, false);
   EXPECT_EQ(back->chat_template, "{{ bos_token }}");
   const std::string bare = saved(model);
   EXPECT_FALSE(find_gguf_tokenizer(GgufFile(std::as_bytes(std::span(bare)), "f")));
@@ -377,7 +379,7 @@ TEST(GgufTokenizerLists, AreGivenAsTheFileHasThem) {
 
 TEST(MalformedGgufTokenizer, IsRefusedByItsKey) {
   const LoadedModel model = random_model(sayable(tiny_v3()));
-  const GgufTokenizer tokenizer{"deepseek-v3", {"a", "b", "ab"}, {1, 1, 1}, {"a b"}, 0, 1, ""};
+  const GgufTokenizer tokenizer{"deepseek-v3", {"a", "b", "ab"}, {1, 1, 1}, {"a b"}, 0, 1, {}, ""};
   const GgufParts sound(saved(model, Format::f32, &tokenizer));
   for (const auto& [key, value, message] :
        {std::tuple{"tokenizer.ggml.model", test::text("llama"),

@@ -81,7 +81,8 @@ class ImatrixFile : public testing::Test {
 
 TEST_F(ImatrixFile, IsReadAsItWasWritten) {
   const Imatrix want = random_imatrix(tiny_mtp(), {2});
-  const Imatrix got = read_imatrix(save(want));
+  Imatrix got = read_imatrix(save(want));
+  fit_imatrix(got, tiny_mtp());
   ASSERT_EQ(got.entries.size(), want.entries.size());
   for (const auto& [name, entry] : want.entries) {
     const auto found = got.entries.find(name);
@@ -98,6 +99,10 @@ TEST_F(ImatrixFile, IsReadAsItWasWritten) {
   EXPECT_EQ(parts.values.at("imatrix.chunk_size"), test::u32(7));
   EXPECT_THAT(parts.tensors.at("blk.1.ffn_down_exps.weight.in_sum2").dims, testing::ElementsAre(9, 4));
   EXPECT_THAT(parts.tensors.at("blk.1.ffn_down_exps.weight.counts").dims, testing::ElementsAre(1, 4));
+  // Its one row of columns for all heads.
+  const ImatrixEntry& heads = want.entries.at("blk.1.attn_v_b.weight");
+  EXPECT_THAT(parts.tensors.at("blk.1.attn_v_b.weight.in_sum2").dims, testing::ElementsAre(heads.sums.size(), 1));
+  EXPECT_THAT(parts.tensors.at("blk.1.attn_v_b.weight.counts").dims, testing::ElementsAre(1, 1));
 }
 
 TEST_F(ImatrixFile, WhatIsNoneIsRefused) {
@@ -109,6 +114,12 @@ TEST_F(ImatrixFile, WhatIsNoneIsRefused) {
     return refused(parts.bytes());
   };
   EXPECT_EQ(changed([](GgufParts&) {}), "(accepted)");
+  EXPECT_EQ(changed([&](GgufParts& p) {  // more than is asked for, as later versions of llama.cpp write
+              p.tensors["blk.1.ffn_down_exps.weight.in_sum"] = p.tensors[sums];
+              p.tensors["blk.1.ffn_down_exps.weight.in_sum"].data.replace(0, 4, test::bytes_of(-1.0f));
+              p.tensors["blk.1.ffn_down_exps.weight.stats"] = p.tensors[counts];
+            }),
+            "(accepted)");
   EXPECT_THAT(changed([](GgufParts& p) { p.values.erase("general.type"); }), HasSubstr("is no importance matrix"));
   EXPECT_THAT(changed([](GgufParts& p) { p.values["general.type"] = test::text("model"); }),
               HasSubstr("bad.gguf: is no importance matrix"));

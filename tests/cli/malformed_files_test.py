@@ -335,6 +335,7 @@ def tokenizer_cases():
         (tokenizer(("decoder", {"type": "WordPiece"})), 'decoder: "WordPiece" is not supported'),
         (tokenizer(("normalizer", {"type": "NFKC"})), 'the normalizer "NFKC" is not supported'),
         (tokenizer_config(("bos_token", "<nowhere>")), 'tokenizer_config.json: bos_token "<nowhere>" is not in the vocabulary'),
+        (tokenizer_config(("add_bos_token", "yes")), "tokenizer_config.json: add_bos_token is neither true nor false"),
         (tokenizer_config(("eos_token", {"a": 1})), "tokenizer_config.json: eos_token has no content"),
         (tokenizer_config(("chat_template", 7)), "tokenizer_config.json: chat_template is not a string"),
         (tokenizer_config(("chat_template", "x" * (2 << 20))), "chat_template is longer than 1048576 bytes"),

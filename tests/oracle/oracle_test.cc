@@ -316,7 +316,7 @@ TEST_P(Oracle, AsAGgufFileGivesTheSameBits) {
   const GgufTokenizer tokenizer{lists.pretokenizer, {lists.tokens.begin(), lists.tokens.end()},
                                 lists.kinds,        {lists.merges.begin(), lists.merges.end()},
                                 lists.bos,          lists.eos,
-                                lists.chat_template};
+                                lists.add_bos,      lists.chat_template};
   const fs::path file = scratch_.path() / "model.gguf";
   const auto in_f32 = [](std::string_view, std::span<const int64_t>) { return Format::f32; };
   const auto save = [&] {

@@ -71,6 +71,28 @@ TEST(Tokenizer, ReadsTheConfigurationBesideIt) {
   EXPECT_EQ(tiny().token_bytes(tiny().id_of("\n")), "\n");
 }
 
+TEST(Tokenizer, PutsABeginTokenBeforeTextsWhereNothingSaysOtherwise) {
+  EXPECT_TRUE(tiny().adds_bos());
+  EXPECT_FALSE(Tokenizer::bytes().adds_bos());
+  const test::TemporaryDirectory directory;
+  tiny().save(directory.path());
+  for (const bool wanted : {false, true}) {
+    directory.write("tokenizer_config.json",
+                    Json{{"bos_token", "<｜begin▁of▁sentence｜>"}, {"add_bos_token", wanted}}.dump());
+    const Tokenizer tokenizer = Tokenizer::load(directory.path());
+    EXPECT_EQ(tokenizer.adds_bos(), wanted);
+    const Tokenizer again = Tokenizer::from_vocabulary(tokenizer.vocabulary(), "it");
+    EXPECT_EQ(again.adds_bos(), wanted);
+    const test::TemporaryDirectory copy;
+    again.save(copy.path());
+    EXPECT_EQ(Tokenizer::load(copy.path()).adds_bos(), wanted);
+  }
+  directory.write("tokenizer_config.json", R"({"bos_token": "<｜begin▁of▁sentence｜>"})");
+  EXPECT_TRUE(Tokenizer::load(directory.path()).adds_bos());
+  directory.write("tokenizer_config.json", "{}");
+  EXPECT_FALSE(Tokenizer::load(directory.path()).adds_bos());  // it has none
+}
+
 TEST(Tokenizer, TextIsNotControlWhenSpecialsAreNotParsed) {
   const std::string text = "a<｜end▁of▁sentence｜>b";
   const Ids parsed = tiny().encode(text), plain = tiny().encode(text, false);

@@ -136,6 +136,11 @@ void expect_scattered_reads(std::span<const std::byte> bytes) {
   if (!bytes.empty()) madvise(pages.data(), pages.size(), MADV_RANDOM);
 }
 
+void read_into_huge_pages(std::span<const std::byte> bytes) {
+  const auto pages = pages_of(bytes);
+  if (!bytes.empty()) madvise(pages.data(), pages.size(), MADV_HUGEPAGE);
+}
+
 void lock_in_memory(std::span<const std::span<const std::byte>> ranges) {
   size_t total = 0;
   for (const auto& range : ranges) total += range.size();

@@ -26,6 +26,9 @@ void read_ahead(std::span<const std::byte> bytes);
 // may be megabytes.
 void expect_scattered_reads(std::span<const std::byte> bytes);
 
+// Where a mapped file is not in memory yet it is read into huge pages, on systems whose files can lie in such.
+void read_into_huge_pages(std::span<const std::byte> bytes);
+
 // Takes these ranges into memory and keeps them there. Error, with the limit of RLIMIT_MEMLOCK, when that is refused.
 void lock_in_memory(std::span<const std::span<const std::byte>> ranges);
 

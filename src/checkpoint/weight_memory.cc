@@ -59,6 +59,10 @@ bool weights_fit(int64_t weight_bytes, uint64_t available_bytes) {
   return static_cast<uint64_t>(weight_bytes) <= memory_for_model(available_bytes);
 }
 
+void prefer_huge_pages(const PackedModel& model) {
+  for (const WeightFile& file : model.mapped.files) read_into_huge_pages(file.mapping().bytes());
+}
+
 void move_to_huge_pages(PackedModel& model, ThreadPool& pool) {
   if (!is_mapped(model)) return;
   check_fit(weight_bytes(model.weights), "--hugepages");

@@ -18,6 +18,9 @@ bool shows_residency(const PackedModel& model);
 uint64_t memory_for_model(uint64_t available_bytes);
 bool weights_fit(int64_t weight_bytes, uint64_t available_bytes);
 
+// Has the system read mapped weights into huge pages, where it can.
+void prefer_huge_pages(const PackedModel& model);
+
 // Copies mapped weights to memory of the process in huge pages; weights in memory have asked for these already. Error
 // where there is not enough of it.
 void move_to_huge_pages(PackedModel& model, ThreadPool& pool);

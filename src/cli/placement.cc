@@ -33,7 +33,10 @@ std::unique_ptr<ExpertReading> make_expert_reading(const PackedModel& loaded, co
   const int64_t bytes = weight_bytes(loaded.weights);
   const uint64_t available = available_memory_bytes();
   const bool fit = weights_fit(bytes, available);
-  if (fit && !wanted) return nullptr;
+  if (fit && !wanted) {
+    prefer_huge_pages(loaded);
+    return nullptr;
+  }
   if (!fit) {
     log("the weights are {}, more than the {} of memory available: experts are read from disk when they are chosen",
         human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(available)));

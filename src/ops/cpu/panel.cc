@@ -604,7 +604,10 @@ struct OfFloats {
       const int64_t n_cols = smaller(Chunk::kCols, c.cols - col);
       int64_t k = 0;
       for (; k + kStep <= n_cols; k += kStep, w += kStep * kBytes) {
-        for (int p = 0; p < kP; ++p) __builtin_prefetch(w + p * c.panel_stride + kAhead);
+        // Behind these panels' ends come the next step's.
+        const bool last = w + kAhead >= panel + c.panel_stride;
+        const uint8_t* ahead = w + kAhead + (last ? (kP - 1) * c.panel_stride : 0);
+        for (int p = 0; p < kP; ++p) __builtin_prefetch(ahead + p * c.panel_stride);
 #pragma GCC unroll 8
         for (int64_t i = 0; i < kStep; ++i) add_column<kP, kN>(sums, w + i * kBytes, c.panel_stride, x, col + k + i);
       }

@@ -88,10 +88,11 @@ static inline Partial partial_from(int32_t x) { return splat_int(x) << 16 >> 16;
 static inline Ints total(Partial sum) { return sum; }
 static inline Ints scaled(Partial sum, Partial scale) { return sum * scale; }
 static inline Partial spread(uint64_t bytes) {
-  typedef uint8_t Eight __attribute__((vector_size(8)));
-  return __builtin_convertvector(load_as<Eight>(&bytes), Ints);
+  return as<Partial>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes))));
 }
-static inline Partial spread_signed(uint64_t bytes) { return spread(bytes) << 24 >> 24; }
+static inline Partial spread_signed(uint64_t bytes) {
+  return as<Partial>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes))));
+}
 #else
 constexpr bool kWidePartial = false;
 typedef Shorts Partial;

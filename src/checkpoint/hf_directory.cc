@@ -181,7 +181,7 @@ void check_stored(const StoredTensor& stored, std::span<const int64_t> expected,
   }
   throw Error(
       "{}: tensor {} is stored as {}; weights may be F32, BF16, F16 and F8_E4M3, in GGUF files also Q8_0, "
-      "Q4_0, Q5_0, Q4_K, Q5_K and Q6_K",
+      "Q4_0, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K",
       where, stored.name, stored.dtype);
 }
 

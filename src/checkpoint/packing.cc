@@ -205,6 +205,7 @@ int64_t rows_of_unit(const PackedWeight& weight, const ModelConfig& config) {
 
 Format stored_format(const PackedWeight& weight, Format stored) {
   if (is_vector(weight.kind) || weight.kind == WeightKind::router) return Format::f32;
+  if (stored == Format::q5_1) return Format::f16;
   const bool halves = weight.sources[0]->tensor->stored == nullptr;
   // The halves of GGUF files are turned: blocks along the other dimension. f16 holds them almost exactly.
   if (halves && weight.kind == WeightKind::kv_b) return is_block_format(stored) ? Format::f16 : stored;

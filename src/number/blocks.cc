@@ -20,13 +20,19 @@ void decode(float* out, const BlockQ4_0& b) {
   }
 }
 
+int code_of_5_bits(const uint8_t* high, const uint8_t* q, int i) {
+  const int low = i < 16 ? q[i] & 15 : q[i - 16] >> 4;
+  return (high[i / 8] >> i % 8 & 1) << 4 | low;
+}
+
 void decode(float* out, const BlockQ5_0& b) {
   const float d = f16_to_f32(b.d);
-  for (int i = 0; i < 32; ++i) {
-    const int high = (b.high[i / 8] >> i % 8 & 1) << 4;
-    const int low = i < 16 ? b.q[i] & 15 : b.q[i - 16] >> 4;
-    out[i] = d * static_cast<float>((high | low) - 16);
-  }
+  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(code_of_5_bits(b.high, b.q, i) - 16);
+}
+
+void decode(float* out, const BlockQ5_1& b) {
+  const float d = f16_to_f32(b.d), m = f16_to_f32(b.m);
+  for (int i = 0; i < 32; ++i) out[i] = d * static_cast<float>(code_of_5_bits(b.high, b.q, i)) + m;
 }
 
 void decode(float* out, const BlockQ4K& b) {
@@ -84,6 +90,8 @@ void decode_blocks(float* out, const void* blocks, Format format, int64_t n) {
       return decode_all<BlockQ4_0>(out, blocks, n / size, size);
     case Format::q5_0:
       return decode_all<BlockQ5_0>(out, blocks, n / size, size);
+    case Format::q5_1:
+      return decode_all<BlockQ5_1>(out, blocks, n / size, size);
     case Format::q4_k:
       return decode_all<BlockQ4K>(out, blocks, n / size, size);
     case Format::q5_k:

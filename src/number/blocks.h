@@ -2,6 +2,7 @@
 //   q8_0  32 numbers   d * q,              q in -128 .. 127
 //   q4_0  32 numbers   d * (q - 8),        q in 0 .. 15
 //   q5_0  32 numbers   d * (q - 16),       q in 0 .. 31
+//   q5_1  32 numbers   d * q + m,          q in 0 .. 31; read alone: what llama.cpp takes for q5_k where rows are short
 //   q4_k  256 numbers  d * sc * q - dmin * m,   q in 0 .. 15; sc and m, 0 .. 63, for each 32
 //   q5_k  256 numbers  the same,           q in 0 .. 31
 //   q6_k  256 numbers  d * sc * (q - 32),  q in 0 .. 63; sc, -128 .. 127, for each 16
@@ -27,6 +28,11 @@ struct BlockQ5_0 {
   uint8_t high[4];  // bit i: the fifth bit of number i
   uint8_t q[16];    // as q4_0
 };
+struct BlockQ5_1 {
+  uint16_t d, m;
+  uint8_t high[4];
+  uint8_t q[16];
+};
 struct BlockQ4K {
   uint16_t d, dmin;
   uint8_t scales[12];  // see scale_and_min
@@ -45,6 +51,7 @@ struct BlockQ6K {
   uint16_t d;
 };
 static_assert(sizeof(BlockQ8_0) == 34 && sizeof(BlockQ4_0) == 18 && sizeof(BlockQ5_0) == 22);
+static_assert(sizeof(BlockQ5_1) == 24);
 static_assert(sizeof(BlockQ4K) == 144 && sizeof(BlockQ5K) == 176 && sizeof(BlockQ6K) == 210);
 
 struct ScaleAndMin {

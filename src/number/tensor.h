@@ -21,6 +21,7 @@ enum class Format : uint8_t {
   q8_0,
   q4_0,
   q5_0,
+  q5_1,  // to be read alone: weights become f16
   q4_k,
   q5_k,
   q6_k,
@@ -54,6 +55,8 @@ constexpr FormatTraits format_traits(Format format) {
       return {"q4_0", 32, 18};
     case Format::q5_0:
       return {"q5_0", 32, 22};
+    case Format::q5_1:
+      return {"q5_1", 32, 24};
     case Format::q4_k:
       return {"q4_k", 256, 144};
     case Format::q5_k:

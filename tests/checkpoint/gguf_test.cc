@@ -194,7 +194,7 @@ TEST(Gguf, EveryTruncationIsRefused) {
 
 TEST(Gguf, TypesAreAsLargeAsTheirBlocks) {
   for (const Format format : {Format::f32, Format::f16, Format::bf16, Format::q8_0, Format::q4_0, Format::q5_0,
-                              Format::q4_k, Format::q5_k, Format::q6_k}) {
+                              Format::q5_1, Format::q4_k, Format::q5_k, Format::q6_k}) {
     const GgmlType& type = ggml_type(format);
     EXPECT_EQ(type.block, format_traits(format).block) << type.name;
     EXPECT_EQ(type.block_bytes, format_traits(format).block_bytes) << type.name;

@@ -9,12 +9,15 @@
 #include <functional>
 #include <numeric>
 
+#include "base/file.h"
+#include "checkpoint/gguf_bytes.h"
 #include "checkpoint/gguf_save.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/tiny_model.h"
 #include "model/forward.h"
 #include "number/formats.h"
 #include "number/panels.h"
+#include "number/random_blocks.h"
 
 namespace fathom {
 namespace {
@@ -394,6 +397,33 @@ TEST_F(PackedModels, GgufFilesKeepTheirBlocks) {
                 0.01);
     }
   }
+}
+
+// What llama.cpp makes of short rows that are to be q5_k.
+TEST_F(PackedModels, Q5_1OfAGgufFileBecomesF16) {
+  const LoadedModel model = load_model(kShakespeare, pool_);
+  const fs::path file = scratch_.path() / "model.gguf";
+  save_gguf(
+      file, model.config, nullptr, [](std::string_view, std::span<const int64_t>) { return q8_0; },
+      rows_of(model.parameters.weights, model.config), pool_);
+  test::GgufParts parts(read_file(file, size_t{1} << 24));
+  for (const char* name : {"blk.0.attn_output.weight", "blk.0.attn_k_b.weight", "blk.1.ffn_down_exps.weight"}) {
+    test::GgufParts::Tensor& tensor = parts.tensors.at(name);
+    const int64_t n = std::accumulate(tensor.dims.begin(), tensor.dims.end(), int64_t{1}, std::multiplies());
+    const std::vector<uint8_t> blocks = random_blocks(q5_1, n, 3);
+    tensor.type = ggml_type(q5_1).number;
+    tensor.data.assign(blocks.begin(), blocks.end());
+  }
+  scratch_.write("model.gguf", parts.bytes());
+  PackedModel packed = load_packed_model(file, pool_);
+  EXPECT_EQ(packed.weights.layers[0].attention.o.format, f16);
+  EXPECT_EQ(packed.weights.layers[0].attention.k_b.format, f16);
+  EXPECT_EQ(packed.weights.layers[1].moe.down.format, f16);
+  EXPECT_EQ(packed.weights.layers[1].moe.gate_up.format, q8_0);
+  LoadedModel decoded = load_model(file, pool_);
+  compare_weights(packed.weights, decoded, [](WeightKind kind, const Tensor&, const auto& got, const auto& want) {
+    EXPECT_LE(mean_error_of(got, want), loss_of(f16)) << static_cast<int>(kind);
+  });
 }
 
 TEST_F(PackedModels, ConvertWritesTheSameBytesOnAnyNumberOfThreads) {

@@ -15,7 +15,7 @@ inline constexpr Format kBlockFormats[] = {Format::q8_0, Format::q4_0, Format::q
 
 // Where the f16 numbers of a block stand.
 inline std::vector<size_t> f16_places(Format format) {
-  if (format == Format::q4_k || format == Format::q5_k) return {0, 2};
+  if (format == Format::q4_k || format == Format::q5_k || format == Format::q5_1) return {0, 2};
   return {format == Format::q6_k ? size_t{208} : 0};
 }
 

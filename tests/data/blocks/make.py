@@ -11,7 +11,7 @@ from gguf.quants import dequantize, quantize
 HERE = pathlib.Path(__file__).resolve().parent
 NUMBERS = 2048
 # Where the f16 scales of a block are.
-SCALES = {"q8_0": [0], "q4_0": [0], "q5_0": [0], "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208]}
+SCALES = {"q8_0": [0], "q4_0": [0], "q5_0": [0], "q4_k": [0, 2], "q5_k": [0, 2], "q6_k": [208], "q5_1": [0, 2]}
 
 
 def finite_f16(rng, n):

@@ -55,7 +55,7 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   for (const Format format : kFormats) {
-    for (const int64_t tokens : {1, 2, 8, 48, 512}) {
+    for (const int64_t tokens : {1, 2, 4, 5, 6, 8, 48, 512}) {
       const int64_t out = 2048, in = 2048, matrices = tokens == 1 ? 64 : 4;
       const std::string name = std::string(format_traits(format).name) + "/" + std::to_string(tokens);
       benchmark::RegisterBenchmark(

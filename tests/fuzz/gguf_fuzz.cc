@@ -68,6 +68,7 @@ void read_tokenizer(const GgufFile& file) {
                               {found->merges.begin(), found->merges.end()},
                               found->bos,
                               found->eos,
+                              found->add_bos,
                               std::string(found->chat_template)};
   const Tokenizer tokenizer = Tokenizer::from_vocabulary(vocabulary, "input");
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) (void)tokenizer.token_bytes(id);

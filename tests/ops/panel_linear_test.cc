@@ -134,6 +134,11 @@ TEST_P(PanelLinear, GivesARowTheSameBitsInAnyBatchAndOnAnyThreads) {
     linear(one.ctx, alone.slice(t, 1), make_linear_input(one.ctx, x.slice(t, 1), {w.panels}), w.panels[0]);
   }
   EXPECT_EQ(0, std::memcmp(y.f32(), alone.f32(), static_cast<size_t>(y.size_bytes())));
+  for (int64_t n = 2; n < 14; ++n) {  // some of which have kernels of their own
+    const Tensor few = filled_f32(n, out, 0);
+    linear(ctx(), few, make_linear_input(ctx(), x.slice(0, n), {w.panels}), w.panels[0]);
+    EXPECT_EQ(0, std::memcmp(few.f32(), alone.f32(), static_cast<size_t>(few.size_bytes()))) << n;
+  }
 }
 
 TEST_P(PanelLinear, OfExpertsIsThatOfEachExpert) {

@@ -139,6 +139,7 @@ void prefetch(const uint8_t* p, int bytes) {
 // Of each format: how a block becomes bytes, its product with one token in registers (dot_one), and with a tile of kN
 // tokens, whose sums the registers hold (dot).
 struct Q4_0 {
+  static constexpr bool kFewTwice = false;
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
     auto sum = partial_from(offset);
 #pragma GCC unroll 8
@@ -168,6 +169,7 @@ struct Q4_0 {
 };
 
 struct Q5_0 {
+  static constexpr bool kFewTwice = false;
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
     Partial first = {}, second = {};
 #pragma GCC unroll 4
@@ -206,6 +208,7 @@ struct Q5_0 {
 };
 
 struct Q8_0 {
+  static constexpr bool kFewTwice = !kWidePartial;  // there tiles gain least
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
     Ints sum = signed_from(offset);
 #pragma GCC unroll 8
@@ -459,11 +462,12 @@ void tile_floats(const PanelProduct& c, const FloatColumns* chunk, int64_t col, 
 // ---- What all formats share
 
 // A chunk of columns of some panels, made ready once, meets all tokens, kT of them at a time. Few tokens (kFew at most)
-// meet it block by block in registers: y is [kPanelsOfFew<kN>, kN].
+// meet it block by block in registers: y is [kPanelsOfFew<kN>, kN]. With kFewTwice so do twice as many, in two parts.
 constexpr int kFew = 4;
 template <class Format>
 struct Of32 {
   using Chunk = Blocks32;
+  static constexpr bool kFewTwice = Format::kFewTwice;
   static constexpr int kT = Format::kT;
   static constexpr int kPanels = 2;
   template <int kN>
@@ -501,6 +505,7 @@ struct Of32 {
 
 template <class Format>
 struct Of256 {
+  static constexpr bool kFewTwice = false;
   using Chunk = Block256;
   static constexpr int kT = 6;
   static constexpr int kPanels = 2;
@@ -559,6 +564,7 @@ struct Of256 {
 
 template <class Element>
 struct OfFloats {
+  static constexpr bool kFewTwice = false;
   using Chunk = FloatColumns;
   static constexpr int kT = 6;
   static constexpr int kPanels = 2;
@@ -679,6 +685,22 @@ void multiply(const PanelProduct& c) {
   int64_t panel = 0;
   if (c.n_tokens <= (kWide ? kFew : 1)) {
     panel = multiply_few < Kind, kWide ? kFew : 1 > (c, n_panels);
+  } else if (kWide && Kind::kFewTwice && c.n_tokens <= 2 * kFew) {
+    for (; panel < n_panels; ++panel) {
+      const auto tokens = [&](int64_t first, int64_t n) {
+        return PanelProduct{n,
+                            c.cols,
+                            c.x + first * c.x_stride,
+                            c.x_stride,
+                            c.panels + panel * c.panel_stride,
+                            c.panel_stride,
+                            smaller(8, c.n_rows - panel * 8),
+                            c.y + first * c.y_stride + panel * 8,
+                            c.y_stride};
+      };
+      multiply_few<Kind, kFew>(tokens(0, kFew), 1);
+      multiply_few<Kind, kFew>(tokens(kFew, c.n_tokens - kFew), 1);
+    }
   } else if (kWide) {
     constexpr int kP = Kind::kPanels;
     for (; panel + kP <= n_panels; panel += kP) multiply_panels<Kind, kP, Kind::kT>(c, panel);

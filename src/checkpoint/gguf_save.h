@@ -29,8 +29,8 @@ using ImportanceOf = std::function<const float*(std::string_view gguf_name, int6
 std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const ChooseFormat& choose);
 
 // Experts are stacked, kv_b_proj is stored in its two halves, without MTP's copies of embedding and head. `tokenizer`
-// may be null; its lists are filled up with unused ids to the model's vocabulary. Error as of
-// gguf_tensors. The file appears whole or not at all.
+// may be null; its lists are filled up with unused ids to the model's vocabulary. Error as of gguf_tensors. The
+// file appears whole or not at all.
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,
                const ChooseFormat& choose, const ReadRows& read, ThreadPool& pool, const ImportanceOf& importance = {});
 

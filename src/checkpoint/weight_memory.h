@@ -5,6 +5,8 @@
 
 namespace fathom {
 
+struct Device;
+
 int64_t weight_bytes(const ModelWeights& weights);
 // What weights that are not packed yet will take when load_packed_model has packed them. Reads headers alone.
 int64_t weight_bytes_when_packed(const Checkpoint& checkpoint, const ModelConfig& config);
@@ -24,6 +26,11 @@ void prefer_huge_pages(const PackedModel& model);
 // Copies mapped weights to memory of the process in huge pages; weights in memory have asked for these already. Error
 // where there is not enough of it.
 void move_to_huge_pages(PackedModel& model, ThreadPool& pool);
+
+// Error where weights do not fit in the device's memory, or where it is null, in the machine's.
+void check_room(int64_t weight_bytes, const Device* device);
+// Copies all weights to the device's memory and gives up those of the host. Error where they do not fit.
+void move_to_device(PackedModel& model, const Device& device);
 
 // Keeps all weights in memory, whatever else wants it. Error where the system does not allow it, or they do not fit.
 void lock_weights(const PackedModel& model);

@@ -7,15 +7,17 @@
 
 #include "base/rng.h"
 #include "base/terminal.h"
+#include "checkpoint/hf_model.h"
+#include "checkpoint/random_model.h"
 #include "cli/command.h"
-#include "model/forward.h"
+#include "infer/passes.h"
 #include "ops/machine.h"
 
 namespace fathom::cli {
 namespace {
 
 struct Options {
-  std::string model, kv_type = "f32";
+  std::string model, model_config, weights = "q4_0", kv_type = "auto";
   int64_t prompt = 512, gen = 64, depth = 0, batch = 1, reps = 3;
   bool machine = false;
   PlacementOptions placement;
@@ -27,26 +29,20 @@ struct Bench {
   const Model& model;
   std::vector<LatentCache> caches;
   Rng rng;
+  Passes passes{};
 
   // Appends n tokens to each sequence, in one pass, and makes the logits of the last ones.
   void read(int64_t n) {
     const ArenaScope scope(ctx.arena);
     std::vector<std::vector<int32_t>> tokens(caches.size());
-    std::vector<int64_t> first;
     std::vector<LatentCache*> pointers;
     for (size_t s = 0; s < caches.size(); ++s) {
       for (int64_t i = 0; i < n; ++i) {
         tokens[s].push_back(static_cast<int32_t>(rng.uniform() * static_cast<double>(model.config.vocab_size)));
       }
-      first.push_back(caches[s].length);
       pointers.push_back(&caches[s]);
     }
-    const Batch batch = make_batch(ctx, tokens, first);
-    const Tensor hidden = forward(ctx, model, batch, {.caches = pointers, .expand_caches = n >= kExpandFrom});
-    Tensor last(hidden.at((n - 1) * hidden.row_stride), Format::f32,
-                {static_cast<int64_t>(caches.size()), hidden.cols()});
-    last.row_stride = n * hidden.row_stride;
-    head_logits(ctx, model, last);
+    passes.run(ctx, model, tokens, pointers, {.expand_caches = n >= kExpandFrom});
   }
   void cut(int64_t length) {
     for (LatentCache& cache : caches) cache.length = length;
@@ -85,21 +81,31 @@ void measure(const std::string& name, int64_t n_tokens, const Options& o, const 
   if (expert_hit_rate) log("{}: {:.1f}% of the experts chosen were in memory", name, 100 * *expert_hit_rate);
 }
 
+ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool& pool, const Device* device) {
+  if (o.model_config.empty()) return load_ready_model(o.model, o.placement, pool, device);
+  const Recipe* const recipe = find_recipe(o.weights);
+  if (recipe == nullptr) throw UsageError("--weights {}: must be one of {}", o.weights, recipe_names());
+  PackedModel loaded = random_model(read_model_config(o.model_config), *recipe, common.seed, device);
+  Model model = make_model(loaded.config, loaded.weights);
+  return {std::move(loaded), nullptr, std::move(model)};
+}
+
 void run(const Options& o, const CommonOptions& common) {
   if (o.prompt == 0 && o.gen == 0) throw UsageError("bench: --prompt 0 and --gen 0 leave nothing to measure");
   ThreadPool pool = make_pool(o.placement, common);
-  const ReadyModel ready = load_ready_model(o.model, o.placement, pool);
+  const std::unique_ptr<Device> device = open_device(common);
+  const ReadyModel ready = ready_model(o, common, pool, device.get());
   const Model& model = ready.model;
   const int64_t capacity = o.depth + std::max(o.prompt, o.gen);
   if (capacity > model.config.max_position_embeddings) {
     throw UsageError("--depth {} and {} tokens are more than the {} that the model reads", o.depth,
                      std::max(o.prompt, o.gen), model.config.max_position_embeddings);
   }
-  Arena arena;
-  Context ctx{pool, arena};
+  Arena arena = make_arena(device.get());
+  Context ctx{pool, arena, device.get()};
   Bench bench{ctx, model, {}, Rng(common.seed)};
   for (int64_t s = 0; s < o.batch; ++s) {
-    bench.caches.push_back(make_latent_cache(model.config, capacity, cache_format(o.kv_type)));
+    bench.caches.push_back(make_latent_cache(model.config, capacity, cache_format(o.kv_type, device.get()), device.get()));
   }
   constexpr int64_t kPiece = 512;
   for (int64_t n = 0; n < o.depth; n += kPiece) bench.read(std::min(kPiece, o.depth - n));
@@ -163,8 +169,13 @@ void add_bench(CLI::App& app, CommonOptions& common) {
   command->option_defaults()->always_capture_default();
   CLI::Option* model = command->add_option("--model", options->model, "Model directory or .gguf file");
   model->type_name("PATH");
+  CLI::Option* config =
+      command->add_option("--model-config", options->model_config, "A Hugging Face config.json, with random weights");
+  config->excludes(model)->type_name("FILE");
+  command->add_option("--weights", options->weights, "Their formats, as of fathom convert --to")->needs(config);
   command->add_flag("--machine", options->machine, "Measure the machine, and no model: memory, caches, arithmetic")
-      ->excludes(model);
+      ->excludes(model)
+      ->excludes(config);
   const auto up_to = [](int64_t least) { return CLI::Range(least, int64_t{1} << 24); };
   command->add_option("--prompt", options->prompt, "Tokens read in one go (0: none)")->check(up_to(0));
   command->add_option("--gen", options->gen, "Tokens written one by one (0: none)")->check(up_to(0));
@@ -175,7 +186,9 @@ void add_bench(CLI::App& app, CommonOptions& common) {
   add_placement_options(*command, options->placement);
   command->callback([options, &common] {
     if (options->machine) return run_machine(common);
-    if (options->model.empty()) throw UsageError("bench: give --model PATH, or --machine (see fathom bench --help)");
+    if (options->model.empty() && options->model_config.empty()) {
+      throw UsageError("bench: give --model PATH, --model-config FILE or --machine (see fathom bench --help)");
+    }
     run(*options, common);
   });
 }

@@ -39,7 +39,7 @@ constexpr const char* kHelp =
     "Ctrl-C   stop the answer\n";
 
 struct Options {
-  std::string model, template_file, system, thinking, kv_type = "f32";
+  std::string model, template_file, system, thinking, kv_type = "auto";
   int64_t context = 0;
   GenerationOptions generation;
   DraftOptions draft;
@@ -277,7 +277,8 @@ void run(Options options, const CommonOptions& common) {
     if (!options.thinking.empty()) throw UsageError("--thinking: the model has no chat template to say it with");
     log("the model has no chat template: it continues the text as it stands");
   }
-  const ReadyModel ready = load_ready_model(options.model, options.placement, pool);
+  const std::unique_ptr<Device> device = open_device(common);
+  const ReadyModel ready = load_ready_model(options.model, options.placement, pool, device.get());
   const Model& model = ready.model;
 
   options.generation.draft_tokens = draft_tokens(options.draft, model);
@@ -285,9 +286,10 @@ void run(Options options, const CommonOptions& common) {
   if (tokenizer.eos_id() >= 0) options.generation.eos_ids.push_back(tokenizer.eos_id());
   const int64_t limit = std::max(model.config.max_position_embeddings, int64_t{1});
   const int64_t context = std::min(options.context > 0 ? options.context : kDefaultContext, limit);
-  Arena arena;
-  Context ctx{pool, arena};
-  LatentCache cache = make_latent_cache(model.config, context, cache_format(options.kv_type));
+  Arena arena = make_arena(device.get());
+  Context ctx{pool, arena, device.get()};
+  LatentCache cache =
+      make_latent_cache(model.config, context, cache_format(options.kv_type, device.get()), device.get());
   Chat chat{options, common, tokenizer, model, ctx, std::move(conversation), {{}, std::move(cache)}};
   talk(chat);
 }

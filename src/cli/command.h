@@ -25,7 +25,7 @@ struct CommonOptions {
   uint64_t seed = 0;
   bool quiet = false;
   bool json = false;
-  std::string device = "cpu";
+  std::string device = "cpu";  // or cuda, cuda:N
 };
 
 // Each adds its subcommand with options, help and a callback that does the work. The callback throws Error /
@@ -73,7 +73,8 @@ inline constexpr CacheType kCacheTypes[] = {{"f32", Format::f32},
                                             {"fp8", Format::f8_e4m3},
                                             {"int8", Format::q8_0}};
 void add_kv_type_option(CLI::App& command, std::string& kv_type);
-Format cache_format(const std::string& kv_type);
+// "auto" is f32, on a device bf16.
+Format cache_format(const std::string& kv_type, const Device* device);
 
 // Where threads and weights are put, as options of `command`.
 struct PlacementOptions {
@@ -90,7 +91,9 @@ struct ReadyModel {
   std::unique_ptr<ExpertReading> reading;  // null where the model fits in memory
   Model model;
 };
-ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool);
+// In the memory of `device`, where it is not null.
+ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool,
+                            const Device* device = nullptr);
 // Of the experts that were chosen, the part that was in memory; nothing where that was not counted.
 std::optional<double> hit_rate(const Model& model, const ExpertBytes& chosen);
 
@@ -98,6 +101,13 @@ std::optional<double> hit_rate(const Model& model, const ExpertBytes& chosen);
 std::string load_chat_template(const std::string& file, const Tokenizer& tokenizer);
 // Options with the tokenizer's begin and end token, which templates write.
 ChatOptions begin_and_end_of(const Tokenizer& tokenizer);
+
+// What --device names: null for the CPU. Error where there is no such GPU.
+std::unique_ptr<Device> open_device(const CommonOptions& common);
+// UsageError of a command that runs on the CPU alone.
+void require_cpu(const CommonOptions& common, std::string_view command);
+// Memory for activations, where they are computed.
+Arena make_arena(const Device* device);
 
 // Threads to work on: --threads, or every physical core that this process may use.
 int thread_count(const CommonOptions& common);

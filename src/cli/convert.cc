@@ -153,6 +153,7 @@ std::optional<Imatrix> find_imatrix(const ConvertCommand& o, const Recipe& recip
 }
 
 void run(const ConvertCommand& o, const CommonOptions& common) {
+  require_cpu(common, "convert");
   check_options(o);
   if (!o.make_imatrix.empty()) return make_imatrix(o, common);
   const Recipe* recipe = find_recipe(o.format);

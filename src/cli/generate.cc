@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kMaxPromptBytes = size_t{64} << 20;
 
 struct Options {
-  std::string model, prompt, tokens, kv_type = "f32";
+  std::string model, prompt, tokens, kv_type = "auto";
   bool has_prompt = false, has_tokens = false, ignore_eos = false, no_bos = false;
   GenerationOptions generation;
   DraftOptions draft;
@@ -105,7 +105,8 @@ void run(const Options& options, const CommonOptions& common) {
   if (text == nullptr && !options.generation.stop.empty()) {
     throw Error("{}: has no tokenizer, so --stop has no text to look at", printable(options.model));
   }
-  const ReadyModel ready = load_ready_model(options.model, options.placement, pool);
+  const std::unique_ptr<Device> device = open_device(common);
+  const ReadyModel ready = load_ready_model(options.model, options.placement, pool, device.get());
   const Model& model = ready.model;
   const std::vector<int32_t> prompt = read_prompt(options, text);
 
@@ -116,10 +117,11 @@ void run(const Options& options, const CommonOptions& common) {
   const auto prompt_tokens = static_cast<int64_t>(prompt.size());
   const int64_t limit = std::max(model.config.max_position_embeddings, int64_t{1});
   const int64_t context = prompt_tokens + std::min(generation.max_tokens, limit);
-  Sequence sequence{
-      {}, make_latent_cache(model.config, std::clamp(context, int64_t{1}, limit), cache_format(options.kv_type))};
-  Arena arena;
-  Context ctx{pool, arena};
+  Arena arena = make_arena(device.get());
+  Context ctx{pool, arena, device.get()};
+  Sequence sequence{{},
+                    make_latent_cache(model.config, std::clamp(context, int64_t{1}, limit),
+                                      cache_format(options.kv_type, device.get()), device.get())};
 
   bool ends_line = true;
   GenerationCallbacks callbacks;
@@ -183,13 +185,14 @@ int64_t draft_tokens(const DraftOptions& options, const Model& model) {
 }
 
 void add_kv_type_option(CLI::App& command, std::string& kv_type) {
-  std::vector<std::string> names;
+  std::vector<std::string> names{"auto"};
   for (const CacheType& type : kCacheTypes) names.emplace_back(type.name);
-  command.add_option("--kv-type", kv_type, fmt::format("Number format of the cache: {}", fmt::join(names, ", ")))
+  command.add_option("--kv-type", kv_type, fmt::format("Number format of the cache: {} (f32, on a GPU bf16)", fmt::join(names, ", ")))
       ->check(CLI::IsMember(names));
 }
 
-Format cache_format(const std::string& kv_type) {
+Format cache_format(const std::string& kv_type, const Device* device) {
+  if (kv_type == "auto") return device != nullptr ? Format::bf16 : Format::f32;
   const auto* const type = std::ranges::find(kCacheTypes, kv_type, &CacheType::name);
   FATHOM_CHECK(type != std::end(kCacheTypes), "{}", kv_type);  // the option's check
   return type->format;

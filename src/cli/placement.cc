@@ -7,6 +7,7 @@
 #include "base/terminal.h"
 #include "checkpoint/weight_memory.h"
 #include "cli/command.h"
+#include "ops/device.h"
 
 namespace fathom::cli {
 namespace {
@@ -87,11 +88,20 @@ ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& commo
   return ThreadPool(n_threads, cpus);
 }
 
-ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool) {
+ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool,
+                            const Device* device) {
   if (options.read_ahead == "on" && options.huge_pages) {
     throw UsageError("--read-ahead on: with --hugepages all weights are in memory; leave one of them out");
   }
+  if (device != nullptr && (options.lock || options.huge_pages || options.read_ahead == "on")) {
+    throw UsageError("--mlock, --hugepages and --read-ahead are for weights in the machine's memory: leave them out");
+  }
   PackedModel loaded = load_packed_model(path, pool);
+  if (device != nullptr) {
+    move_to_device(loaded, *device);
+    Model model = make_model(loaded.config, loaded.weights);
+    return {std::move(loaded), nullptr, std::move(model)};
+  }
   if (options.huge_pages) load_in_huge_pages(loaded, pool);
   if (options.lock) lock_weights(loaded);
   std::unique_ptr<ExpertReading> reading = make_expert_reading(loaded, options);
@@ -99,6 +109,19 @@ ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOp
   model.reading = reading.get();
   return {std::move(loaded), std::move(reading), std::move(model)};
 }
+
+std::unique_ptr<Device> open_device(const CommonOptions& common) {
+  if (common.device == "cpu") return nullptr;
+  const size_t colon = common.device.find(':');
+  return open_cuda_device(colon == std::string::npos ? 0 : std::stoi(common.device.substr(colon + 1)));
+}
+
+void require_cpu(const CommonOptions& common, std::string_view command) {
+  if (common.device == "cpu") return;
+  throw UsageError("{}: runs on the CPU alone so far, leave --device {} out", command, common.device);
+}
+
+Arena make_arena(const Device* device) { return device != nullptr ? Arena(device->allocate) : Arena(); }
 
 std::optional<double> hit_rate(const Model& model, const ExpertBytes& chosen) {
   if (model.reading == nullptr || !model.reading->counts || chosen.chosen == 0) return std::nullopt;

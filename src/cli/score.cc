@@ -105,15 +105,20 @@ void run(const Options& options, const CommonOptions& common) {
                      options.grads.empty() ? "--fp8-activations" : "--grads");
   }
   ThreadPool pool = make_pool(options.placement, common);
-  Arena arena;
-  Context ctx{pool, arena};
+  if (in_f32 && common.device != "cpu") {
+    throw UsageError("score: --grads and --fp8-activations run on the CPU alone so far, leave --device {} out",
+                     common.device);
+  }
+  const std::unique_ptr<Device> device = open_device(common);
+  Arena arena = make_arena(device.get());
+  Context ctx{pool, arena, device.get()};
   // Gradients, and activations rounded to FP8, are computed from weights in f32; all else from those that are stored.
   LoadedModel whole;
   ReadyModel packed;
   if (in_f32) {
     whole = load_model(options.model, pool);
   } else {
-    packed = load_ready_model(options.model, options.placement, pool);
+    packed = load_ready_model(options.model, options.placement, pool, device.get());
   }
   Model model = in_f32 ? make_model(whole.config, whole.parameters.weights) : packed.model;
   const ModelConfig& config = model.config;

@@ -41,6 +41,7 @@ auto make_sampler(const Options& options, const CommonOptions& common) {
 }
 
 void run(Options options, const CommonOptions& common) {
+  require_cpu(common, "train");
   if (options.precision == "bf16" || options.precision == "fp8") {
     throw UsageError("train: --precision {} is not built in; use --precision f32", options.precision);
   }

@@ -1,13 +1,14 @@
 #include "base/cpu.h"
 #include "base/error.h"
 #include "cli/command.h"
+#include "ops/device.h"
 
 namespace fathom::cli {
 
 std::string version_text() {
   return fmt::format(
-      "fathom {} ({})\ninstruction sets: built {}; found {}; used {}\nbackends: CPU (CUDA: not built, MPI: not built)",
-      FATHOM_VERSION, FATHOM_COMMIT, isas_built(), isas_found(), isa_name(cpu_isa()));
+      "fathom {} ({})\ninstruction sets: built {}; found {}; used {}\nbackends: CPU ({}, MPI: not built)",
+      FATHOM_VERSION, FATHOM_COMMIT, isas_built(), isas_found(), isa_name(cpu_isa()), cuda_build_text());
 }
 
 }  // namespace fathom::cli

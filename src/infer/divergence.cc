@@ -77,9 +77,10 @@ Divergence diverge(Context& ctx, const Predictions& predictions, const Model& ot
   const auto compare_group = [&](const Batch& batch) {
     const Tensor hidden = forward(ctx, other, batch);
     std::vector<int32_t> next(static_cast<size_t>(batch.n_tokens()), -1);
-    for (int64_t s = 0; s < batch.n_sequences(); ++s) {
-      const int32_t* offsets = batch.seq_offsets.i32();
-      for (int32_t t = offsets[s]; t + 1 < offsets[s + 1]; ++t) next[static_cast<size_t>(t)] = batch.ids.i32()[t + 1];
+    for (size_t s = 0; s + 1 < batch.offsets.size(); ++s) {
+      for (auto t = static_cast<size_t>(batch.offsets[s]); t + 1 < static_cast<size_t>(batch.offsets[s + 1]); ++t) {
+        next[t] = batch.tokens[t + 1];
+      }
     }
     for (int64_t begin = 0; begin < batch.n_tokens(); begin += kLogitRows) {
       const ArenaScope scope(ctx.arena);

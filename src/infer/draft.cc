@@ -11,8 +11,9 @@ Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hid
   const std::vector<int32_t> ids(next_ids.begin(), next_ids.end());
   const int64_t first_position = cache.length;
   LatentCache* const caches[] = {&cache};
-  const MtpInput input{new_i32(ctx, {hidden.rows()}), make_batch(ctx, {&ids, 1}, {&first_position, 1})};
-  std::iota(input.rows.i32(), input.rows.i32() + hidden.rows(), 0);
+  std::vector<int32_t> rows(ids.size());
+  std::iota(rows.begin(), rows.end(), 0);
+  const MtpInput input{from_host(ctx, rows), make_batch(ctx, {&ids, 1}, {&first_position, 1})};
   return mtp_forward(ctx, model, input, hidden, {.caches = caches, .expand_caches = hidden.rows() >= kExpandFrom});
 }
 
@@ -23,9 +24,10 @@ std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& c
   Tensor state = read_mtp(ctx, model, cache, hidden, unread);
   const int64_t n_read = cache.length;
   std::vector<Draft> drafts;
+  Buffer host_logits;
   for (;;) {
     state = state.slice(state.rows() - 1, 1);
-    const Tensor logits = head_logits(ctx, model, state);
+    const Tensor logits = on_host(ctx, head_logits(ctx, model, state), host_logits);
     Distribution q = distribution({logits.f32(), static_cast<size_t>(logits.cols())}, previous, n_generated, options);
     const int32_t id = draw(q, rng);
     drafts.push_back({id, std::move(q)});

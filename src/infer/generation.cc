@@ -28,17 +28,15 @@ void check_prompt(const Model& model, const LatentCache& cache, std::span<const 
   }
 }
 
-// Runs the model over `ids` and the drafts behind them, extends the sequence by both and returns their hidden states.
-Tensor read_tokens(Context& ctx, const Model& model, Sequence& sequence, std::span<const int32_t> ids,
-                   std::span<const Draft> drafts, bool expand_caches) {
+// Runs the model over `ids` and the drafts behind them, and extends the sequence by both.
+PassResult read_tokens(Context& ctx, const Model& model, Sequence& sequence, std::span<const int32_t> ids,
+                       std::span<const Draft> drafts, const PassOptions& options) {
   std::vector<int32_t> tokens(ids.begin(), ids.end());
   for (const Draft& draft : drafts) tokens.push_back(draft.id);
-  const int64_t first_position = sequence.cache.length;
   LatentCache* const cache = &sequence.cache;
-  const Batch batch = make_batch(ctx, {&tokens, 1}, {&first_position, 1});
-  const Tensor hidden = forward(ctx, model, batch, {.caches = {&cache, 1}, .expand_caches = expand_caches});
+  const PassResult result = sequence.passes.run(ctx, model, {&tokens, 1}, {&cache, 1}, options);
   sequence.ids.insert(sequence.ids.end(), tokens.begin(), tokens.end());
-  return hidden;
+  return result;
 }
 
 void cut(Sequence& sequence, int64_t length) {
@@ -146,7 +144,8 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
   const bool drafting = options.draft_tokens > 0 && !model.weights.mtp.empty();
   if (drafting && sequence.mtp_cache.capacity == 0) {
-    sequence.mtp_cache = make_mtp_cache(model.config, sequence.cache.capacity, sequence.cache.layout.format);
+    sequence.mtp_cache = make_mtp_cache(model.config, sequence.cache.capacity, sequence.cache.layout.format,
+                                        ctx.device);
   }
   result.cached_tokens = keep_common_prefix(sequence, prompt, drafting);
 
@@ -197,16 +196,17 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     }
     const ArenaScope scope(ctx.arena);
     const auto piece = unread.first(std::min(unread.size(), kPrefillTokens));
-    const Tensor hidden = read_tokens(ctx, model, sequence, piece, drafts, expand && result.ids.empty());
+    const bool whole = piece.size() == unread.size();
+    // Row i of the logits judges draft i; the one behind the last draft gives one token more.
+    const auto n_drafts = static_cast<int64_t>(drafts.size());
+    const auto [hidden, logits] =
+        read_tokens(ctx, model, sequence, piece, drafts,
+                    {.expand_caches = expand && result.ids.empty(), .n_logits = whole ? n_drafts + 1 : 0});
     ++result.main_passes;
-    if (piece.size() < unread.size()) {
+    if (!whole) {
       if (drafting) read_mtp(ctx, model, sequence.mtp_cache, hidden, unread.subspan(1, piece.size()));
       continue;
     }
-
-    // Row i judges draft i; the one behind the last draft gives one token more.
-    const auto n_drafts = static_cast<int64_t>(drafts.size());
-    const Tensor logits = head_logits(ctx, model, hidden.slice(hidden.rows() - 1 - n_drafts, n_drafts + 1));
     result.drafted += n_drafts;
     for (int64_t i = 0; goes_on; ++i) {
       const std::span<float> row(logits.f32_row(i), static_cast<size_t>(logits.cols()));

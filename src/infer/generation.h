@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "infer/passes.h"
 #include "infer/sampler.h"
 #include "model/forward.h"
 #include "text/tokenizer.h"
@@ -20,6 +21,7 @@ struct Sequence {
   std::vector<int32_t> ids;  // [cache.length]
   LatentCache cache;
   LatentCache mtp_cache{};  // of the drafting module, made by the first call that drafts; never longer than the other
+  Passes passes{};
 };
 
 struct GenerationOptions {

@@ -10,7 +10,9 @@ constexpr int64_t kGroupTokens = 4096;
 
 // Appends the rows of every group to the outputs, which keep the order of their first appearance.
 struct Collector {
+  Context& ctx;
   std::vector<ScoreTensor>& tensors;
+  Buffer memory{};  // of what comes from a device
 
   ScoreTensor& find(const std::string& name, Format format, std::vector<int64_t> row_shape) {
     const auto it = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.name == name; });
@@ -18,6 +20,7 @@ struct Collector {
     return tensors.emplace_back(ScoreTensor{name, format, std::move(row_shape), {}, {}});
   }
   void add(const std::string& name, Tensor rows) {
+    rows = on_host(ctx, rows, memory);
     ScoreTensor& out = find(name, rows.format, {rows.cols()});
     for (int64_t t = 0; t < rows.rows(); ++t) {
       if (rows.format == Format::i32) {
@@ -120,7 +123,7 @@ ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<
   if (n_mtp > 0) loss_options.mtp_scale = 1.0 / static_cast<double>(n_mtp);
 
   ScoreResult result;
-  Collector out{result.tensors};
+  Collector out{ctx, result.tensors};
   if (options.tensors) {
     ScoreTensor& ids = out.find("input_ids", Format::i64, {});
     for (const auto& sequence : sequences) ids.ids.insert(ids.ids.end(), sequence.begin(), sequence.end());

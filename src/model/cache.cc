@@ -1,26 +1,28 @@
 #include "model/cache.h"
 
+#include "base/arithmetic.h"
+
 namespace fathom {
 namespace {
 
-LatentCache make_cache(const ModelConfig& config, int64_t capacity, int64_t n_layers, Format format) {
+LatentCache make_cache(const ModelConfig& config, int64_t capacity, int64_t n_layers, Format format,
+                       const Device* device) {
   LatentCache cache;
   cache.capacity = capacity;
   cache.layout = config.mla().cached_row(format);
-  for (int64_t l = 0; l < n_layers; ++l) {
-    cache.layers.emplace_back(static_cast<size_t>(capacity * latent_row_bytes(cache.layout)));
-  }
+  cache.layer_bytes = round_up(capacity * latent_row_bytes(cache.layout), static_cast<int64_t>(kAlignment));
+  cache.memory = allocate_where(device, static_cast<size_t>(n_layers * cache.layer_bytes));
   return cache;
 }
 
 }  // namespace
 
-LatentCache make_latent_cache(const ModelConfig& config, int64_t capacity, Format format) {
-  return make_cache(config, capacity, config.num_hidden_layers, format);
+LatentCache make_latent_cache(const ModelConfig& config, int64_t capacity, Format format, const Device* device) {
+  return make_cache(config, capacity, config.num_hidden_layers, format, device);
 }
 
-LatentCache make_mtp_cache(const ModelConfig& config, int64_t capacity, Format format) {
-  return make_cache(config, capacity, 1, format);
+LatentCache make_mtp_cache(const ModelConfig& config, int64_t capacity, Format format, const Device* device) {
+  return make_cache(config, capacity, 1, format, device);
 }
 
 }  // namespace fathom

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <optional>
 
 #include "number/formats.h"
 #include "ops/attention.h"
+#include "ops/device.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
@@ -18,7 +18,7 @@ namespace {
 // The norms of the two latents have this epsilon whatever rms_norm_eps says.
 constexpr float kLatentNormEps = 1e-6f;
 
-int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.seq_offsets.i32()[s]; }
+int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.offsets[static_cast<size_t>(s)]; }
 
 // x rounded to e4m3 with a scale for each token and 128 columns, as the matrices of an FP8 model see it.
 Tensor round_to_fp8(Context& ctx, const Model& model, Tensor x) {
@@ -35,6 +35,28 @@ Tensor round_to_fp8(Context& ctx, const Model& model, Tensor x) {
     }
   });
   return rounded;
+}
+
+// What the layers of a forward pass share.
+struct Pass {
+  const Batch& batch;
+  const ForwardOptions& options;
+  DeviceCaches caches{};  // options.caches, on a device
+};
+
+Pass make_pass(Context& ctx, const Batch& batch, const ForwardOptions& options) {
+  Pass pass{batch, options};
+  FATHOM_CHECK(options.caches.empty() || static_cast<int64_t>(options.caches.size()) == batch.n_sequences());
+  if (ctx.device == nullptr || options.caches.empty()) return pass;
+  std::vector<int64_t> rows, strides;
+  for (const LatentCache* cache : options.caches) {
+    rows.push_back(static_cast<int64_t>(reinterpret_cast<uintptr_t>(cache->rows(0))));
+    strides.push_back(cache->layer_bytes);
+    FATHOM_CHECK(cache->layout == options.caches[0]->layout);
+  }
+  pass.caches = {from_host(ctx, rows), from_host(ctx, strides), batch.sequence, batch.positions,
+                 options.caches[0]->layout};
+  return pass;
 }
 
 // x as these matrices read it.
@@ -77,9 +99,33 @@ void count_new_rows(const Batch& batch, std::span<LatentCache* const> caches) {
   }
 }
 
+// Stores the new tokens' rows and attends to all that the caches hold. false where they held nothing, so that the new
+// tokens see each other alone.
+bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const Pass& pass, int64_t layer,
+                   Tensor k_rope, MlaSaved& s) {
+  const MlaDims dims = model.config.mla();
+  if (ctx.device != nullptr) {
+    DeviceCaches caches = pass.caches;
+    caches.layer = layer;
+    ctx.device->operators.write_cache(ctx, caches, s.latent, k_rope);
+    ctx.device->operators.mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, w.k_b, caches, dims, model.softmax_scale);
+    return true;
+  }
+  const std::vector<LatentCacheView> seen =
+      extend_caches(ctx, pass.batch, layer, s.latent, k_rope, pass.options.caches);
+  if (std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; })) return false;
+  if (pass.options.expand_caches) {
+    mla_attention_expanded(ctx, s.o, s.q, w.kv_b, seen, dims, model.softmax_scale);
+  } else {
+    mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, w.k_b, seen, dims, model.softmax_scale);
+  }
+  return true;
+}
+
 // Multi-head latent attention (V3 equations 1-11). Returns [tokens, hidden].
-Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch, Tensor input,
-                       size_t layer, const ForwardOptions& options, MlaSaved& s) {
+Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, const Pass& pass, Tensor input,
+                       size_t layer, MlaSaved& s) {
+  const Batch& batch = pass.batch;
   const MlaDims dims = model.config.mla();
   const int64_t tokens = batch.n_tokens(), rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
@@ -106,20 +152,13 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   const Tensor k_rope = s.kv_a.columns(rank, rope_dim);
 
   s.o = new_f32(ctx, {tokens, dims.n_heads * dims.v_head_dim});
-  std::vector<LatentCacheView> seen;
-  if (!options.caches.empty()) {
-    seen = extend_caches(ctx, batch, static_cast<int64_t>(layer), s.latent, k_rope, options.caches);
-  }
-  const bool cache_was_empty = std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; });
-  if (cache_was_empty) {
+  const bool attended =
+      !pass.options.caches.empty() && attend_caches(ctx, model, w, pass, static_cast<int64_t>(layer), k_rope, s);
+  if (!attended) {
     s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
     linear(ctx, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b);
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
-  } else if (options.expand_caches) {
-    mla_attention_expanded(ctx, s.o, s.q, w.kv_b, seen, dims, model.softmax_scale);
-  } else {
-    mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, w.k_b, seen, dims, model.softmax_scale);
   }
   Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
   linear(ctx, out, matrix_input(ctx, model, s.o, {w.o}), w.o);
@@ -180,29 +219,31 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tens
   s.y_sorted = new_f32(ctx, {slots, input.cols()});
   const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
   s.x_sorted = sorted.x;
-  grouped_linear(ctx, s.gate_up, sorted, w.gate_up, s.dispatch.offsets);
+  linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts}});
   swiglu(ctx, s.activated, s.gate_up);
   const LinearInput activated = matrix_input(ctx, model, s.activated, {w.down});
   if (has_shared) {
-    linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets},
+    linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets, s.dispatch.experts},
                  {out, matrix_input(ctx, model, s.shared.activated, {w.shared.down}), w.shared.down}});
   } else {
-    std::memset(out.f32(), 0, static_cast<size_t>(out.size_bytes()));
-    grouped_linear(ctx, s.y_sorted, activated, w.down, s.dispatch.offsets);
+    fill_zero(ctx, out);
+    linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets, s.dispatch.experts}});
   }
   combine(ctx, out, s.y_sorted, s.topk_weights, s.dispatch);
 }
 
 // x' = x + Attention(norm(x));  out = x' + MLP or MoE(norm(x'))
-void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor out, Tensor x,
-                 size_t layer, const ForwardOptions& options, LayerSaved& s) {
+void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const Pass& pass, Tensor out, Tensor x,
+                 size_t layer, LayerSaved& s) {
+  const Batch& batch = pass.batch;
+  const ForwardOptions& options = pass.options;
   const int64_t tokens = batch.n_tokens(), hidden = model.config.hidden_size;
   const auto eps = static_cast<float>(model.config.rms_norm_eps);
   s.x = x;
   s.x_rms = new_f32(ctx, {tokens});
   Tensor normed = new_f32(ctx, {tokens, hidden});
   rms_norm(ctx, normed, x, w.input_norm, eps, s.x_rms);
-  s.attention_out = attention_block(ctx, model, w.attention, batch, normed, layer, options, s.attention);
+  s.attention_out = attention_block(ctx, model, w.attention, pass, normed, layer, s.attention);
 
   s.mid = options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
   add(ctx, s.mid, x, s.attention_out);
@@ -236,27 +277,29 @@ Model make_model(const ModelConfig& config, const ModelWeights& weights) {
 
 Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
                  std::span<const int64_t> first_position) {
-  int64_t tokens = 0;
-  for (const auto& sequence : sequences) tokens += static_cast<int64_t>(sequence.size());
-  Batch batch{new_i32(ctx, {tokens}), new_i32(ctx, {tokens}),
-              new_i32(ctx, {static_cast<int64_t>(sequences.size()) + 1})};
-  int32_t t = 0;
+  Batch batch;
+  std::vector<int32_t> positions, sequence_of;
+  batch.offsets.push_back(0);
   for (size_t s = 0; s < sequences.size(); ++s) {
-    batch.seq_offsets.i32()[s] = t;
     auto position = static_cast<int32_t>(first_position.empty() ? 0 : first_position[s]);
     for (const int32_t id : sequences[s]) {
-      batch.ids.i32()[t] = id;
-      batch.positions.i32()[t++] = position++;
+      batch.tokens.push_back(id);
+      positions.push_back(position++);
+      sequence_of.push_back(static_cast<int32_t>(s));
     }
+    batch.offsets.push_back(static_cast<int32_t>(batch.tokens.size()));
   }
-  batch.seq_offsets.i32()[sequences.size()] = t;
+  batch.ids = from_host(ctx, batch.tokens);
+  batch.positions = from_host(ctx, positions);
+  batch.seq_offsets = from_host(ctx, batch.offsets);
+  batch.sequence = from_host(ctx, sequence_of);
   return batch;
 }
 
 Tensor forward(Context& ctx, const Model& model, const Batch& batch, const ForwardOptions& options) {
   const ModelConfig& config = model.config;
   const int64_t tokens = batch.n_tokens(), hidden = config.hidden_size;
-  FATHOM_CHECK(options.caches.empty() || static_cast<int64_t>(options.caches.size()) == batch.n_sequences());
+  const Pass pass = make_pass(ctx, batch, options);
   ForwardSaved unsaved;
   ForwardSaved& saved = options.saved != nullptr ? *options.saved : unsaved;
   saved.layers.assign(model.weights.layers.size(), {});
@@ -271,7 +314,7 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
     Tensor out = options.saved != nullptr ? new_f32(ctx, {tokens, hidden}) : other;
     std::optional<ArenaScope> scope;
     if (options.saved == nullptr) scope.emplace(ctx.arena);
-    layer_block(ctx, model, model.weights.layers[l], batch, out, x, l, options, saved.layers[l]);
+    layer_block(ctx, model, model.weights.layers[l], pass, out, x, l, saved.layers[l]);
     if (options.on_layer != nullptr) (*options.on_layer)(static_cast<int64_t>(l), saved.layers[l]);
     other = x;
     x = out;
@@ -295,7 +338,7 @@ MtpInput make_mtp_input(Context& ctx, const Batch& batch) {
     auto& sequence_ids = next_ids.emplace_back();
     for (int32_t t = sequence_begin(batch, q); t + 1 < sequence_begin(batch, q + 1); ++t) {
       sequence_rows.push_back(t);
-      sequence_ids.push_back(batch.ids.i32()[t + 1]);
+      sequence_ids.push_back(batch.tokens[static_cast<size_t>(t) + 1]);
     }
   }
   const Batch next = make_batch(ctx, next_ids);
@@ -309,7 +352,9 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tens
   const int64_t tokens = input.next.n_tokens(), hidden = model.config.hidden_size;
   const auto eps = static_cast<float>(model.config.rms_norm_eps);
   FATHOM_CHECK(input.rows.cols() == tokens);
-  FATHOM_CHECK(options.caches.empty() || static_cast<int64_t>(options.caches.size()) == input.next.n_sequences());
+  const ForwardOptions of_layer{
+      .caches = options.caches, .expand_caches = options.expand_caches, .expert_load = options.expert_load};
+  const Pass pass = make_pass(ctx, input.next, of_layer);
   MtpSaved unsaved;
   MtpSaved& s = options.saved != nullptr ? *options.saved : unsaved;
   s.input = input;
@@ -327,9 +372,7 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tens
   linear(ctx, x, matrix_input(ctx, model, s.concatenated, {w.eh_proj}), w.eh_proj);
 
   s.x = new_f32(ctx, {tokens, hidden});
-  layer_block(ctx, model, w.layer, input.next, s.x, x, 0,
-              {.caches = options.caches, .expand_caches = options.expand_caches, .expert_load = options.expert_load},
-              s.layer);
+  layer_block(ctx, model, w.layer, pass, s.x, x, 0, s.layer);
   count_new_rows(input.next, options.caches);
   s.x_rms = new_f32(ctx, {tokens});
   s.hidden = new_f32(ctx, {tokens, hidden});

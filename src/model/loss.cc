@@ -5,6 +5,7 @@
 
 #include "model/backward.h"
 #include "ops/cross_entropy.h"
+#include "ops/device.h"
 
 namespace fathom {
 namespace {
@@ -12,10 +13,17 @@ namespace {
 // The MTP row i of a sequence predicts token i + 2; its last row has no target.
 Tensor mtp_targets(Context& ctx, const Batch& mtp_batch) { return make_targets(ctx, mtp_batch).main; }
 
-double sum(Tensor losses) {
+double sum(Context& ctx, Tensor losses) {
+  Buffer memory;
+  losses = on_host(ctx, losses, memory);
   double total = 0;
   for (int64_t t = 0; t < losses.size(); ++t) total += losses.f32()[t];
   return total;
+}
+
+// Counted on the host alone.
+ExpertLoad* wanted_load(const Context& ctx, LossResult& result) {
+  return ctx.device == nullptr ? &result.expert_load : nullptr;
 }
 
 double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
@@ -37,14 +45,15 @@ LossResult& LossResult::operator+=(const LossResult& part) {
 }
 
 Targets make_targets(Context& ctx, const Batch& batch) {
-  Targets targets{new_i32(ctx, {batch.n_tokens()}), 0, 0};
-  const int32_t* ids = batch.ids.i32();
-  for (int64_t s = 0; s < batch.n_sequences(); ++s) {
-    const int32_t begin = batch.seq_offsets.i32()[s], end = batch.seq_offsets.i32()[s + 1];
-    for (int32_t t = begin; t < end; ++t) targets.main.i32()[t] = t + 1 < end ? ids[t + 1] : kNoTarget;
+  Targets targets{};
+  std::vector<int32_t> next(batch.tokens.size(), kNoTarget);
+  for (size_t s = 0; s + 1 < batch.offsets.size(); ++s) {
+    const int32_t begin = batch.offsets[s], end = batch.offsets[s + 1];
+    for (int32_t t = begin; t + 1 < end; ++t) next[static_cast<size_t>(t)] = batch.tokens[static_cast<size_t>(t) + 1];
     targets.n_main += std::max(end - begin - 1, 0);
     targets.n_mtp += std::max(end - begin - 2, 0);
   }
+  targets.main = from_host(ctx, next);
   return targets;
 }
 
@@ -52,17 +61,17 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
                 const LossOptions& options) {
   const ArenaScope scope(ctx.arena);
   LossResult result;
-  const Tensor hidden = forward(ctx, model, batch, {.expert_load = &result.expert_load});
+  const Tensor hidden = forward(ctx, model, batch, {.expert_load = wanted_load(ctx, result)});
   const Tensor losses = new_f32(ctx, {batch.n_tokens()});
   head_cross_entropy(ctx, losses, hidden, model.weights.head, targets.main);
-  result.loss_sum = sum(losses);
+  result.loss_sum = sum(ctx, losses);
   result.main_targets = targets.n_main;
   if (options.mtp_weight > 0 && targets.n_mtp > 0) {
     const MtpInput input = make_mtp_input(ctx, batch);
-    const Tensor mtp_hidden = mtp_forward(ctx, model, input, hidden, {.expert_load = &result.expert_load});
+    const Tensor mtp_hidden = mtp_forward(ctx, model, input, hidden, {.expert_load = wanted_load(ctx, result)});
     const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
     head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, mtp_targets(ctx, input.next));
-    result.mtp_loss_sum = sum(mtp_losses);
+    result.mtp_loss_sum = sum(ctx, mtp_losses);
     result.mtp_targets = targets.n_mtp;
   }
   return result;
@@ -78,7 +87,7 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
   const double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
   head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
                               static_cast<float>(main_scale));
-  result.loss_sum = sum(losses);
+  result.loss_sum = sum(ctx, losses);
   result.main_targets = targets.n_main;
 
   const auto balance = [&](const Batch& b) -> ScoreGradient {
@@ -103,7 +112,7 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
     const Tensor d_mtp_hidden = new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()});
     head_cross_entropy_backward(ctx, mtp_losses, d_mtp_hidden, grads.head, mtp_hidden, model.weights.head,
                                 mtp_targets(ctx, mtp.input.next), static_cast<float>(mtp_scale));
-    result.mtp_loss_sum = sum(mtp_losses);
+    result.mtp_loss_sum = sum(ctx, mtp_losses);
     result.mtp_targets = targets.n_mtp;
     MtpGrads inner;
     mtp_backward_input(ctx, model, mtp, d_hidden, d_mtp_hidden, inner, balance(mtp.input.next));

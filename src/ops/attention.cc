@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "ops/attention_blocks.h"
+#include "ops/device.h"
 #include "ops/linear.h"
 
 namespace fathom {
@@ -125,6 +126,10 @@ Tensor cached_rows(Context& ctx, const LatentCacheView& sequence, const MlaDims&
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
                    float scale, Tensor lse) {
   const ExpandedInputs in = {q, kv, k_rope, dims};
+  if (ctx.device != nullptr) {
+    check_shapes(in, o);
+    return ctx.device->operators.mla_attention(ctx, o, q, kv, k_rope, seq_offsets, dims, scale, lse);
+  }
   check_expanded(in, o, seq_offsets);
   std::vector<QueryBlock> blocks;
   for (int64_t s = 0; s + 1 < seq_offsets.size(); ++s) {

@@ -65,12 +65,15 @@ struct ExpandedInputs {
   }
 };
 
-inline void check_expanded(const ExpandedInputs& in, Tensor o, Tensor seq_offsets) {
+inline void check_shapes(const ExpandedInputs& in, Tensor o) {
   const MlaDims& d = in.dims;
   FATHOM_CHECK(in.q.cols() == d.n_heads * in.key_dim());
   FATHOM_CHECK(in.kv.cols() == d.n_heads * in.kv_dim() && in.kv.rows() == in.q.rows());
   FATHOM_CHECK(in.k_rope.cols() == d.qk_rope_head_dim && in.k_rope.rows() == in.q.rows());
   FATHOM_CHECK(o.cols() == d.n_heads * d.v_head_dim && o.rows() == in.q.rows());
+}
+inline void check_expanded(const ExpandedInputs& in, Tensor o, Tensor seq_offsets) {
+  check_shapes(in, o);
   FATHOM_CHECK(seq_offsets.size() >= 1 && seq_offsets.i32()[0] == 0);
   FATHOM_CHECK(seq_offsets.i32()[seq_offsets.size() - 1] == in.q.rows());
 }

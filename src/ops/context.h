@@ -1,4 +1,5 @@
-// What every operator is given: the threads to run on and the memory for what lives until the caller's scope ends.
+// What every operator is given: the threads or the device to run on, and the memory for what lives until the caller's
+// scope ends.
 #pragma once
 
 #include "base/buffer.h"
@@ -7,9 +8,12 @@
 
 namespace fathom {
 
+struct Device;
+
 struct Context {
   ThreadPool& pool;
-  Arena& arena;
+  Arena& arena;                    // of the device's memory, where there is one
+  const Device* device = nullptr;  // where the work is done (ops/device.h); null: on the threads of the pool
 };
 
 // Uninitialized tensors from the arena.

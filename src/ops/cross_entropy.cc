@@ -5,6 +5,7 @@
 
 #include "ops/cpu/cross_entropy_kernels.h"
 #include "ops/cpu/isa.h"
+#include "ops/device.h"
 #include "ops/gemm.h"
 #include "ops/grain.h"
 #include "ops/linear.h"
@@ -83,6 +84,16 @@ void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& token
        head.dw.f32(), true);
 }
 
+void run_on_device(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets) {
+  for (int64_t begin = 0; begin < x.rows(); begin += kMaxTokens) {
+    const ArenaScope scope(ctx.arena);
+    const int64_t n = std::min(kMaxTokens, x.rows() - begin);
+    const Tensor rows = x.slice(begin, n), logits = new_f32(ctx, {n, w.rows()});
+    linear(ctx, logits, make_linear_input(ctx, rows, {w}), w);
+    ctx.device->operators.cross_entropy(ctx, loss.slice(begin, n), logits, targets.slice(begin, n));
+  }
+}
+
 void run(Context& ctx, const Head& head) {
   check_shapes(head);
   const int64_t vocab = head.w.rows();
@@ -109,6 +120,10 @@ void run(Context& ctx, const Head& head) {
 }  // namespace
 
 void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets) {
+  if (ctx.device != nullptr) {
+    check_shapes({loss, {}, {}, x, w, targets, 0});
+    return run_on_device(ctx, loss, x, w, targets);
+  }
   run(ctx, {loss, {}, {}, x, w, targets, 0});
 }
 

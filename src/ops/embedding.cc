@@ -1,8 +1,11 @@
 #include "ops/embedding.h"
 
+#include <cstring>
+
 #include "number/formats.h"
 #include "ops/cpu/isa.h"
 #include "ops/cpu/row_kernels.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -28,6 +31,7 @@ void check_ids(Tensor ids, int64_t vocab) {
 void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table) {
   const int64_t tokens = ids.size(), hidden = table.cols();
   FATHOM_CHECK(y.rows() == tokens && y.cols() == hidden);
+  if (ctx.device != nullptr) return ctx.device->operators.embedding(ctx, y, ids, table);
   check_ids(ids, table.rows());
   ctx.pool.parallel_for(0, tokens, row_grain(hidden), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -53,10 +57,18 @@ void embedding_backward_weight(Context& ctx, Tensor dtable, Tensor dy, Tensor id
 void add(Context& ctx, Tensor out, Tensor a, Tensor b) {
   const int64_t rows = out.rows(), cols = out.cols();
   FATHOM_CHECK(a.rows() == rows && a.cols() == cols && b.rows() == rows && b.cols() == cols);
+  if (ctx.device != nullptr) return ctx.device->operators.add(ctx, out, a, b);
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) kernel.add(out.f32_row(r), a.f32_row(r), b.f32_row(r), cols);
   });
+}
+
+void fill_zero(Context& ctx, Tensor x) {
+  FATHOM_CHECK(x.contiguous());
+  const auto bytes = static_cast<size_t>(x.size_bytes());
+  if (ctx.device != nullptr) return ctx.device->fill_zero(*ctx.device, x.data, bytes);
+  std::memset(x.data, 0, bytes);
 }
 
 }  // namespace fathom

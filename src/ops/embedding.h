@@ -5,7 +5,7 @@
 
 namespace fathom {
 
-// ids: [tokens] i32, each in [0, vocab) (checked); table: [vocab, hidden]; y: [tokens, hidden].
+// ids: [tokens] i32, each in [0, vocab) (checked, but on a device); table: [vocab, hidden]; y: [tokens, hidden].
 void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table);
 
 // dtable[ids[t]] += dy[t], in order of t for every row.
@@ -13,6 +13,9 @@ void embedding_backward_weight(Context& ctx, Tensor dtable, Tensor dy, Tensor id
 
 // out = a + b, elementwise; out may be a or b. All [rows, cols], rows may be strided. The residual stream.
 void add(Context& ctx, Tensor out, Tensor a, Tensor b);
+
+// x = 0; x is contiguous.
+void fill_zero(Context& ctx, Tensor x);
 
 namespace plain {
 void embedding(Tensor y, Tensor ids, Tensor table);

@@ -7,6 +7,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/cpu/row_kernels.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -37,6 +38,7 @@ void add_choices(Context& ctx, Tensor y, Tensor sorted, Tensor weights, const Di
 Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) {
   const int64_t tokens = topk_ids.rows(), k = topk_ids.cols(), slots = tokens * k;
   FATHOM_CHECK(slots <= std::numeric_limits<int32_t>::max());
+  if (ctx.device != nullptr) return ctx.device->operators.make_dispatch(ctx, topk_ids, n_routed_experts);
   const Dispatch d = {new_i32(ctx, {n_routed_experts + 1}), new_i32(ctx, {slots}), new_i32(ctx, {slots}),
                       new_i32(ctx, {tokens, k})};
   int32_t* offsets = d.offsets.i32();
@@ -65,6 +67,7 @@ void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
   const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols();
   FATHOM_CHECK(x.format == x_sorted.format && x.rows() == tokens && x_sorted.rows() == tokens * k &&
                x_sorted.cols() == x.cols());
+  if (ctx.device != nullptr) return ctx.device->operators.dispatch(ctx, x_sorted, x, d);
   const int64_t row_bytes = format_bytes(x.format, x.cols());
   ctx.pool.parallel_for(0, tokens, row_grain((k + 1) * row_bytes / 4), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -79,7 +82,7 @@ void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
 LinearInput dispatch(Context& ctx, const LinearInput& x, const Dispatch& d, Tensor w) {
   const int64_t slots = d.slot_of.size();
   LinearInput sorted = Tensor(nullptr, Format::f32, {slots, x.x.cols()});
-  const auto form = form_for(w);
+  const auto form = form_for(ctx, w);
   sorted.*form = new_tensor(ctx, (x.*form).format, {slots, (x.*form).cols()});
   dispatch(ctx, sorted.*form, x.*form, d);
   return sorted;
@@ -91,6 +94,7 @@ void dispatch_backward(Context& ctx, Tensor dx, Tensor dx_sorted, const Dispatch
 
 void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d) {
   FATHOM_CHECK(topk_weights.rows() == d.slot_of.rows() && topk_weights.cols() == d.slot_of.cols());
+  if (ctx.device != nullptr) return ctx.device->operators.combine(ctx, y, y_sorted, topk_weights, d);
   add_choices(ctx, y, y_sorted, topk_weights, d);
 }
 

@@ -12,6 +12,7 @@ struct Dispatch {
   Tensor token_of;   // [slots] i32
   Tensor choice_of;  // [slots] i32: which of the token's k choices
   Tensor slot_of;    // [tokens, k] i32: the inverse
+  Tensor experts{};  // on a device: [min(slots, experts)] i32, those that have slots, ascending, then -1
 };
 
 // topk_ids: [tokens, k] i32. Memory from ctx.arena.

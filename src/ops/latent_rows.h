@@ -17,6 +17,7 @@ struct LatentRowLayout {
   int64_t kv_lora_rank = 0, rope = 0;
 
   int64_t dim() const { return kv_lora_rank + rope; }
+  bool operator==(const LatentRowLayout&) const = default;
 };
 
 int64_t latent_row_bytes(const LatentRowLayout& layout);

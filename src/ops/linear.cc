@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "ops/device.h"
 #include "ops/gemm.h"
 #include "ops/panel_linear.h"
 
@@ -66,6 +67,7 @@ void run_grouped(Context& ctx, Tensor offsets, Tensor x, Tensor w, const MakeCal
 }  // namespace
 
 void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
+  if (ctx.device != nullptr) return ctx.device->operators.linear(ctx, calls);
   std::vector<GemmCall> in_f32;
   std::vector<PanelCall> in_panels;
   const auto add = [&](Tensor y, const LinearInput& x, Tensor w) {
@@ -91,7 +93,7 @@ void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
 
 void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumulate) {
   if (!accumulate) return linear(ctx, {{y, x, w}});
-  FATHOM_CHECK(!w.panels);
+  FATHOM_CHECK(!w.panels && ctx.device == nullptr);
   const GemmCall call = linear_call(y, x.x, w, true);
   gemm_many(ctx, {&call, 1});
 }

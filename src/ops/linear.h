@@ -22,7 +22,7 @@ struct LinearInput {
 inline constexpr Tensor LinearInput::*kInputForms[] = {&LinearInput::x, &LinearInput::by_32, &LinearInput::by_256,
                                                        &LinearInput::by_f8};
 // The form that a weight reads.
-Tensor LinearInput::*form_for(Tensor w);
+Tensor LinearInput::*form_for(const Context& ctx, Tensor w);
 // The input in all the forms that `weights` read; those that are absent read none. Memory from ctx.arena.
 LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tensor> weights);
 
@@ -36,6 +36,7 @@ struct LinearCall {
   LinearInput x;
   Tensor w;
   Tensor offsets{};  // of experts, as grouped_linear takes them
+  Tensor experts{};  // on a device: those that have rows, as Dispatch has them
 };
 void linear(Context& ctx, std::initializer_list<LinearCall> calls);
 

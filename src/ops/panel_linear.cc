@@ -6,6 +6,7 @@
 #include "base/arithmetic.h"
 #include "number/panels.h"
 #include "ops/cpu/panel_variants.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -70,8 +71,8 @@ struct Task {
 
 }  // namespace
 
-Tensor LinearInput::*form_for(Tensor w) {
-  if (w.panels && w.format == Format::f8_e4m3) return &LinearInput::by_f8;
+Tensor LinearInput::*form_for(const Context& ctx, Tensor w) {
+  if (w.panels && w.format == Format::f8_e4m3) return ctx.device != nullptr ? &LinearInput::x : &LinearInput::by_f8;
   const int64_t block = w.panels ? format_traits(w.format).block : 1;
   return block == 32 ? &LinearInput::by_32 : block == 256 ? &LinearInput::by_256 : &LinearInput::x;
 }
@@ -85,10 +86,11 @@ LinearInput LinearInput::slice(int64_t begin, int64_t n) const {
 }
 
 LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tensor> weights) {
+  if (ctx.device != nullptr) return ctx.device->operators.make_linear_input(ctx, x, weights);
   LinearInput input = x;
   const int64_t tokens = x.rows(), cols = x.cols();
   for (const Tensor& w : weights) {
-    const auto form = form_for(w);
+    const auto form = form_for(ctx, w);
     if (!w || input.*form) continue;  // absent weights read none, and x is there
     const RowForm rows_form = row_form(form, cols);
     const Tensor rows = new_tensor(ctx, Format::u8, {tokens, rows_form.bytes});
@@ -116,7 +118,7 @@ void panel_linear(Context& ctx, std::span<const PanelCall> calls) {
   ctx.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int) {
     const Task& task = tasks[static_cast<size_t>(i)];
     const PanelCall& call = calls[task.call];
-    const Tensor rows = call.x.*form_for(call.w);
+    const Tensor rows = call.x.*form_for(ctx, call.w);
     FATHOM_CHECK(rows, "no rows for {}", format_traits(call.w.format).name);
     const int64_t first = task.begin * kPanelRows;
     kernel_of(call.w.format)({call.x.x.rows(), call.w.cols(), static_cast<const uint8_t*>(rows.data),

@@ -5,6 +5,7 @@
 #include "ops/cpu/isa.h"
 #include "ops/cpu/norm_kernels.h"
 #include "ops/cpu/row_kernels.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -25,6 +26,7 @@ void rms_norm(Context& ctx, Tensor y, Tensor x, Tensor w, float eps, Tensor inv_
   const int64_t tokens = x.rows(), hidden = x.cols();
   FATHOM_CHECK(y.rows() == tokens && y.cols() == hidden && w.size() == hidden && w.contiguous());
   FATHOM_CHECK(!inv_rms || (inv_rms.size() == tokens && inv_rms.contiguous()));
+  if (ctx.device != nullptr) return ctx.device->operators.rms_norm(ctx, y, x, w, eps, inv_rms);
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, tokens, row_grain(hidden), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

@@ -6,6 +6,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/cpu/rotation_kernels.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -24,13 +25,17 @@ double pair_of_rotations(double rotations, int64_t dim, double theta, int64_t co
          (2 * std::log(theta));
 }
 
+void check_shapes(const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout) {
+  FATHOM_CHECK(positions.size() == x.rows() && positions.contiguous());
+  FATHOM_CHECK(static_cast<int64_t>(rope.inv_freq.size()) == rope.dim / 2);
+  FATHOM_CHECK(layout.n_heads >= 1 && layout.offset >= 0 &&
+               (layout.n_heads - 1) * layout.head_stride + layout.offset + rope.dim <= x.cols());
+}
+
 // Rotates by the positions' angles (direction 1) or their opposites (-1).
 void rotate(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout, float direction) {
   const int64_t tokens = x.rows(), half = rope.dim / 2;
-  FATHOM_CHECK(positions.size() == tokens && positions.contiguous());
-  FATHOM_CHECK(static_cast<int64_t>(rope.inv_freq.size()) == half);
-  FATHOM_CHECK(layout.n_heads >= 1 && layout.offset >= 0 &&
-               (layout.n_heads - 1) * layout.head_stride + layout.offset + rope.dim <= x.cols());
+  check_shapes(rope, x, positions, layout);
   const auto rotate_head = rope.interleaved ? kernels().rotate_interleaved : kernels().rotate_halves;
   // An angle costs about as much as ten rotations.
   ctx.pool.parallel_for(0, tokens, row_grain((layout.n_heads + 10) * rope.dim), [&](int64_t begin, int64_t end) {
@@ -87,6 +92,8 @@ Rope make_rope(int64_t dim, double theta, bool interleaved, const std::optional<
 }
 
 void rope(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout) {
+  check_shapes(rope, x, positions, layout);
+  if (ctx.device != nullptr) return ctx.device->operators.rope(ctx, rope, x, positions, layout);
   rotate(ctx, rope, x, positions, layout, 1);
 }
 void rope_backward(Context& ctx, const Rope& rope, Tensor dx, Tensor positions, const RopeLayout& layout) {

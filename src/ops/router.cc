@@ -7,6 +7,7 @@
 
 #include "ops/cpu/activation_kernels.h"
 #include "ops/cpu/isa.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -94,6 +95,9 @@ void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor top
   FATHOM_CHECK(topk_ids.rows() == tokens && topk_ids.cols() == k);
   FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
   FATHOM_CHECK(!bias || (bias.size() == experts && bias.contiguous()));
+  if (ctx.device != nullptr) {
+    return ctx.device->operators.route(ctx, config, topk_ids, topk_weights, scores, logits, bias);
+  }
   const bool biased = config.method == TopkMethod::noaux_tc && bias;
   const bool grouped = config.method != TopkMethod::greedy && config.n_group > 1;
   const auto score_row = config.scoring == Scoring::sigmoid ? kernels().sigmoid : kernels().softmax;

@@ -2,6 +2,7 @@
 
 #include "ops/cpu/activation_kernels.h"
 #include "ops/cpu/isa.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -16,6 +17,7 @@ const cpu::ActivationKernels& kernels() {
 void swiglu(Context& ctx, Tensor y, Tensor gate_up) {
   const int64_t tokens = y.rows(), inter = y.cols();
   FATHOM_CHECK(gate_up.rows() == tokens && gate_up.cols() == 2 * inter);
+  if (ctx.device != nullptr) return ctx.device->operators.swiglu(ctx, y, gate_up);
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, tokens, row_grain(2 * inter), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

@@ -165,7 +165,7 @@ Tensor rows_for(const LinearInput& input, Format format) {
   Tensor w;
   w.format = format;
   w.panels = true;
-  return input.*form_for(w);
+  return input.*form_for(ctx(), w);
 }
 Tensor product_by(const cpu::PanelVariant& variant, const LinearInput& input, const Weight& w) {
   const Tensor rows = rows_for(input, w.panels.format), y = filled_f32(rows.rows(), w.panels.shape[1], 0);

@@ -1,0 +1,48 @@
+// The CUDA forms of the operators; what they mean stands where the operator is declared. All tensors lie in the device's
+// memory, and nothing here waits for the device.
+#pragma once
+
+#include "ops/device.h"
+
+namespace fathom::cuda {
+
+// embedding.cu
+void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table);
+void add(Context& ctx, Tensor out, Tensor a, Tensor b);
+void swiglu(Context& ctx, Tensor y, Tensor gate_up);
+void cross_entropy(Context& ctx, Tensor loss, Tensor logits, Tensor targets);
+// norm.cu
+void rms_norm(Context& ctx, Tensor y, Tensor x, Tensor w, float eps, Tensor inv_rms);
+void rope(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout);
+// experts.cu
+void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits,
+           Tensor bias);
+Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts);
+void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d);
+void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d);
+// linear.cu and its kernels
+LinearInput make_linear_input(Context& ctx, Tensor x, std::span<const Tensor> weights);
+void linear(Context& ctx, std::span<const LinearCall> calls);
+// attention.cu, attention_expanded.cu
+void write_cache(Context& ctx, const DeviceCaches& caches, Tensor latent, Tensor k_rope);
+void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
+                   float scale, Tensor lse);
+void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, const DeviceCaches& caches,
+                            const MlaDims& dims, float scale);
+
+// Products of every head with a weight of its own, whose inputs and outputs stand side by side in their rows:
+//   y[t, h * y_step + o] = sum_i x[t, h * x_step + i] w_h[o, i]
+// x: [tokens, in], y: [tokens, out]: the first head's columns, rows strided; w: [out, in] in panels: the first head's,
+// the next one's w_step bytes behind it. Numbers as linear() has them.
+struct HeadsLinear {
+  Tensor y;
+  int64_t y_step;  // floats
+  Tensor x;
+  int64_t x_step;  // floats
+  Tensor w;
+  int64_t w_step;  // bytes
+  int64_t n_heads;
+};
+void heads_linear(Context& ctx, const HeadsLinear& call);
+
+}  // namespace fathom::cuda

@@ -1,6 +1,6 @@
 // The program against the fixtures of independent implementations (tests/data/oracle): every logit, hidden state,
 // expert choice, greedy token, loss, gradient and optimizer step, within the tolerances that stand beside them.
-// FATHOM_FIXTURES=DIR adds the fixtures in the folders of DIR.
+// FATHOM_FIXTURES=DIR adds the fixtures in the folders of DIR; FATHOM_TEST_DEVICE=cuda computes there what can be.
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
@@ -49,6 +49,12 @@ std::vector<Fixture> fixtures() {
 std::string test_name(const testing::TestParamInfo<Fixture>& info) {
   const std::string model = info.param.model.string();
   return info.param.folder.filename().string() + (model.empty() ? "" : "_") + model;
+}
+
+// " --device cuda", where that is asked for.
+std::string device_option() {
+  const char* const device = std::getenv("FATHOM_TEST_DEVICE");
+  return device != nullptr ? fmt::format(" --device {}", device) : "";
 }
 
 class Oracle : public testing::TestWithParam<Fixture> {
@@ -154,13 +160,14 @@ TEST_P(Oracle, ScoreMatches) {
   const auto tolerance = facts.root()["tolerance"];
   double lambda = 0;
   const bool has_mtp = facts.root()["mtp"]["lambda"].get(lambda) == simdjson::SUCCESS;
-  const bool has_grads = fs::exists(folder() / "grads.safetensors");
+  const bool has_grads = fs::exists(folder() / "grads.safetensors") && device_option().empty();
 
   const auto tokens = write_tokens(scratch_.path() / "tokens.json", prompts(expected));
   const auto out = (scratch_.path() / "out.safetensors").string(),
              grads = (scratch_.path() / "grads.safetensors").string();
   std::string command = fmt::format("score --json --threads 2 --model '{}' --tokens '{}' --out '{}' --all",
                                     model().string(), tokens, out);
+  command += device_option();
   if (has_mtp) command += fmt::format(" --mtp --mtp-weight {}", lambda);
   if (has_grads) command += " --grads '" + grads + "'";
   const Output score = program(command);
@@ -208,8 +215,9 @@ std::vector<int32_t> integer_row(const StoredTensor& t, size_t s) {
 // The program's answer to a prompt, greedily.
 JsonDocument greedy_continuation(const fs::path& model, const std::vector<int32_t>& prompt, const char* options = "") {
   const Output generate =
-      program(fmt::format("generate --json --temperature 0 --ignore-eos --max-tokens {} --model '{}' --tokens {} {}",
-                          kGreedyTokens, model.string(), list_text(prompt), options));
+      program(fmt::format("generate --json --temperature 0 --ignore-eos --kv-type f32 --max-tokens {} --model '{}' "
+                          "--tokens {} {}{}",
+                          kGreedyTokens, model.string(), list_text(prompt), options, device_option()));
   EXPECT_EQ(generate.exit_code, 0);
   return JsonDocument::parse(generate.output, "generate");
 }

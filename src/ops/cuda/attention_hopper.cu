@@ -34,16 +34,21 @@ constexpr int kColumns = 576;  // all
 constexpr int kRowBytes = 2 * kColumns;
 constexpr int kBlockBytes = 64 * 128;  // 64 rows of 64 columns, which is how matrices lie in shared memory
 constexpr int kTileBytes = kColumns / 64 * kBlockBytes;
-constexpr int kHalfBlocks = kLatent / 2 / 64;          // of V's half
-constexpr int kLeftBytes = kHalfBlocks * kBlockBytes;  // a tile's first half of V
-constexpr int kRightBytes = kTileBytes - kLeftBytes;   // its second, and the rotated keys
-constexpr int kRopeAt = kTileBytes - kBlockBytes;      // of a tile
-constexpr int kMinTiles = 2;                           // of a share: less is not worth another partial result
-constexpr int kConsumers = 256, kThreads = 384;        // the others feed, and lend their registers
-constexpr float kSlack = 8;                            // a maximum may be passed by 2^8 before sums are scaled anew
+constexpr int kHalfBlocks = kLatent / 2 / 64;                          // of V's half
+constexpr int kLeftBytes = kHalfBlocks * kBlockBytes;                  // a tile's first half of V
+[[maybe_unused]] constexpr int kRightBytes = kTileBytes - kLeftBytes;  // its second, and the rotated keys
+[[maybe_unused]] constexpr int kRopeAt = kTileBytes - kBlockBytes;     // of a tile
+constexpr int kMinTiles = 2;  // of a share: less is not worth another partial result
+[[maybe_unused]] constexpr int kConsumers = 256;
+constexpr int kThreads = 384;                 // the others feed, and lend their registers
+[[maybe_unused]] constexpr float kSlack = 8;  // a maximum may be passed by 2^8 before sums are scaled anew
+
+// Of Q's blocks, the last: these every consumer holds in registers, as reading both factors from shared memory takes
+// as long as multiplying them.
+[[maybe_unused]] constexpr int kHeldBlocks = 1;
 
 // Shared memory, from a multiple of 1024 on.
-constexpr int kQueryAt = 0;
+[[maybe_unused]] constexpr int kQueryAt = 0;
 constexpr int kTilesAt = kTileBytes;  // two
 constexpr int kOddWeightsAt =
     kTilesAt + 2 * kTileBytes;                          // P of odd tiles; that of even ones replaces their rotated keys
@@ -57,7 +62,7 @@ static_assert(kSharedWithRounding <= 232448);
 // Barriers, in this order.
 enum Barrier { kQueryFull, kQueryFree, kLeftFull, kLeftFree = 4, kRightFull = 6, kRightFree = 8 };  // of both tiles
 // Named ones.
-constexpr int kFirstOnly = 1, kEvenReady = 2, kOddReady = 3, kDone = 4;
+[[maybe_unused]] constexpr int kFirstOnly = 1, kEvenReady = 2, kOddReady = 3, kDone = 4;
 
 // Where the tokens' tiles stand in the line of all tiles, and which part of it is whose.
 struct Line {
@@ -177,10 +182,19 @@ struct Places {
   __device__ uint32_t barrier(int i) const { return base + kBarriersAt + 8 * i; }
 };
 
-// One thread.
+// One thread. Blocks of a cluster have the same tiles: each reads its part of them for all.
+template <int cluster>
 __device__ __forceinline__ void feed(const DecodeCall& call, const CUtensorMap& q_map, Places at, int group,
                                      int share) {
   const int n_groups = call.n_heads / kHeads;
+  const int rank = group % cluster;
+  const auto copy = [&](uint32_t to, const CUtensorMap* map, int c, int tile, uint32_t barrier) {
+    if constexpr (cluster == 1) {
+      copy_box(to + c * kBlockBytes, map, c * 64, tile * kKeys, barrier);
+    } else if (c / 2 % cluster == rank) {
+      copy_box_to_ranks(to + c * kBlockBytes, map, c * 64, tile * kKeys, barrier, (1 << cluster) - 1);
+    }
+  };
   int parities = 0;  // bit i: of the fillings of tile i's place
   int n_items = 0;
   for_each_item(call.line, share, [&](const Item& item) {
@@ -197,14 +211,10 @@ __device__ __forceinline__ void feed(const DecodeCall& call, const CUtensorMap& 
       const int parity = (parities >> i & 1) ^ 1;
       wait(at.barrier(kLeftFree + i), parity);
       arrive_expecting(at.barrier(kLeftFull + i), kLeftBytes);
-      for (int c = 0; c < kHalfBlocks; ++c) {
-        copy_box(at.tile(i) + c * kBlockBytes, map, c * 64, tile * kKeys, at.barrier(kLeftFull + i));
-      }
+      for (int c = 0; c < kHalfBlocks; ++c) copy(at.tile(i), map, c, tile, at.barrier(kLeftFull + i));
       wait(at.barrier(kRightFree + i), parity);
       arrive_expecting(at.barrier(kRightFull + i), kRightBytes);
-      for (int c = kHalfBlocks; c < kColumns / 64; ++c) {
-        copy_box(at.tile(i) + c * kBlockBytes, map, c * 64, tile * kKeys, at.barrier(kRightFull + i));
-      }
+      for (int c = kHalfBlocks; c < kColumns / 64; ++c) copy(at.tile(i), map, c, tile, at.barrier(kRightFull + i));
       parities ^= 1 << i;
       // The next tile but one to the L2, each group of heads its part.
       if (tile + 2 < item.end) {
@@ -221,12 +231,6 @@ struct Rows {
   float sum[2];      // of this thread's columns of this warpgroup's tiles
 };
 
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // New maxima: O and the sums so far become smaller by 2^(old - new). Mostly they stay.
 __device__ __forceinline__ void rescale(float (&o)[128], Rows& rows, const float (&maximum)[2]) {
   float factor[2];
@@ -241,24 +245,39 @@ __device__ __forceinline__ void rescale(float (&o)[128], Rows& rows, const float
   for (int i = 0; i < 128; ++i) o[i] *= factor[i / 2 % 2];
 }
 
+constexpr int kHeldWords = (kHeldBlocks > 0 ? kHeldBlocks : 1) * 16;
+
+// Q's last blocks as the products take them: of a warp's 16 rows.
+__device__ __forceinline__ void hold_query(uint32_t (&held)[kHeldWords], const unsigned char* query, int warp,
+                                           int lane) {
+  const int row = warp * 16 + lane % 16;
+#pragma unroll
+  for (int i = 0; i < kHeldBlocks * 4; ++i) {
+    const int block = kColumns / 64 - kHeldBlocks + i / 4, chunk = i % 4 * 2 + lane / 16;
+    uint32_t words[4];
+    load_matrices(words, query + block * kBlockBytes + row * 128 + ((chunk ^ (row & 7)) << 4));
+#pragma unroll
+    for (int k = 0; k < 4; ++k) held[4 * i + k] = words[k];
+  }
+}
+
 // s [64, 64] = Q K', as K's halves come
-__device__ __forceinline__ void multiply_keys(float (&s)[32], Places at, int tile, int parity) {
+__device__ __forceinline__ void multiply_keys(float (&s)[32], const uint32_t (&held)[kHeldWords], Places at, int tile,
+                                              int parity) {
   const uint64_t q = describe_rows(at.query()), k = describe_rows(at.tile(tile));
+  const auto offset = [](int i) { return (i / 4 * kBlockBytes + i % 4 * 32) >> 4; };
+  constexpr int kSteps = kColumns / 16, kHeldFrom = kSteps - kHeldBlocks * 4;
   wait(at.barrier(kLeftFull + tile), parity);
   begin_products();
   multiply_64x64x16<false>(s, q, k);
 #pragma unroll
-  for (int i = 1; i < kHalfBlocks * 4; ++i) {
-    const int offset = (i / 4 * kBlockBytes + i % 4 * 32) >> 4;
-    multiply_64x64x16<true>(s, q + offset, k + offset);
-  }
+  for (int i = 1; i < kHalfBlocks * 4; ++i) multiply_64x64x16<true>(s, q + offset(i), k + offset(i));
   wait(at.barrier(kRightFull + tile), parity);
   begin_products();
 #pragma unroll
-  for (int i = kHalfBlocks * 4; i < kColumns / 16; ++i) {
-    const int offset = (i / 4 * kBlockBytes + i % 4 * 32) >> 4;
-    multiply_64x64x16<true>(s, q + offset, k + offset);
-  }
+  for (int i = kHalfBlocks * 4; i < kHeldFrom; ++i) multiply_64x64x16<true>(s, q + offset(i), k + offset(i));
+#pragma unroll
+  for (int i = kHeldFrom; i < kSteps; ++i) multiply_64x64x16(s, held + 4 * (i - kHeldFrom), k + offset(i));
   commit_products();
 }
 
@@ -294,8 +313,8 @@ __device__ __forceinline__ void store_weights(uint32_t to, const uint32_t (&p)[1
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     const uint32_t address = to + row * 128 + ((j ^ (row & 7)) << 4) + lane % 4 * 4;
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(p[2 * j]) : "memory");
-    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address + 8 * 128), "r"(p[2 * j + 1]) : "memory");
+    store_shared(address, p[2 * j]);
+    store_shared(address + 8 * 128, p[2 * j + 1]);
   }
 }
 
@@ -316,21 +335,24 @@ __device__ __forceinline__ void multiply_values(float (&o)[128], uint32_t p, uin
 }
 
 // A warpgroup, the first or the second.
-template <int which>
+template <int which, int cluster>
 struct Consumer {
   const DecodeCall& call;
   Places at;
+  const unsigned char* query;
   float* maxima;        // [2, 64] in shared memory
   float* sums;          // [2, 2, 64]
   int warp, lane, row;  // row: the first of the thread's two
 
   float o[128];
+  uint32_t held[kHeldWords];
   Rows rows;
   int used[2] = {0, 0};
   int n_items = 0;
 
   __device__ __forceinline__ Consumer(const DecodeCall& call_of_kernel, Places places, unsigned char* shared)
       : call(call_of_kernel), at(places) {
+    query = shared + kQueryAt;
     maxima = reinterpret_cast<float*>(shared + kMaximaAt);
     sums = reinterpret_cast<float*>(shared + kSumsAt);
     warp = static_cast<int>(threadIdx.x) / kWarp % 4;
@@ -338,8 +360,16 @@ struct Consumer {
     row = warp * 16 + lane / 4;
   }
 
+  __device__ __forceinline__ void release_query() const {
+    if (lane == 0) arrive(at.barrier(kQueryFree));
+  }
+  // A half of a tile, to all who fill it.
   __device__ __forceinline__ void release(int barrier) const {
-    if (lane == 0) arrive(at.barrier(barrier));
+    if constexpr (cluster == 1) {
+      if (lane == 0) arrive(at.barrier(barrier));
+    } else {
+      if (lane < cluster) arrive_at_rank(at.barrier(barrier), lane);
+    }
   }
 
   // Scores that lie behind the token's last row.
@@ -366,10 +396,10 @@ struct Consumer {
   __device__ __forceinline__ void first(int n_visible, bool last) {
     float s[32], maximum[2], sum[2];
     uint32_t p[16];
-    multiply_keys(s, at, 0, used[0] & 1);
+    multiply_keys(s, held, at, 0, used[0] & 1);
     wait_products<0>();
     settle(s);
-    if (last) release(kQueryFree);
+    if (last) release_query();
     hide(s, n_visible);
     new_maxima(maximum, s, rows.maximum, call.scale_log2);
     make_weights(p, sum, s, maximum, call.scale_log2);
@@ -405,7 +435,7 @@ struct Consumer {
   __device__ __forceinline__ void second(int n_visible, bool last) {
     float s[32], maximum[2], sum[2];
     uint32_t p[16];
-    if constexpr (pair) multiply_keys(s, at, 1, used[1] & 1);
+    if constexpr (pair) multiply_keys(s, held, at, 1, used[1] & 1);
     named_wait<kEvenReady, kConsumers>();
     read_maxima(maximum, 0);
     rescale(o, rows, maximum);
@@ -414,7 +444,7 @@ struct Consumer {
     if constexpr (pair) {
       wait_products<1>();
       settle(s);
-      if (last) release(kQueryFree);
+      if (last) release_query();
       hide(s, n_visible);
       new_maxima(maximum, s, rows.maximum, call.scale_log2);
       make_weights(p, sum, s, maximum, call.scale_log2);
@@ -423,7 +453,7 @@ struct Consumer {
       show_writes_to_engines();
       named_arrive<kOddReady, kConsumers>();
     } else {
-      release(kQueryFree);
+      release_query();
     }
     wait_products<0>();
     settle(o);
@@ -447,6 +477,7 @@ struct Consumer {
     for (int i = 0; i < 128; ++i) o[i] = 0;
     rows = {{-INFINITY, -INFINITY}, {0, 0}};
     wait(at.barrier(kQueryFull), n_items & 1);
+    hold_query(held, query, warp, lane);
     const int n_rows = call.positions[item.token] + 1;
     int tile = item.begin;
     for (; tile + 1 < item.end; tile += 2) {
@@ -506,7 +537,8 @@ struct Consumer {
 
 #endif  // sm_90a
 
-__global__ void __launch_bounds__(kThreads, 1)
+template <int cluster>
+__global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(kThreads, 1)
     decode(const DecodeCall call, const __grid_constant__ CUtensorMap q_map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   unsigned char* shared = shared_memory<unsigned char>();
@@ -517,13 +549,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     make_barrier(at.barrier(kQueryFree), 8);  // a warp each
     for (int i = 0; i < 2; ++i) {
       make_barrier(at.barrier(kLeftFull + i), 1);
-      make_barrier(at.barrier(kLeftFree + i), 4);
+      make_barrier(at.barrier(kLeftFree + i), 4 * cluster);
       make_barrier(at.barrier(kRightFull + i), 1);
-      make_barrier(at.barrier(kRightFree + i), 4);
+      make_barrier(at.barrier(kRightFree + i), 4 * cluster);
     }
     show_barriers_to_copies();
   }
   __syncthreads();
+  if constexpr (cluster > 1) meet_cluster();
   wait_for_inputs();
   start_next();
   // Blocks beside each other read the same rows.
@@ -532,16 +565,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warpgroup = __shfl_sync(kAllLanes, static_cast<int>(threadIdx.x) / 128, 0);
   if (warpgroup == 0) {
     take_registers<240>();
-    Consumer<0> consumer(call, at, shared);
+    Consumer<0, cluster> consumer(call, at, shared);
     for_each_item(call.line, share, [&](const Item& item) { consumer.run(item, group, share); });
   } else if (warpgroup == 1) {
     take_registers<240>();
-    Consumer<1> consumer(call, at, shared);
+    Consumer<1, cluster> consumer(call, at, shared);
     for_each_item(call.line, share, [&](const Item& item) { consumer.run(item, group, share); });
   } else {
     give_registers<24>();
-    if (threadIdx.x == kConsumers) feed(call, q_map, at, group, share);
+    if (threadIdx.x == kConsumers) feed<cluster>(call, q_map, at, group, share);
   }
+  if constexpr (cluster > 1) meet_cluster();  // others may still write here
 #endif
 }
 
@@ -649,8 +683,8 @@ bool mla_decode_hopper(Context& ctx, const HopperDecode& d) {
                            d.caches.layer,
                            static_cast<int>(n_tokens)};
   launch(ctx, plan, dim3(1), dim3(kPlanThreads), 0, plan_call, any_map);
-  launch(ctx, decode, dim3(static_cast<unsigned>(n_shares * (n_heads / kHeads))), dim3(kThreads), kSharedWithRounding,
-         call, q_map);
+  launch(ctx, n_heads / kHeads % 2 == 0 ? decode<2> : decode<1>,
+         dim3(static_cast<unsigned>(n_shares * (n_heads / kHeads))), dim3(kThreads), kSharedWithRounding, call, q_map);
   launch(ctx, add_shares, dim3(static_cast<unsigned>(n_heads), static_cast<unsigned>(n_tokens)), dim3(128), 0, call);
   return true;
 }

@@ -12,6 +12,16 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
+__device__ __forceinline__ void store_shared(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // ---- Barriers in shared memory: a phase ends when `arrivals` threads have arrived and all announced bytes have come.
 // Phases are numbered from 0; waiting for phase n takes n's parity.
 
@@ -39,6 +49,23 @@ __device__ __forceinline__ void wait(uint32_t barrier, int parity) {
       "}" ::"r"(barrier),
       "r"(parity)
       : "memory");
+}
+
+// ---- A cluster's blocks: each one's shared memory is laid out the same, and barriers may be arrived at from the
+// others.
+
+__device__ __forceinline__ int rank_in_cluster() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+__device__ __forceinline__ void arrive_at_rank(uint32_t barrier, int rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(barrier), "r"(rank));
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+}
+__device__ __forceinline__ void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 // ---- The 16 named barriers of a block: `threads` take part, those that wait and those that only arrive.
@@ -75,6 +102,15 @@ __device__ __forceinline__ void copy_box(uint32_t to, const void* map, int colum
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
           to),
       "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+// The same to all blocks of a cluster whose bits are set.
+__device__ __forceinline__ void copy_box_to_ranks(uint32_t to, const void* map, int column, int row, uint32_t barrier,
+                                                  uint16_t ranks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, "
+      "%3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(ranks)
       : "memory");
 }
 __device__ __forceinline__ void prefetch_box(const void* map, int column, int row) {
@@ -132,7 +168,7 @@ __device__ __forceinline__ void settle(uint32_t (&x)[n]) {
   for (int i = 0; i < n; ++i) asm volatile("" : "+r"(x[i])::"memory");
 }
 
-// s [64, 64] (= or, where `add`, +=) A B', both operands of 16 columns in shared memory.
+// s [64, 64] (= or, where `add`, +=) A B', both operands of 16 columns, B in shared memory, A there or in registers.
 template <bool add>
 __device__ __forceinline__ void multiply_64x64x16(float (&s)[32], uint64_t a, uint64_t b) {
   asm volatile(
@@ -146,6 +182,20 @@ __device__ __forceinline__ void multiply_64x64x16(float (&s)[32], uint64_t a, ui
         "+f"(s[17]), "+f"(s[18]), "+f"(s[19]), "+f"(s[20]), "+f"(s[21]), "+f"(s[22]), "+f"(s[23]), "+f"(s[24]),
         "+f"(s[25]), "+f"(s[26]), "+f"(s[27]), "+f"(s[28]), "+f"(s[29]), "+f"(s[30]), "+f"(s[31])
       : "l"(a), "l"(b), "n"(add ? 1 : 0));
+}
+
+__device__ __forceinline__ void multiply_64x64x16(float (&s)[32], const uint32_t* a, uint64_t b) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, 1, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15, "
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "{%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"
+      : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]), "+f"(s[5]), "+f"(s[6]), "+f"(s[7]), "+f"(s[8]),
+        "+f"(s[9]), "+f"(s[10]), "+f"(s[11]), "+f"(s[12]), "+f"(s[13]), "+f"(s[14]), "+f"(s[15]), "+f"(s[16]),
+        "+f"(s[17]), "+f"(s[18]), "+f"(s[19]), "+f"(s[20]), "+f"(s[21]), "+f"(s[22]), "+f"(s[23]), "+f"(s[24]),
+        "+f"(s[25]), "+f"(s[26]), "+f"(s[27]), "+f"(s[28]), "+f"(s[29]), "+f"(s[30]), "+f"(s[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
 // o [64, 256] += A B, A [64, 16] in registers (the layout of o's own columns, two to a word) or in shared memory,

@@ -6,6 +6,9 @@
 
 namespace fathom::cuda {
 
+// All of them.
+DeviceOperators cuda_operators();
+
 // embedding.cu
 void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table);
 void add(Context& ctx, Tensor out, Tensor a, Tensor b);

@@ -1,0 +1,71 @@
+#include <math.h>
+
+#include "ops/cross_entropy.h"
+#include "ops/cuda/kernel.h"
+#include "ops/cuda/operators.h"
+
+namespace fathom::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+
+struct CrossEntropy {
+  float* loss;
+  const float* logits;
+  const int32_t* targets;
+  int64_t logits_stride;
+  int vocab;
+};
+
+// Sums over the block in a fixed order; every thread gets the result.
+__device__ float block_max(float x, float* shared) {
+  x = warp_max(x);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  for (int i = 0; i < kWarps; ++i) x = fmaxf(x, shared[i]);
+  return x;
+}
+__device__ float block_sum(float x, float* shared) {
+  x = warp_sum(x);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  float sum = 0;
+  for (int i = 0; i < kWarps; ++i) sum += shared[i];
+  return sum;
+}
+
+// A block a token.
+__global__ void cross_entropy_kernel(CrossEntropy c) {
+  __shared__ float shared[kWarps];
+  wait_for_inputs();
+  start_next();
+  const int64_t token = blockIdx.x;
+  const int target = c.targets[token];
+  if (target < 0 || target >= c.vocab) {
+    if (threadIdx.x == 0) c.loss[token] = 0;
+    return;
+  }
+  const float* row = c.logits + token * c.logits_stride;
+  float largest = -INFINITY;
+  for (int v = threadIdx.x; v < c.vocab; v += kThreads) largest = fmaxf(largest, row[v]);
+  largest = block_max(largest, shared);
+  float sum = 0;
+  for (int v = threadIdx.x; v < c.vocab; v += kThreads) sum += expf(row[v] - largest);
+  sum = block_sum(sum, shared);
+  if (threadIdx.x == 0) c.loss[token] = largest + logf(sum) - row[target];
+}
+
+}  // namespace
+
+void cross_entropy(Context& ctx, Tensor loss, Tensor logits, Tensor targets) {
+  const int64_t tokens = logits.rows();
+  FATHOM_CHECK(loss.size() == tokens && targets.size() == tokens && loss.contiguous() && targets.contiguous());
+  if (tokens == 0) return;
+  launch(ctx, cross_entropy_kernel, dim3(static_cast<unsigned>(tokens)), dim3(kThreads), 0,
+         CrossEntropy{loss.f32(), logits.f32(), targets.i32(), logits.row_stride, static_cast<int>(logits.cols())});
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,348 @@
+// Linear layers whose weights are in blocks with scales of their own. A panel of such weights is half of the left
+// operand of a tensor core's product as it stands: a warp reads it straight from memory. Blocks meet activations in 8
+// bits, every block's sum of products is an exact integer, as on the CPU.
+#pragma once
+
+#include "ops/cuda/linear_tile.h"
+
+namespace fathom::cuda {
+
+__device__ __forceinline__ uint32_t word_at(const uint8_t* p) {
+  return load_once(reinterpret_cast<const uint32_t*>(p));
+}
+__device__ __forceinline__ float f16_at(const uint8_t* p) {
+  return f16_to_float(load_once(reinterpret_cast<const uint16_t*>(p)));
+}
+
+// ---- Blocks of 32 columns. load: this lane's part of a block of a panel; codes: rows of it at columns 4c .. (low) and
+// 16 + 4c .. (high) of the block. What codes are too large by is taken off with the sums of the input's codes, of which
+// the input has minus 8 times.
+
+struct Q4_0 {
+  static constexpr int kBytes = 144, kOffset = 1;  // times -8
+  uint32_t word;
+  __device__ __forceinline__ void load(const uint8_t* block, int lane) {
+    word = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
+  }
+  __device__ __forceinline__ uint32_t low(int) const { return word & 0x0F0F0F0Fu; }
+  __device__ __forceinline__ uint32_t high(int) const { return word >> 4 & 0x0F0F0F0Fu; }
+};
+
+struct Q5_0 {
+  static constexpr int kBytes = 176, kOffset = 2;
+  uint32_t word, fifth;
+  __device__ __forceinline__ void load(const uint8_t* block, int lane) {
+    word = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
+    fifth = word_at(block + 144 + lane / 4 * 4);
+  }
+  __device__ __forceinline__ uint32_t low(int c) const {
+    return (word & 0x0F0F0F0Fu) | (fifth >> c & 0x01010101u) << 4;
+  }
+  __device__ __forceinline__ uint32_t high(int c) const {
+    return (word >> 4 & 0x0F0F0F0Fu) | (fifth >> (c + 4) & 0x01010101u) << 4;
+  }
+};
+
+struct Q8_0 {
+  static constexpr int kBytes = 272, kOffset = 0;
+  uint32_t words[2];
+  __device__ __forceinline__ void load(const uint8_t* block, int lane) {
+    words[0] = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
+    words[1] = word_at(block + 144 + (lane % 4 * 8 + lane / 4) * 4);
+  }
+  __device__ __forceinline__ uint32_t low(int) const { return words[0]; }
+  __device__ __forceinline__ uint32_t high(int) const { return words[1]; }
+};
+
+// Of tokens: the codes of one, the scales of two, as a lane's fragments want them.
+template <int kNT>
+struct TokenRows {
+  const uint8_t* base;
+  uint32_t codes[kNT], first[kNT], second[kNT];  // bytes from base
+  __device__ __forceinline__ TokenRows(const Work& work, int token, int lane) {
+    base = work.call->x;
+#pragma unroll
+    for (int n = 0; n < kNT; ++n) {
+      const int t = token + n * 8;
+      codes[n] = static_cast<uint32_t>(row_of(work, t + lane / 4) - base);
+      first[n] = static_cast<uint32_t>(row_of(work, t + lane % 4 * 2) - base);
+      second[n] = static_cast<uint32_t>(row_of(work, t + lane % 4 * 2 + 1) - base);
+    }
+  }
+  template <class T>
+  __device__ __forceinline__ T get(uint32_t row, int byte) const {
+    return *reinterpret_cast<const T*>(base + row + byte);
+  }
+};
+
+template <class Block, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads) linear_32_kernel(PanelCalls calls) {
+  constexpr int kMT = Shape::kMT, kNT = Shape::kNT, kWK = Shape::kWK;
+  constexpr int kAtOnce = kNT <= 2 ? 4 : 2;  // blocks that are loaded before the first is used
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, c = lane % 4, g = lane / 4;
+  const int wk = static_cast<int>(threadIdx.x) / kWarp / Shape::kWM;
+  Work work;
+  find_work<Shape>(work, calls);
+  wait_for_inputs();
+  start_next();
+  if (!find_expert(work)) return;
+  const uint8_t* panels[kMT][2];
+  find_panels<Shape>(panels, work);
+  const int n_blocks = work.call->cols / 32, scales_at = work.call->cols, offsets_at = scales_at + n_blocks * 4;
+  for (int token = static_cast<int>(blockIdx.y) * Shape::kTokens; token < work.n_tokens;
+       token += static_cast<int>(gridDim.y) * Shape::kTokens) {
+    const TokenRows<kNT> rows(work, token, lane);
+    Sums<Shape> sums = {};
+    for (int begin = wk; begin < n_blocks; begin += kWK * kAtOnce) {
+      Block blocks[kAtOnce][kMT][2];
+      float d[kAtOnce][kMT][2];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int b = min(begin + i * kWK, n_blocks - 1);
+        const bool there = begin + i * kWK < n_blocks;
+#pragma unroll
+        for (int m = 0; m < kMT; ++m) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const uint8_t* block = panels[m][half] + b * Block::kBytes;
+            blocks[i][m][half].load(block, lane);
+            d[i][m][half] = there ? f16_at(block + g * 2) : 0;
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int b = min(begin + i * kWK, n_blocks - 1);
+#pragma unroll
+        for (int n = 0; n < kNT; ++n) {
+          const auto b0 = rows.template get<uint32_t>(rows.codes[n], b * 32 + c * 4);
+          const auto b1 = rows.template get<uint32_t>(rows.codes[n], b * 32 + 16 + c * 4);
+          const float scale[2] = {rows.template get<float>(rows.first[n], scales_at + b * 4),
+                                  rows.template get<float>(rows.second[n], scales_at + b * 4)};
+          int offset[2] = {0, 0};
+          if (Block::kOffset != 0) {
+            // An i16 and zero.
+            offset[0] = Block::kOffset * rows.template get<int16_t>(rows.first[n], offsets_at + b * 4);
+            offset[1] = Block::kOffset * rows.template get<int16_t>(rows.second[n], offsets_at + b * 4);
+          }
+#pragma unroll
+          for (int m = 0; m < kMT; ++m) {
+            int products[4] = {offset[0], offset[1], offset[0], offset[1]};
+            mma_s8(products, blocks[i][m][0].low(c), blocks[i][m][1].low(c), blocks[i][m][0].high(c),
+                   blocks[i][m][1].high(c), b0, b1);
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              sums[m][n][j] += static_cast<float>(products[j]) * (d[i][m][j / 2] * scale[j % 2]);
+            }
+          }
+        }
+      }
+    }
+    write_tile<Shape>(work, sums, token);
+  }
+}
+
+// ---- Blocks of 256 columns
+
+// 6-bit scales and mins: lane (g, c) reads those of row g and of the columns' parts 2c and 2c + 1, as bytes scale, min,
+// scale, min; the others ask for them.
+struct SixBitScales {
+  uint32_t mine;
+  __device__ __forceinline__ void load(const uint8_t* block, int lane) {
+    const uint8_t* in = block + 32;
+    const int c = lane % 4, g = lane / 4;
+    const uint32_t first = load_once(in + 2 * c * 8 + g), second = load_once(in + (2 * c + 1) * 8 + g);
+    const uint32_t upper = load_once(in + 64 + c * 8 + g);
+    mine = (first & 15) | (upper & 3) << 4 | (first >> 4 | (upper >> 4 & 3) << 4) << 8 |
+           ((second & 15) | (upper >> 2 & 3) << 4) << 16 | (second >> 4 | (upper >> 6 & 3) << 4) << 24;
+  }
+};
+
+struct Q4K {
+  static constexpr int kBytes = 1152, kHeader = 128, kSubBytes = 128;
+  uint32_t word;
+  __device__ __forceinline__ void load(const uint8_t* sub, int lane) {
+    word = word_at(sub + (lane % 4 * 8 + lane / 4) * 4);
+  }
+  __device__ __forceinline__ uint32_t low(int) const { return word & 0x0F0F0F0Fu; }
+  __device__ __forceinline__ uint32_t high(int) const { return word >> 4 & 0x0F0F0F0Fu; }
+};
+
+struct Q5K {
+  static constexpr int kBytes = 1408, kHeader = 128, kSubBytes = 160;
+  uint32_t word, fifth;
+  __device__ __forceinline__ void load(const uint8_t* sub, int lane) {
+    word = word_at(sub + (lane % 4 * 8 + lane / 4) * 4);
+    fifth = word_at(sub + 128 + lane / 4 * 4);
+  }
+  __device__ __forceinline__ uint32_t low(int c) const {
+    return (word & 0x0F0F0F0Fu) | (fifth >> c & 0x01010101u) << 4;
+  }
+  __device__ __forceinline__ uint32_t high(int c) const {
+    return (word >> 4 & 0x0F0F0F0Fu) | (fifth >> (c + 4) & 0x01010101u) << 4;
+  }
+};
+
+struct Q6K {
+  static constexpr int kBytes = 1680, kHeader = 144, kSubBytes = 192;
+  uint32_t word, upper[2];
+  __device__ __forceinline__ void load(const uint8_t* sub, int lane) {
+    word = word_at(sub + (lane % 4 * 8 + lane / 4) * 4);
+    upper[0] = word_at(sub + 128 + lane / 4 * 4);
+    upper[1] = word_at(sub + 160 + lane / 4 * 4);
+  }
+  __device__ __forceinline__ uint32_t low(int c) const {
+    return (word & 0x0F0F0F0Fu) | (upper[0] >> 2 * c & 0x03030303u) << 4;
+  }
+  __device__ __forceinline__ uint32_t high(int c) const {
+    return (word >> 4 & 0x0F0F0F0Fu) | (upper[1] >> 2 * c & 0x03030303u) << 4;
+  }
+};
+
+// Scales of q6_k: of row g and the sixteens 4c .. 4c + 3, a byte each.
+__device__ __forceinline__ uint32_t load_signed_scales(const uint8_t* block, int lane) {
+  const int c = lane % 4, g = lane / 4;
+  uint32_t mine = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) mine |= static_cast<uint32_t>(load_once(block + 16 + (4 * c + i) * 8 + g)) << 8 * i;
+  return mine;
+}
+
+__device__ __forceinline__ int signed_byte(uint32_t word, int i) { return static_cast<int8_t>(word >> 8 * i); }
+
+template <class Block, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads) linear_256_kernel(PanelCalls calls) {
+  constexpr int kMT = Shape::kMT, kNT = Shape::kNT, kWK = Shape::kWK;
+  constexpr bool kQ6K = Block::kHeader == 144;
+  constexpr int kAtOnce = kNT <= 2 ? 4 : 2;  // parts of 32 columns that are loaded before the first is used
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, c = lane % 4, g = lane / 4;
+  const int wk = static_cast<int>(threadIdx.x) / kWarp / Shape::kWM;
+  Work work;
+  find_work<Shape>(work, calls);
+  wait_for_inputs();
+  start_next();
+  if (!find_expert(work)) return;
+  const uint8_t* panels[kMT][2];
+  find_panels<Shape>(panels, work);
+  const int cols = work.call->cols, n_blocks = cols / 256;
+  const int scales_at = cols, sums_32_at = scales_at + n_blocks * 4, sums_16_at = sums_32_at + cols / 16;
+  for (int token = static_cast<int>(blockIdx.y) * Shape::kTokens; token < work.n_tokens;
+       token += static_cast<int>(gridDim.y) * Shape::kTokens) {
+    const TokenRows<kNT> rows(work, token, lane);
+    Sums<Shape> sums = {};
+    for (int b = wk; b < n_blocks; b += kWK) {
+      int products[kMT][kNT][4] = {}, mins[kMT][kNT][4] = {};
+      uint32_t scales[kMT][2];
+#pragma unroll
+      for (int m = 0; m < kMT; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint8_t* block = panels[m][half] + static_cast<int64_t>(b) * Block::kBytes;
+          if (kQ6K) {
+            scales[m][half] = load_signed_scales(block, lane);
+          } else {
+            SixBitScales of_block;
+            of_block.load(block, lane);
+            scales[m][half] = of_block.mine;
+          }
+        }
+      }
+#pragma unroll
+      for (int first = 0; first < 8; first += kAtOnce) {
+        Block parts[kAtOnce][kMT][2];
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+          for (int m = 0; m < kMT; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              parts[i][m][half].load(panels[m][half] + static_cast<int64_t>(b) * Block::kBytes + Block::kHeader +
+                                         (first + i) * Block::kSubBytes,
+                                     lane);
+            }
+          }
+        }
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int s = first + i, col = b * 256 + s * 32;
+          int scale[kMT][2][2], min_of[kMT][2];
+#pragma unroll
+          for (int m = 0; m < kMT; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              // Lane (g, s / 2) has those of the part.
+              const uint32_t theirs = __shfl_sync(kAllLanes, scales[m][half], g * 4 + s / 2) >> s % 2 * 16;
+              if (kQ6K) {
+                scale[m][half][0] = signed_byte(theirs, 0);
+                scale[m][half][1] = signed_byte(theirs, 1);
+              } else {
+                scale[m][half][0] = static_cast<int>(theirs & 255);
+                min_of[m][half] = static_cast<int>(theirs >> 8 & 255);
+              }
+            }
+          }
+#pragma unroll
+          for (int n = 0; n < kNT; ++n) {
+            const auto b0 = rows.template get<uint32_t>(rows.codes[n], col + c * 4);
+            const auto b1 = rows.template get<uint32_t>(rows.codes[n], col + 16 + c * 4);
+            if (kQ6K) {
+              int offset[2][2];  // [half of the columns][token]: minus 32 times the sums of 16 codes
+#pragma unroll
+              for (int u = 0; u < 2; ++u) {
+                offset[u][0] = -32 * rows.template get<int16_t>(rows.first[n], sums_16_at + (col / 16 + u) * 2);
+                offset[u][1] = -32 * rows.template get<int16_t>(rows.second[n], sums_16_at + (col / 16 + u) * 2);
+              }
+#pragma unroll
+              for (int m = 0; m < kMT; ++m) {
+                int low[4] = {offset[0][0], offset[0][1], offset[0][0], offset[0][1]};
+                int high[4] = {offset[1][0], offset[1][1], offset[1][0], offset[1][1]};
+                mma_s8_k16(low, parts[i][m][0].low(c), parts[i][m][1].low(c), b0);
+                mma_s8_k16(high, parts[i][m][0].high(c), parts[i][m][1].high(c), b1);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                  products[m][n][j] += low[j] * scale[m][j / 2][0] + high[j] * scale[m][j / 2][1];
+                }
+              }
+            } else {
+              const int sum[2] = {rows.template get<int16_t>(rows.first[n], sums_32_at + col / 32 * 2),
+                                  rows.template get<int16_t>(rows.second[n], sums_32_at + col / 32 * 2)};
+#pragma unroll
+              for (int m = 0; m < kMT; ++m) {
+                int part[4] = {};
+                mma_s8(part, parts[i][m][0].low(c), parts[i][m][1].low(c), parts[i][m][0].high(c),
+                       parts[i][m][1].high(c), b0, b1);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                  products[m][n][j] += part[j] * scale[m][j / 2][0];
+                  mins[m][n][j] += sum[j % 2] * min_of[m][j / 2];
+                }
+              }
+            }
+          }
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kNT; ++n) {
+        const float scale[2] = {rows.template get<float>(rows.first[n], scales_at + b * 4),
+                                rows.template get<float>(rows.second[n], scales_at + b * 4)};
+#pragma unroll
+        for (int m = 0; m < kMT; ++m) {
+          const uint8_t* block[2] = {panels[m][0] + static_cast<int64_t>(b) * Block::kBytes,
+                                     panels[m][1] + static_cast<int64_t>(b) * Block::kBytes};
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const float d = f16_at(block[j / 2] + g * 2);
+            sums[m][n][j] += static_cast<float>(products[m][n][j]) * (d * scale[j % 2]);
+            if (!kQ6K) {
+              const float dmin = f16_at(block[j / 2] + 16 + g * 2);
+              sums[m][n][j] -= static_cast<float>(mins[m][n][j]) * (dmin * scale[j % 2]);
+            }
+          }
+        }
+      }
+    }
+    write_tile<Shape>(work, sums, token);
+  }
+}
+
+}  // namespace fathom::cuda

@@ -1,0 +1,25 @@
+#include "ops/cuda/operators.h"
+
+namespace fathom::cuda {
+
+DeviceOperators cuda_operators() {
+  DeviceOperators operators{};
+  operators.embedding = embedding;
+  operators.add = add;
+  operators.rms_norm = rms_norm;
+  operators.rope = rope;
+  operators.swiglu = swiglu;
+  operators.make_linear_input = make_linear_input;
+  operators.linear = linear;
+  operators.route = route;
+  operators.make_dispatch = make_dispatch;
+  operators.dispatch = dispatch;
+  operators.cross_entropy = cross_entropy;
+  operators.combine = combine;
+  operators.write_cache = write_cache;
+  operators.mla_attention = mla_attention;
+  operators.mla_attention_absorbed = mla_attention_absorbed;
+  return operators;
+}
+
+}  // namespace fathom::cuda

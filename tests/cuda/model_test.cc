@@ -1,0 +1,132 @@
+// The whole model on a device against the CPU.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "checkpoint/hf_model.h"
+#include "checkpoint/random_model.h"
+#include "checkpoint/weight_memory.h"
+#include "cuda/device_context.h"
+#include "infer/generation.h"
+#include "infer/score.h"
+
+namespace fathom {
+namespace {
+
+const std::filesystem::path kOracle = std::filesystem::path(FATHOM_TEST_DATA) / "oracle";
+
+struct Case {
+  const char* name;
+  const char* fixture;
+  const char* recipe;  // of random weights; null: the fixture's own
+  double tolerance;    // of logits, as a part of the largest
+};
+
+class CudaModel : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (cuda_ctx().device == nullptr) GTEST_SKIP() << "there is no GPU";
+  }
+  PackedModel load() const {
+    ThreadPool pool(1);
+    const auto folder = kOracle / GetParam().fixture;
+    if (GetParam().recipe == nullptr) return load_packed_model(folder, pool);
+    ModelConfig config = read_model_config(folder);
+    config.initializer_range = 0.2;  // so that activations are of some size
+    return random_model(config, *find_recipe(GetParam().recipe), 7, nullptr);
+  }
+};
+
+std::vector<std::vector<int32_t>> sequences(const ModelConfig& config) {
+  Rng rng(3);
+  std::vector<std::vector<int32_t>> all;
+  for (const int length : {1, 9, 30}) {
+    auto& ids = all.emplace_back();
+    for (int i = 0; i < length; ++i)
+      ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(config.vocab_size))));
+  }
+  return all;
+}
+
+TEST_P(CudaModel, ScoresAsTheCpuDoes) {
+  PackedModel on_cpu = load(), on_gpu = load();
+  move_to_device(on_gpu, *cuda_ctx().device);
+  const Model cpu_model = make_model(on_cpu.config, on_cpu.weights),
+              gpu_model = make_model(on_gpu.config, on_gpu.weights);
+  ThreadPool pool(2);
+  Arena arena;
+  Context cpu{pool, arena};
+  const ScoreOptions options{.tensors = true, .all = true, .mtp = !on_cpu.weights.mtp.empty()};
+  const ScoreResult want = score(cpu, cpu_model, sequences(on_cpu.config), options);
+  const ScoreResult got = score(cuda_ctx(), gpu_model, sequences(on_cpu.config), options);
+  EXPECT_NEAR(got.loss.loss(), want.loss.loss(), GetParam().tolerance * 10);
+  ASSERT_EQ(got.tensors.size(), want.tensors.size());
+  for (size_t i = 0; i < want.tensors.size(); ++i) {
+    const ScoreTensor &a = got.tensors[i], &b = want.tensors[i];
+    ASSERT_EQ(a.name, b.name);
+    EXPECT_EQ(a.ids, b.ids) << a.name;
+    ASSERT_EQ(a.values.size(), b.values.size()) << a.name;
+    double largest = 1e-30, worst = 0;
+    for (size_t j = 0; j < a.values.size(); ++j) {
+      largest = std::max(largest, std::abs(static_cast<double>(b.values[j])));
+      const double error = std::abs(static_cast<double>(a.values[j]) - b.values[j]);
+      if (!(error <= worst)) worst = error;
+    }
+    EXPECT_LE(worst, GetParam().tolerance * largest) << a.name << ", largest " << largest;
+  }
+}
+
+// Greedy tokens through the cache; where weights or cache are rounded, ties may fall otherwise: then only the first.
+TEST_P(CudaModel, ContinuesAsTheCpuDoes) {
+  PackedModel on_cpu = load(), on_gpu = load();
+  move_to_device(on_gpu, *cuda_ctx().device);
+  const Model cpu_model = make_model(on_cpu.config, on_cpu.weights),
+              gpu_model = make_model(on_gpu.config, on_gpu.weights);
+  ThreadPool pool(2);
+  Arena arena;
+  Context cpu{pool, arena};
+  const std::vector<int32_t> prompt = sequences(on_cpu.config).back();
+  for (const int64_t drafts : {0, 2}) {
+    for (const Format kv_type : {Format::f32, Format::bf16}) {
+      const GenerationOptions options{.sampler = {.temperature = 0}, .max_tokens = 12, .draft_tokens = drafts};
+      Sequence of_cpu{{}, make_latent_cache(on_cpu.config, 64, kv_type)};
+      Sequence of_gpu{{}, make_latent_cache(on_cpu.config, 64, kv_type, cuda_ctx().device)};
+      const Generation want = generate(cpu, cpu_model, nullptr, of_cpu, prompt, options);
+      const Generation got = generate(cuda_ctx(), gpu_model, nullptr, of_gpu, prompt, options);
+      if (GetParam().recipe == nullptr && kv_type == Format::f32) {
+        EXPECT_EQ(got.ids, want.ids) << drafts;
+      } else {
+        EXPECT_EQ(got.ids.at(0), want.ids.at(0)) << drafts;
+      }
+    }
+  }
+}
+
+// The same bits whether a pass is recorded or not is what replays must give: one prompt twice.
+TEST_P(CudaModel, RepeatsItself) {
+  PackedModel on_gpu = load();
+  move_to_device(on_gpu, *cuda_ctx().device);
+  const Model model = make_model(on_gpu.config, on_gpu.weights);
+  const GenerationOptions options{.sampler = {.temperature = 1}, .max_tokens = 12, .seed = 5};
+  std::vector<std::vector<int32_t>> ids;
+  for (int i = 0; i < 2; ++i) {
+    Sequence sequence{{}, make_latent_cache(on_gpu.config, 64, Format::bf16, cuda_ctx().device)};
+    ids.push_back(generate(cuda_ctx(), model, nullptr, sequence, sequences(on_gpu.config).back(), options).ids);
+  }
+  EXPECT_EQ(ids[0], ids[1]);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, CudaModel,
+    testing::Values(Case{"v3", "v3_tiny", nullptr, 2e-4}, Case{"v2", "v2_lite_like", nullptr, 2e-4},
+                    Case{"groups", "v2_group_limited", nullptr, 2e-4}, Case{"half", "v3_rope_half", nullptr, 2e-4},
+                    Case{"mtp", "v3_mtp", nullptr, 2e-4}, Case{"fp8", "v3_fp8", nullptr, 2e-3},
+                    Case{"random_f32", "v3_fp8", "f32", 2e-4}, Case{"random_bf16", "v3_fp8", "bf16", 2e-3},
+                    Case{"random_fp8", "v3_fp8", "fp8", 2e-3}, Case{"random_q8_0", "v3_fp8", "q8_0", 5e-3},
+                    Case{"random_q4_0", "v3_fp8", "q4_0", 5e-3}, Case{"random_q4_k_m", "v3_fp8", "q4_k_m", 5e-3},
+                    Case{"random_q6_k", "v3_fp8", "q6_k", 5e-3}),
+    [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace fathom

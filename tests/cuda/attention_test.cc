@@ -132,12 +132,20 @@ struct Problem {
   Format format;
   std::vector<Lengths> lengths;
   std::vector<Tensor> stored;
-  Tensor q, kv_b, kv_b_panels, k_b;
+  Tensor q, kv_b, kv_b_on_gpu, k_b;
   float scale;
 };
 
 Problem make_problem(const MlaDims& dims, Format format, const std::vector<Lengths>& lengths) {
-  Problem p{dims, format, lengths, {}, {}, {}, {}, {}, 0};
+  Problem p{dims,
+            format,
+            lengths,
+            {},
+            {},
+            {},
+            {},
+            {},
+            2 / std::sqrt(static_cast<float>(dims.qk_nope_head_dim * dims.kv_lora_rank + dims.qk_rope_head_dim))};
   uint64_t seed = 1;
   const auto [heads, nope, rope, v_dim, rank] = dims;
   const LatentRowLayout layout = dims.cached_row(format);
@@ -153,6 +161,10 @@ Problem make_problem(const MlaDims& dims, Format format, const std::vector<Lengt
   }
   p.q = random_f32(n_tokens, heads * (nope + rope), seed++);
   p.kv_b = random_f32(heads * (nope + v_dim), rank, seed++);
+  if (nope % kPanelRows != 0 || v_dim % kPanelRows != 0) {
+    p.kv_b_on_gpu = upload(p.kv_b);
+    return p;
+  }
   std::vector<Tensor> transposed;
   for (int64_t h = 0; h < heads; ++h) {
     transposed.push_back(filled_f32(rank, nope, 0));
@@ -160,12 +172,11 @@ Problem make_problem(const MlaDims& dims, Format format, const std::vector<Lengt
       for (int64_t d = 0; d < nope; ++d) transposed.back().f32(c, d) = p.kv_b.f32(h * (nope + v_dim) + d, c);
     }
   }
-  p.kv_b_panels = upload(in_panels({p.kv_b}));
+  p.kv_b_on_gpu = upload(in_panels({p.kv_b}));
   p.k_b = upload(in_panels(transposed));
   if (heads == 1) p.k_b = Tensor(p.k_b.data, Format::f32, {1, rank, nope});
   p.k_b.panels = true;
   p.k_b.row_stride = panel_bytes(Format::f32, nope);
-  p.scale = 2 / std::sqrt(static_cast<float>(nope * rank + rope));
   return p;
 }
 
@@ -175,7 +186,7 @@ Tensor attend(const Problem& p, int n_processors) {
   Context context{cuda_ctx().pool, cuda_ctx().arena, &device};
   const DeviceCaches caches = upload_caches(p.dims.cached_row(p.format), p.stored, p.lengths);
   const Tensor o = upload(filled_f32(p.q.rows(), p.dims.n_heads * p.dims.v_head_dim, NAN));
-  device.operators.mla_attention_absorbed(context, o, upload(p.q), p.kv_b_panels, p.k_b, caches, p.dims, p.scale);
+  device.operators.mla_attention_absorbed(context, o, upload(p.q), p.kv_b_on_gpu, p.k_b, caches, p.dims, p.scale);
   return download(o);
 }
 
@@ -189,8 +200,9 @@ Tensor attend_plainly(const Problem& p) {
   return o;
 }
 
-MlaDims dims_of(int64_t heads, int64_t rank, int64_t rope) {
-  return {.n_heads = heads, .qk_nope_head_dim = 16, .qk_rope_head_dim = rope, .v_head_dim = 8, .kv_lora_rank = rank};
+MlaDims dims_of(int64_t heads, int64_t rank, int64_t rope, int64_t nope = 16, int64_t v_dim = 8) {
+  return {
+      .n_heads = heads, .qk_nope_head_dim = nope, .qk_rope_head_dim = rope, .v_head_dim = v_dim, .kv_lora_rank = rank};
 }
 
 struct Case {
@@ -206,6 +218,7 @@ const std::vector<Case> kCases = {
     {dims_of(4, 64, 8), {{200, 1}, {64, 2}, {33, 33}, {5, 0}, {128, 1}, {1, 1}}},
     {dims_of(16, 64, 16), {{1, 1}, {64, 1}, {200, 1}}},
     {dims_of(16, 512, 64), {{65, 1}, {31, 1}}},
+    {dims_of(16, 512, 64), {{37, 9}}},
     {dims_of(16, 48, 8), {{90, 40}, {9, 9}}},
     {dims_of(64, 64, 16), {{97, 3}, {32, 1}}},
     {dims_of(70, 32, 24), {{40, 2}}},
@@ -214,7 +227,7 @@ const std::vector<Case> kCases = {
 };
 // Shapes that bf16 products have no kernel for.
 const std::vector<Case> kOddCases = {
-    {dims_of(3, 7, 2), {{65, 1}, {1, 1}, {5, 5}}},
+    {dims_of(3, 7, 2, 5, 3), {{65, 1}, {600, 2}, {1, 1}, {5, 5}}},
     {dims_of(17, 140, 6), {{70, 3}}},
 };
 

@@ -102,52 +102,105 @@ struct Merge {
   int rank, n_splits;
 };
 
-// A block some columns of a query; warps share its splits.
+// A block some columns of a query, two of a lane; warps share its splits.
 __global__ void __launch_bounds__(kMergeThreads) merge_splits(const Merge call) {
   __shared__ float weights[kMaxSplits];
-  __shared__ float of_warps[2 * kMergeWarps];
-  __shared__ float2 parts[kMergeWarps][kWarp];
+  __shared__ float of_warps[2][kMergeWarps];
+  __shared__ float parts[kMergeWarps][kMergeColumns];
   wait_for_inputs();
   start_next();
   const int64_t query = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-  const bool has_split = thread < call.n_splits;
-  const float maximum = has_split ? call.maxima[thread * call.n_queries + query] : -INFINITY;
+  const float maximum = thread < call.n_splits ? call.maxima[thread * call.n_queries + query] : -INFINITY;
   const float largest = warp_max(maximum);
-  if (lane == 0) of_warps[warp] = largest;
+  if (lane == 0) of_warps[0][warp] = largest;
   __syncthreads();
   float top = -INFINITY;
-  for (int w = 0; w < kMergeWarps; ++w) top = fmaxf(top, of_warps[w]);
+  for (int w = 0; w < kMergeWarps; ++w) top = fmaxf(top, of_warps[0][w]);
   const float weight = exp2f(maximum - finite(top));
   weights[thread] = weight;
   const float part_of_sum = warp_sum(weight > 0 ? weight * call.sums[thread * call.n_queries + query] : 0.0f);
-  if (lane == 0) of_warps[kMergeWarps + warp] = part_of_sum;
+  if (lane == 0) of_warps[1][warp] = part_of_sum;
   __syncthreads();
 
-  const int column = static_cast<int>(blockIdx.y) * kMergeColumns + 2 * lane;
-  float2 x = make_float2(0, 0);
+  const int first = static_cast<int>(blockIdx.y) * kMergeColumns + lane;
+  const bool has[2] = {first < call.rank, first + kWarp < call.rank};
+  float x[2] = {0, 0};
 #pragma unroll 4
   for (int split = warp; split < call.n_splits; split += kMergeWarps) {
     const float w = weights[split];
-    if (w == 0) continue;  // and perhaps nothing was written
-    const float* part = call.parts + (split * call.n_queries + query) * call.rank + column;
-    if (column < call.rank) x.x = fmaf(w, part[0], x.x);
-    if (column + 1 < call.rank) x.y = fmaf(w, part[1], x.y);
+    const float* part = call.parts + (split * call.n_queries + query) * call.rank + first;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float y = w > 0 && has[i] ? part[i * kWarp] : 0.0f;  // of no weight, perhaps never written
+      x[i] = fmaf(w, y, x[i]);
+    }
   }
-  parts[warp][lane] = x;
+  parts[warp][lane] = x[0];
+  parts[warp][lane + kWarp] = x[1];
   __syncthreads();
-  if (warp > 0) return;
-  float sum = 0;
-  x = make_float2(0, 0);
+  if (thread >= kMergeColumns || thread - lane + first >= call.rank) return;
+  float sum = 0, total = 0;
   for (int w = 0; w < kMergeWarps; ++w) {
-    sum += of_warps[kMergeWarps + w];
-    x.x += parts[w][lane].x;
-    x.y += parts[w][lane].y;
+    sum += of_warps[1][w];
+    total += parts[w][thread];
   }
-  const float factor = sum > 0 ? 1 / sum : 0.0f;
-  float* out = call.out + query * call.rank + column;
-  if (column < call.rank) out[0] = x.x * factor;
-  if (column + 1 < call.rank) out[1] = x.y * factor;
+  call.out[query * call.rank + first + thread - lane] = sum > 0 ? total / sum : 0.0f;
+}
+
+constexpr int kRowsThreads = 128;
+
+// Products of every head with f32 numbers of a weight that is not in panels, whose rows may be its columns:
+//   y[t, h, o] = sum_i x[t, h, i] w[h, o, i]
+struct HeadsTimesRows {
+  float* y;
+  const float* x;
+  const float* w;
+  int64_t y_stride, y_step, x_stride, x_step;  // from token to token, from head to head
+  int64_t w_step, w_stride_out, w_stride_in;
+  int out, in;
+};
+
+__global__ void __launch_bounds__(kRowsThreads) heads_times_rows(const HeadsTimesRows call) {
+  wait_for_inputs();
+  start_next();
+  const int64_t token = blockIdx.x, head = blockIdx.y;
+  const float* x = call.x + token * call.x_stride + head * call.x_step;
+  for (int o = static_cast<int>(threadIdx.x); o < call.out; o += kRowsThreads) {
+    const float* w = call.w + head * call.w_step + o * call.w_stride_out;
+    float sum = 0;
+    for (int i = 0; i < call.in; ++i) sum = fmaf(x[i], w[i * call.w_stride_in], sum);
+    call.y[token * call.y_stride + head * call.y_step + o] = sum;
+  }
+}
+
+// q_latent[t, h] = W_UK[h]^T q_nope[t, h]
+void absorb_queries(Context& ctx, Tensor q_latent, Tensor q, Tensor kv_b, Tensor k_b, const MlaDims& dims) {
+  const int64_t nope = dims.qk_nope_head_dim, v_dim = dims.v_head_dim, rank = dims.kv_lora_rank;
+  const int64_t q_step = nope + dims.qk_rope_head_dim;
+  if (kv_b.panels) {
+    return heads_linear(ctx, {q_latent.columns(0, rank), rank, q.columns(0, nope), q_step, k_b[0],
+                              (rank + kPanelRows - 1) / kPanelRows * k_b.row_stride, dims.n_heads});
+  }
+  launch(ctx, heads_times_rows, dim3(static_cast<unsigned>(q.rows()), static_cast<unsigned>(dims.n_heads)),
+         dim3(kRowsThreads), 0,
+         HeadsTimesRows{q_latent.f32(), q.f32(), kv_b.f32(), q_latent.row_stride, rank, q.row_stride, q_step,
+                        (nope + v_dim) * kv_b.row_stride, 1, kv_b.row_stride, static_cast<int>(rank),
+                        static_cast<int>(nope)});
+}
+
+// o[t, h] = W_UV[h] latents[t, h]
+void project_values(Context& ctx, Tensor o, Tensor latents, Tensor kv_b, const MlaDims& dims) {
+  const int64_t nope = dims.qk_nope_head_dim, v_dim = dims.v_head_dim, rank = dims.kv_lora_rank;
+  if (kv_b.panels) {
+    return heads_linear(ctx, {o.columns(0, v_dim), v_dim, latents.columns(0, rank), rank, kv_b.slice(nope, v_dim),
+                              (nope + v_dim) / kPanelRows * kv_b.row_stride, dims.n_heads});
+  }
+  launch(ctx, heads_times_rows, dim3(static_cast<unsigned>(o.rows()), static_cast<unsigned>(dims.n_heads)),
+         dim3(kRowsThreads), 0,
+         HeadsTimesRows{o.f32(), latents.f32(), kv_b.f32_row(nope), o.row_stride, v_dim, latents.row_stride, rank,
+                        (nope + v_dim) * kv_b.row_stride, kv_b.row_stride, 1, static_cast<int>(v_dim),
+                        static_cast<int>(rank)});
 }
 
 // About as many blocks as processors where few tiles are divided often; else twice as many, for lengths differ.
@@ -212,7 +265,8 @@ void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tenso
   FATHOM_CHECK(q.cols() == heads * (nope + rope) && o.cols() == heads * v_dim && o.rows() == tokens);
   FATHOM_CHECK(caches.layout.kv_lora_rank == rank && caches.layout.rope == rope);
   FATHOM_CHECK(caches.sequence.size() == tokens && caches.positions.size() == tokens);
-  FATHOM_CHECK(kv_b.panels && k_b.panels && nope % kPanelRows == 0 && v_dim % kPanelRows == 0);
+  FATHOM_CHECK(!kv_b.panels || (k_b.panels && nope % kPanelRows == 0 && v_dim % kPanelRows == 0));
+  FATHOM_CHECK(kv_b.rows() == heads * (nope + v_dim) && kv_b.cols() == rank);
   const int64_t tokens_of_round = std::max<int64_t>(1, kRound / heads);
   for (int64_t begin = 0; begin < tokens; begin += tokens_of_round) {
     const ArenaScope scope(ctx.arena);
@@ -222,11 +276,9 @@ void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tenso
     part.sequence = caches.sequence.slice(begin, n);
     part.positions = caches.positions.slice(begin, n);
     const Tensor q_latent = new_f32(ctx, {n, heads * rank}), latents = new_f32(ctx, {n, heads * rank});
-    heads_linear(ctx, {q_latent.columns(0, rank), rank, q_part.columns(0, nope), nope + rope, k_b[0],
-                       (rank + kPanelRows - 1) / kPanelRows * k_b.row_stride, heads});
+    absorb_queries(ctx, q_latent, q_part, kv_b, k_b, dims);
     attend(ctx, latents, q_latent, q_part, part, dims, scale);
-    heads_linear(ctx, {o.slice(begin, n).columns(0, v_dim), v_dim, latents.columns(0, rank), rank,
-                       kv_b.slice(nope, v_dim), (nope + v_dim) / kPanelRows * kv_b.row_stride, heads});
+    project_values(ctx, o.slice(begin, n), latents, kv_b, dims);
   }
 }
 

@@ -25,10 +25,12 @@ struct Places {
   int bytes;
 };
 
+__host__ __device__ constexpr int pitch_for(int dim) { return ((dim + 15) / 16 * 2 | 1) * 16; }
+
 template <int kRows, int kKeys>
 Places places_of(const RowShape& row) {
   Places p{};
-  p.pitch = ((row.dim() + 15) / 16 * 2 | 1) * 16;
+  p.pitch = pitch_for(row.dim());
   p.raw_pitch = (row.bytes + 15) / 16 * 16;
   const bool direct = row.format == Format::bf16;
   p.tiles = kRows > 16 ? kRows * p.pitch : 0;  // behind the queries
@@ -72,8 +74,10 @@ template <Format format>
 __device__ __forceinline__ uint4 eight_of_row(const RowShape& shape, const unsigned char* row, int c) {
   float x[8];
   if constexpr (format == Format::f16) {
+    const uint4 words = *reinterpret_cast<const uint4*>(row + 2 * c);
+    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = f16_to_float(reinterpret_cast<const uint16_t*>(row)[c + i]);
+    for (int i = 0; i < 8; ++i) x[i] = f16_to_float(static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
     return pack_eight(x);
   }
   if (c >= shape.rank) {
@@ -113,8 +117,8 @@ __device__ __forceinline__ void convert_rows(unsigned char* to, int pitch, const
 }
 
 // kRows queries of a tile, kKeys rows of the cache. Warp w has quarter w / 2 of the columns and half w % 2 of the keys
-// where all queries fit into one product, else of the queries.
-template <Format format, int kRows, int kKeys>
+// where all queries fit into one product, else of the queries. whole: rows have the largest dimensions that there are.
+template <Format format, int kRows, int kKeys, bool whole>
 __global__ void __launch_bounds__(kThreads, 1) attend(const AbsorbedAttention a, const Places at) {
   constexpr bool kDirect = format == Format::bf16;
   constexpr bool kHeld = kRows == 16;  // queries in registers, high and low part
@@ -130,11 +134,12 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const AbsorbedAttention a,
   const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
   const int g = lane / 4, c = lane % 4, matrix = lane / 8, row_of_matrix = lane % 8;
   const int quarter = warp / 2, half = warp % 2;
-  const int dim = a.row.dim(), n_steps = (dim + 15) / 16, n_groups = a.row.rank / kGroup;
+  const int dim = whole ? kMaxDim : a.row.dim(), n_steps = (dim + 15) / 16, n_groups = a.row.rank / kGroup;
+  const int pitch = whole ? pitch_for(kMaxDim) : at.pitch;
   // Where a lane's row of 8 x 8 matrices begins, from the first of 16 rows and columns on: of A and of transposed B
   // the second matrix lies below the first, of B beside it.
-  const int below_first = (matrix % 2 * 8 + row_of_matrix) * at.pitch + matrix / 2 * 16;
-  const int beside_first = (matrix / 2 * 8 + row_of_matrix) * at.pitch + matrix % 2 * 16;
+  const int below_first = (matrix % 2 * 8 + row_of_matrix) * pitch + matrix / 2 * 16;
+  const int beside_first = (matrix / 2 * 8 + row_of_matrix) * pitch + matrix % 2 * 16;
 
   wait_for_inputs();
   start_next();
@@ -142,11 +147,28 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const AbsorbedAttention a,
 
   // Columns that fill up the last step.
   if (dim % 16 != 0) {
-    const int n_rows = (at.raw - (kHeld ? at.tiles : 0)) / at.pitch;
+    const int n_rows = (at.raw - (kHeld ? at.tiles : 0)) / pitch;
     for (int r = thread; r < n_rows; r += kThreads) {
-      *reinterpret_cast<uint4*>(shared + r * at.pitch + 2 * dim) = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(shared + r * pitch + 2 * dim) = make_uint4(0, 0, 0, 0);
     }
   }
+  const Query mine = query_of(a, tile, thread / kThreadsOfRow);  // whose softmax this thread has a part of
+  float maximum = -INFINITY, sum = 0;
+  float o[kRowTiles][kMaxGroups][2][4] = {};
+
+  Run run = run_from(a, tile.token, tile.end, kKeys);
+  const auto copy = [&](int t) {
+    if (t < run.end_tile) {
+      if constexpr (kDirect) {
+        copy_rows<kKeys>(shared + at.tiles + (t - run.begin_tile) % 2 * kKeys * pitch, pitch, run, t * kKeys,
+                         a.row.bytes);
+      } else {
+        copy_rows<kKeys>(shared + at.raw, at.raw_pitch, run, t * kKeys, a.row.bytes);
+      }
+    }
+    commit_copies();
+  };
+  copy(run.begin_tile);
   [[maybe_unused]] uint32_t q_high[kHeld ? kMaxSteps : 1][4], q_low[kHeld ? kMaxSteps : 1][4];
   if constexpr (kHeld) {
     const Query above = query_of(a, tile, g), below = query_of(a, tile, g + 8);
@@ -164,61 +186,43 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const AbsorbedAttention a,
       const Query query = query_of(a, tile, r);
       for (int i = 2 * lane; i < n_steps * 16; i += 2 * kWarp) {
         const float2 x = query_pair(a, query, i);
-        *reinterpret_cast<uint32_t*>(shared + r * at.pitch + 2 * i) = pack_bf16(x.x, x.y);
+        *reinterpret_cast<uint32_t*>(shared + r * pitch + 2 * i) = pack_bf16(x.x, x.y);
       }
     }
   }
 
-  const Query mine = query_of(a, tile, thread / kThreadsOfRow);  // whose softmax this thread has a part of
-  float maximum = -INFINITY, sum = 0;
-  float o[kRowTiles][kMaxGroups][2][4] = {};
-
-  for (int token = tile.token; token < tile.end;) {
-    const Run run = run_from(a, token, tile.end, kKeys);
-    token = run.end;
+  while (true) {
     const int n_visible = run.n_visible(a, mine);
-    const auto copy = [&](int t) {
-      if (t < run.end_tile) {
-        if constexpr (kDirect) {
-          copy_rows<kKeys>(shared + at.tiles + (t - run.begin_tile) % 2 * kKeys * at.pitch, at.pitch, run, t * kKeys,
-                           a.row.bytes);
-        } else {
-          copy_rows<kKeys>(shared + at.raw, at.raw_pitch, run, t * kKeys, a.row.bytes);
-        }
-      }
-      commit_copies();
-    };
-    copy(run.begin_tile);
     for (int t = run.begin_tile; t < run.end_tile; ++t) {
       wait_copies<0>();
       __syncthreads();  // and all are done with the tile before
       const unsigned char* keys = shared + at.tiles;
       if constexpr (kDirect) {
-        keys += (t - run.begin_tile) % 2 * kKeys * at.pitch;
+        keys += (t - run.begin_tile) % 2 * kKeys * pitch;
       } else {
-        convert_rows<format, kKeys>(shared + at.tiles, at.pitch, shared + at.raw, at.raw_pitch, a.row);
+        convert_rows<format, kKeys>(shared + at.tiles, pitch, shared + at.raw, at.raw_pitch, a.row);
         __syncthreads();
       }
       copy(t + 1);
 
       // Scores of this quarter.
       float s[kRowTilesOfWarp][kKeyPairs][2][4] = {};
-      const unsigned char* my_keys = keys + (kHeld ? half * (kKeys / 2) * at.pitch : 0) + beside_first;
+      const unsigned char* my_keys = keys + (kHeld ? half * (kKeys / 2) * pitch : 0) + beside_first;
 #pragma unroll
       for (int i = 0; i < kMaxSteps; ++i) {
         const int step = quarter + kQuarters * i;
-        if (step < n_steps) {
+        if (whole || step < n_steps) {
           [[maybe_unused]] uint32_t q[kRowTilesOfWarp][4];
           if constexpr (!kHeld) {
 #pragma unroll
             for (int r = 0; r < kRowTilesOfWarp; ++r) {
-              load_matrices(q[r], shared + (half * kRowTilesOfWarp + r) * 16 * at.pitch + step * 32 + below_first);
+              load_matrices(q[r], shared + (half * kRowTilesOfWarp + r) * 16 * pitch + step * 32 + below_first);
             }
           }
 #pragma unroll
           for (int p = 0; p < kKeyPairs; ++p) {
             uint32_t k[4];
-            load_matrices(k, my_keys + p * 16 * at.pitch + step * 32);
+            load_matrices(k, my_keys + p * 16 * pitch + step * 32);
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
               if constexpr (kHeld) {
@@ -320,9 +324,9 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const AbsorbedAttention a,
 #pragma unroll
         for (int n = 0; n < kMaxGroups; ++n) {
           const int group = warp + kWarps * n;
-          if (group < n_groups) {
+          if (whole || group < n_groups) {
             uint32_t v[4];
-            load_matrices_transposed(v, keys + k * 16 * at.pitch + group * kGroup * 2 + below_first);
+            load_matrices_transposed(v, keys + k * 16 * pitch + group * kGroup * 2 + below_first);
 #pragma unroll
             for (int r = 0; r < kRowTiles; ++r) {
               mma_bf16(o[r][n][0], p[r][0], p[r][1], p[r][2], p[r][3], v[0], v[1]);
@@ -332,11 +336,15 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const AbsorbedAttention a,
         }
       }
     }
+    if (run.end >= tile.end) break;
     __syncthreads();  // all are done with this run's last tiles
+    run = run_from(a, run.end, tile.end, kKeys);
+    copy(run.begin_tile);
   }
 
 #pragma unroll
   for (int d = kThreadsOfRow / 2; d > 0; d /= 2) sum += __shfl_xor_sync(kAllLanes, sum, d);
+  __syncthreads();  // the last factors have been read
   if (thread % kThreadsOfRow == 0) {
     factors[thread / kThreadsOfRow] = a.n_splits == 1 && sum > 0 ? 1 / sum : 1;
     maxima[thread / kThreadsOfRow] = maximum;
@@ -358,7 +366,7 @@ __global__ void __launch_bounds__(kThreads, 1) attend(const AbsorbedAttention a,
 #pragma unroll
       for (int n = 0; n < kMaxGroups; ++n) {
         const int group = warp + kWarps * n;
-        if (group < n_groups) {
+        if (whole || group < n_groups) {
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const float(&x)[4] = o[r][n][j];
@@ -391,17 +399,19 @@ bool fits(const RowShape& row) {
   return static_cast<size_t>(places_of<kRows, kKeys>(row).bytes) <= shared_limit();
 }
 
-template <Format format, int kRows, int kKeys>
+template <Format format, int kRows, int kKeys, bool whole = false>
 void run(Context& ctx, const AbsorbedAttention& a) {
   const Places at = places_of<kRows, kKeys>(a.row);
-  launch(ctx, attend<format, kRows, kKeys>, grid_of(a), dim3(kThreads), static_cast<size_t>(at.bytes), a, at);
+  launch(ctx, attend<format, kRows, kKeys, whole>, grid_of(a), dim3(kThreads), static_cast<size_t>(at.bytes), a, at);
 }
 
 template <Format format>
 void run(Context& ctx, const AbsorbedAttention& a) {
-  if (a.rows_of_tile == 64) return run<format, 64, 32>(ctx, a);
+  const bool whole = a.row.rank == kMaxRank && a.row.dim() == kMaxDim;
+  if (a.rows_of_tile == 64) return whole ? run<format, 64, 32, true>(ctx, a) : run<format, 64, 32>(ctx, a);
   if (a.rows_of_tile == 32) return run<format, 32, 32>(ctx, a);
-  return fits<16, 64>(a.row) ? run<format, 16, 64>(ctx, a) : run<format, 16, 32>(ctx, a);
+  if (!fits<16, 64>(a.row)) return run<format, 16, 32>(ctx, a);
+  return whole ? run<format, 16, 64, true>(ctx, a) : run<format, 16, 64>(ctx, a);
 }
 
 }  // namespace

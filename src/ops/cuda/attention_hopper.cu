@@ -537,8 +537,14 @@ struct Consumer {
 
 #endif  // sm_90a
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define FATHOM_CLUSTER(n)  // nothing that it knows
+#else
+#define FATHOM_CLUSTER(n) __cluster_dims__(n, 1, 1)
+#endif
+
 template <int cluster>
-__global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(kThreads, 1)
+__global__ void FATHOM_CLUSTER(cluster) __launch_bounds__(kThreads, 1)
     decode(const DecodeCall call, const __grid_constant__ CUtensorMap q_map) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   unsigned char* shared = shared_memory<unsigned char>();

@@ -51,7 +51,7 @@ __device__ float block_reduce(float x, float* shared, bool largest) {
 
 // A block a token, a thread an expert.
 __global__ void route_kernel(Route r) {
-  __shared__ float choice[kMaxExperts], score_of[kMaxExperts], groups[kMaxExperts], reduced[kMaxExperts / kWarp];
+  __shared__ float choice[kMaxExperts], groups[kMaxExperts], reduced[kMaxExperts / kWarp];
   __shared__ int chosen_before[kMaxExperts / kWarp];
   wait_for_inputs();
   start_next();
@@ -69,7 +69,6 @@ __global__ void route_kernel(Route r) {
   }
   if (is_expert) {
     r.scores[token * r.scores_stride + e] = score;
-    score_of[e] = score;
     choice[e] = nan_as_lowest(r.bias != nullptr ? score + r.bias[e] : score);
   }
   __syncthreads();

@@ -64,6 +64,21 @@ LinearInput matrix_input(Context& ctx, const Model& model, Tensor x, std::initia
   return make_linear_input(ctx, model.fp8_activations ? round_to_fp8(ctx, model, x) : x, weights);
 }
 
+// The same of normed = norm(sum), where sum = a + b, or without b it is a.
+LinearInput norm_input(Context& ctx, const Model& model, Tensor normed, Tensor sum, Tensor a, Tensor b, Tensor w,
+                       float eps, Tensor inv_rms, std::initializer_list<Tensor> weights) {
+  if (!model.fp8_activations) return add_norm_input(ctx, normed, sum, a, b, w, eps, inv_rms, weights);
+  add_norm_input(ctx, normed, sum, a, b, w, eps, inv_rms, {});
+  return matrix_input(ctx, model, normed, weights);
+}
+
+// The same of what swiglu makes.
+LinearInput activated_input(Context& ctx, const Model& model, Tensor activated, Tensor gate_up, Tensor w) {
+  if (!model.fp8_activations) return swiglu_input(ctx, activated, gate_up, {w});
+  swiglu(ctx, activated, gate_up);
+  return matrix_input(ctx, model, activated, {w});
+}
+
 // Stores the new tokens' [c | k_rope] behind what the caches hold, and returns for each sequence what its queries may
 // see. A format that rounds leaves its numbers in latent and k_rope too: a token sees the others as the cache has them,
 // whether they were read with it or before.
@@ -124,13 +139,12 @@ bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const 
 
 // Multi-head latent attention (V3 equations 1-11). Returns [tokens, hidden].
 Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, const Pass& pass, Tensor input,
-                       size_t layer, MlaSaved& s) {
+                       const LinearInput& hidden, size_t layer, MlaSaved& s) {
   const Batch& batch = pass.batch;
   const MlaDims dims = model.config.mla();
   const int64_t tokens = batch.n_tokens(), rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
   s.input = input;
-  const LinearInput hidden = matrix_input(ctx, model, input, {w.q_a, w.q_b, w.kv_a});
   s.q = new_f32(ctx, {tokens, dims.n_heads * qk});
   s.kv_a = new_f32(ctx, {tokens, rank + rope_dim});
   if (w.q_a) {
@@ -138,17 +152,16 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     s.q_a_rms = new_f32(ctx, {tokens});
     s.q_latent = new_f32(ctx, {tokens, w.q_a.shape[0]});
     linear(ctx, {{s.q_a, hidden, w.q_a}, {s.kv_a, hidden, w.kv_a}});
-    rms_norm(ctx, s.q_latent, s.q_a, w.q_a_norm, kLatentNormEps, s.q_a_rms);
-    linear(ctx, s.q, matrix_input(ctx, model, s.q_latent, {w.q_b}), w.q_b);
+    const LinearInput q_latent =
+        norm_input(ctx, model, s.q_latent, s.q_a, s.q_a, {}, w.q_a_norm, kLatentNormEps, s.q_a_rms, {w.q_b});
+    linear(ctx, s.q, q_latent, w.q_b);
   } else {
     linear(ctx, {{s.q, hidden, w.q_b}, {s.kv_a, hidden, w.kv_a}});
   }
-  rope(ctx, model.rope, s.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
-
   s.kv_a_rms = new_f32(ctx, {tokens});
   s.latent = new_f32(ctx, {tokens, rank});
-  rms_norm(ctx, s.latent, s.kv_a.columns(0, rank), w.kv_a_norm, kLatentNormEps, s.kv_a_rms);
-  rope(ctx, model.rope, s.kv_a, batch.positions, {1, rank + rope_dim, rank});
+  norm_and_rotate(ctx, model.rope, s.q, {dims.n_heads, qk, dims.qk_nope_head_dim}, s.latent, s.kv_a, w.kv_a_norm,
+                  kLatentNormEps, s.kv_a_rms, batch.positions);
   const Tensor k_rope = s.kv_a.columns(rank, rope_dim);
 
   s.o = new_f32(ctx, {tokens, dims.n_heads * dims.v_head_dim});
@@ -166,13 +179,13 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
 }
 
 // out = W_down(silu(W_gate x) * W_up x)
-void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, Tensor input, MlpSaved& s) {
+void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, Tensor input,
+               const LinearInput& matrix, MlpSaved& s) {
   s.input = input;
   s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
   s.activated = new_f32(ctx, {input.rows(), w.down.shape[1]});
-  linear(ctx, s.gate_up, matrix_input(ctx, model, input, {w.gate_up}), w.gate_up);
-  swiglu(ctx, s.activated, s.gate_up);
-  linear(ctx, out, matrix_input(ctx, model, s.activated, {w.down}), w.down);
+  linear(ctx, s.gate_up, matrix, w.gate_up);
+  linear(ctx, out, activated_input(ctx, model, s.activated, s.gate_up, w.down), w.down);
 }
 
 // Where experts may be on disk: those that the router of this layer has chosen (none in a dense layer) are read, and
@@ -188,8 +201,8 @@ void read_experts(Context& ctx, const Model& model, const LayerWeights& w, Tenso
 
 // y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16). The shared expert's products go
 // with the router's and the other experts', so that the threads meet less often. stream: what `input` is the norm of.
-void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tensor out, Tensor input, Tensor stream,
-               MoeSaved& s) {
+void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tensor out, Tensor input,
+               const LinearInput& matrix, Tensor stream, MoeSaved& s) {
   const MoeWeights& w = layer.moe;
   const RouterConfig& router = model.config.router;
   const int64_t tokens = input.rows(), k = router.num_experts_per_tok;
@@ -200,13 +213,13 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tens
   s.scores = new_f32(ctx, {tokens, experts});
   s.topk_ids = new_i32(ctx, {tokens, k});
   s.topk_weights = new_f32(ctx, {tokens, k});
-  const LinearInput matrix = matrix_input(ctx, model, input, {w.gate_up, w.shared.gate_up});
+  LinearInput shared_activated = input;
   if (has_shared) {
     s.shared.input = input;
     s.shared.gate_up = new_f32(ctx, {tokens, w.shared.gate_up.shape[0]});
     s.shared.activated = new_f32(ctx, {tokens, w.shared.down.shape[1]});
     linear(ctx, {{s.logits, input, w.gate}, {s.shared.gate_up, matrix, w.shared.gate_up}});
-    swiglu(ctx, s.shared.activated, s.shared.gate_up);
+    shared_activated = activated_input(ctx, model, s.shared.activated, s.shared.gate_up, w.shared.down);
   } else {
     linear(ctx, s.logits, input, w.gate);
   }
@@ -220,11 +233,10 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tens
   const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
   s.x_sorted = sorted.x;
   linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts}});
-  swiglu(ctx, s.activated, s.gate_up);
-  const LinearInput activated = matrix_input(ctx, model, s.activated, {w.down});
+  const LinearInput activated = activated_input(ctx, model, s.activated, s.gate_up, w.down);
   if (has_shared) {
     linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets, s.dispatch.experts},
-                 {out, matrix_input(ctx, model, s.shared.activated, {w.shared.down}), w.shared.down}});
+                 {out, shared_activated, w.shared.down}});
   } else {
     fill_zero(ctx, out);
     linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets, s.dispatch.experts}});
@@ -241,26 +253,27 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
   const auto eps = static_cast<float>(model.config.rms_norm_eps);
   s.x = x;
   s.x_rms = new_f32(ctx, {tokens});
+  const MlaWeights& mla = w.attention;
   Tensor normed = new_f32(ctx, {tokens, hidden});
-  rms_norm(ctx, normed, x, w.input_norm, eps, s.x_rms);
-  s.attention_out = attention_block(ctx, model, w.attention, pass, normed, layer, s.attention);
+  const LinearInput attention_input =
+      norm_input(ctx, model, normed, x, x, {}, w.input_norm, eps, s.x_rms, {mla.q_a, mla.q_b, mla.kv_a});
+  s.attention_out = attention_block(ctx, model, mla, pass, normed, attention_input, layer, s.attention);
 
   s.mid = options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
-  add(ctx, s.mid, x, s.attention_out);
-
   s.mid_rms = new_f32(ctx, {tokens});
   normed = new_f32(ctx, {tokens, hidden});
-  rms_norm(ctx, normed, s.mid, w.post_attention_norm, eps, s.mid_rms);
+  const LinearInput mlp_input = norm_input(ctx, model, normed, s.mid, x, s.attention_out, w.post_attention_norm, eps,
+                                           s.mid_rms, {w.mlp.gate_up, w.moe.gate_up, w.moe.shared.gate_up});
   s.mlp_out = options.taps ? new_f32(ctx, {tokens, hidden}) : out;
   if (w.moe.gate) {
-    moe_block(ctx, model, w, s.mlp_out, normed, s.mid, s.moe);
+    moe_block(ctx, model, w, s.mlp_out, normed, mlp_input, s.mid, s.moe);
     if (options.expert_load != nullptr) {
       auto& load = options.expert_load->emplace_back(static_cast<size_t>(model.config.router.n_routed_experts));
       count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
     }
   } else {
     read_experts(ctx, model, w, {}, s.mid);
-    mlp_block(ctx, model, w.mlp, s.mlp_out, normed, s.mlp);
+    mlp_block(ctx, model, w.mlp, s.mlp_out, normed, mlp_input, s.mlp);
   }
   add(ctx, out, s.mid, s.mlp_out);
 }

@@ -5,6 +5,7 @@
 #include "ops/attention_blocks.h"
 #include "ops/device.h"
 #include "ops/linear.h"
+#include "ops/rms_norm.h"
 
 namespace fathom {
 namespace {
@@ -122,6 +123,18 @@ Tensor cached_rows(Context& ctx, const LatentCacheView& sequence, const MlaDims&
 }
 
 }  // namespace
+
+void norm_and_rotate(Context& ctx, const Rope& rope_of, Tensor q, const RopeLayout& layout, Tensor latent, Tensor kv_a,
+                     Tensor w, float eps, Tensor inv_rms, Tensor positions) {
+  const int64_t rank = latent.cols();
+  FATHOM_CHECK(kv_a.cols() == rank + rope_of.dim && kv_a.rows() == q.rows() && latent.rows() == q.rows());
+  if (ctx.device != nullptr) {
+    return ctx.device->operators.norm_and_rotate(ctx, rope_of, q, layout, latent, kv_a, w, eps, inv_rms, positions);
+  }
+  rope(ctx, rope_of, q, positions, layout);
+  rms_norm(ctx, latent, kv_a.columns(0, rank), w, eps, inv_rms);
+  rope(ctx, rope_of, kv_a, positions, {1, rank + rope_of.dim, rank});
+}
 
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
                    float scale, Tensor lse) {

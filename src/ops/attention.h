@@ -8,6 +8,7 @@
 
 #include "ops/context.h"
 #include "ops/latent_rows.h"
+#include "ops/rope.h"
 
 namespace fathom {
 
@@ -16,6 +17,13 @@ struct MlaDims {
 
   LatentRowLayout cached_row(Format format) const { return {format, kv_lora_rank, qk_rope_head_dim}; }
 };
+
+// What comes between the projections and the core: q's rotary parts and the shared key are rotated in place, the latent
+// is normed.
+//   q: [tokens, heads * (nope + rope)];  kv_a: [tokens, kv_lora_rank + rope], as kv_a_proj gives it
+//   latent = rms_norm(kv_a's first columns, w): [tokens, kv_lora_rank];  inv_rms: [tokens]
+void norm_and_rotate(Context& ctx, const Rope& rope, Tensor q, const RopeLayout& layout, Tensor latent, Tensor kv_a,
+                     Tensor w, float eps, Tensor inv_rms, Tensor positions);
 
 // Expanded form (training, prefill of an empty cache).
 // q:  [tokens, heads * (nope + rope)], rope parts rotated

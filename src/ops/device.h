@@ -1,6 +1,6 @@
 // An accelerator: its memory, and its forms of the operators that the forward pass is made of. A Context with one runs
-// there, and all tensors given to an operator lie in its memory; without one, on the CPU. What an operator means is said
-// where it is declared (ops/rms_norm.h, ...).
+// there, and all tensors given to an operator lie in its memory; without one, on the CPU. What an operator means is
+// said where it is declared (ops/rms_norm.h, ...).
 #pragma once
 
 #include <cstddef>
@@ -38,6 +38,12 @@ struct DeviceOperators {
   void (*rms_norm)(Context&, Tensor y, Tensor x, Tensor w, float eps, Tensor inv_rms);
   void (*rope)(Context&, const Rope&, Tensor x, Tensor positions, const RopeLayout&);
   void (*swiglu)(Context&, Tensor y, Tensor gate_up);
+  // What is declared as add_norm_input, swiglu_input and norm_and_rotate.
+  LinearInput (*add_norm_input)(Context&, Tensor y, Tensor sum, Tensor a, Tensor b, Tensor w, float eps, Tensor inv_rms,
+                                std::span<const Tensor> weights);
+  LinearInput (*swiglu_input)(Context&, Tensor y, Tensor gate_up, std::span<const Tensor> weights);
+  void (*norm_and_rotate)(Context&, const Rope&, Tensor q, const RopeLayout&, Tensor latent, Tensor kv_a, Tensor w,
+                          float eps, Tensor inv_rms, Tensor positions);
   LinearInput (*make_linear_input)(Context&, Tensor x, std::span<const Tensor> weights);
   void (*linear)(Context&, std::span<const LinearCall> calls);
   void (*route)(Context&, const RouterConfig&, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits,
@@ -58,9 +64,9 @@ struct DeviceOperators {
 struct Device {
   std::string name;  // "NVIDIA H100 80GB HBM3"
   DeviceOperators operators;
-  void* stream = nullptr;  // where everything runs in order
+  void* stream = nullptr;       // where everything runs in order
   std::shared_ptr<void> state;  // of its functions
-  int n_processors = 1;    // multiprocessors
+  int n_processors = 1;         // multiprocessors
   size_t memory_bytes = 0;
 
   // Throws Error where there is not enough. Not zeroed.

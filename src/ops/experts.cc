@@ -81,6 +81,12 @@ void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
 
 LinearInput dispatch(Context& ctx, const LinearInput& x, const Dispatch& d, Tensor w) {
   const int64_t slots = d.slot_of.size();
+  if (ctx.device != nullptr) {  // whose products read rows where they are
+    LinearInput sorted = x;
+    sorted.x.shape[0] = slots;
+    sorted.rows = d.token_of;
+    return sorted;
+  }
   LinearInput sorted = Tensor(nullptr, Format::f32, {slots, x.x.cols()});
   const auto form = form_for(ctx, w);
   sorted.*form = new_tensor(ctx, (x.*form).format, {slots, (x.*form).cols()});

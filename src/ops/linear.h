@@ -16,11 +16,13 @@ namespace fathom {
 struct LinearInput {
   Tensor x;  // [tokens, in] f32; without data after dispatch() when no weight reads it
   Tensor by_32, by_256, by_f8;
-  LinearInput(Tensor rows) : x(rows) {}               // NOLINT(google-explicit-constructor): any rows are an input
+  Tensor by_16;                          // on a device alone: for bf16 and FP8
+  Tensor rows;                           // on a device, behind dispatch(): [n] i32, which row of the forms each is
+  LinearInput(Tensor input) : x(input) {}  // NOLINT(google-explicit-constructor): any rows are an input
   LinearInput slice(int64_t begin, int64_t n) const;  // rows
 };
 inline constexpr Tensor LinearInput::*kInputForms[] = {&LinearInput::x, &LinearInput::by_32, &LinearInput::by_256,
-                                                       &LinearInput::by_f8};
+                                                       &LinearInput::by_f8, &LinearInput::by_16};
 // The form that a weight reads.
 Tensor LinearInput::*form_for(const Context& ctx, Tensor w);
 // The input in all the forms that `weights` read; those that are absent read none. Memory from ctx.arena.

@@ -72,7 +72,10 @@ struct Task {
 }  // namespace
 
 Tensor LinearInput::*form_for(const Context& ctx, Tensor w) {
-  if (w.panels && w.format == Format::f8_e4m3) return ctx.device != nullptr ? &LinearInput::x : &LinearInput::by_f8;
+  if (ctx.device != nullptr && w.panels && (w.format == Format::bf16 || w.format == Format::f8_e4m3)) {
+    return &LinearInput::by_16;
+  }
+  if (w.panels && w.format == Format::f8_e4m3) return &LinearInput::by_f8;
   const int64_t block = w.panels ? format_traits(w.format).block : 1;
   return block == 32 ? &LinearInput::by_32 : block == 256 ? &LinearInput::by_256 : &LinearInput::x;
 }

@@ -6,6 +6,7 @@
 #include "ops/cpu/norm_kernels.h"
 #include "ops/cpu/row_kernels.h"
 #include "ops/device.h"
+#include "ops/embedding.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -34,6 +35,16 @@ void rms_norm(Context& ctx, Tensor y, Tensor x, Tensor w, float eps, Tensor inv_
       if (inv_rms) inv_rms.f32()[t] = r;
     }
   });
+}
+
+LinearInput add_norm_input(Context& ctx, Tensor y, Tensor sum, Tensor a, Tensor b, Tensor w, float eps, Tensor inv_rms,
+                           std::initializer_list<Tensor> weights) {
+  if (ctx.device != nullptr) {
+    return ctx.device->operators.add_norm_input(ctx, y, sum, a, b, w, eps, inv_rms, weights);
+  }
+  if (b) add(ctx, sum, a, b);
+  rms_norm(ctx, y, b ? sum : a, w, eps, inv_rms);
+  return make_linear_input(ctx, y, weights);
 }
 
 void rms_norm_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor x, Tensor w, Tensor inv_rms, bool accumulate) {

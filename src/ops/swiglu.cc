@@ -26,6 +26,12 @@ void swiglu(Context& ctx, Tensor y, Tensor gate_up) {
   });
 }
 
+LinearInput swiglu_input(Context& ctx, Tensor y, Tensor gate_up, std::initializer_list<Tensor> weights) {
+  if (ctx.device != nullptr) return ctx.device->operators.swiglu_input(ctx, y, gate_up, weights);
+  swiglu(ctx, y, gate_up);
+  return make_linear_input(ctx, y, weights);
+}
+
 void swiglu_backward(Context& ctx, Tensor d_gate_up, Tensor dy, Tensor gate_up) {
   const int64_t tokens = dy.rows(), inter = dy.cols();
   FATHOM_CHECK(gate_up.rows() == tokens && gate_up.cols() == 2 * inter);

@@ -235,10 +235,12 @@ TEST_F(CudaAttention, MatchesThePlainTwin) {
   for (const Format format : kFormats) {
     for (const auto& [cases, products] : {std::pair{&kCases, true}, {&kOddCases, false}}) {
       for (const Case& c : *cases) {
-        const bool exact = format == Format::f32 || !products;
+        const bool exact = format == Format::f32 || !products, common = exact || format == Format::bf16;
+        if (!common && c.dims.n_heads > 70) continue;  // nothing new, and slow where it is emulated
         const Problem p = make_problem(c.dims, format, c.lengths);
         const Tensor want = attend_plainly(p);
         for (const int n_processors : {1, 20}) {
+          if (!common && n_processors == 1) continue;
           EXPECT_LE(max_relative_error(attend(p, n_processors), want), exact ? 5e-6 : 1e-2)
               << format_traits(format).name << ", " << c.dims.n_heads << " heads, rank " << c.dims.kv_lora_rank << ", "
               << c.lengths.size() << " sequences, " << n_processors << " processors";

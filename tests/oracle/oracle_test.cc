@@ -158,6 +158,8 @@ TEST_P(Oracle, ScoreMatches) {
   const SafetensorsFile expected(folder() / "expected.safetensors");
   const JsonDocument facts = JsonDocument::read(folder() / "expected.json", 1 << 20);
   const auto tolerance = facts.root()["tolerance"];
+  // A device multiplies matrices of bf16 and FP8 with inputs of 16 significant bits, f32 has 24.
+  const double factor = device_option().empty() ? 1 : 4;
   double lambda = 0;
   const bool has_mtp = facts.root()["mtp"]["lambda"].get(lambda) == simdjson::SUCCESS;
   const bool has_grads = fs::exists(folder() / "grads.safetensors") && device_option().empty();
@@ -173,7 +175,7 @@ TEST_P(Oracle, ScoreMatches) {
   const Output score = program(command);
   ASSERT_EQ(score.exit_code, 0);
   const JsonDocument printed = JsonDocument::parse(score.output, "score");
-  EXPECT_NEAR(double(printed.root()["loss"]), double(facts.root()["loss"]), double(tolerance["loss"]));
+  EXPECT_NEAR(double(printed.root()["loss"]), double(facts.root()["loss"]), factor * double(tolerance["loss"]));
 
   const SafetensorsFile got(out);
   for (const StoredTensor& want : expected.tensors()) {
@@ -183,7 +185,8 @@ TEST_P(Oracle, ScoreMatches) {
     EXPECT_EQ(have->shape, want.shape) << want.name;
     EXPECT_EQ(have->dtype, want.dtype) << want.name;
     if (want.format == Format::f32) {
-      EXPECT_LE(max_difference(floats(*have), floats(want)), double(tolerance[folded(want.name)])) << want.name;
+      EXPECT_LE(max_difference(floats(*have), floats(want)), factor * double(tolerance[folded(want.name)]))
+          << want.name;
     } else {
       EXPECT_EQ(integers(*have), integers(want)) << want.name;
     }

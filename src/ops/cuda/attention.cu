@@ -5,6 +5,7 @@
 
 #include "number/panels.h"
 #include "ops/attention.h"
+#include "ops/cuda/attention_hopper.h"
 #include "ops/cuda/attention_tiles.h"
 #include "ops/cuda/operators.h"
 
@@ -203,6 +204,41 @@ void project_values(Context& ctx, Tensor o, Tensor latents, Tensor kv_b, const M
                         static_cast<int>(rank)});
 }
 
+// [q_latent | q_rope] of every token and head, rounded to bf16.
+struct PackQueries {
+  uint32_t* out;  // [tokens, heads, rank + rope], two numbers each
+  const float* q_latent;
+  const float* q_rope;
+  int64_t q_rope_stride, q_rope_step;
+  int rank, rope;
+};
+
+__global__ void __launch_bounds__(kRowsThreads) pack_queries(const PackQueries call) {
+  wait_for_inputs();
+  start_next();
+  const int64_t head = blockIdx.x, token = blockIdx.y, query = token * gridDim.x + head;
+  const float* rope = call.q_rope + token * call.q_rope_stride + head * call.q_rope_step;
+  const int cols = call.rank + call.rope;
+  for (int i = 2 * static_cast<int>(threadIdx.x); i < cols; i += 2 * kRowsThreads) {
+    const float* from = i < call.rank ? call.q_latent + query * call.rank + i : rope + i - call.rank;
+    call.out[(query * cols + i) / 2] = pack_bf16(from[0], from[1]);
+  }
+}
+
+// false: there is no kernel of Hopper's for this.
+bool attend_hopper(Context& ctx, Tensor latents, Tensor q_latent, Tensor q, const DeviceCaches& caches,
+                   const MlaDims& dims, float scale) {
+  constexpr int64_t kHeads = 64;  // that it takes at least
+  const int64_t tokens = q.rows(), heads = dims.n_heads, rank = dims.kv_lora_rank, rope = dims.qk_rope_head_dim;
+  if (heads % kHeads != 0 || caches.layout.format != Format::bf16 || rank != 512 || rope != 64) return false;
+  const Tensor packed = new_tensor(ctx, Format::bf16, {tokens, heads, rank + rope});
+  const HopperDecode call{Tensor(latents.data, Format::f32, {tokens, heads, rank}), packed, caches, scale};
+  launch(ctx, pack_queries, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(tokens)), dim3(kRowsThreads), 0,
+         PackQueries{static_cast<uint32_t*>(packed.data), q_latent.f32(), q.f32() + dims.qk_nope_head_dim, q.row_stride,
+                     dims.qk_nope_head_dim + rope, static_cast<int>(rank), static_cast<int>(rope)});
+  return mla_decode_hopper(ctx, call);
+}
+
 // About as many blocks as processors where few tiles are divided often; else twice as many, for lengths differ.
 int splits_for(int n_processors, int n_tiles) {
   constexpr int kMany = 8;
@@ -214,6 +250,7 @@ int splits_for(int n_processors, int n_tiles) {
 void attend(Context& ctx, Tensor latents, Tensor q_latent, Tensor q, const DeviceCaches& caches, const MlaDims& dims,
             float scale) {
   const int64_t heads = dims.n_heads, rank = dims.kv_lora_rank, n_queries = q.rows() * heads;
+  if (attend_hopper(ctx, latents, q_latent, q, caches, dims, scale)) return;
   AbsorbedAttention a{};
   a.cache = cached_rows(caches);
   a.row = row_shape(caches.layout);

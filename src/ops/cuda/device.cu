@@ -57,10 +57,9 @@ Buffer allocate(size_t bytes) {
     cudaGetLastError();
     size_t free_bytes = 0, total = 0;
     cudaMemGetInfo(&free_bytes, &total);
-    throw Error(
-        "out of GPU memory: could not allocate {}, of {} {} are free; try a smaller format, context or batch",
-        human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(total)),
-        human_bytes(static_cast<double>(free_bytes)));
+    throw Error("out of GPU memory: could not allocate {}, of {} {} are free; try a smaller format, context or batch",
+                human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(total)),
+                human_bytes(static_cast<double>(free_bytes)));
   } else {
     check(result, "cudaMalloc");
   }
@@ -119,7 +118,9 @@ void fill_zero(const Device& device, void* to, size_t bytes) {
   check(cudaMemsetAsync(to, 0, bytes, stream_of(device).stream), "cudaMemset");
 }
 
-void synchronize(const Device& device) { check(cudaStreamSynchronize(stream_of(device).stream), "the work on the GPU"); }
+void synchronize(const Device& device) {
+  check(cudaStreamSynchronize(stream_of(device).stream), "the work on the GPU");
+}
 
 std::shared_ptr<DeviceGraph> record(const Device& device, const std::function<void()>& work) {
   Stream& s = stream_of(device);
@@ -198,8 +199,6 @@ std::unique_ptr<Device> open_cuda_device(int index) {
   return device;
 }
 
-std::string cuda_build_text() {
-  return fmt::format("CUDA {}.{}", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
-}
+std::string cuda_build_text() { return fmt::format("CUDA {}.{}", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10); }
 
 }  // namespace fathom

@@ -6,6 +6,7 @@
 #include "number/blocks.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/operators.h"
+#include "ops/cuda/quantize.h"
 
 namespace fathom::cuda {
 namespace {
@@ -99,6 +100,23 @@ __global__ void swiglu_kernel(Rows r) {
   r.out[blockIdx.y * r.out_stride + k] = gate / (1 + expf(-gate)) * row[r.cols + k];
 }
 
+// Four columns a thread, into the form of blocks of 32 columns.
+__global__ void __launch_bounds__(kThreads) swiglu_by_32_kernel(Rows r, int64_t row_bytes) {
+  wait_for_inputs();
+  start_next();
+  const int k = static_cast<int>(blockIdx.x * kThreads + threadIdx.x) * 4;
+  const bool there = k < r.cols;
+  const float* row = static_cast<const float*>(r.a) + blockIdx.y * r.a_stride;
+  float4 x = make_float4(0, 0, 0, 0);
+  if (there) {
+    const float4 gate = *reinterpret_cast<const float4*>(row + k);
+    const float4 up = *reinterpret_cast<const float4*>(row + r.cols + k);
+    x = make_float4(gate.x / (1 + expf(-gate.x)) * up.x, gate.y / (1 + expf(-gate.y)) * up.y,
+                    gate.z / (1 + expf(-gate.z)) * up.z, gate.w / (1 + expf(-gate.w)) * up.w);
+  }
+  quantize_four(reinterpret_cast<uint8_t*>(r.out) + blockIdx.y * row_bytes, k, x, there);
+}
+
 // launch_rows(first row, grid) for as many rows as a grid can have.
 template <class LaunchRows>
 void over_rows(int64_t rows, int64_t cols, const LaunchRows& launch_rows) {
@@ -152,6 +170,26 @@ void add(Context& ctx, Tensor out, Tensor a, Tensor b) {
            Rows{out.f32_row(begin), a.f32_row(begin), b.f32_row(begin), out.row_stride, a.row_stride, b.row_stride,
                 static_cast<int>(out.cols()), 0});
   });
+}
+
+LinearInput swiglu_input(Context& ctx, Tensor y, Tensor gate_up, std::span<const Tensor> weights) {
+  const bool by_32 = std::all_of(weights.begin(), weights.end(),
+                                 [&](const Tensor& w) { return form_for(ctx, w) == &LinearInput::by_32; });
+  const bool whole = reinterpret_cast<uintptr_t>(gate_up.data) % sizeof(float4) == 0 && gate_up.row_stride % 4 == 0;
+  if (!by_32 || !whole || y.rows() > kMaxGridY || y.rows() == 0) {
+    swiglu(ctx, y, gate_up);
+    return make_linear_input(ctx, y, weights);
+  }
+  LinearInput input = y;
+  const int64_t row_bytes = y.cols() / 32 * kBlock32;
+  input.by_32 = new_tensor(ctx, Format::u8, {y.rows(), row_bytes});
+  launch(ctx, swiglu_by_32_kernel,
+         dim3(static_cast<unsigned>(ceil_div(y.cols(), int64_t{4 * kThreads})), static_cast<unsigned>(y.rows())),
+         dim3(kThreads), 0,
+         Rows{static_cast<float*>(input.by_32.data), gate_up.f32(), nullptr, 0, gate_up.row_stride, 0,
+              static_cast<int>(y.cols()), 0},
+         row_bytes);
+  return input;
 }
 
 void swiglu(Context& ctx, Tensor y, Tensor gate_up) {

@@ -1,6 +1,6 @@
-// CUDA's words for kernels that are compiled as plain C++: a block's threads are fibers of one thread of the system, its
-// blocks run one after the other. For tests: slow, and it finds barriers that are missing, reads of memory nobody wrote,
-// and, under AddressSanitizer, indices that are wrong.
+// CUDA's words for kernels that are compiled as plain C++: a block's threads are fibers of one thread of the system,
+// its blocks run one after the other. For tests: slow, and it finds barriers that are missing, reads of memory nobody
+// wrote, and, under AddressSanitizer, indices that are wrong.
 #pragma once
 
 #include <math.h>
@@ -303,8 +303,8 @@ inline void load_matrices_of(uint32_t (&words)[4], const void* row, bool transpo
   const unsigned g = lane() / 4, c = lane() % 4;
   for (unsigned m = 0; m < 4; ++m) {
     const auto element = [&](unsigned r, unsigned col) { return static_cast<uint32_t>(rows[8 * m + r][col]); };
-    words[m] = transposed ? element(2 * c, g) | element(2 * c + 1, g) << 16
-                          : element(g, 2 * c) | element(g, 2 * c + 1) << 16;
+    words[m] =
+        transposed ? element(2 * c, g) | element(2 * c + 1, g) << 16 : element(g, 2 * c) | element(g, 2 * c + 1) << 16;
   }
   __syncwarp();  // nobody may write where another still reads
 }

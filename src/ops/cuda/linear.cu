@@ -7,11 +7,10 @@
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/linear_launch.h"
 #include "ops/cuda/operators.h"
+#include "ops/cuda/quantize.h"
 
 namespace fathom::cuda {
 namespace {
-
-// ---- Rows in 8 bits, as ops/cpu/panel_kernels.h lays them out
 
 constexpr int kThreads = 256;
 
@@ -24,12 +23,6 @@ struct Quantize {
   __device__ uint8_t* row_out() const { return out + (blockIdx.y * int64_t{gridDim.z} + blockIdx.z) * row_bytes; }
   __device__ const float* row_in() const { return x + blockIdx.y * x_stride + blockIdx.z * x_step; }
 };
-
-__device__ int rounded(float x, float inverse) {
-  constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-  return __float_as_int(fmaf(x, inverse, kMagic)) - __float_as_int(kMagic);
-}
-__device__ float inverse_of(float amax) { return amax > 1e-30f ? 127 / amax : 0; }
 
 __device__ int warp_add(int x) {
   for (int d = kWarp / 2; d > 0; d /= 2) x += __shfl_xor_sync(kAllLanes, x, d);
@@ -49,10 +42,12 @@ __global__ void quantize_32_kernel(Quantize q) {
   const float amax = warp_max(fabsf(x));
   const int code = rounded(x, inverse_of(amax));
   const int sum = warp_add(code);
-  reinterpret_cast<int8_t*>(out)[block * 32 + lane] = static_cast<int8_t>(code);
+  out += block * kBlock32;
+  const int word = lane / 4;
+  reinterpret_cast<int8_t*>(out)[(word % 4 * 2 + word / 4) * 4 + lane % 4] = static_cast<int8_t>(code);
   if (lane != 0) return;
-  reinterpret_cast<float*>(out + q.cols)[block] = amax / 127;
-  reinterpret_cast<uint32_t*>(out + q.cols)[n_blocks + block] = static_cast<uint16_t>(-8 * sum);
+  reinterpret_cast<float*>(out)[8] = amax / 127;
+  reinterpret_cast<int*>(out)[9] = -8 * sum;
 }
 
 // A warp a block of 256 columns, a lane 8 columns.
@@ -92,17 +87,46 @@ __global__ void quantize_256_kernel(Quantize q) {
   if (lane % 4 == 0) sums_32[block * 8 + lane / 4] = static_cast<int16_t>(sum_32);
 }
 
+// Sixteen columns a thread: each number as a bf16 and what that is off by as another. Word q of a block's part c are
+// columns 2c, 2c + 1 (q = 0) and 8 + 2c, 9 + 2c (1) of the first, and the same of the second, as a lane of a product
+// wants them. Behind the last column zeros.
+__global__ void split_kernel(Quantize q) {
+  wait_for_inputs();
+  start_next();
+  const int block = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
+  if (block * 16 >= q.cols) return;
+  auto* out = reinterpret_cast<uint4*>(q.row_out() + block * kBlock16);
+  const float* in = q.row_in() + block * 16;
+  const int n = q.cols - block * 16;
+  for (int c = 0; c < 4; ++c) {
+    uint32_t high[2], low[2];
+    for (int i = 0; i < 2; ++i) {
+      const int k = i * 8 + 2 * c;
+      const float first = k < n ? in[k] : 0, second = k + 1 < n ? in[k + 1] : 0;
+      high[i] = pack_bf16(first, second);
+      low[i] = pack_bf16(first - bf16_low(high[i]), second - bf16_high(high[i]));
+    }
+    out[c] = make_uint4(high[0], high[1], low[0], low[1]);
+  }
+}
+
 // [tokens, heads * bytes of a row]: of each head `cols` columns, x_step floats apart.
 Tensor quantize(Context& ctx, Tensor x, int64_t cols, int64_t n_heads, int64_t x_step, Tensor LinearInput::*form) {
-  const bool by_32 = form == &LinearInput::by_32;
+  const bool by_32 = form == &LinearInput::by_32, by_16 = form == &LinearInput::by_16;
   const int64_t tokens = x.rows();
-  const int64_t row_bytes = by_32 ? cpu::quantized_32_bytes(cols) : cpu::quantized_256_bytes(cols);
+  const int64_t row_bytes = by_16   ? ceil_div(cols, int64_t{16}) * kBlock16
+                            : by_32 ? cols / 32 * kBlock32
+                                    : cpu::quantized_256_bytes(cols);
   const Tensor rows = new_tensor(ctx, Format::u8, {tokens, n_heads * row_bytes});
-  const int64_t n_blocks = cols / (by_32 ? 32 : 256);
+  // Threads for a row: a warp for 32 or 256 columns.
+  const int64_t n_threads = by_16 ? ceil_div(cols, int64_t{16}) : cols / (by_32 ? 32 : 256) * kWarp;
   for (int64_t begin = 0; begin < tokens; begin += kMaxGridY) {
     const int64_t n = std::min(kMaxGridY, tokens - begin);
-    launch(ctx, by_32 ? quantize_32_kernel : quantize_256_kernel,
-           dim3(static_cast<unsigned>(ceil_div(n_blocks, int64_t{kThreads / kWarp})), static_cast<unsigned>(n),
+    launch(ctx,
+           by_16   ? split_kernel
+           : by_32 ? quantize_32_kernel
+                   : quantize_256_kernel,
+           dim3(static_cast<unsigned>(ceil_div(n_threads, int64_t{kThreads})), static_cast<unsigned>(n),
                 static_cast<unsigned>(n_heads)),
            dim3(kThreads), 0,
            Quantize{rows.as<uint8_t>() + begin * rows.row_stride, x.f32_row(begin), x.row_stride, x_step, row_bytes,
@@ -139,6 +163,7 @@ PanelCall panel_call(Context& ctx, const LinearCall& call) {
           .tokens = static_cast<int>(tokens),
           .offsets = call.offsets ? call.offsets.i32() : nullptr,
           .experts = call.offsets ? call.experts.i32() : nullptr,
+          .token_of = call.x.rows ? call.x.rows.i32() : nullptr,
           .n_matrices = call.offsets ? static_cast<int>(call.experts.size()) : 1};
 }
 
@@ -175,13 +200,18 @@ int64_t usual_tokens(const PanelCall& call) {
   return call.offsets == nullptr ? call.tokens : ceil_div(int64_t{call.tokens}, int64_t{call.n_matrices});
 }
 
-LinearInput make_linear_input(Context& ctx, Tensor x, std::span<const Tensor> weights) {
-  LinearInput input = x;
+void add_forms(Context& ctx, LinearInput& input, std::span<const Tensor> weights) {
+  const Tensor x = input.x;
   for (const Tensor& w : weights) {
     if (!w) continue;
     const auto form = form_for(ctx, w);
     if (!(input.*form) && x.rows() > 0) input.*form = quantize(ctx, x, x.cols(), 1, 0, form);
   }
+}
+
+LinearInput make_linear_input(Context& ctx, Tensor x, std::span<const Tensor> weights) {
+  LinearInput input = x;
+  add_forms(ctx, input, weights);
   return input;
 }
 
@@ -230,6 +260,7 @@ void heads_linear(Context& ctx, const HeadsLinear& h) {
                        .tokens = static_cast<int>(tokens),
                        .offsets = nullptr,
                        .experts = nullptr,
+                       .token_of = nullptr,
                        .n_matrices = static_cast<int>(h.n_heads)};
   launch_calls(ctx, h.w.format, {&call, 1});
 }

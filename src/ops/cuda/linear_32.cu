@@ -5,15 +5,13 @@ namespace {
 
 template <class Format>
 void launch_32(Context& ctx, std::span<const PanelCall> calls) {
-  int64_t most = 0;
-  for (const PanelCall& call : calls) most = std::max(most, usual_tokens(call));
-  const auto run = [&]<class Shape>(Shape) {
+  if (takes_staged(ctx, calls)) {
+    return launch_over<Staged64>(ctx, linear_32_staged_kernel<Format, Staged64>, calls, Staged64::kThreads,
+                                 kStaged32Bytes);
+  }
+  choose_shape(ctx, calls, [&]<class Shape>(Shape) {
     launch_over<Shape>(ctx, linear_32_kernel<Format, Shape>, calls, Shape::kThreads, Shape::kSharedBytes);
-  };
-  if (most <= 8) return run(TileShape8());
-  if (most <= 16) return run(TileShape16());
-  if (most <= 32) return run(TileShape32());
-  run(TileShape64());
+  });
 }
 
 }  // namespace

@@ -19,7 +19,7 @@ __device__ __forceinline__ float f16_at(const uint8_t* p) {
 // the input has minus 8 times.
 
 struct Q4_0 {
-  static constexpr int kBytes = 144, kOffset = 1;  // times -8
+  static constexpr int kBytes = 144, kOffset = 1, kAtOnce = 4;  // kOffset times -8 is what they are too large by
   uint32_t word;
   __device__ __forceinline__ void load(const uint8_t* block, int lane) {
     word = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
@@ -29,7 +29,7 @@ struct Q4_0 {
 };
 
 struct Q5_0 {
-  static constexpr int kBytes = 176, kOffset = 2;
+  static constexpr int kBytes = 176, kOffset = 2, kAtOnce = 2;
   uint32_t word, fifth;
   __device__ __forceinline__ void load(const uint8_t* block, int lane) {
     word = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
@@ -44,7 +44,7 @@ struct Q5_0 {
 };
 
 struct Q8_0 {
-  static constexpr int kBytes = 272, kOffset = 0;
+  static constexpr int kBytes = 272, kOffset = 0, kAtOnce = 2;
   uint32_t words[2];
   __device__ __forceinline__ void load(const uint8_t* block, int lane) {
     words[0] = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
@@ -75,12 +75,106 @@ struct TokenRows {
   }
 };
 
+// Block b of the panels, of those behind the last the last again with scales of zero.
+template <class Block, int kMT>
+__device__ __forceinline__ void load_blocks(Block (&blocks)[kMT][2], float (&d)[kMT][2],
+                                            const uint8_t* const (&panels)[kMT][2], int b, int n_blocks, int lane) {
+  const bool there = b < n_blocks;
+  const int64_t at = static_cast<int64_t>(there ? b : n_blocks - 1) * Block::kBytes;
+#pragma unroll
+  for (int m = 0; m < kMT; ++m) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint8_t* block = panels[m][half] + at;
+      blocks[m][half].load(block, lane);
+      d[m][half] = there ? f16_at(block + lane / 4 * 2) : 0;
+    }
+  }
+}
+
+// Products of 32 columns with eight tokens. codes: the lane's two words; first, second: scale and offset of its tokens.
+template <class Block, class Shape>
+__device__ __forceinline__ void add_products(Sums<Shape>& sums, int n, const Block (&blocks)[Shape::kMT][2],
+                                             const float (&d)[Shape::kMT][2], int c, uint2 codes, uint2 first,
+                                             uint2 second) {
+  const float scale[2] = {__uint_as_float(first.x), __uint_as_float(second.x)};
+  const int offset[2] = {Block::kOffset * static_cast<int>(first.y), Block::kOffset * static_cast<int>(second.y)};
+#pragma unroll
+  for (int m = 0; m < Shape::kMT; ++m) {
+    int products[4] = {offset[0], offset[1], offset[0], offset[1]};
+    mma_s8(products, blocks[m][0].low(c), blocks[m][1].low(c), blocks[m][0].high(c), blocks[m][1].high(c), codes.x,
+           codes.y);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      sums[m][n][j] += static_cast<float>(products[j]) * (d[m][j / 2] * scale[j % 2]);
+    }
+  }
+}
+
 template <class Block, class Shape>
 __global__ void __launch_bounds__(Shape::kThreads) linear_32_kernel(PanelCalls calls) {
   constexpr int kMT = Shape::kMT, kNT = Shape::kNT, kWK = Shape::kWK;
-  constexpr int kAtOnce = kNT <= 2 ? 4 : 2;  // blocks that are loaded before the first is used
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, c = lane % 4, g = lane / 4;
+  constexpr int kAtOnce = kNT <= 2 ? Block::kAtOnce : 2;  // blocks that are loaded before the first is used
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, c = lane % 4;
   const int wk = static_cast<int>(threadIdx.x) / kWarp / Shape::kWM;
+  Work work;
+  find_work<Shape>(work, calls);
+  const int n_blocks = work.call->cols / 32;
+  const uint8_t* panels[kMT][2];
+  Block blocks[kAtOnce][kMT][2];
+  float d[kAtOnce][kMT][2];
+  const auto load = [&](int begin) {
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      load_blocks<Block, kMT>(blocks[i], d[i], panels, begin + i * kWK, n_blocks, lane);
+    }
+  };
+  // Weights that do not depend on what earlier kernels choose are on their way while these end.
+  const bool known = work.call->offsets == nullptr;
+  if (known) {
+    find_panels<Shape>(panels, work);
+    load(wk);
+  }
+  wait_for_inputs();
+  start_next();
+  if (!find_expert(work)) return;
+  if (!known) {
+    find_panels<Shape>(panels, work);
+    load(wk);
+  }
+  for (int token = static_cast<int>(blockIdx.y) * Shape::kTokens, first = token; token < work.n_tokens;
+       token += static_cast<int>(gridDim.y) * Shape::kTokens) {
+    const TokenRows<kNT> rows(work, token, lane);
+    Sums<Shape> sums = {};
+    for (int begin = wk; begin < n_blocks; begin += kWK * kAtOnce) {
+      if (begin != wk || token != first) load(begin);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int b = min(begin + i * kWK, n_blocks - 1) * kBlock32;
+#pragma unroll
+        for (int n = 0; n < kNT; ++n) {
+          add_products<Block, Shape>(sums, n, blocks[i], d[i], c, rows.template get<uint2>(rows.codes[n], b + c * 8),
+                                     rows.template get<uint2>(rows.first[n], b + 32),
+                                     rows.template get<uint2>(rows.second[n], b + 32));
+        }
+      }
+    }
+    write_tile<Shape>(work, sums, token);
+  }
+}
+
+inline constexpr int kStaged32Bytes = 3 * 4 * kBlock32 * Staged64::kTokens;
+
+// The same for many tokens: those of the block are copied to shared memory some columns ahead. Rows of the input begin
+// at multiples of 16 bytes.
+template <class Block, class Shape>
+__global__ void __launch_bounds__(Shape::kThreads) linear_32_staged_kernel(PanelCalls calls) {
+  constexpr int kMT = Shape::kMT, kNT = Shape::kNT;
+  constexpr int kBlocks = 4, kStages = 3;  // blocks of columns in a stage
+  constexpr int kRowBytes = kBlocks * kBlock32, kStageBytes = Shape::kTokens * kRowBytes;
+  static_assert(Shape::kWK == 1 && kStages * kStageBytes == kStaged32Bytes);
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, c = lane % 4, g = lane / 4;
+  auto* const shared = shared_memory<uint8_t>();
   Work work;
   find_work<Shape>(work, calls);
   wait_for_inputs();
@@ -88,53 +182,40 @@ __global__ void __launch_bounds__(Shape::kThreads) linear_32_kernel(PanelCalls c
   if (!find_expert(work)) return;
   const uint8_t* panels[kMT][2];
   find_panels<Shape>(panels, work);
-  const int n_blocks = work.call->cols / 32, scales_at = work.call->cols, offsets_at = scales_at + n_blocks * 4;
+  const int n_blocks = work.call->cols / 32, n_stages = (n_blocks + kBlocks - 1) / kBlocks;
   for (int token = static_cast<int>(blockIdx.y) * Shape::kTokens; token < work.n_tokens;
        token += static_cast<int>(gridDim.y) * Shape::kTokens) {
-    const TokenRows<kNT> rows(work, token, lane);
-    Sums<Shape> sums = {};
-    for (int begin = wk; begin < n_blocks; begin += kWK * kAtOnce) {
-      Block blocks[kAtOnce][kMT][2];
-      float d[kAtOnce][kMT][2];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int b = min(begin + i * kWK, n_blocks - 1);
-        const bool there = begin + i * kWK < n_blocks;
-#pragma unroll
-        for (int m = 0; m < kMT; ++m) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const uint8_t* block = panels[m][half] + b * Block::kBytes;
-            blocks[i][m][half].load(block, lane);
-            d[i][m][half] = there ? f16_at(block + g * 2) : 0;
-          }
-        }
+    const auto stage = [&](int s) {
+      constexpr int kPieces = kRowBytes / 16;
+      for (int i = thread; i < Shape::kTokens * kPieces && s < n_stages; i += Shape::kThreads) {
+        const int t = i / kPieces, at = s * kRowBytes + i % kPieces * 16;
+        copy_async(shared + s % kStages * kStageBytes + t * kRowBytes + i % kPieces * 16, row_of(work, token + t) + at,
+                   at < n_blocks * kBlock32);
       }
+      commit_copies();
+    };
+    __syncthreads();  // the tokens before are used
+    for (int s = 0; s + 1 < kStages; ++s) stage(s);
+    Sums<Shape> sums = {};
+    Block blocks[kBlocks][kMT][2];
+    float d[kBlocks][kMT][2];
+    for (int s = 0; s < n_stages; ++s) {
 #pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const int b = min(begin + i * kWK, n_blocks - 1);
+      for (int i = 0; i < kBlocks; ++i) {
+        load_blocks<Block, kMT>(blocks[i], d[i], panels, s * kBlocks + i, n_blocks, lane);
+      }
+      wait_copies<kStages - 2>();
+      __syncthreads();
+      stage(s + kStages - 1);
+      const uint8_t* rows = shared + s % kStages * kStageBytes;
+#pragma unroll
+      for (int i = 0; i < kBlocks; ++i) {
 #pragma unroll
         for (int n = 0; n < kNT; ++n) {
-          const auto b0 = rows.template get<uint32_t>(rows.codes[n], b * 32 + c * 4);
-          const auto b1 = rows.template get<uint32_t>(rows.codes[n], b * 32 + 16 + c * 4);
-          const float scale[2] = {rows.template get<float>(rows.first[n], scales_at + b * 4),
-                                  rows.template get<float>(rows.second[n], scales_at + b * 4)};
-          int offset[2] = {0, 0};
-          if (Block::kOffset != 0) {
-            // An i16 and zero.
-            offset[0] = Block::kOffset * rows.template get<int16_t>(rows.first[n], offsets_at + b * 4);
-            offset[1] = Block::kOffset * rows.template get<int16_t>(rows.second[n], offsets_at + b * 4);
-          }
-#pragma unroll
-          for (int m = 0; m < kMT; ++m) {
-            int products[4] = {offset[0], offset[1], offset[0], offset[1]};
-            mma_s8(products, blocks[i][m][0].low(c), blocks[i][m][1].low(c), blocks[i][m][0].high(c),
-                   blocks[i][m][1].high(c), b0, b1);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              sums[m][n][j] += static_cast<float>(products[j]) * (d[i][m][j / 2] * scale[j % 2]);
-            }
-          }
+          const auto get = [&](int t, int byte) {
+            return *reinterpret_cast<const uint2*>(rows + (n * 8 + t) * kRowBytes + i * kBlock32 + byte);
+          };
+          add_products<Block, Shape>(sums, n, blocks[i], d[i], c, get(g, c * 8), get(2 * c, 32), get(2 * c + 1, 32));
         }
       }
     }

@@ -8,6 +8,8 @@
 namespace fathom::cuda {
 
 inline constexpr int kCallsTogether = 4;  // in one launch
+inline constexpr int kBlock16 = 64;       // bytes of 16 columns of an input as two bf16 each
+inline constexpr int kBlock32 = 40;       // bytes of 32 columns of an input in 8 bits
 
 // y[t, r] = sum_k x[t, k] w[r, k], for one matrix, or for those of experts or heads.
 struct PanelCall {
@@ -22,7 +24,8 @@ struct PanelCall {
   int rows, cols, tokens;
   const int32_t* offsets;  // of experts, see LinearCall; null otherwise
   const int32_t* experts;
-  int n_matrices;  // that have work: heads, or places in `experts`
+  const int32_t* token_of;  // which row of x each is, or null
+  int n_matrices;           // that have work: heads, or places in `experts`
 };
 
 struct PanelCalls {

@@ -18,11 +18,15 @@ struct TileShape {
   static constexpr int kRows = kWM * kMT * 16, kTokens = kNT * 8;
   static constexpr size_t kSharedBytes = sizeof(float) * (kWK - 1) * kWM * kMT * kNT * 4 * kWarp;
 };
-using TileShape8 = TileShape<1, 1, 1, 8>;
-using TileShape16 = TileShape<2, 1, 2, 4>;
-using TileShape32 = TileShape<4, 1, 4, 2>;
-using TileShape64 = TileShape<8, 2, 4, 2>;
-using TileShape64Narrow = TileShape<8, 1, 4, 2>;  // for kernels that need more registers
+// For so many tokens at most, of matrices that fill the machine with 32 rows a block and of such that do not.
+using Wide8 = TileShape<1, 2, 1, 8>;
+using Narrow8 = TileShape<1, 1, 1, 8>;
+using Wide16 = TileShape<2, 2, 1, 8>;
+using Narrow16 = TileShape<2, 1, 1, 8>;
+using Wide64 = TileShape<8, 1, 4, 2>;
+using Narrow64 = TileShape<8, 1, 1, 8>;
+// For inputs that go through shared memory.
+using Staged64 = TileShape<8, 2, 4, 1>;
 
 // Which matrix and rows a block works on, and which tokens the matrix has.
 struct Work {
@@ -72,6 +76,35 @@ void launch_over(Context& ctx, void (*kernel)(PanelCalls), std::span<const Panel
   }
   launch(ctx, kernel, dim3(static_cast<unsigned>(n_blocks), static_cast<unsigned>(std::min(token_tiles, kMaxGridY))),
          dim3(static_cast<unsigned>(threads)), shared_bytes, parameters);
+}
+
+// Whether blocks of so many rows are enough for the machine: two for each processor.
+inline bool fills_machine(const Context& ctx, std::span<const PanelCall> calls, int64_t rows) {
+  int64_t n_blocks = 0;
+  for (const PanelCall& call : calls) {
+    const int64_t token_tiles = (usual_tokens(call) + 63) / 64;
+    n_blocks += (call.rows + rows - 1) / rows * call.n_matrices * token_tiles;
+  }
+  return n_blocks >= 2 * ctx.device->n_processors;
+}
+
+// Whether the tokens are worth going through shared memory, to where their rows are copied by 16 bytes.
+inline bool takes_staged(const Context& ctx, std::span<const PanelCall> calls) {
+  const auto takes = [](const PanelCall& call) {
+    return usual_tokens(call) > 32 && (reinterpret_cast<uintptr_t>(call.x) | call.x_stride | call.x_step) % 16 == 0;
+  };
+  return std::all_of(calls.begin(), calls.end(), takes) && fills_machine(ctx, calls, Staged64::kRows);
+}
+
+// Calls run(Shape()) of the right one.
+template <class Run>
+void choose_shape(const Context& ctx, std::span<const PanelCall> calls, const Run& run) {
+  int64_t most = 0;
+  for (const PanelCall& call : calls) most = std::max(most, usual_tokens(call));
+  const bool wide = fills_machine(ctx, calls, most <= 16 ? 32 : 64);
+  if (most <= 8) return wide ? run(Wide8()) : run(Narrow8());
+  if (most <= 16) return wide ? run(Wide16()) : run(Narrow16());
+  return wide ? run(Wide64()) : run(Narrow64());
 }
 
 template <class Shape>
@@ -137,7 +170,8 @@ __device__ __forceinline__ void find_panels(const uint8_t* (&panels)[Shape::kMT]
 __device__ __forceinline__ const uint8_t* row_of(const Work& work, int t) {
   const PanelCall& call = *work.call;
   const int64_t step = call.offsets == nullptr ? work.matrix * call.x_step : 0;
-  return call.x + (work.first_token + (t < work.n_tokens ? t : 0)) * call.x_stride + step;
+  const int row = work.first_token + (t < work.n_tokens ? t : 0);
+  return call.x + (call.token_of != nullptr ? call.token_of[row] : row) * call.x_stride + step;
 }
 
 }  // namespace fathom::cuda

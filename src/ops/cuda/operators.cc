@@ -9,6 +9,9 @@ DeviceOperators cuda_operators() {
   operators.rms_norm = rms_norm;
   operators.rope = rope;
   operators.swiglu = swiglu;
+  operators.add_norm_input = add_norm_input;
+  operators.swiglu_input = swiglu_input;
+  operators.norm_and_rotate = norm_and_rotate;
   operators.make_linear_input = make_linear_input;
   operators.linear = linear;
   operators.route = route;

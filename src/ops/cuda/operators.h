@@ -1,5 +1,5 @@
-// The CUDA forms of the operators; what they mean stands where the operator is declared. All tensors lie in the device's
-// memory, and nothing here waits for the device.
+// The CUDA forms of the operators; what they mean stands where the operator is declared. All tensors lie in the
+// device's memory, and nothing here waits for the device.
 #pragma once
 
 #include "ops/device.h"
@@ -13,9 +13,14 @@ DeviceOperators cuda_operators();
 void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table);
 void add(Context& ctx, Tensor out, Tensor a, Tensor b);
 void swiglu(Context& ctx, Tensor y, Tensor gate_up);
+LinearInput swiglu_input(Context& ctx, Tensor y, Tensor gate_up, std::span<const Tensor> weights);
 void cross_entropy(Context& ctx, Tensor loss, Tensor logits, Tensor targets);
 // norm.cu
 void rms_norm(Context& ctx, Tensor y, Tensor x, Tensor w, float eps, Tensor inv_rms);
+LinearInput add_norm_input(Context& ctx, Tensor y, Tensor sum, Tensor a, Tensor b, Tensor w, float eps, Tensor inv_rms,
+                           std::span<const Tensor> weights);
+void norm_and_rotate(Context& ctx, const Rope& rope, Tensor q, const RopeLayout& layout, Tensor latent, Tensor kv_a,
+                     Tensor w, float eps, Tensor inv_rms, Tensor positions);
 void rope(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout);
 // experts.cu
 void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits,
@@ -25,6 +30,8 @@ void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d);
 void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d);
 // linear.cu and its kernels
 LinearInput make_linear_input(Context& ctx, Tensor x, std::span<const Tensor> weights);
+// The forms that weights read and `input` does not have yet.
+void add_forms(Context& ctx, LinearInput& input, std::span<const Tensor> weights);
 void linear(Context& ctx, std::span<const LinearCall> calls);
 // attention.cu, attention_expanded.cu
 void write_cache(Context& ctx, const DeviceCaches& caches, Tensor latent, Tensor k_rope);

@@ -52,7 +52,7 @@ def problems_of(path):
 
 
 def main():
-    files = sorted(p for p in (ROOT / "src").rglob("*") if p.suffix in (".h", ".cc"))
+    files = sorted(p for p in (ROOT / "src").rglob("*") if p.suffix in (".h", ".cc", ".cu"))
     problems = [problem for path in files for problem in problems_of(path)]
     for problem in problems:
         print(problem)

@@ -46,7 +46,7 @@ class CudaModel : public testing::TestWithParam<Case> {
 std::vector<std::vector<int32_t>> sequences(const ModelConfig& config) {
   Rng rng(11);
   std::vector<std::vector<int32_t>> all;
-  for (const int length : {1, 9, 30}) {
+  for (const int length : {1, 5, 17}) {
     auto& ids = all.emplace_back();
     for (int i = 0; i < length; ++i)
       ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(config.vocab_size))));
@@ -98,7 +98,7 @@ TEST_P(CudaModel, ContinuesAsTheCpuDoes) {
   const std::vector<int32_t> prompt = sequences(on_cpu.config).back();
   for (const int64_t drafts : {0, 2}) {
     for (const Format kv_type : {Format::f32, Format::bf16}) {
-      const GenerationOptions options{.sampler = {.temperature = 0}, .max_tokens = 12, .draft_tokens = drafts};
+      const GenerationOptions options{.sampler = {.temperature = 0}, .max_tokens = 6, .draft_tokens = drafts};
       Sequence of_cpu{{}, make_latent_cache(on_cpu.config, 64, kv_type)};
       Sequence of_gpu{{}, make_latent_cache(on_cpu.config, 64, kv_type, cuda_ctx().device)};
       const Generation want = generate(cpu, cpu_model, nullptr, of_cpu, prompt, options);
@@ -115,7 +115,7 @@ TEST_P(CudaModel, RepeatsItself) {
   PackedModel on_gpu = load();
   move_to_device(on_gpu, *cuda_ctx().device);
   const Model model = make_model(on_gpu.config, on_gpu.weights);
-  const GenerationOptions options{.sampler = {.temperature = 1}, .max_tokens = 12, .seed = 5};
+  const GenerationOptions options{.sampler = {.temperature = 1}, .max_tokens = 6, .seed = 5};
   std::vector<std::vector<int32_t>> ids;
   for (int i = 0; i < 2; ++i) {
     Sequence sequence{{}, make_latent_cache(on_gpu.config, 64, Format::bf16, cuda_ctx().device)};
@@ -129,10 +129,9 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(Case{"v3", "v3_tiny", nullptr, 2e-4}, Case{"v2", "v2_lite_like", nullptr, 2e-4},
                     Case{"groups", "v2_group_limited", nullptr, 2e-4}, Case{"half", "v3_rope_half", nullptr, 2e-4},
                     Case{"mtp", "v3_mtp", nullptr, 2e-4}, Case{"fp8", "v3_fp8", nullptr, 2e-3},
-                    Case{"as_f32", "v3_fp8", "f32", 2e-4}, Case{"as_bf16", "v3_fp8", "bf16", 2e-3},
-                    Case{"as_fp8", "v3_fp8", "fp8", 2e-3}, Case{"as_q8_0", "v3_fp8", "q8_0", 5e-3},
-                    Case{"as_q4_0", "v3_fp8", "q4_0", 5e-3}, Case{"as_q4_k_m", "v3_fp8", "q4_k_m", 5e-3},
-                    Case{"as_q6_k", "v3_fp8", "q6_k", 5e-3}),
+                    Case{"as_bf16", "v3_fp8", "bf16", 2e-3}, Case{"as_fp8", "v3_fp8", "fp8", 2e-3},
+                    Case{"as_q8_0", "v3_fp8", "q8_0", 5e-3}, Case{"as_q4_0", "v3_fp8", "q4_0", 5e-3},
+                    Case{"as_q4_k_m", "v3_fp8", "q4_k_m", 5e-3}, Case{"as_q6_k", "v3_fp8", "q6_k", 5e-3}),
     [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace

@@ -37,7 +37,8 @@ uint64_t machine_memory_bytes() {
   return (uint64_t{info.totalram} + info.totalswap) * info.mem_unit;
 }
 
-Buffer::Buffer(void* data, size_t bytes, void (*release)(void*, size_t)) : data_(data, {release, bytes}), size_(bytes) {}
+Buffer::Buffer(void* data, size_t bytes, void (*release)(void*, size_t))
+    : data_(data, {release, bytes}), size_(bytes) {}
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;

@@ -7,8 +7,8 @@ namespace fathom {
 
 struct Device;
 
-// In the memory of `device`, where it is not null. Matrices are N(0, initializer_range), encoded as `recipe` says; large
-// ones repeat themselves. Error where the memory does not hold them.
+// In the memory of `device`, where it is not null. Matrices are N(0, initializer_range), encoded as `recipe` says;
+// large ones repeat themselves. Error where the memory does not hold them.
 PackedModel random_model(const ModelConfig& config, const Recipe& recipe, uint64_t seed, const Device* device);
 
 }  // namespace fathom

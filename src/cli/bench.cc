@@ -105,7 +105,8 @@ void run(const Options& o, const CommonOptions& common) {
   Context ctx{pool, arena, device.get()};
   Bench bench{ctx, model, {}, Rng(common.seed)};
   for (int64_t s = 0; s < o.batch; ++s) {
-    bench.caches.push_back(make_latent_cache(model.config, capacity, cache_format(o.kv_type, device.get()), device.get()));
+    bench.caches.push_back(
+        make_latent_cache(model.config, capacity, cache_format(o.kv_type, device.get()), device.get()));
   }
   constexpr int64_t kPiece = 512;
   for (int64_t n = 0; n < o.depth; n += kPiece) bench.read(std::min(kPiece, o.depth - n));

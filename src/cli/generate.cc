@@ -187,7 +187,9 @@ int64_t draft_tokens(const DraftOptions& options, const Model& model) {
 void add_kv_type_option(CLI::App& command, std::string& kv_type) {
   std::vector<std::string> names{"auto"};
   for (const CacheType& type : kCacheTypes) names.emplace_back(type.name);
-  command.add_option("--kv-type", kv_type, fmt::format("Number format of the cache: {} (f32, on a GPU bf16)", fmt::join(names, ", ")))
+  command
+      .add_option("--kv-type", kv_type,
+                  fmt::format("Number format of the cache: {} (f32, on a GPU bf16)", fmt::join(names, ", ")))
       ->check(CLI::IsMember(names));
 }
 

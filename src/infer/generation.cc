@@ -144,8 +144,8 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   result.prompt_tokens = static_cast<int64_t>(prompt.size());
   const bool drafting = options.draft_tokens > 0 && !model.weights.mtp.empty();
   if (drafting && sequence.mtp_cache.capacity == 0) {
-    sequence.mtp_cache = make_mtp_cache(model.config, sequence.cache.capacity, sequence.cache.layout.format,
-                                        ctx.device);
+    sequence.mtp_cache =
+        make_mtp_cache(model.config, sequence.cache.capacity, sequence.cache.layout.format, ctx.device);
   }
   result.cached_tokens = keep_common_prefix(sequence, prompt, drafting);
 

@@ -10,9 +10,9 @@
 namespace fathom {
 
 struct LatentCache {
-  Buffer memory;          // [layers, capacity] rows; of the host's, touched pages only are taken
-  int64_t capacity = 0;   // tokens
-  int64_t length = 0;     // tokens in the cache
+  Buffer memory;            // [layers, capacity] rows; of the host's, touched pages only are taken
+  int64_t capacity = 0;     // tokens
+  int64_t length = 0;       // tokens in the cache
   int64_t layer_bytes = 0;  // from a layer to the next
   LatentRowLayout layout;
 

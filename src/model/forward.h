@@ -26,15 +26,16 @@ Model make_model(const ModelConfig& config, const ModelWeights& weights);
 
 // Packed sequences, one behind the other, without padding.
 struct Batch {
-  Tensor ids;          // [tokens] i32
-  Tensor positions;    // [tokens] i32, from 0 in each sequence (or from the cache's length)
-  Tensor seq_offsets;  // [sequences + 1] i32
-  Tensor sequence;     // [tokens] i32: whose token it is
+  Tensor ids;                            // [tokens] i32
+  Tensor positions;                      // [tokens] i32, from 0 in each sequence (or from the cache's length)
+  Tensor seq_offsets;                    // [sequences + 1] i32
+  Tensor sequence;                       // [tokens] i32: whose token it is
   std::vector<int32_t> tokens, offsets;  // ids and seq_offsets, for the host to read
   int64_t n_tokens() const { return ids.cols(); }
   int64_t n_sequences() const { return seq_offsets.cols() - 1; }
 };
-// Sequences -> Batch, its tensors from ctx.arena. Positions of sequence s start at first_position[s], 0 when that is empty.
+// Sequences -> Batch, its tensors from ctx.arena. Positions of sequence s start at first_position[s], 0 when that is
+// empty.
 Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
                  std::span<const int64_t> first_position = {});
 

@@ -16,8 +16,8 @@ namespace fathom {
 struct LinearInput {
   Tensor x;  // [tokens, in] f32; without data after dispatch() when no weight reads it
   Tensor by_32, by_256, by_f8;
-  Tensor by_16;                          // on a device alone: for bf16 and FP8
-  Tensor rows;                           // on a device, behind dispatch(): [n] i32, which row of the forms each is
+  Tensor by_16;                            // on a device alone: for bf16 and FP8
+  Tensor rows;                             // on a device, behind dispatch(): [n] i32, which row of the forms each is
   LinearInput(Tensor input) : x(input) {}  // NOLINT(google-explicit-constructor): any rows are an input
   LinearInput slice(int64_t begin, int64_t n) const;  // rows
 };

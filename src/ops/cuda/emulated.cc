@@ -75,6 +75,7 @@ struct Block {
   const std::function<void()>* kernel = nullptr;
   std::vector<unsigned char> shared;
   unsigned char* shared_begin = nullptr;
+  size_t shared_bytes = 0;
 };
 
 thread_local Block* current = nullptr;
@@ -226,10 +227,12 @@ void run_block(Block& block) {
   for (size_t i = 0; i < block.n_threads; ++i) {
     if (block.fibers[i]->state != State::ended) die("some threads wait where the others never come");
   }
-  // What was asked for and not written stays as it was, before and behind the memory.
-  for (const unsigned char* p = block.shared.data(); p < block.shared_begin; ++p) {
-    if (*p != 0xFF) die("wrote before its shared memory");
-  }
+  const auto untouched = [](const unsigned char* begin, const unsigned char* end) {
+    return std::all_of(begin, end, [](unsigned char x) { return x == 0xFF; });
+  };
+  const unsigned char *const first = block.shared.data(), *const last = first + block.shared.size();
+  if (!untouched(first, block.shared_begin)) die("wrote before its shared memory");
+  if (!untouched(block.shared_begin + block.shared_bytes, last)) die("wrote behind its shared memory");
 }
 
 }  // namespace
@@ -290,11 +293,11 @@ void run(dim3 grid, dim3 block_dim, size_t shared_bytes, const std::function<voi
   block.warps.resize((block.n_threads + kLanes - 1) / kLanes);
   while (block.fibers.size() < block.n_threads) block.fibers.push_back(std::make_unique<Fiber>());
   constexpr size_t kAligned = 1024;
-  // Its own heap block, that ends where the memory ends.
-  block.shared = std::vector<unsigned char>();
-  block.shared.resize(shared_bytes + kAligned + (kAligned - shared_bytes % kAligned) % kAligned);
-  const auto end = reinterpret_cast<uintptr_t>(block.shared.data()) + block.shared.size();
-  block.shared_begin = reinterpret_cast<unsigned char*>((end - shared_bytes) / kAligned * kAligned);
+  // In a heap block of its own, with some room before and behind.
+  block.shared = std::vector<unsigned char>(shared_bytes + 3 * kAligned);
+  const auto begin = reinterpret_cast<uintptr_t>(block.shared.data());
+  block.shared_begin = reinterpret_cast<unsigned char*>((begin + 2 * kAligned - 1) / kAligned * kAligned);
+  block.shared_bytes = shared_bytes;
   block.kernel = &kernel;
   for (unsigned i = 0; i < block.n_threads; ++i) {
     block.fibers[i]->index = i;

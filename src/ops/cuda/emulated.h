@@ -1,6 +1,8 @@
-// CUDA's words for kernels that are compiled as plain C++: a block's threads are fibers of one thread of the system,
-// its blocks run one after the other. For tests: slow, and it finds barriers that are missing, reads of memory nobody
-// wrote, and, under AddressSanitizer, indices that are wrong.
+// CUDA's words for kernels that are compiled as plain C++, as far as kernels use them: a block's threads are fibers of
+// one thread of the system, its blocks run one after the other. For tests: slow, and it finds barriers that are
+// missing, reads of shared memory that nobody wrote, writes close to either end of it, and, under AddressSanitizer,
+// other indices that are wrong. It does not look at the masks of lanes, nor miss a wait_for_inputs() or a
+// load_matrices() that is not aligned.
 #pragma once
 
 #include <math.h>
@@ -20,7 +22,6 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static thread_local
-#define __constant__ static
 #define __align__(n) alignas(n)
 
 struct dim3 {
@@ -29,12 +30,6 @@ struct dim3 {
 };
 struct uint3 {
   unsigned x, y, z;
-};
-struct alignas(8) int2 {
-  int x, y;
-};
-struct alignas(16) int4 {
-  int x, y, z, w;
 };
 struct alignas(8) uint2 {
   unsigned x, y;
@@ -48,8 +43,6 @@ struct alignas(8) float2 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -103,8 +96,6 @@ void run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>
 
 inline void __syncthreads() { ::fathom::cuda::emulated::block_barrier(); }
 inline void __syncwarp(unsigned = 0xFFFFFFFFu) { ::fathom::cuda::emulated::Exchanged<char>(0); }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 
 template <class T>
 T __shfl_sync(unsigned, T value, int from, int width = 32) {
@@ -119,18 +110,6 @@ T __shfl_xor_sync(unsigned, T value, int mask, int width = 32) {
   const unsigned from = lane ^ static_cast<unsigned>(mask);
   return from / w <= lane / w ? all[from] : value;
 }
-template <class T>
-T __shfl_down_sync(unsigned, T value, unsigned delta, int width = 32) {
-  const ::fathom::cuda::emulated::Exchanged<T> all(value);
-  const unsigned lane = ::fathom::cuda::emulated::lane(), w = static_cast<unsigned>(width);
-  return lane % w + delta < w ? all[lane + delta] : value;
-}
-template <class T>
-T __shfl_up_sync(unsigned, T value, unsigned delta, int width = 32) {
-  const ::fathom::cuda::emulated::Exchanged<T> all(value);
-  const unsigned lane = ::fathom::cuda::emulated::lane(), w = static_cast<unsigned>(width);
-  return lane % w >= delta ? all[lane - delta] : value;
-}
 inline unsigned __ballot_sync(unsigned mask, int predicate) {
   const ::fathom::cuda::emulated::Exchanged<int> all(predicate);
   unsigned votes = 0;
@@ -140,91 +119,10 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return votes & mask;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate == 0) == 0; }
-inline int __reduce_add_sync(unsigned, int value) {
-  const ::fathom::cuda::emulated::Exchanged<int> all(value);
-  int sum = 0;
-  for (unsigned i = 0; i < 32; ++i) sum += (all.active >> i & 1) != 0 ? all[i] : 0;
-  return sum;
-}
-inline int __reduce_max_sync(unsigned, int value) {
-  const ::fathom::cuda::emulated::Exchanged<int> all(value);
-  for (unsigned i = 0; i < 32; ++i) {
-    if ((all.active >> i & 1) != 0) value = std::max(value, all[i]);
-  }
-  return value;
-}
-
-// Threads take turns, so that nothing more is needed.
-template <class T>
-T atomicAdd(T* p, T x) {
-  const T old = *p;
-  *p = old + x;
-  return old;
-}
-template <class T>
-T atomicMax(T* p, T x) {
-  const T old = *p;
-  *p = std::max(old, x);
-  return old;
-}
-template <class T>
-T atomicMin(T* p, T x) {
-  const T old = *p;
-  *p = std::min(old, x);
-  return old;
-}
-template <class T>
-T atomicExch(T* p, T x) {
-  const T old = *p;
-  *p = x;
-  return old;
-}
-template <class T>
-T atomicCAS(T* p, T expected, T x) {
-  const T old = *p;
-  if (old == expected) *p = x;
-  return old;
-}
-
-inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 32; i += 8) c += static_cast<int8_t>(a >> i) * static_cast<int8_t>(b >> i);
-  return c;
-}
-inline float __expf(float x) { return expf(x); }
-inline float __logf(float x) { return logf(x); }
-inline float __fdividef(float a, float b) { return a / b; }
-inline float rsqrtf(float x) { return 1 / sqrtf(x); }
-inline float __frcp_rn(float x) { return 1 / x; }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return sqrtf(a); }
-inline float __int2float_rn(int x) { return static_cast<float>(x); }
-inline int __float2int_rn(float x) { return static_cast<int>(nearbyintf(x)); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
-  const uint64_t bytes = a | static_cast<uint64_t>(b) << 32;
-  unsigned out = 0;
-  for (int i = 0; i < 4; ++i) {
-    const unsigned s = selector >> 4 * i & 15;
-    unsigned byte = static_cast<unsigned>(bytes >> 8 * (s & 7)) & 255;
-    if ((s & 8) != 0) byte = (byte & 128) != 0 ? 255 : 0;
-    out |= byte << 8 * i;
-  }
-  return out;
-}
-template <class T>
-T __ldg(const T* p) {
-  return *p;
-}
 template <class T>
 T __ldcs(const T* p) {
   return *p;
@@ -255,40 +153,33 @@ inline void start_next() {}
 namespace emulated {
 inline float half_of(uint32_t word, int i) { return bf16_to_f32(static_cast<uint16_t>(word >> 16 * i)); }
 inline int byte_of(uint32_t word, int i) { return static_cast<int8_t>(word >> 8 * i); }
-template <int n>
-struct Words {
-  uint32_t w[n];
+struct Fragments {
+  uint32_t a[4], b[2];
 };
-}  // namespace emulated
-
-inline void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  using namespace emulated;
-  const Exchanged<Words<6>> all(Words<6>{{a0, a1, a2, a3, b0, b1}});
+// c += A B for a lane, whose fragments hold kInWord elements a word, of which element(word, i) is one.
+template <int kInWord, class Sum, class Element>
+void add_product(Sum (&c)[4], const Fragments& mine, const Element& element) {
+  const Exchanged<Fragments> all(mine);
   const unsigned g = lane() / 4, column = lane() % 4 * 2;
   for (int i = 0; i < 4; ++i) {
     const unsigned col = column + static_cast<unsigned>(i % 2);
     for (unsigned q = 0; q < 4; ++q) {
-      const Words<6> a = all[g * 4 + q], b = all[col * 4 + q];
-      for (int k = 0; k < 4; ++k) {
-        c[i] += byte_of(a.w[i / 2], k) * byte_of(b.w[4], k) + byte_of(a.w[2 + i / 2], k) * byte_of(b.w[5], k);
+      const Fragments of_row = all[g * 4 + q], of_col = all[col * 4 + q];
+      for (int k = 0; k < kInWord; ++k) {
+        c[i] += element(of_row.a[i / 2], k) * element(of_col.b[0], k) +
+                element(of_row.a[2 + i / 2], k) * element(of_col.b[1], k);
       }
     }
   }
 }
+}  // namespace emulated
+
+inline void mma_s8(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  emulated::add_product<4>(c, {{a0, a1, a2, a3}, {b0, b1}}, emulated::byte_of);
+}
 inline void mma_s8_k16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b0) { mma_s8(c, a0, a1, 0, 0, b0, 0); }
 inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  using namespace emulated;
-  const Exchanged<Words<6>> all(Words<6>{{a0, a1, a2, a3, b0, b1}});
-  const unsigned g = lane() / 4, column = lane() % 4 * 2;
-  for (int i = 0; i < 4; ++i) {
-    const unsigned col = column + static_cast<unsigned>(i % 2);
-    for (unsigned q = 0; q < 4; ++q) {
-      const Words<6> a = all[g * 4 + q], b = all[col * 4 + q];
-      for (int k = 0; k < 2; ++k) {
-        c[i] += half_of(a.w[i / 2], k) * half_of(b.w[4], k) + half_of(a.w[2 + i / 2], k) * half_of(b.w[5], k);
-      }
-    }
-  }
+  emulated::add_product<2>(c, {{a0, a1, a2, a3}, {b0, b1}}, emulated::half_of);
 }
 inline uint32_t transpose_8x8(uint32_t word) {
   using namespace emulated;

@@ -114,11 +114,16 @@ __global__ void mirror(int* out, bool waits) {
 }
 
 TEST(Emulated, BarriersHoldAndTheirLackShows) {
-  std::vector<int> out(3 * 64, -1);
-  launch(context(), mirror, 3, 64, 64 * sizeof(int), out.data(), true);
-  for (int block = 0; block < 3; ++block) {
-    for (int i = 0; i < 40; ++i)
-      EXPECT_EQ(out[static_cast<size_t>(block * 64 + i)], 63 - i + (i ^ 1)) << block << ", " << i;
+  std::vector<int> out;
+  for (const bool backwards : {true, false}) {
+    out.assign(3 * 64, -1);
+    emulated::backwards = backwards;
+    launch(context(), mirror, 3, 64, 64 * sizeof(int), out.data(), true);
+    for (int block = 0; block < 3; ++block) {
+      for (int i = 0; i < 40; ++i) {
+        EXPECT_EQ(out[static_cast<size_t>(block * 64 + i)], 63 - i + (i ^ 1)) << block << ", " << i;
+      }
+    }
   }
   launch(context(), mirror, 1, 64, 64 * sizeof(int), out.data(), false);
   EXPECT_NE(out[0], 63 + 1);  // read before it was written
@@ -136,6 +141,14 @@ TEST(Emulated, CopiesArriveWhenTheyAreWaitedFor) {
   uint32_t out = 0;
   launch(context(), unwaited, 1, 1, 16, static_cast<const uint32_t*>(in), &out);
   EXPECT_EQ(out, 0xFFFFFFFFu);
+}
+
+__global__ void write_at(int place) { shared_memory<char>()[place] = 0; }
+
+TEST(EmulatedDeathTest, WritesBesideSharedMemory) {
+  launch(context(), write_at, 1, 1, 100, 99);
+  EXPECT_DEATH(launch(context(), write_at, 1, 1, 100, 100), "wrote behind its shared memory");
+  EXPECT_DEATH(launch(context(), write_at, 1, 1, 100, -1), "wrote before its shared memory");
 }
 
 // A warp of which one half waits for the block, the other for the warp.

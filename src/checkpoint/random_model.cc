@@ -1,7 +1,6 @@
 #include "checkpoint/random_model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "base/arithmetic.h"
@@ -49,18 +48,10 @@ std::vector<uint8_t> random_rows(const Tensor& slot, WeightKind kind, const Mode
 void fill(void* to, int64_t bytes, const std::vector<uint8_t>& pattern, const Device* device) {
   auto* const out = static_cast<uint8_t*>(to);
   int64_t done = std::min(bytes, std::ssize(pattern));
-  if (device != nullptr) {
-    device->upload(*device, out, pattern.data(), static_cast<size_t>(done));
-  } else {
-    std::memcpy(out, pattern.data(), static_cast<size_t>(done));
-  }
+  upload_where(device, out, pattern.data(), static_cast<size_t>(done));
   while (done < bytes) {
     const int64_t n = std::min(done, bytes - done);
-    if (device != nullptr) {
-      device->copy(*device, out + done, out, static_cast<size_t>(n));
-    } else {
-      std::memcpy(out + done, out, static_cast<size_t>(n));
-    }
+    copy_where(device, out + done, out, static_cast<size_t>(n));
     done += n;
   }
 }

@@ -18,6 +18,13 @@ void for_each_present(ModelWeights& weights, const Visit& visit) {
   });
 }
 
+// Of the weights one behind the other, each at a multiple of `alignment`.
+int64_t placed_bytes(ModelWeights& weights, int64_t alignment) {
+  int64_t total = 0;
+  for_each_present(weights, [&](const Tensor& slot) { total += round_up(slot.size_bytes(), alignment); });
+  return total;
+}
+
 void check_fit(int64_t bytes, const char* option) {
   const uint64_t available = available_memory_bytes();
   if (weights_fit(bytes, available)) return;
@@ -74,9 +81,7 @@ void move_to_huge_pages(PackedModel& model, ThreadPool& pool) {
   };
   constexpr int64_t kPieceBytes = int64_t{2} << 20;  // a huge page
   std::vector<Piece> pieces;
-  int64_t total = 0;
-  for_each_present(model.weights,
-                   [&](const Tensor& slot) { total += round_up(slot.size_bytes(), static_cast<int64_t>(kAlignment)); });
+  const int64_t total = placed_bytes(model.weights, static_cast<int64_t>(kAlignment));
   Buffer memory(static_cast<size_t>(total));
   auto* to = static_cast<std::byte*>(memory.data());
   for_each_present(model.weights, [&](Tensor& slot) {
@@ -108,8 +113,7 @@ void check_room(int64_t weight_bytes, const Device* device) {
 
 void move_to_device(PackedModel& model, const Device& device) {
   constexpr int64_t kDeviceAlignment = 256;
-  int64_t total = 0;
-  for_each_present(model.weights, [&](const Tensor& slot) { total += round_up(slot.size_bytes(), kDeviceAlignment); });
+  const int64_t total = placed_bytes(model.weights, kDeviceAlignment);
   check_room(total, &device);
   Buffer memory = device.allocate(static_cast<size_t>(total));
   auto* to = static_cast<std::byte*>(memory.data());

@@ -71,17 +71,16 @@ PassResult Passes::run(Context& ctx, const Model& model, std::span<const std::ve
       known->logits = result.logits;
     });
   } else {
-    std::vector<int32_t> ids, positions;
     for (size_t s = 0; s < sequences.size(); ++s) {
-      ids.insert(ids.end(), sequences[s].begin(), sequences[s].end());
-      for (size_t i = 0; i < sequences[s].size(); ++i) {
-        positions.push_back(static_cast<int32_t>(first_positions[s]) + static_cast<int32_t>(i));
-      }
       caches[s]->length += std::ssize(sequences[s]);
       FATHOM_CHECK(caches[s]->length <= caches[s]->capacity);
     }
-    device.upload(device, known->batch.ids.data, ids.data(), ids.size() * sizeof(int32_t));
-    device.upload(device, known->batch.positions.data, positions.data(), positions.size() * sizeof(int32_t));
+    const auto replace = [&](Tensor t, const std::vector<int32_t>& numbers) {
+      device.upload(device, t.data, numbers.data(), numbers.size() * sizeof(int32_t));
+    };
+    const BatchNumbers numbers = batch_numbers(sequences, first_positions);
+    replace(known->batch.ids, numbers.ids);
+    replace(known->batch.positions, numbers.positions);
   }
   device.replay(device, *known->graph);
   return read_logits({known->hidden, known->logits});

@@ -288,24 +288,31 @@ Model make_model(const ModelConfig& config, const ModelWeights& weights) {
   return model;
 }
 
-Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
-                 std::span<const int64_t> first_position) {
-  Batch batch;
-  std::vector<int32_t> positions, sequence_of;
-  batch.offsets.push_back(0);
+BatchNumbers batch_numbers(std::span<const std::vector<int32_t>> sequences, std::span<const int64_t> first_position) {
+  BatchNumbers numbers;
+  numbers.seq_offsets.push_back(0);
   for (size_t s = 0; s < sequences.size(); ++s) {
     auto position = static_cast<int32_t>(first_position.empty() ? 0 : first_position[s]);
     for (const int32_t id : sequences[s]) {
-      batch.tokens.push_back(id);
-      positions.push_back(position++);
-      sequence_of.push_back(static_cast<int32_t>(s));
+      numbers.ids.push_back(id);
+      numbers.positions.push_back(position++);
+      numbers.sequence.push_back(static_cast<int32_t>(s));
     }
-    batch.offsets.push_back(static_cast<int32_t>(batch.tokens.size()));
+    numbers.seq_offsets.push_back(static_cast<int32_t>(numbers.ids.size()));
   }
-  batch.ids = from_host(ctx, batch.tokens);
-  batch.positions = from_host(ctx, positions);
-  batch.seq_offsets = from_host(ctx, batch.offsets);
-  batch.sequence = from_host(ctx, sequence_of);
+  return numbers;
+}
+
+Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
+                 std::span<const int64_t> first_position) {
+  BatchNumbers numbers = batch_numbers(sequences, first_position);
+  Batch batch;
+  batch.ids = from_host(ctx, numbers.ids);
+  batch.positions = from_host(ctx, numbers.positions);
+  batch.seq_offsets = from_host(ctx, numbers.seq_offsets);
+  batch.sequence = from_host(ctx, numbers.sequence);
+  batch.tokens = std::move(numbers.ids);
+  batch.offsets = std::move(numbers.seq_offsets);
   return batch;
 }
 

@@ -34,6 +34,13 @@ struct Batch {
   int64_t n_tokens() const { return ids.cols(); }
   int64_t n_sequences() const { return seq_offsets.cols() - 1; }
 };
+// What a Batch says, on the host; sequence s starts at first_position[s], or at 0 when that is empty.
+struct BatchNumbers {
+  std::vector<int32_t> ids, positions, seq_offsets, sequence;
+};
+BatchNumbers batch_numbers(std::span<const std::vector<int32_t>> sequences,
+                           std::span<const int64_t> first_position = {});
+
 // Sequences -> Batch, its tensors from ctx.arena. Positions of sequence s start at first_position[s], 0 when that is
 // empty.
 Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,

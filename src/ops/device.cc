@@ -8,12 +8,7 @@ namespace {
 Tensor copied(Context& ctx, const void* numbers, Format format, int64_t n) {
   const Tensor t = new_tensor(ctx, format, {n});
   const auto bytes = static_cast<size_t>(t.size_bytes());
-  if (bytes == 0) return t;
-  if (ctx.device != nullptr) {
-    ctx.device->upload(*ctx.device, t.data, numbers, bytes);
-  } else {
-    std::memcpy(t.data, numbers, bytes);
-  }
+  if (bytes > 0) upload_where(ctx.device, t.data, numbers, bytes);
   return t;
 }
 
@@ -39,6 +34,16 @@ Tensor on_host(Context& ctx, Tensor t, Buffer& memory) {
 
 Buffer allocate_where(const Device* device, size_t bytes) {
   return device != nullptr ? device->allocate(bytes) : Buffer(bytes);
+}
+
+void upload_where(const Device* device, void* to, const void* from, size_t bytes) {
+  if (device != nullptr) return device->upload(*device, to, from, bytes);
+  std::memcpy(to, from, bytes);
+}
+
+void copy_where(const Device* device, void* to, const void* from, size_t bytes) {
+  if (device != nullptr) return device->copy(*device, to, from, bytes);
+  std::memcpy(to, from, bytes);
 }
 
 #if !defined(FATHOM_CUDA)

@@ -90,8 +90,10 @@ Tensor from_host(Context& ctx, std::span<const int32_t> numbers);
 Tensor from_host(Context& ctx, std::span<const int64_t> numbers);
 // `t` where the host can read it: t itself, or its copy in `memory`, which grows as needed. t is contiguous.
 Tensor on_host(Context& ctx, Tensor t, Buffer& memory);
-// Of the device, or where it is null, of the host.
+// Of the device's memory, or where it is null, of the host's: new; filled from the host; copied.
 Buffer allocate_where(const Device* device, size_t bytes);
+void upload_where(const Device* device, void* to, const void* from, size_t bytes);
+void copy_where(const Device* device, void* to, const void* from, size_t bytes);
 
 // Throws Error where this build has no CUDA, or there is no such device. index: as CUDA counts them.
 std::unique_ptr<Device> open_cuda_device(int index);

@@ -37,6 +37,11 @@ class CudaModel : public testing::TestWithParam<Case> {
     if (!std::filesystem::exists(converted)) convert_model(folder, converted, *find_recipe(GetParam().recipe), pool);
     return load_packed_model(converted, pool);
   }
+  PackedModel load_on_device() const {
+    PackedModel model = load();
+    move_to_device(model, *cuda_ctx().device);
+    return model;
+  }
   // Then activations are rounded to 8 bits: what falls to the other side of a half for a difference in the seventh
   // digit has effects of its own, and other experts. The most of the numbers must agree still.
   bool in_blocks() const { return GetParam().recipe != nullptr && GetParam().recipe[0] == 'q'; }
@@ -55,15 +60,11 @@ std::vector<std::vector<int32_t>> sequences(const ModelConfig& config) {
 }
 
 TEST_P(CudaModel, ScoresAsTheCpuDoes) {
-  PackedModel on_cpu = load(), on_gpu = load();
-  move_to_device(on_gpu, *cuda_ctx().device);
+  const PackedModel on_cpu = load(), on_gpu = load_on_device();
   const Model cpu_model = make_model(on_cpu.config, on_cpu.weights),
               gpu_model = make_model(on_gpu.config, on_gpu.weights);
-  ThreadPool pool(2);
-  Arena arena;
-  Context cpu{pool, arena};
   const ScoreOptions options{.tensors = true, .all = true, .mtp = !on_cpu.weights.mtp.empty()};
-  const ScoreResult want = score(cpu, cpu_model, sequences(on_cpu.config), options);
+  const ScoreResult want = score(ctx(), cpu_model, sequences(on_cpu.config), options);
   const ScoreResult got = score(cuda_ctx(), gpu_model, sequences(on_cpu.config), options);
   EXPECT_NEAR(got.loss.loss(), want.loss.loss(), (in_blocks() ? 100 : 10) * GetParam().tolerance);
   ASSERT_EQ(got.tensors.size(), want.tensors.size());
@@ -88,20 +89,16 @@ TEST_P(CudaModel, ScoresAsTheCpuDoes) {
 
 // Greedy tokens through the cache; where weights or cache are rounded, near ties may fall otherwise.
 TEST_P(CudaModel, ContinuesAsTheCpuDoes) {
-  PackedModel on_cpu = load(), on_gpu = load();
-  move_to_device(on_gpu, *cuda_ctx().device);
+  const PackedModel on_cpu = load(), on_gpu = load_on_device();
   const Model cpu_model = make_model(on_cpu.config, on_cpu.weights),
               gpu_model = make_model(on_gpu.config, on_gpu.weights);
-  ThreadPool pool(2);
-  Arena arena;
-  Context cpu{pool, arena};
   const std::vector<int32_t> prompt = sequences(on_cpu.config).back();
   for (const int64_t drafts : {0, 2}) {
     for (const Format kv_type : {Format::f32, Format::bf16}) {
       const GenerationOptions options{.sampler = {.temperature = 0}, .max_tokens = 6, .draft_tokens = drafts};
       Sequence of_cpu{{}, make_latent_cache(on_cpu.config, 64, kv_type)};
       Sequence of_gpu{{}, make_latent_cache(on_cpu.config, 64, kv_type, cuda_ctx().device)};
-      const Generation want = generate(cpu, cpu_model, nullptr, of_cpu, prompt, options);
+      const Generation want = generate(ctx(), cpu_model, nullptr, of_cpu, prompt, options);
       const Generation got = generate(cuda_ctx(), gpu_model, nullptr, of_gpu, prompt, options);
       EXPECT_EQ(got.ids.size(), want.ids.size());
       const bool exact = GetParam().recipe == nullptr && kv_type == Format::f32;
@@ -112,8 +109,7 @@ TEST_P(CudaModel, ContinuesAsTheCpuDoes) {
 
 // The same bits whether a pass is recorded or not is what replays must give: one prompt twice.
 TEST_P(CudaModel, RepeatsItself) {
-  PackedModel on_gpu = load();
-  move_to_device(on_gpu, *cuda_ctx().device);
+  const PackedModel on_gpu = load_on_device();
   const Model model = make_model(on_gpu.config, on_gpu.weights);
   const GenerationOptions options{.sampler = {.temperature = 1}, .max_tokens = 6, .seed = 5};
   std::vector<std::vector<int32_t>> ids;

@@ -18,25 +18,6 @@ struct CrossEntropy {
   int vocab;
 };
 
-// Sums over the block in a fixed order; every thread gets the result.
-__device__ float block_max(float x, float* shared) {
-  x = warp_max(x);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  for (int i = 0; i < kWarps; ++i) x = fmaxf(x, shared[i]);
-  return x;
-}
-__device__ float block_sum(float x, float* shared) {
-  x = warp_sum(x);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  float sum = 0;
-  for (int i = 0; i < kWarps; ++i) sum += shared[i];
-  return sum;
-}
-
 // A block a token.
 __global__ void cross_entropy_kernel(CrossEntropy c) {
   __shared__ float shared[kWarps];
@@ -51,10 +32,10 @@ __global__ void cross_entropy_kernel(CrossEntropy c) {
   const float* row = c.logits + token * c.logits_stride;
   float largest = -INFINITY;
   for (int v = threadIdx.x; v < c.vocab; v += kThreads) largest = fmaxf(largest, row[v]);
-  largest = block_max(largest, shared);
+  largest = block_max(largest, shared, kWarps);
   float sum = 0;
   for (int v = threadIdx.x; v < c.vocab; v += kThreads) sum += expf(row[v] - largest);
-  sum = block_sum(sum, shared);
+  sum = block_sum(sum, shared, kWarps);
   if (threadIdx.x == 0) c.loss[token] = largest + logf(sum) - row[target];
 }
 

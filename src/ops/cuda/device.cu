@@ -1,7 +1,6 @@
 // The CUDA device: memory, copies, and recorded work.
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <vector>
 
 #include "base/terminal.h"

@@ -5,6 +5,7 @@
 #include "base/arithmetic.h"
 #include "number/blocks.h"
 #include "ops/cuda/kernel.h"
+#include "ops/cuda/latent_row.h"
 #include "ops/cuda/operators.h"
 #include "ops/cuda/quantize.h"
 
@@ -12,7 +13,6 @@ namespace fathom::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxGridY = 65535;
 
 struct Rows {
   float* out;
@@ -22,15 +22,13 @@ struct Rows {
   int cols, n;                             // n: rows of `a`
 };
 
-__device__ float f16_at(const uint8_t* p) { return f16_to_float(static_cast<uint16_t>(p[0] | p[1] << 8)); }
+__device__ float f16_at(const uint8_t* p) { return f16_to_float(load_u16(p)); }
 
 // Number k of a row that is stored row by row, as number/blocks.h lays it out.
 template <Format format>
 __device__ float number_at(const uint8_t* row, int k) {
   if constexpr (format == Format::f32) return reinterpret_cast<const float*>(row)[k];
-  if constexpr (format == Format::bf16) {
-    return __uint_as_float(static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(row)[k]) << 16);
-  }
+  if constexpr (format == Format::bf16) return widen_bf16(reinterpret_cast<const uint16_t*>(row)[k]);
   if constexpr (format == Format::f16) return f16_to_float(reinterpret_cast<const uint16_t*>(row)[k]);
   if constexpr (format == Format::q8_0) {
     const uint8_t* block = row + static_cast<int64_t>(k / 32) * 34;
@@ -90,14 +88,15 @@ __global__ void add_kernel(Rows r) {
                                          static_cast<const float*>(r.b)[blockIdx.y * r.b_stride + k];
 }
 
+__device__ float swiglu_of(float gate, float up) { return gate / (1 + expf(-gate)) * up; }
+
 __global__ void swiglu_kernel(Rows r) {
   wait_for_inputs();
   start_next();
   const int k = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (k >= r.cols) return;
   const float* row = static_cast<const float*>(r.a) + blockIdx.y * r.a_stride;
-  const float gate = row[k];
-  r.out[blockIdx.y * r.out_stride + k] = gate / (1 + expf(-gate)) * row[r.cols + k];
+  r.out[blockIdx.y * r.out_stride + k] = swiglu_of(row[k], row[r.cols + k]);
 }
 
 // Four columns a thread, into the form of blocks of 32 columns.
@@ -111,8 +110,7 @@ __global__ void __launch_bounds__(kThreads) swiglu_by_32_kernel(Rows r, int64_t 
   if (there) {
     const float4 gate = *reinterpret_cast<const float4*>(row + k);
     const float4 up = *reinterpret_cast<const float4*>(row + r.cols + k);
-    x = make_float4(gate.x / (1 + expf(-gate.x)) * up.x, gate.y / (1 + expf(-gate.y)) * up.y,
-                    gate.z / (1 + expf(-gate.z)) * up.z, gate.w / (1 + expf(-gate.w)) * up.w);
+    x = make_float4(swiglu_of(gate.x, up.x), swiglu_of(gate.y, up.y), swiglu_of(gate.z, up.z), swiglu_of(gate.w, up.w));
   }
   quantize_four(reinterpret_cast<uint8_t*>(r.out) + blockIdx.y * row_bytes, k, x, there);
 }

@@ -12,7 +12,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kMaxExperts = 1024;  // a thread each
-constexpr int64_t kMaxGridY = 65535;
 
 // ---- The router
 
@@ -38,17 +37,6 @@ __device__ int rank_of(const float* values, int n, int i) {
   return rank;
 }
 
-// Of a block that has a value for each thread; in the same order always.
-__device__ float block_reduce(float x, float* shared, bool largest) {
-  x = largest ? warp_max(x) : warp_sum(x);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  x = shared[0];
-  for (int i = 1; i < static_cast<int>(blockDim.x) / kWarp; ++i) x = largest ? fmaxf(x, shared[i]) : x + shared[i];
-  return x;
-}
-
 // A block a token, a thread an expert.
 __global__ void route_kernel(Route r) {
   __shared__ float choice[kMaxExperts], groups[kMaxExperts], reduced[kMaxExperts / kWarp];
@@ -57,13 +45,14 @@ __global__ void route_kernel(Route r) {
   start_next();
   const int64_t token = blockIdx.x;
   const int e = static_cast<int>(threadIdx.x), lane = e % kWarp, warp = e / kWarp;
+  const int n_warps = static_cast<int>(blockDim.x) / kWarp;
   const bool is_expert = e < r.experts;
   const float logit = is_expert ? r.logits[token * r.logits_stride + e] : -INFINITY;
   float score = 0;
   if (r.softmax) {
-    const float largest = block_reduce(logit, reduced, true);
+    const float largest = block_max(logit, reduced, n_warps);
     const float power = is_expert ? expf(logit - largest) : 0;
-    score = power / block_reduce(power, reduced, false);
+    score = power / block_sum(power, reduced, n_warps);
   } else if (is_expert) {
     score = 1 / (1 + expf(-logit));
   }

@@ -24,6 +24,7 @@ namespace fathom::cuda {
 
 inline constexpr int kWarp = 32;
 inline constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+inline constexpr int64_t kMaxGridY = 65535;
 
 #if defined(__CUDACC__)
 
@@ -161,6 +162,24 @@ __device__ __forceinline__ float warp_sum(float x) {
 __device__ __forceinline__ float warp_max(float x) {
   for (int d = kWarp / 2; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, d));
   return x;
+}
+
+// Of all threads of the block, which are n_warps whole warps; shared: a float for each of these.
+template <bool kLargest>
+__device__ __forceinline__ float block_reduce(float x, float* shared, int n_warps) {
+  x = kLargest ? warp_max(x) : warp_sum(x);
+  __syncthreads();  // what it held is read
+  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  x = shared[0];
+  for (int i = 1; i < n_warps; ++i) x = kLargest ? fmaxf(x, shared[i]) : x + shared[i];
+  return x;
+}
+__device__ __forceinline__ float block_sum(float x, float* shared, int n_warps) {
+  return block_reduce<false>(x, shared, n_warps);
+}
+__device__ __forceinline__ float block_max(float x, float* shared, int n_warps) {
+  return block_reduce<true>(x, shared, n_warps);
 }
 
 }  // namespace fathom::cuda

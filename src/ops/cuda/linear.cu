@@ -24,30 +24,14 @@ struct Quantize {
   __device__ const float* row_in() const { return x + blockIdx.y * x_stride + blockIdx.z * x_step; }
 };
 
-__device__ int warp_add(int x) {
-  for (int d = kWarp / 2; d > 0; d /= 2) x += __shfl_xor_sync(kAllLanes, x, d);
-  return x;
-}
-
-// A warp a block of 32 columns, a lane a column.
+// Four columns a thread.
 __global__ void quantize_32_kernel(Quantize q) {
   wait_for_inputs();
   start_next();
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int block = (static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x)) / kWarp;
-  const int n_blocks = q.cols / 32;
-  if (block >= n_blocks) return;
-  uint8_t* out = q.row_out();
-  const float x = q.row_in()[block * 32 + lane];
-  const float amax = warp_max(fabsf(x));
-  const int code = rounded(x, inverse_of(amax));
-  const int sum = warp_add(code);
-  out += block * kBlock32;
-  const int word = lane / 4;
-  reinterpret_cast<int8_t*>(out)[(word % 4 * 2 + word / 4) * 4 + lane % 4] = static_cast<int8_t>(code);
-  if (lane != 0) return;
-  reinterpret_cast<float*>(out)[8] = amax / 127;
-  reinterpret_cast<int*>(out)[9] = -8 * sum;
+  const int k = (static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x)) * 4;
+  const bool there = k < q.cols;
+  const float* in = q.row_in() + k;
+  quantize_four(q.row_out(), k, there ? make_float4(in[0], in[1], in[2], in[3]) : make_float4(0, 0, 0, 0), there);
 }
 
 // A warp a block of 256 columns, a lane 8 columns.
@@ -118,8 +102,7 @@ Tensor quantize(Context& ctx, Tensor x, int64_t cols, int64_t n_heads, int64_t x
                             : by_32 ? cols / 32 * kBlock32
                                     : cpu::quantized_256_bytes(cols);
   const Tensor rows = new_tensor(ctx, Format::u8, {tokens, n_heads * row_bytes});
-  // Threads for a row: a warp for 32 or 256 columns.
-  const int64_t n_threads = by_16 ? ceil_div(cols, int64_t{16}) : cols / (by_32 ? 32 : 256) * kWarp;
+  const int64_t n_threads = ceil_div(cols, int64_t{by_16 ? 16 : by_32 ? 4 : 8});  // for a row
   for (int64_t begin = 0; begin < tokens; begin += kMaxGridY) {
     const int64_t n = std::min(kMaxGridY, tokens - begin);
     launch(ctx,

@@ -14,44 +14,69 @@ __device__ __forceinline__ float f16_at(const uint8_t* p) {
   return f16_to_float(load_once(reinterpret_cast<const uint16_t*>(p)));
 }
 
-// ---- Blocks of 32 columns. load: this lane's part of a block of a panel; codes: rows of it at columns 4c .. (low) and
-// 16 + 4c .. (high) of the block. What codes are too large by is taken off with the sums of the input's codes, of which
-// the input has minus 8 times.
+// ---- A lane's part of the codes of 32 columns of a panel: of row g at columns 4c .. (low) and 16 + 4c .. (high), as
+// number/panels.h lays them out.
 
-struct Q4_0 {
-  static constexpr int kBytes = 144, kOffset = 1, kAtOnce = 4;  // kOffset times -8 is what they are too large by
+__device__ __forceinline__ uint32_t code_word(const uint8_t* vectors, int lane) {
+  return word_at(vectors + (lane % 4 * 8 + lane / 4) * 4);
+}
+
+struct Codes4 {
   uint32_t word;
-  __device__ __forceinline__ void load(const uint8_t* block, int lane) {
-    word = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
-  }
+  __device__ __forceinline__ void load(const uint8_t* codes, int lane) { word = code_word(codes, lane); }
   __device__ __forceinline__ uint32_t low(int) const { return word & 0x0F0F0F0Fu; }
   __device__ __forceinline__ uint32_t high(int) const { return word >> 4 & 0x0F0F0F0Fu; }
 };
 
-struct Q5_0 {
-  static constexpr int kBytes = 176, kOffset = 2, kAtOnce = 2;
-  uint32_t word, fifth;
-  __device__ __forceinline__ void load(const uint8_t* block, int lane) {
-    word = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
-    fifth = word_at(block + 144 + lane / 4 * 4);
+struct Codes5 {
+  Codes4 four;
+  uint32_t fifth;
+  __device__ __forceinline__ void load(const uint8_t* codes, int lane) {
+    four.load(codes, lane);
+    fifth = word_at(codes + 128 + lane / 4 * 4);
   }
-  __device__ __forceinline__ uint32_t low(int c) const {
-    return (word & 0x0F0F0F0Fu) | (fifth >> c & 0x01010101u) << 4;
+  __device__ __forceinline__ uint32_t low(int c) const { return four.low(c) | (fifth >> c & 0x01010101u) << 4; }
+  __device__ __forceinline__ uint32_t high(int c) const { return four.high(c) | (fifth >> (c + 4) & 0x01010101u) << 4; }
+};
+
+struct Codes6 {
+  Codes4 four;
+  uint32_t upper[2];
+  __device__ __forceinline__ void load(const uint8_t* codes, int lane) {
+    four.load(codes, lane);
+    upper[0] = word_at(codes + 128 + lane / 4 * 4);
+    upper[1] = word_at(codes + 160 + lane / 4 * 4);
   }
+  __device__ __forceinline__ uint32_t low(int c) const { return four.low(c) | (upper[0] >> 2 * c & 0x03030303u) << 4; }
   __device__ __forceinline__ uint32_t high(int c) const {
-    return (word >> 4 & 0x0F0F0F0Fu) | (fifth >> (c + 4) & 0x01010101u) << 4;
+    return four.high(c) | (upper[1] >> 2 * c & 0x03030303u) << 4;
   }
 };
 
-struct Q8_0 {
-  static constexpr int kBytes = 272, kOffset = 0, kAtOnce = 2;
+struct Codes8 {
   uint32_t words[2];
-  __device__ __forceinline__ void load(const uint8_t* block, int lane) {
-    words[0] = word_at(block + 16 + (lane % 4 * 8 + lane / 4) * 4);
-    words[1] = word_at(block + 144 + (lane % 4 * 8 + lane / 4) * 4);
+  __device__ __forceinline__ void load(const uint8_t* codes, int lane) {
+    words[0] = code_word(codes, lane);
+    words[1] = code_word(codes + 128, lane);
   }
   __device__ __forceinline__ uint32_t low(int) const { return words[0]; }
   __device__ __forceinline__ uint32_t high(int) const { return words[1]; }
+};
+
+// ---- Blocks of 32 columns: scales of 8 rows, then codes. What codes are too large by is taken off with the sums of
+// the input's codes, of which the input has minus 8 times: kOffset times that.
+
+struct Q4_0 {
+  static constexpr int kBytes = 144, kOffset = 1, kAtOnce = 4;
+  using Codes = Codes4;
+};
+struct Q5_0 {
+  static constexpr int kBytes = 176, kOffset = 2, kAtOnce = 2;
+  using Codes = Codes5;
+};
+struct Q8_0 {
+  static constexpr int kBytes = 272, kOffset = 0, kAtOnce = 2;
+  using Codes = Codes8;
 };
 
 // Of tokens: the codes of one, the scales of two, as a lane's fragments want them.
@@ -77,7 +102,7 @@ struct TokenRows {
 
 // Block b of the panels, of those behind the last the last again with scales of zero.
 template <class Block, int kMT>
-__device__ __forceinline__ void load_blocks(Block (&blocks)[kMT][2], float (&d)[kMT][2],
+__device__ __forceinline__ void load_blocks(typename Block::Codes (&blocks)[kMT][2], float (&d)[kMT][2],
                                             const uint8_t* const (&panels)[kMT][2], int b, int n_blocks, int lane) {
   const bool there = b < n_blocks;
   const int64_t at = static_cast<int64_t>(there ? b : n_blocks - 1) * Block::kBytes;
@@ -86,7 +111,7 @@ __device__ __forceinline__ void load_blocks(Block (&blocks)[kMT][2], float (&d)[
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint8_t* block = panels[m][half] + at;
-      blocks[m][half].load(block, lane);
+      blocks[m][half].load(block + 16, lane);
       d[m][half] = there ? f16_at(block + lane / 4 * 2) : 0;
     }
   }
@@ -94,7 +119,8 @@ __device__ __forceinline__ void load_blocks(Block (&blocks)[kMT][2], float (&d)[
 
 // Products of 32 columns with eight tokens. codes: the lane's two words; first, second: scale and offset of its tokens.
 template <class Block, class Shape>
-__device__ __forceinline__ void add_products(Sums<Shape>& sums, int n, const Block (&blocks)[Shape::kMT][2],
+__device__ __forceinline__ void add_products(Sums<Shape>& sums, int n,
+                                             const typename Block::Codes (&blocks)[Shape::kMT][2],
                                              const float (&d)[Shape::kMT][2], int c, uint2 codes, uint2 first,
                                              uint2 second) {
   const float scale[2] = {__uint_as_float(first.x), __uint_as_float(second.x)};
@@ -121,7 +147,7 @@ __global__ void __launch_bounds__(Shape::kThreads) linear_32_kernel(PanelCalls c
   find_work<Shape>(work, calls);
   const int n_blocks = work.call->cols / 32;
   const uint8_t* panels[kMT][2];
-  Block blocks[kAtOnce][kMT][2];
+  typename Block::Codes blocks[kAtOnce][kMT][2];
   float d[kAtOnce][kMT][2];
   const auto load = [&](int begin) {
 #pragma unroll
@@ -186,18 +212,12 @@ __global__ void __launch_bounds__(Shape::kThreads) linear_32_staged_kernel(Panel
   for (int token = static_cast<int>(blockIdx.y) * Shape::kTokens; token < work.n_tokens;
        token += static_cast<int>(gridDim.y) * Shape::kTokens) {
     const auto stage = [&](int s) {
-      constexpr int kPieces = kRowBytes / 16;
-      for (int i = thread; i < Shape::kTokens * kPieces && s < n_stages; i += Shape::kThreads) {
-        const int t = i / kPieces, at = s * kRowBytes + i % kPieces * 16;
-        copy_async(shared + s % kStages * kStageBytes + t * kRowBytes + i % kPieces * 16, row_of(work, token + t) + at,
-                   at < n_blocks * kBlock32);
-      }
-      commit_copies();
+      stage_rows<Shape, kRowBytes, kRowBytes>(shared + s % kStages * kStageBytes, work, token, s, n_blocks * kBlock32);
     };
     __syncthreads();  // the tokens before are used
     for (int s = 0; s + 1 < kStages; ++s) stage(s);
     Sums<Shape> sums = {};
-    Block blocks[kBlocks][kMT][2];
+    typename Block::Codes blocks[kBlocks][kMT][2];
     float d[kBlocks][kMT][2];
     for (int s = 0; s < n_stages; ++s) {
 #pragma unroll
@@ -241,43 +261,15 @@ struct SixBitScales {
 
 struct Q4K {
   static constexpr int kBytes = 1152, kHeader = 128, kSubBytes = 128;
-  uint32_t word;
-  __device__ __forceinline__ void load(const uint8_t* sub, int lane) {
-    word = word_at(sub + (lane % 4 * 8 + lane / 4) * 4);
-  }
-  __device__ __forceinline__ uint32_t low(int) const { return word & 0x0F0F0F0Fu; }
-  __device__ __forceinline__ uint32_t high(int) const { return word >> 4 & 0x0F0F0F0Fu; }
+  using Codes = Codes4;
 };
-
 struct Q5K {
   static constexpr int kBytes = 1408, kHeader = 128, kSubBytes = 160;
-  uint32_t word, fifth;
-  __device__ __forceinline__ void load(const uint8_t* sub, int lane) {
-    word = word_at(sub + (lane % 4 * 8 + lane / 4) * 4);
-    fifth = word_at(sub + 128 + lane / 4 * 4);
-  }
-  __device__ __forceinline__ uint32_t low(int c) const {
-    return (word & 0x0F0F0F0Fu) | (fifth >> c & 0x01010101u) << 4;
-  }
-  __device__ __forceinline__ uint32_t high(int c) const {
-    return (word >> 4 & 0x0F0F0F0Fu) | (fifth >> (c + 4) & 0x01010101u) << 4;
-  }
+  using Codes = Codes5;
 };
-
 struct Q6K {
   static constexpr int kBytes = 1680, kHeader = 144, kSubBytes = 192;
-  uint32_t word, upper[2];
-  __device__ __forceinline__ void load(const uint8_t* sub, int lane) {
-    word = word_at(sub + (lane % 4 * 8 + lane / 4) * 4);
-    upper[0] = word_at(sub + 128 + lane / 4 * 4);
-    upper[1] = word_at(sub + 160 + lane / 4 * 4);
-  }
-  __device__ __forceinline__ uint32_t low(int c) const {
-    return (word & 0x0F0F0F0Fu) | (upper[0] >> 2 * c & 0x03030303u) << 4;
-  }
-  __device__ __forceinline__ uint32_t high(int c) const {
-    return (word >> 4 & 0x0F0F0F0Fu) | (upper[1] >> 2 * c & 0x03030303u) << 4;
-  }
+  using Codes = Codes6;
 };
 
 // Scales of q6_k: of row g and the sixteens 4c .. 4c + 3, a byte each.
@@ -330,7 +322,7 @@ __global__ void __launch_bounds__(Shape::kThreads) linear_256_kernel(PanelCalls 
       }
 #pragma unroll
       for (int first = 0; first < 8; first += kAtOnce) {
-        Block parts[kAtOnce][kMT][2];
+        typename Block::Codes parts[kAtOnce][kMT][2];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
 #pragma unroll

@@ -155,13 +155,8 @@ __global__ void __launch_bounds__(Shape::kThreads) linear_bf16_staged_kernel(Pan
   for (int token = static_cast<int>(blockIdx.y) * Shape::kTokens; token < work.n_tokens;
        token += static_cast<int>(gridDim.y) * Shape::kTokens) {
     const auto stage = [&](int s) {
-      constexpr int kPieces = kColumns / 16 * kBlock16 / 16;
-      for (int i = thread; i < Shape::kTokens * kPieces && s < n_stages; i += Shape::kThreads) {
-        const int t = i / kPieces, at = s * kPieces * 16 + i % kPieces * 16;
-        copy_async(shared + s % kStages16 * kStageBytes + t * kStagedRow16 + i % kPieces * 16,
-                   row_of(work, token + t) + at, at < row_bytes);
-      }
-      commit_copies();
+      stage_rows<Shape, kColumns / 16 * kBlock16, kStagedRow16>(shared + s % kStages16 * kStageBytes, work, token, s,
+                                                                row_bytes);
     };
     __syncthreads();  // the tokens before are used
     for (int s = 0; s + 1 < kStages16; ++s) stage(s);

@@ -9,7 +9,6 @@
 namespace fathom::cuda {
 
 inline constexpr int64_t kFewTokens = 8;  // up to so many a block has few rows of the weight
-inline constexpr int64_t kMaxGridY = 65535;
 
 // Tokens that a matrix may be expected to have.
 int64_t usual_tokens(const PanelCall& call);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "base/arithmetic.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/linear_launch.h"
 
@@ -71,8 +72,8 @@ void launch_over(Context& ctx, void (*kernel)(PanelCalls), std::span<const Panel
     if (i >= static_cast<int>(calls.size())) continue;
     const PanelCall& call = calls[static_cast<size_t>(i)];
     parameters.call[i] = call;
-    n_blocks += (call.rows + Shape::kRows - 1) / Shape::kRows * call.n_matrices;
-    token_tiles = std::max(token_tiles, (usual_tokens(call) + Shape::kTokens - 1) / Shape::kTokens);
+    n_blocks += ceil_div(call.rows, Shape::kRows) * call.n_matrices;
+    token_tiles = std::max(token_tiles, ceil_div(usual_tokens(call), int64_t{Shape::kTokens}));
   }
   launch(ctx, kernel, dim3(static_cast<unsigned>(n_blocks), static_cast<unsigned>(std::min(token_tiles, kMaxGridY))),
          dim3(static_cast<unsigned>(threads)), shared_bytes, parameters);
@@ -82,8 +83,7 @@ void launch_over(Context& ctx, void (*kernel)(PanelCalls), std::span<const Panel
 inline bool fills_machine(const Context& ctx, std::span<const PanelCall> calls, int64_t rows) {
   int64_t n_blocks = 0;
   for (const PanelCall& call : calls) {
-    const int64_t token_tiles = (usual_tokens(call) + 63) / 64;
-    n_blocks += (call.rows + rows - 1) / rows * call.n_matrices * token_tiles;
+    n_blocks += ceil_div(int64_t{call.rows}, rows) * call.n_matrices * ceil_div(usual_tokens(call), int64_t{64});
   }
   return n_blocks >= 2 * ctx.device->n_processors;
 }
@@ -172,6 +172,19 @@ __device__ __forceinline__ const uint8_t* row_of(const Work& work, int t) {
   const int64_t step = call.offsets == nullptr ? work.matrix * call.x_step : 0;
   const int row = work.first_token + (t < work.n_tokens ? t : 0);
   return call.x + (call.token_of != nullptr ? call.token_of[row] : row) * call.x_stride + step;
+}
+
+// Part s, of kBytes, of the rows of the block's tokens on its way to shared memory, where they begin kPitch bytes
+// apart; behind a row's end zeros. A group of copies, be it an empty one.
+template <class Shape, int kBytes, int kPitch>
+__device__ __forceinline__ void stage_rows(uint8_t* shared, const Work& work, int token, int s, int row_bytes) {
+  constexpr int kPieces = kBytes / 16;
+  for (int i = static_cast<int>(threadIdx.x); i < Shape::kTokens * kPieces && s * kBytes < row_bytes;
+       i += Shape::kThreads) {
+    const int t = i / kPieces, at = s * kBytes + i % kPieces * 16;
+    copy_async(shared + t * kPitch + i % kPieces * 16, row_of(work, token + t) + at, at < row_bytes);
+  }
+  commit_copies();
 }
 
 }  // namespace fathom::cuda

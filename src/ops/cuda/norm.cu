@@ -27,16 +27,6 @@ struct Norm {
   float eps;
 };
 
-// Of the block, in the same order always.
-__device__ float block_sum(float x, float* shared) {
-  x = warp_sum(x);
-  if (threadIdx.x % kWarp == 0) shared[threadIdx.x / kWarp] = x;
-  __syncthreads();
-  x = 0;
-  for (int i = 0; i < kNormWarps; ++i) x += shared[i];
-  return x;
-}
-
 // A block a token. Rows of whole float4 that the block's registers hold are read once.
 template <bool kInRegisters>
 __global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(Norm n) {
@@ -66,7 +56,7 @@ __global__ void __launch_bounds__(kNormThreads) rms_norm_kernel(Norm n) {
   } else {
     for (int k = thread; k < n.cols; k += kNormThreads) sum = fmaf(x[k], x[k], sum);
   }
-  const float scale = 1 / sqrtf(block_sum(sum, shared) / static_cast<float>(n.cols) + n.eps);
+  const float scale = 1 / sqrtf(block_sum(sum, shared, kNormWarps) / static_cast<float>(n.cols) + n.eps);
   if (kInRegisters) {
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {

@@ -84,31 +84,30 @@ struct Blocks32 {
   Floats d[kCols / 32];
 };
 
-// A tile's tokens at the columns of the chunk.
+// A tile's tokens at the columns of the chunk. One pointer a token: more would not stay in registers.
 template <int kT>
 struct Tokens32 {
-  const uint8_t* codes[kT];
-  const float* scales[kT];
-  const int32_t* offsets[kT];
+  const uint8_t* rows[kT];
+  int64_t scales_at, offsets_at;
   Tokens32(const PanelProduct& c, int64_t first, int64_t col) {
-    for (int t = 0; t < kT; ++t) {
-      const uint8_t* row = c.x + (first + t) * c.x_stride;
-      codes[t] = row + col;
-      scales[t] = reinterpret_cast<const float*>(row + c.cols) + col / 32;
-      offsets[t] = reinterpret_cast<const int32_t*>(row + c.cols + c.cols / 32 * 4) + col / 32;
-    }
+    for (int t = 0; t < kT; ++t) rows[t] = c.x + (first + t) * c.x_stride + col;
+    scales_at = c.cols - col + col / 32 * 4;
+    offsets_at = scales_at + c.cols / 32 * 4;
   }
+  const uint8_t* codes(int t, int64_t group) const { return rows[t] + group * 4; }
+  float scale(int t, int64_t block) const { return read_float(rows[t] + scales_at + block * 4); }
+  int32_t offset(int t, int64_t block) const { return load_as<int32_t>(rows[t] + offsets_at + block * 4); }
 };
 
 template <int kN, int kP>
 using Partials = Partial[kN][kP];
 
 // sums += products of a tile at 4 columns. codes: of each panel, x: of each token.
-template <int kP, int kN>
-void add_group(Partials<kN, kP>& sums, const Bytes* const (&codes)[kP], const uint8_t* const (&x)[kN], int64_t group) {
+template <int kP, int kN, class Tokens>
+void add_group(Partials<kN, kP>& sums, const Bytes* const (&codes)[kP], const Tokens& x, int64_t group) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
-    const Ints a = splat_4_bytes(x[t] + group * 4);
+    const Ints a = splat_4_bytes(x.codes(t, group));
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) sums[t][p] = add_products(sums[t][p], codes[p][group], a);
   }
@@ -155,10 +154,10 @@ struct Q4_0 {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) partial[t][p] = partial_from(x.offsets[t][block]);
+      for (int p = 0; p < kP; ++p) partial[t][p] = partial_from(x.offset(t, block));
     }
 #pragma GCC unroll 1
-    for (int g = 0; g < 8; ++g) add_group(partial, codes, x.codes, block * 8 + g);
+    for (int g = 0; g < 8; ++g) add_group(partial, codes, x, block * 8 + g);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
@@ -187,7 +186,7 @@ struct Q5_0 {
   static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Ints minus_16_sums = splat_int(x.offsets[t][block]) << 16 >> 15;
+      const Ints minus_16_sums = splat_int(x.offset(t, block)) << 16 >> 15;
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) sums[t][p] = minus_16_sums;
     }
@@ -195,7 +194,7 @@ struct Q5_0 {
     for (int half = 0; half < 8; half += 4) {  // 31 * 127 * 8 is all that an i16 holds
       Partials<kN, kP> partial = {};
 #pragma GCC unroll 1
-      for (int g = half; g < half + 4; ++g) add_group(partial, codes, x.codes, block * 8 + g);
+      for (int g = half; g < half + 4; ++g) add_group(partial, codes, x, block * 8 + g);
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
@@ -223,13 +222,13 @@ struct Q8_0 {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sums[t][p] = signed_from(x.offsets[t][block]);
+      for (int p = 0; p < kP; ++p) sums[t][p] = signed_from(x.offset(t, block));
     }
 #pragma GCC unroll 1
     for (int g = 0; g < 8; ++g) {
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
-        const Ints a = splat_4_bytes(x.codes[t] + block * 32 + g * 4);
+        const Ints a = splat_4_bytes(x.codes(t, block * 8 + g));
 #pragma GCC unroll 2
         for (int p = 0; p < kP; ++p) sums[t][p] = add_signed(sums[t][p], codes[p][block * 8 + g], a);
       }
@@ -237,9 +236,10 @@ struct Q8_0 {
   }
 };
 
+// Not part of its caller, whose constants would take registers from the sums.
 template <class Format, int kP, int kN>
-void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t n_blocks, int64_t token,
-             Floats* totals) {
+[[gnu::noinline]] void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t n_blocks, int64_t token,
+             Floats* __restrict totals) {
   const Tokens32<kN> x(c, token, col);
   const Bytes* codes[kP];
   for (int p = 0; p < kP; ++p) codes[p] = chunk[p].codes;
@@ -248,7 +248,7 @@ void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t 
     Format::dot(sums, codes, x, b);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Floats scale = splat_float(x.scales[t][b]);
+      const Floats scale = splat_float(x.scale(t, b));
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) {
         Floats& total = totals[t * kP + p];
@@ -270,19 +270,20 @@ struct Block256 {
 
 template <int kT>
 struct Tokens256 {
-  const uint8_t* codes[kT];
+  const uint8_t* rows[kT];
   float scale[kT];
   const int16_t* sums_32[kT];
   const int16_t* sums_16[kT];
   Tokens256(const PanelProduct& c, int64_t first, int64_t col) {
     for (int t = 0; t < kT; ++t) {
       const uint8_t* row = c.x + (first + t) * c.x_stride;
-      codes[t] = row + col;
+      rows[t] = row + col;
       scale[t] = read_float(row + c.cols + col / 256 * 4);
       sums_32[t] = reinterpret_cast<const int16_t*>(row + c.cols + c.cols / 256 * 4) + col / 32;
       sums_16[t] = reinterpret_cast<const int16_t*>(row + c.cols + c.cols / 256 * 4 + c.cols / 32 * 2) + col / 16;
     }
   }
+  const uint8_t* codes(int t, int64_t group) const { return rows[t] + group * 4; }
 };
 
 Shorts in_pairs(Partial first, Partial second) {
@@ -381,7 +382,7 @@ void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t
   for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
     Partials<kN, kP> partial = {};
 #pragma GCC unroll 1
-    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(partial, codes, x.codes, g);
+    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(partial, codes, x, g);
     add_scaled(sums, partial, block, group / Format::kGroupsOfScale);
   }
 #pragma GCC unroll 8
@@ -491,8 +492,8 @@ struct Of32 {
       const Floats d = from_f16(panel);
 #pragma GCC unroll 4
       for (int t = 0; t < kN; ++t) {
-        const Ints sum = Format::dot_one(codes, x.codes[t] + b * 32, x.offsets[t][b]);
-        totals[t] = multiply_add(to_floats(sum), d * splat_float(x.scales[t][b]), totals[t]);
+        const Ints sum = Format::dot_one(codes, x.codes(t, b * 8), x.offset(t, b));
+        totals[t] = multiply_add(to_floats(sum), d * splat_float(x.scale(t, b)), totals[t]);
       }
     }
     memcpy(y, totals, sizeof totals);
@@ -538,7 +539,7 @@ struct Of256 {
             Partial partial = {};
 #pragma GCC unroll 8
             for (int g = group; g < group + Format::kGroupsOfSum; ++g) {
-              partial = add_products(partial, codes[g], splat_4_bytes(x.codes[t] + s * 32 + g * 4));
+              partial = add_products(partial, codes[g], splat_4_bytes(x.codes(t, s * 8 + g)));
             }
             sums[t] += scaled(partial, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
           }

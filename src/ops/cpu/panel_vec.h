@@ -9,7 +9,7 @@
 #endif
 
 #ifndef FATHOM_ISA_NAMESPACE
-#error "kernel files are compiled per instruction set, see src/ops/CMakeLists.txt"
+#error "kernel files are compiled per instruction set, see cmake/options.cmake"
 #endif
 
 // Products of codes w and activations s of 4 columns and 8 rows are added in partial sums: two of i16 a row, or, where
@@ -99,10 +99,11 @@ typedef Shorts Partial;
 static inline Partial partial_from(int32_t x) { return as<Partial>(splat_int(x)); }
 static inline Ints scaled(Partial sum, Partial scale) { return dot_pairs(sum, scale); }
 #if defined(__AVX2__)
+alignas(32) constexpr int16_t kOnes[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 static inline Ints total(Partial sum) {
-  Shorts ones = 1 - Shorts{};
-  asm volatile("" : "+x"(ones));  // made where it is needed: kept over a loop it would cost a sum its register
-  return dot_pairs(sum, ones);
+  const int16_t* ones = kOnes;
+  asm volatile("" : "+r"(ones));  // read where it is needed: kept over a loop it would cost a sum its register
+  return dot_pairs(sum, load_as<Shorts>(ones));
 }
 static inline Partial spread(uint64_t bytes) {
   const __m256i places =

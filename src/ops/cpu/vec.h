@@ -13,7 +13,7 @@
 #endif
 
 #ifndef FATHOM_ISA_NAMESPACE
-#error "kernel files are compiled per instruction set, see src/ops/CMakeLists.txt"
+#error "kernel files are compiled per instruction set, see cmake/options.cmake"
 #endif
 
 namespace fathom::cpu::FATHOM_ISA_NAMESPACE {

@@ -44,9 +44,10 @@ struct Scratch {
   float* rows;        // [keys, rank + rope], of caches in other formats than f32
 };
 
-// q_panels: [queries / kPanel, rank + rope, kPanel], scaled
-void attend(const Group& group, int64_t first_key, const float* q_panels, const MlaDims& dims, const Partial& out,
-            const Scratch& s) {
+// q_panels: [queries / kPanel, rank + rope, kPanel], scaled. next_chunk: the first row of the chunk that this thread
+// probably takes next.
+void attend(const Group& group, int64_t first_key, int64_t next_chunk, const float* q_panels, const MlaDims& dims,
+            const Partial& out, const Scratch& s) {
   const cpu::AttentionKernels& k = kernels();
   const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim;
   const int64_t n_padded = padded(group.n), cached = group.sequence->length - group.sequence->n_new;
@@ -60,9 +61,14 @@ void attend(const Group& group, int64_t first_key, const float* q_panels, const 
     const void* stored = static_cast<const char*>(group.sequence->rows) + key * row_bytes;
     if (layout.format != Format::f32) read_latent_rows(layout, s.rows, stored, n_keys);
     const float* rows = layout.format == Format::f32 ? static_cast<const float*>(stored) : s.rows;
+    const int64_t next = key + kBlock < last ? key + kBlock : next_chunk;
+    const auto byte_of = [&](int64_t row) {
+      return static_cast<const char*>(group.sequence->rows) + std::min(row, group.sequence->length) * row_bytes;
+    };
+    cpu::Ahead ahead = {byte_of(next), byte_of(next + kBlock)};
     for (int64_t i = 0; i < n_padded; i += kPanel) {
-      k.multiply({n_keys, kPanel, row_dim}, {rows, row_dim}, {q_panels + i * row_dim, kPanel},
-                 {s.scores + i, kGroupStride}, false);
+      k.multiply_fetching({n_keys, kPanel, row_dim}, {rows, row_dim}, {q_panels + i * row_dim, kPanel},
+                          {s.scores + i, kGroupStride}, false, ahead);
     }
     for (int64_t j = std::max<int64_t>(0, cached + 1 - key); j < n_keys; ++j) {
       // Queries of the new tokens before this key.
@@ -73,8 +79,8 @@ void attend(const Group& group, int64_t first_key, const float* q_panels, const 
     for (int64_t i = 0; i < group.n && key != first_key; ++i) {
       if (s.correction[i] != 1) k.scale_and_add(out.out + i * rank, s.correction[i], nullptr, 0, rank);
     }
-    k.multiply({group.n, rank, n_keys}, {s.scores, 1, kGroupStride}, {rows, row_dim}, {out.out, rank},
-               key != first_key);
+    k.multiply_fetching({group.n, rank, n_keys}, {s.scores, 1, kGroupStride}, {rows, row_dim}, {out.out, rank},
+                        key != first_key, ahead);
   }
 }
 
@@ -117,8 +123,8 @@ void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vecto
     const size_t end = std::min(begin + wave, chunks.size());
     ctx.pool.run(static_cast<int64_t>(end - begin), [&](int64_t i, int thread) {
       const Chunk& chunk = chunks[begin + static_cast<size_t>(i)];
-      attend(groups[chunk.group], chunk.first_key, q_panels[chunk.group], dims, partials[static_cast<size_t>(i)],
-             scratch[static_cast<size_t>(thread)]);
+      attend(groups[chunk.group], chunk.first_key, chunk.first_key + ctx.pool.size() * kChunk, q_panels[chunk.group],
+             dims, partials[static_cast<size_t>(i)], scratch[static_cast<size_t>(thread)]);
     });
     const size_t first_group = chunks[begin].group, n_groups = chunks[end - 1].group + 1 - first_group;
     constexpr int64_t kQueriesOfTask = 8;

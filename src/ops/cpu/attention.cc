@@ -10,29 +10,54 @@ constexpr int kTileRows = 8;  // with 2 vectors: 16 sums in registers
 constexpr int kTileRows = 6;  // with 2 vectors: 12 sums in registers
 #endif
 
+constexpr int64_t kStepsOfFetch = 16;  // of k, with which the fetching keeps up for as few queries as 16
+constexpr int64_t kBytesOfFetch = 64 * (kWidth / 2);
+
 struct BlockProduct {
   int64_t m, n, k;
   BlockIn a, b;
   BlockOut c;
   bool accumulate;
+  Ahead* ahead;
 };
 
+void fetch(Ahead& ahead) {
+  if (ahead.next >= ahead.end) return;
+  for (int64_t i = 0; i < kBytesOfFetch; i += 64) __builtin_prefetch(ahead.next + i, 0, 2);
+  ahead.next += kBytesOfFetch;
+}
+
 // Rows x (Vectors * kWidth) elements of C; with kPart only the first `part` elements of one vector.
-template <int kRows, int kVectors, bool kPart>
+template <int kRows, int kVectors, bool kPart, bool kFetch>
 void multiply_tile(const BlockProduct& p, int64_t row, int64_t column, int64_t part) {
-  const float* a = p.a.data + row * p.a.row;
+  // Every third row has a pointer: the rows between lie one and two times the distance behind it, which an address
+  // says without a register of its own.
+  constexpr int kPointers = (kRows + 2) / 3;
+  const float* a[kPointers];
+  for (int i = 0; i < kPointers; ++i) a[i] = p.a.data + (row + 3 * i) * p.a.row;
   const float* b = p.b.data + column;
+  const int64_t a_row = p.a.row, a_col = p.a.col, b_row = p.b.row;
   Vec sum[kRows][kVectors] = {};
-  for (int64_t k = 0; k < p.k; ++k) {
-    Vec b_row[kVectors];
-    for (int v = 0; v < kVectors; ++v) b_row[v] = kPart ? load_part(b, part) : load(b + v * kWidth);
-    for (int i = 0; i < kRows; ++i) {
-      const Vec a_i = splat(a[i * p.a.row]);
-      for (int v = 0; v < kVectors; ++v) sum[i][v] = multiply_add(a_i, b_row[v], sum[i][v]);
+  const auto add_steps = [&](int64_t n) {
+    for (const float* const end = b + n * b_row; b != end; b += b_row) {
+      Vec b_k[kVectors];
+      for (int v = 0; v < kVectors; ++v) b_k[v] = kPart ? load_part(b, part) : load(b + v * kWidth);
+#pragma GCC unroll 8
+      for (int i = 0; i < kRows; ++i) {
+        const Vec a_i = splat(a[i / 3][i % 3 * a_row]);
+        for (int v = 0; v < kVectors; ++v) sum[i][v] = multiply_add(a_i, b_k[v], sum[i][v]);
+      }
+      for (int i = 0; i < kPointers; ++i) a[i] += a_col;
     }
-    a += p.a.col;
-    b += p.b.row;
+  };
+  int64_t k = 0;
+  if constexpr (kFetch) {
+    for (; k + kStepsOfFetch <= p.k; k += kStepsOfFetch) {
+      fetch(*p.ahead);
+      add_steps(kStepsOfFetch);
+    }
   }
+  add_steps(p.k - k);
   for (int i = 0; i < kRows; ++i) {
     float* c = p.c.data + (row + i) * p.c.row + column;
     for (int v = 0; v < kVectors; ++v) {
@@ -46,30 +71,40 @@ void multiply_tile(const BlockProduct& p, int64_t row, int64_t column, int64_t p
 }
 
 // The last rows of a panel, fewer than kTileRows.
-template <int kRows, int kVectors, bool kPart>
+template <int kRows, int kVectors, bool kPart, bool kFetch>
 void multiply_last_rows(const BlockProduct& p, int64_t row, int64_t column, int64_t part) {
   if constexpr (kRows > 0) {
-    if (p.m - row == kRows) return multiply_tile<kRows, kVectors, kPart>(p, row, column, part);
-    multiply_last_rows<kRows - 1, kVectors, kPart>(p, row, column, part);
+    if (p.m - row == kRows) return multiply_tile<kRows, kVectors, kPart, kFetch>(p, row, column, part);
+    multiply_last_rows<kRows - 1, kVectors, kPart, kFetch>(p, row, column, part);
   }
 }
 
-template <int kVectors, bool kPart = false>
+template <int kVectors, bool kFetch, bool kPart = false>
 void multiply_panel(const BlockProduct& p, int64_t column, int64_t part = 0) {
   int64_t row = 0;
-  for (; row + kTileRows <= p.m; row += kTileRows) multiply_tile<kTileRows, kVectors, kPart>(p, row, column, part);
-  multiply_last_rows<kTileRows - 1, kVectors, kPart>(p, row, column, part);
+  for (; row + kTileRows <= p.m; row += kTileRows)
+    multiply_tile<kTileRows, kVectors, kPart, kFetch>(p, row, column, part);
+  multiply_last_rows<kTileRows - 1, kVectors, kPart, kFetch>(p, row, column, part);
+}
+
+template <bool kFetch>
+void multiply_blocks(const BlockProduct& p) {
+  int64_t column = 0;
+  if (p.m == 1) {  // a wide tile, to read long runs of B
+    for (; column + 8 * kWidth <= p.n; column += 8 * kWidth) multiply_tile<1, 8, false, kFetch>(p, 0, column, 0);
+  }
+  for (; column + 2 * kWidth <= p.n; column += 2 * kWidth) multiply_panel<2, kFetch>(p, column);
+  for (; column + kWidth <= p.n; column += kWidth) multiply_panel<1, kFetch>(p, column);
+  if (column < p.n) multiply_panel<1, kFetch, true>(p, column, p.n - column);
 }
 
 void multiply(const ProductSize& size, const BlockIn& a, const BlockIn& b, const BlockOut& c, bool accumulate) {
-  const BlockProduct p = {size.m, size.n, size.k, a, b, c, accumulate};
-  int64_t column = 0;
-  if (p.m == 1) {  // a wide tile, to read long runs of B
-    for (; column + 8 * kWidth <= p.n; column += 8 * kWidth) multiply_tile<1, 8, false>(p, 0, column, 0);
-  }
-  for (; column + 2 * kWidth <= p.n; column += 2 * kWidth) multiply_panel<2>(p, column);
-  for (; column + kWidth <= p.n; column += kWidth) multiply_panel<1>(p, column);
-  if (column < p.n) multiply_panel<1, true>(p, column, p.n - column);
+  multiply_blocks<false>({size.m, size.n, size.k, a, b, c, accumulate, nullptr});
+}
+
+void multiply_fetching(const ProductSize& size, const BlockIn& a, const BlockIn& b, const BlockOut& c, bool accumulate,
+                       Ahead& ahead) {
+  multiply_blocks<true>({size.m, size.n, size.k, a, b, c, accumulate, &ahead});
 }
 
 struct Rows {
@@ -204,7 +239,7 @@ void scale_and_add(float* y, float factor, const float* x, float weight, int64_t
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {multiply,      multiply_transposed, transpose,    online_softmax,
-                                            probabilities, score_gradients,     scale_and_add};
+const AttentionKernels attention_kernels = {multiply,       multiply_fetching, multiply_transposed, transpose,
+                                            online_softmax, probabilities,     score_gradients,     scale_and_add};
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

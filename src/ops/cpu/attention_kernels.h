@@ -19,10 +19,18 @@ struct BlockOut {
   int64_t row;
 };
 
+// Bytes that will be needed next.
+struct Ahead {
+  const char *next, *end;
+};
+
 struct AttentionKernels {
   // C[m, n] (+)= A[m, k] B[k, n], B with col 1. The bits of an element of C depend on its row of A and its column of B
   // alone.
   void (*multiply)(const ProductSize& size, const BlockIn& a, const BlockIn& b, const BlockOut& c, bool accumulate);
+  // The same, while what lies ahead comes from memory, a few cache lines at a time.
+  void (*multiply_fetching)(const ProductSize& size, const BlockIn& a, const BlockIn& b, const BlockOut& c,
+                            bool accumulate, Ahead& ahead);
   // C[m, n] = A[m, k] B[n, k]^T; the same promise about bits.
   void (*multiply_transposed)(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
                               float* c, int64_t ldc);

@@ -82,6 +82,9 @@ struct Blocks32 {
   static constexpr int64_t kCols = 256;
   Bytes codes[kCols / 4];
   Floats d[kCols / 32];
+  // Of signed codes, where kSignsApart.
+  Bytes signs[kCols / 4];
+  Ints ones[kCols / 32];
 };
 
 // A tile's tokens at the columns of the chunk. One pointer a token: more would not stay in registers.
@@ -103,13 +106,13 @@ template <int kN, int kP>
 using Partials = Partial[kN][kP];
 
 // sums += products of a tile at 4 columns. codes: of each panel, x: of each token.
-template <int kP, int kN, class Tokens>
-void add_group(Partials<kN, kP>& sums, const Bytes* const (&codes)[kP], const Tokens& x, int64_t group) {
+template <class Chunk, int kP, int kN, class Tokens>
+void add_group(Partials<kN, kP>& sums, const Chunk* chunk, const Tokens& x, int64_t group) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
     const Ints a = splat_4_bytes(x.codes(t, group));
 #pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) sums[t][p] = add_products(sums[t][p], codes[p][group], a);
+    for (int p = 0; p < kP; ++p) sums[t][p] = add_products(sums[t][p], chunk[p].codes[group], a);
   }
 }
 
@@ -144,12 +147,13 @@ struct Q4_0 {
     for (int g = 0; g < 8; ++g) sum = add_products(sum, codes[g], splat_4_bytes(x + g * 4));
     return total(sum);
   }
+  static constexpr bool kSigned = false;
   static constexpr int kT = 6;
   static constexpr int64_t kBlockBytes = 144;
   static void unpack(Bytes* codes, const uint8_t* in) { unpack_nibbles(codes, in); }
   // 15 * 127 * 32 in an i16 at most, and what is taken off to begin with is of the other sign or as small.
   template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
+  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Tokens32<kN>& x, int64_t block) {
     Partials<kN, kP> partial;
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
@@ -157,7 +161,7 @@ struct Q4_0 {
       for (int p = 0; p < kP; ++p) partial[t][p] = partial_from(x.offset(t, block));
     }
 #pragma GCC unroll 1
-    for (int g = 0; g < 8; ++g) add_group(partial, codes, x, block * 8 + g);
+    for (int g = 0; g < 8; ++g) add_group(partial, chunk, x, block * 8 + g);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
@@ -176,6 +180,7 @@ struct Q5_0 {
     }
     return (splat_int(offset) << 16 >> 15) + total(first) + total(second);
   }
+  static constexpr bool kSigned = false;
   static constexpr int kT = 4;
   static constexpr int64_t kBlockBytes = 176;
   static void unpack(Bytes* codes, const uint8_t* in) {
@@ -183,7 +188,7 @@ struct Q5_0 {
     add_fifth_bits(codes, in + 128);
   }
   template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
+  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Tokens32<kN>& x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
       const Ints minus_16_sums = splat_int(x.offset(t, block)) << 16 >> 15;
@@ -194,7 +199,7 @@ struct Q5_0 {
     for (int half = 0; half < 8; half += 4) {  // 31 * 127 * 8 is all that an i16 holds
       Partials<kN, kP> partial = {};
 #pragma GCC unroll 1
-      for (int g = half; g < half + 4; ++g) add_group(partial, codes, x, block * 8 + g);
+      for (int g = half; g < half + 4; ++g) add_group(partial, chunk, x, block * 8 + g);
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
@@ -211,6 +216,7 @@ struct Q8_0 {
     for (int g = 0; g < 8; ++g) sum = add_signed(sum, codes[g], splat_4_bytes(x + g * 4));
     return sum;
   }
+  static constexpr bool kSigned = true;
   static constexpr int kT = 4;
   static constexpr int64_t kBlockBytes = 272;
   static void unpack(Bytes* codes, const uint8_t* in) {
@@ -218,19 +224,21 @@ struct Q8_0 {
     for (int g = 0; g < 8; ++g) codes[g] = stored_signed(load_as<Bytes>(in + g * 32));
   }
   template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Bytes* const (&codes)[kP], const Tokens32<kN>& x, int64_t block) {
+  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Tokens32<kN>& x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sums[t][p] = signed_from(x.offset(t, block));
+      for (int p = 0; p < kP; ++p) {
+        sums[t][p] = kSignsApart ? chunk[p].ones[block] : signed_from(x.offset(t, block));
+      }
     }
 #pragma GCC unroll 1
-    for (int g = 0; g < 8; ++g) {
+    for (int64_t g = block * 8; g < block * 8 + 8; ++g) {
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
-        const Ints a = splat_4_bytes(x.codes(t, block * 8 + g));
+        const Ints a = splat_4_bytes(x.codes(t, g));
 #pragma GCC unroll 2
-        for (int p = 0; p < kP; ++p) sums[t][p] = add_signed(sums[t][p], codes[p][block * 8 + g], a);
+        for (int p = 0; p < kP; ++p) sums[t][p] = add_split(sums[t][p], chunk[p].codes[g], chunk[p].signs[g], a);
       }
     }
   }
@@ -238,14 +246,12 @@ struct Q8_0 {
 
 // Not part of its caller, whose constants would take registers from the sums.
 template <class Format, int kP, int kN>
-[[gnu::noinline]] void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t n_blocks, int64_t token,
-             Floats* __restrict totals) {
+[[gnu::noinline]] void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t n_blocks,
+                               int64_t token, Floats* __restrict totals) {
   const Tokens32<kN> x(c, token, col);
-  const Bytes* codes[kP];
-  for (int p = 0; p < kP; ++p) codes[p] = chunk[p].codes;
   for (int64_t b = 0; b < n_blocks; ++b) {
     Ints sums[kN][kP];
-    Format::dot(sums, codes, x, b);
+    Format::dot(sums, chunk, x, b);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
       const Floats scale = splat_float(x.scale(t, b));
@@ -376,13 +382,11 @@ Ints sum_offsets(const Block256& block, const int16_t* sums_of_codes) {
 template <class Format, int kP, int kN>
 void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t token, Floats* totals) {
   const Tokens256<kN> x(c, token, col);
-  const Bytes* codes[kP];
-  for (int p = 0; p < kP; ++p) codes[p] = block[p].codes;
   Ints sums[kN][kP] = {};
   for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
     Partials<kN, kP> partial = {};
 #pragma GCC unroll 1
-    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(partial, codes, x, g);
+    for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(partial, block, x, g);
     add_scaled(sums, partial, block, group / Format::kGroupsOfScale);
   }
 #pragma GCC unroll 8
@@ -475,6 +479,11 @@ struct Of32 {
       prefetch(panel, Format::kBlockBytes);
       chunk.d[b] = from_f16(panel);
       Format::unpack(chunk.codes + b * 8, panel + 16);
+      if constexpr (kSignsApart && Format::kSigned) {
+        Partial ones = {};
+        for (int64_t g = b * 8; g < b * 8 + 8; ++g) split_signs(chunk.codes[g], chunk.signs[g], ones);
+        chunk.ones[b] = total(ones);
+      }
     }
   }
   template <int kP, int kN>
@@ -674,11 +683,11 @@ int64_t multiply_few(const PanelProduct& c, int64_t n_panels) {
   return panel;
 }
 
-// Whether twice kFew tokens are multiplied in registers too, in two parts: where tiles gain least.
+// How many times kFew tokens are multiplied in registers, where tiles gain least.
 template <class Kind>
-constexpr bool kFewTwice = false;
+constexpr int kFewParts = 1;
 template <>
-constexpr bool kFewTwice<Of32<Q8_0>> = !kWidePartial;
+constexpr int kFewParts<Of32<Q8_0>> = kWidePartial ? 1 : 3;
 
 template <class Kind>
 void multiply(const PanelProduct& c) {
@@ -686,21 +695,20 @@ void multiply(const PanelProduct& c) {
   int64_t panel = 0;
   if (c.n_tokens <= (kWide ? kFew : 1)) {
     panel = multiply_few < Kind, kWide ? kFew : 1 > (c, n_panels);
-  } else if (kWide && kFewTwice<Kind> && c.n_tokens <= 2 * kFew) {
+  } else if (kWide && c.n_tokens <= kFewParts<Kind> * kFew) {
     for (; panel < n_panels; ++panel) {
-      const auto tokens = [&](int64_t first, int64_t n) {
-        return PanelProduct{n,
-                            c.cols,
-                            c.x + first * c.x_stride,
-                            c.x_stride,
-                            c.panels + panel * c.panel_stride,
-                            c.panel_stride,
-                            smaller(8, c.n_rows - panel * 8),
-                            c.y + first * c.y_stride + panel * 8,
-                            c.y_stride};
-      };
-      multiply_few<Kind, kFew>(tokens(0, kFew), 1);
-      multiply_few<Kind, kFew>(tokens(kFew, c.n_tokens - kFew), 1);
+      for (int64_t first = 0; first < c.n_tokens; first += kFew) {
+        const PanelProduct part = {smaller(kFew, c.n_tokens - first),
+                                   c.cols,
+                                   c.x + first * c.x_stride,
+                                   c.x_stride,
+                                   c.panels + panel * c.panel_stride,
+                                   c.panel_stride,
+                                   smaller(8, c.n_rows - panel * 8),
+                                   c.y + first * c.y_stride + panel * 8,
+                                   c.y_stride};
+        multiply_few<Kind, kFew>(part, 1);
+      }
     }
   } else if (kWide) {
     constexpr int kP = Kind::kPanels;

@@ -148,10 +148,13 @@ static inline Partial add_products(Partial sum, Bytes w, Ints s) {
   const auto products = _mm256_maddubs_epi16(as<__m256i>(w), as<__m256i>(s));
   return sum + as<Partial>(products);
 }
-static inline Ints add_signed(Ints sum, Bytes w, Ints s) {
-  const auto bytes = as<__m256i>(w);
-  const auto products = _mm256_maddubs_epi16(_mm256_abs_epi8(bytes), _mm256_sign_epi8(as<__m256i>(s), bytes));
+static inline Bytes magnitudes(Bytes w) { return as<Bytes>(_mm256_abs_epi8(as<__m256i>(w))); }
+static inline Ints add_widened(Ints sum, Bytes magnitudes, Ints s) {
+  const auto products = _mm256_maddubs_epi16(as<__m256i>(magnitudes), as<__m256i>(s));
   return sum + as<Ints>(_mm256_madd_epi16(products, _mm256_set1_epi16(1)));
+}
+static inline Ints add_signed(Ints sum, Bytes w, Ints s) {
+  return add_widened(sum, magnitudes(w), as<Ints>(_mm256_sign_epi8(as<__m256i>(s), as<__m256i>(w))));
 }
 #else
 static inline Partial add_products(Partial sum, Bytes w, Ints s) {
@@ -211,6 +214,24 @@ static inline Floats from_i8(const void* p) {
 #endif
 
 namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
+
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+// With signs apart activations get them by an exclusive or, where add_signed's instruction takes a multiplier's place.
+// -s is ~s + 1: the ones of all activations together are a number of the weights alone.
+constexpr bool kSignsApart = true;
+static inline void split_signs(Bytes& w, Bytes& signs, Partial& ones) {
+  signs = as<Bytes>(as<SignedBytes>(w) < 0);
+  w = magnitudes(w);
+  ones = add_products(ones, w, as<Ints>(signs & 1));
+}
+static inline Ints add_split(Ints sum, Bytes w, Bytes signs, Ints s) {
+  return add_widened(sum, w, s ^ as<Ints>(signs));
+}
+#else
+constexpr bool kSignsApart = false;
+static inline void split_signs(Bytes&, Bytes&, Partial&) {}
+static inline Ints add_split(Ints sum, Bytes w, Bytes, Ints s) { return add_signed(sum, w, s); }
+#endif
 
 static inline float read_float(const void* p) { return load_as<float>(p); }
 // The same 4 bytes for every row.

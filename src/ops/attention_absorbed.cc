@@ -224,6 +224,7 @@ void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, con
   float* q_rows = new_floats(ctx, n_tokens * heads * row_dim);
   absorb_queries(ctx, q_rows, q, kv_b, k_b, dims);
   std::vector<float*> q_panels;
+  q_panels.reserve(groups.size());
   for (const Group& group : groups) q_panels.push_back(new_floats(ctx, row_dim * padded(group.n)));
   ctx.pool.run(static_cast<int64_t>(groups.size()), [&](int64_t i, int) {
     const Group& group = groups[static_cast<size_t>(i)];

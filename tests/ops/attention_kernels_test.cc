@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "base/cpu.h"
@@ -41,16 +42,25 @@ TEST(AttentionKernels, ProductsOfAnyShape) {
             }
           }
           const Tensor c = filled_like(before, NAN), c_columns = copy_of(before), c_dots = filled_like(before, NAN);
+          const Tensor c_fetching = copy_of(before);
           kernels->multiply({m, n, k}, {a.f32(), a.row_stride}, {b.f32(), b.row_stride}, {c.f32(), c.row_stride},
                             false);
           kernels->multiply({m, n, k}, {a_columns.f32(), 1, a_columns.row_stride}, {b.f32(), b.row_stride},
                             {c_columns.f32(), c_columns.row_stride}, true);
+          const auto* const bytes = reinterpret_cast<const char*>(b.f32());
+          cpu::Ahead ahead = {bytes, bytes + b.size_bytes()};
+          kernels->multiply_fetching({m, n, k}, {a_columns.f32(), 1, a_columns.row_stride}, {b.f32(), b.row_stride},
+                                     {c_fetching.f32(), c_fetching.row_stride}, true, ahead);
           kernels->multiply_transposed(m, n, k, a.f32(), a.row_stride, b_columns.f32(), b_columns.row_stride,
                                        c_dots.f32(), c_dots.row_stride);
           EXPECT_LE(max_relative_error(c, want), 1e-6) << m << " " << n << " " << k;
           EXPECT_LE(max_relative_error(c_columns, sum), 1e-6) << m << " " << n << " " << k;
+          for (int64_t i = 0; i < m; ++i) {
+            EXPECT_EQ(0, std::memcmp(c_fetching.f32_row(i), c_columns.f32_row(i), static_cast<size_t>(n) * 4));
+          }
           EXPECT_LE(max_relative_error(c_dots, want), 1e-6) << m << " " << n << " " << k;
           EXPECT_TRUE(gaps_untouched(c) && gaps_untouched(c_columns) && gaps_untouched(c_dots));
+          EXPECT_TRUE(gaps_untouched(c_fetching));
         }
       }
     }

@@ -183,7 +183,7 @@ const cpu::PanelVariant& variant_of(Isa isa) {
 }
 
 TEST(PanelKernels, OfAllInstructionSetsAgree) {
-  for (const int64_t tokens : {1, 9}) {
+  for (const int64_t tokens : {1, 9, 14}) {  // the last in tiles, whatever the format
     const int64_t out = 40, in = 768;
     const Tensor x = random_f32(tokens, in, 2);
     for (const Format format : kFormats) {
@@ -213,7 +213,7 @@ TEST(PanelKernels, OfAllInstructionSetsAgree) {
 
 // No sum of products overflows: all bits of codes and scales set or none, activations all at either end.
 TEST(PanelKernels, HoldTheLargestSumsOfEachFormat) {
-  const int64_t tokens = 8, out = 24, in = 512;
+  const int64_t tokens = 14, out = 24, in = 512;
   Tensor x = filled_f32(tokens, in, 1);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t k = 0; k < in; ++k) x.f32(t, k) = t == 0 || (t == 1 && k % 2 == 0) || (t > 1 && k >> t & 1) ? -1 : 1;
@@ -238,7 +238,7 @@ TEST(PanelKernels, HoldTheLargestSumsOfEachFormat) {
       }
       std::vector<float> numbers(static_cast<size_t>(8 * in));
       unpack_panel(numbers.data(), w.panels.data, format, in);
-      for (const int64_t n : {int64_t{1}, tokens}) {
+      for (const int64_t n : {int64_t{1}, int64_t{8}, tokens}) {  // the last in tiles, whatever the format
         const LinearInput input = make_linear_input(ctx(), x.slice(0, n), {w.panels});
         for (const cpu::PanelVariant& variant : cpu::kPanelVariants) {
           if (!cpu_has(variant.isa)) continue;

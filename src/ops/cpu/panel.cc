@@ -82,7 +82,7 @@ struct Blocks32 {
   static constexpr int64_t kCols = 256;
   Bytes codes[kCols / 4];
   Floats d[kCols / 32];
-  // Of signed codes, where kSignsApart.
+  // Of signed codes, where kSignsApart; codes are magnitudes then.
   Bytes signs[kCols / 4];
   Ints ones[kCols / 32];
 };
@@ -274,6 +274,7 @@ struct Block256 {
   Floats d, minus_min;  // what the offsets' sum is multiplied by
 };
 
+// What is read once a block has pointers of its own, which may lie in memory.
 template <int kT>
 struct Tokens256 {
   const uint8_t* rows[kT];
@@ -683,7 +684,7 @@ int64_t multiply_few(const PanelProduct& c, int64_t n_panels) {
   return panel;
 }
 
-// How many times kFew tokens are multiplied in registers, where tiles gain least.
+// In how many parts of kFew more tokens are multiplied in registers, where tiles gain least.
 template <class Kind>
 constexpr int kFewParts = 1;
 template <>
@@ -695,7 +696,7 @@ void multiply(const PanelProduct& c) {
   int64_t panel = 0;
   if (c.n_tokens <= (kWide ? kFew : 1)) {
     panel = multiply_few < Kind, kWide ? kFew : 1 > (c, n_panels);
-  } else if (kWide && c.n_tokens <= kFewParts<Kind> * kFew) {
+  } else if (kWide && kFewParts<Kind> > 1 && c.n_tokens <= kFewParts<Kind> * kFew) {
     for (; panel < n_panels; ++panel) {
       for (int64_t first = 0; first < c.n_tokens; first += kFew) {
         const PanelProduct part = {smaller(kFew, c.n_tokens - first),

@@ -22,6 +22,7 @@
 //   stored_signed(w)               codes with sign, from -128 up, as add_signed wants them
 //   signed_from(x)                 what sums of those begin with; x: minus 8 times the sum of s, an i16 and zero
 //   add_signed(sum, w, s)          s from -127 up
+//   split_signs, add_split         the same for weights prepared once for many activations, if kSignsApart
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #include "ops/cpu/panel_vec_neon.h"
@@ -217,7 +218,7 @@ namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
 
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 // With signs apart activations get them by an exclusive or, where add_signed's instruction takes a multiplier's place.
-// -s is ~s + 1: the ones of all activations together are a number of the weights alone.
+// -s is ~s + 1: all these ones, each times its weight, are a sum of the weights alone, with which add_split's begins.
 constexpr bool kSignsApart = true;
 static inline void split_signs(Bytes& w, Bytes& signs, Partial& ones) {
   signs = as<Bytes>(as<SignedBytes>(w) < 0);

@@ -24,14 +24,14 @@ bool fp8_fits(const PackedWeight& weight, const ModelConfig& config, int64_t row
          (weight.sources.size() == 1 || rows_of_source % kPanelRows == 0);
 }
 
-// The next format that takes rows of any length, and loses no more.
+// The next format that takes rows of other lengths, with as many bits or more.
 Format fallback(Format format, int64_t cols) {
   while (cols % format_traits(format).block != 0) {
     switch (format) {
       case Format::q4_k:
+      case Format::q5_k:
         format = Format::q5_0;
         break;
-      case Format::q5_k:
       case Format::q6_k:
         format = Format::q8_0;
         break;

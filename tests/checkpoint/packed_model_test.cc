@@ -123,10 +123,10 @@ void convert(const fs::path& from, const fs::path& to, const char* recipe, Threa
   convert_model(from, to, *find_recipe(recipe), pool);
 }
 
-// Where rows are no whole blocks, the next format that holds no less.
+// Where rows are no whole blocks, the next format of as many bits or more.
 Format fitting(Format format, int64_t cols) {
-  if (cols % 256 != 0 && format == q4_k) format = q5_0;
-  if (cols % 256 != 0 && (format == q5_k || format == q6_k)) format = q8_0;
+  if (cols % 256 != 0 && (format == q4_k || format == q5_k)) format = q5_0;
+  if (cols % 256 != 0 && format == q6_k) format = q8_0;
   const bool blocks = format == q8_0 || format == q4_0 || format == q5_0;
   return blocks && cols % 32 != 0 ? bf16 : format;
 }
@@ -326,7 +326,7 @@ TEST_F(PackedModels, GiveLogitsAsNearAsTheirRecipe) {
     const char* recipe;
     double shakespeare, v2_lite_like;
   };
-  const Bound bounds[] = {{"fp8", 0.03, 0.18},   {"q8_0", 0.012, 0.05}, {"q6_k", 0.015, 0.05}, {"q5_k_m", 0.018, 0.05},
+  const Bound bounds[] = {{"fp8", 0.03, 0.18},   {"q8_0", 0.012, 0.05}, {"q6_k", 0.015, 0.05}, {"q5_k_m", 0.04, 0.28},
                           {"q4_k_m", 0.07, 0.3}, {"q4_k", 0.07, 0.3},   {"q4_0", 0.12, 0.6}};
   for (const fs::path& path : {kShakespeare, kOracle / "v2_lite_like"}) {
     const LoadedModel model = load_model(path, pool_);

@@ -231,6 +231,7 @@ void shape_packed(Tensor& slot, WeightKind kind, const ModelConfig& config, Form
 std::vector<PackedWeight> plan_packing(ModelWeights& weights, const ModelConfig& config,
                                        const std::vector<RowSource>& sources, const FormatChoice& choose) {
   std::vector<const RowSource*> by_place;
+  by_place.reserve(sources.size());
   for (const RowSource& source : sources) by_place.push_back(&source);
   const auto address = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
   std::sort(by_place.begin(), by_place.end(), [&](const RowSource* a, const RowSource* b) {

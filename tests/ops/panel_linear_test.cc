@@ -125,7 +125,7 @@ TEST(PanelLinear, TakesColumnsThatAreNoMultipleOf256) {
 
 TEST_P(PanelLinear, GivesARowTheSameBitsInAnyBatchAndOnAnyThreads) {
   const Format format = GetParam();
-  const int64_t tokens = 140, out = 50, in = 512;
+  const int64_t tokens = 140, out = 270, in = 1280;  // more of each than tiles take at once
   const Weight w = random_weight(format, 1, out, in, 1);
   const Tensor x = random_f32(tokens, in, 2), y = filled_f32(tokens, out, 0), alone = filled_f32(tokens, out, 0);
   linear(ctx(), y, make_linear_input(ctx(), x, {w.panels}), w.panels[0]);

@@ -11,7 +11,8 @@ constexpr bool kWide = true;
 #else
 constexpr bool kWide = false;  // the loops that stand for vectors here gain nothing from tiles
 #endif
-constexpr int64_t kTokens = 128;      // whose sums and columns of a chunk lie in the cache while panels go by
+constexpr int64_t kTokens = 128;      // at most, whose columns of a strip lie in the cache while panels go by
+constexpr int64_t kSums = 4096;       // vectors of them, one for a panel and a token, that do so too
 constexpr float kF8Range = 0x1p120f;  // what from_f8_bits() is too small by
 constexpr int kAhead = 2048;          // bytes of a panel fetched before they are used
 
@@ -87,30 +88,22 @@ struct Blocks32 {
   Ints ones[kCols / 32];
 };
 
-// A tile's tokens at the columns of the chunk. One pointer a token: more would not stay in registers.
-template <int kT>
-struct Tokens32 {
-  const uint8_t* rows[kT];
-  int64_t scales_at, offsets_at;
-  Tokens32(const PanelProduct& c, int64_t first, int64_t col) {
-    for (int t = 0; t < kT; ++t) rows[t] = c.x + (first + t) * c.x_stride + col;
-    scales_at = c.cols - col + col / 32 * 4;
-    offsets_at = scales_at + c.cols / 32 * 4;
-  }
-  const uint8_t* codes(int t, int64_t group) const { return rows[t] + group * 4; }
-  float scale(int t, int64_t block) const { return read_float(rows[t] + scales_at + block * 4); }
-  int32_t offset(int t, int64_t block) const { return load_as<int32_t>(rows[t] + offsets_at + block * 4); }
+// One token's columns of a chunk, as tiles read them.
+struct Packed32 {
+  uint8_t codes[256];
+  float scales[8];
+  int32_t offsets[8];
 };
 
 template <int kN, int kP>
 using Partials = Partial[kN][kP];
 
 // sums += products of a tile at 4 columns. codes: of each panel, x: of each token.
-template <class Chunk, int kP, int kN, class Tokens>
-void add_group(Partials<kN, kP>& sums, const Chunk* chunk, const Tokens& x, int64_t group) {
+template <class Chunk, int kP, int kN, class Packed>
+void add_group(Partials<kN, kP>& sums, const Chunk* chunk, const Packed* x, int64_t group) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
-    const Ints a = splat_4_bytes(x.codes(t, group));
+    const Ints a = splat_4_bytes(x[t].codes + group * 4);
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) sums[t][p] = add_products(sums[t][p], chunk[p].codes[group], a);
   }
@@ -153,12 +146,12 @@ struct Q4_0 {
   static void unpack(Bytes* codes, const uint8_t* in) { unpack_nibbles(codes, in); }
   // 15 * 127 * 32 in an i16 at most, and what is taken off to begin with is of the other sign or as small.
   template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Tokens32<kN>& x, int64_t block) {
+  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Packed32* x, int64_t block) {
     Partials<kN, kP> partial;
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) partial[t][p] = partial_from(x.offset(t, block));
+      for (int p = 0; p < kP; ++p) partial[t][p] = partial_from(x[t].offsets[block]);
     }
 #pragma GCC unroll 1
     for (int g = 0; g < 8; ++g) add_group(partial, chunk, x, block * 8 + g);
@@ -188,10 +181,10 @@ struct Q5_0 {
     add_fifth_bits(codes, in + 128);
   }
   template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Tokens32<kN>& x, int64_t block) {
+  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Packed32* x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Ints minus_16_sums = splat_int(x.offset(t, block)) << 16 >> 15;
+      const Ints minus_16_sums = splat_int(x[t].offsets[block]) << 16 >> 15;
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) sums[t][p] = minus_16_sums;
     }
@@ -224,19 +217,19 @@ struct Q8_0 {
     for (int g = 0; g < 8; ++g) codes[g] = stored_signed(load_as<Bytes>(in + g * 32));
   }
   template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Tokens32<kN>& x, int64_t block) {
+  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Packed32* x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) {
-        sums[t][p] = kSignsApart ? chunk[p].ones[block] : signed_from(x.offset(t, block));
+        sums[t][p] = kSignsApart ? chunk[p].ones[block] : signed_from(x[t].offsets[block]);
       }
     }
 #pragma GCC unroll 1
     for (int64_t g = block * 8; g < block * 8 + 8; ++g) {
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
-        const Ints a = splat_4_bytes(x.codes(t, g));
+        const Ints a = splat_4_bytes(x[t].codes + g * 4);
 #pragma GCC unroll 2
         for (int p = 0; p < kP; ++p) sums[t][p] = add_split(sums[t][p], chunk[p].codes[g], chunk[p].signs[g], a);
       }
@@ -246,15 +239,13 @@ struct Q8_0 {
 
 // Not part of its caller, whose constants would take registers from the sums.
 template <class Format, int kP, int kN>
-[[gnu::noinline]] void tile_32(const PanelProduct& c, const Blocks32* chunk, int64_t col, int64_t n_blocks,
-                               int64_t token, Floats* __restrict totals) {
-  const Tokens32<kN> x(c, token, col);
+[[gnu::noinline]] void tile_32(const Blocks32* chunk, int64_t n_blocks, const Packed32* x, Floats* __restrict totals) {
   for (int64_t b = 0; b < n_blocks; ++b) {
     Ints sums[kN][kP];
     Format::dot(sums, chunk, x, b);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Floats scale = splat_float(x.scale(t, b));
+      const Floats scale = splat_float(x[t].scales[b]);
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) {
         Floats& total = totals[t * kP + p];
@@ -274,23 +265,10 @@ struct Block256 {
   Floats d, minus_min;  // what the offsets' sum is multiplied by
 };
 
-// What is read once a block has pointers of its own, which may lie in memory.
-template <int kT>
-struct Tokens256 {
-  const uint8_t* rows[kT];
-  float scale[kT];
-  const int16_t* sums_32[kT];
-  const int16_t* sums_16[kT];
-  Tokens256(const PanelProduct& c, int64_t first, int64_t col) {
-    for (int t = 0; t < kT; ++t) {
-      const uint8_t* row = c.x + (first + t) * c.x_stride;
-      rows[t] = row + col;
-      scale[t] = read_float(row + c.cols + col / 256 * 4);
-      sums_32[t] = reinterpret_cast<const int16_t*>(row + c.cols + c.cols / 256 * 4) + col / 32;
-      sums_16[t] = reinterpret_cast<const int16_t*>(row + c.cols + c.cols / 256 * 4 + c.cols / 32 * 2) + col / 16;
-    }
-  }
-  const uint8_t* codes(int t, int64_t group) const { return rows[t] + group * 4; }
+struct alignas(64) Packed256 {
+  uint8_t codes[256];
+  float scale;
+  int16_t sums_32[8], sums_16[16];
 };
 
 Shorts in_pairs(Partial first, Partial second) {
@@ -371,18 +349,18 @@ struct Q6K {
 
 // What the mins (q6_k: the 32 that codes are too large by) take off, before its factor.
 template <class Format>
-Ints sum_offsets(const Block256& block, const int16_t* sums_of_codes) {
+Ints sum_offsets(const Block256& block, const void* sums_of_codes) {
+  const auto* sums = static_cast<const uint8_t*>(sums_of_codes);  // i16
   Ints offset = {};
 #pragma GCC unroll 8
   for (int j = 0; j < Format::kOffsets; ++j) {
-    offset += dot_pairs(block.offsets[j], as<Shorts>(splat_4_bytes(sums_of_codes + 2 * j)));
+    offset += dot_pairs(block.offsets[j], as<Shorts>(splat_4_bytes(sums + 4 * j)));
   }
   return offset;
 }
 
 template <class Format, int kP, int kN>
-void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t token, Floats* totals) {
-  const Tokens256<kN> x(c, token, col);
+void tile_256(const Block256* block, const Packed256* x, Floats* totals) {
   Ints sums[kN][kP] = {};
   for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
     Partials<kN, kP> partial = {};
@@ -392,8 +370,8 @@ void tile_256(const PanelProduct& c, const Block256* block, int64_t col, int64_t
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
-    const int16_t* of_codes = Format::kOffsets == 4 ? x.sums_32[t] : x.sums_16[t];
-    const Floats scale = splat_float(x.scale[t]);
+    const int16_t* of_codes = Format::kOffsets == 4 ? x[t].sums_32 : x[t].sums_16;
+    const Floats scale = splat_float(x[t].scale);
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) {
       Floats& total = totals[t * kP + p];
@@ -410,6 +388,10 @@ struct FloatColumns {
   static constexpr int64_t kCols = 128;
   Floats w[kCols];
   Floats scale;
+};
+
+struct PackedFloats {
+  float x[FloatColumns::kCols];
 };
 
 template <class Element>
@@ -442,15 +424,12 @@ template <>
 constexpr int64_t kElementBytes<F8> = 1;
 
 template <int kP, int kN>
-void tile_floats(const PanelProduct& c, const FloatColumns* chunk, int64_t col, int64_t n_cols, int64_t token,
-                 Floats* totals) {
-  const float* x[kN];
-  for (int t = 0; t < kN; ++t) x[t] = reinterpret_cast<const float*>(c.x + (token + t) * c.x_stride) + col;
+void tile_floats(const FloatColumns* chunk, int64_t n_cols, const PackedFloats* x, Floats* totals) {
   Floats sums[kN][kP] = {};
   for (int64_t k = 0; k < n_cols; ++k) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Floats a = splat_float(x[t][k]);
+      const Floats a = splat_float(x[t].x[k]);
 #pragma GCC unroll 4
       for (int p = 0; p < kP; ++p) sums[t][p] = multiply_add(a, chunk[p].w[k], sums[t][p]);
     }
@@ -470,10 +449,19 @@ constexpr int kFew = 4;
 template <class Format>
 struct Of32 {
   using Chunk = Blocks32;
+  using Packed = Packed32;
   static constexpr int kT = Format::kT;
   static constexpr int kPanels = 2;
+  static constexpr int64_t kChunksOfStrip = 4;
   template <int kN>
   static constexpr int kPanelsOfFew = 1;
+  static void pack(Packed& out, const PanelProduct& c, const uint8_t* row, int64_t col, int64_t n_cols) {
+    const uint8_t* scales = row + c.cols + col / 32 * 4;
+    const auto n = static_cast<size_t>(n_cols);
+    memcpy(out.codes, row + col, n);
+    memcpy(out.scales, scales, n / 8);
+    memcpy(out.offsets, scales + c.cols / 32 * 4, n / 8);
+  }
   static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t n_cols) {
     panel += col / 32 * Format::kBlockBytes;
     for (int64_t b = 0; b < n_cols / 32; ++b, panel += Format::kBlockBytes) {
@@ -488,12 +476,14 @@ struct Of32 {
     }
   }
   template <int kP, int kN>
-  static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
-    tile_32<Format, kP, kN>(c, chunk, col, n_cols / 32, token, y);
+  static void tile(const Chunk* chunk, int64_t n_cols, const Packed* x, Floats* totals) {
+    tile_32<Format, kP, kN>(chunk, n_cols / 32, x, totals);
   }
   template <int kN>
   static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
-    const Tokens32<kN> x(c, 0, 0);
+    const int64_t scales_at = c.cols, offsets_at = c.cols + c.cols / 32 * 4;
+    const uint8_t* x[kN];
+    for (int t = 0; t < kN; ++t) x[t] = c.x + t * c.x_stride;
     Floats totals[kN] = {};
     for (int64_t b = 0; b < c.cols / 32; ++b, panel += Format::kBlockBytes) {
       prefetch(panel, Format::kBlockBytes);
@@ -502,8 +492,8 @@ struct Of32 {
       const Floats d = from_f16(panel);
 #pragma GCC unroll 4
       for (int t = 0; t < kN; ++t) {
-        const Ints sum = Format::dot_one(codes, x.codes(t, b * 8), x.offset(t, b));
-        totals[t] = multiply_add(to_floats(sum), d * splat_float(x.scale(t, b)), totals[t]);
+        const Ints sum = Format::dot_one(codes, x[t] + b * 32, load_as<int32_t>(x[t] + offsets_at + b * 4));
+        totals[t] = multiply_add(to_floats(sum), d * splat_float(read_float(x[t] + scales_at + b * 4)), totals[t]);
       }
     }
     memcpy(y, totals, sizeof totals);
@@ -513,10 +503,19 @@ struct Of32 {
 template <class Format>
 struct Of256 {
   using Chunk = Block256;
+  using Packed = Packed256;
   static constexpr int kT = 6;
   static constexpr int kPanels = 2;
+  static constexpr int64_t kChunksOfStrip = 4;
   template <int kN>
   static constexpr int kPanelsOfFew = 1;
+  static void pack(Packed& out, const PanelProduct& c, const uint8_t* row, int64_t col, int64_t) {
+    const uint8_t* sums_32 = row + c.cols + c.cols / 256 * 4;
+    memcpy(out.codes, row + col, sizeof out.codes);
+    out.scale = read_float(row + c.cols + col / 256 * 4);
+    memcpy(out.sums_32, sums_32 + col / 32 * 2, sizeof out.sums_32);
+    memcpy(out.sums_16, sums_32 + c.cols / 32 * 2 + col / 16 * 2, sizeof out.sums_16);
+  }
   static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t) {
     panel += col / 256 * Format::kBlockBytes;
     prefetch(panel, Format::kBlockBytes);
@@ -525,15 +524,18 @@ struct Of256 {
     for (int s = 0; s < 8; ++s) Format::codes(chunk.codes + s * 8, panel + s * Format::kSubBytes);
   }
   template <int kP, int kN>
-  static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t, int64_t token, Floats* y) {
-    tile_256<Format, kP, kN>(c, chunk, col, token, y);
+  static void tile(const Chunk* chunk, int64_t, const Packed* x, Floats* totals) {
+    tile_256<Format, kP, kN>(chunk, x, totals);
   }
   template <int kN>
   static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
+    const int64_t scales_at = c.cols;
+    const int64_t sums_at = scales_at + c.cols / 256 * 4 + (Format::kOffsets == 4 ? 0 : c.cols / 32 * 2);
+    const uint8_t* x[kN];
+    for (int t = 0; t < kN; ++t) x[t] = c.x + t * c.x_stride;
     Floats totals[kN] = {};
     for (int64_t col = 0; col < c.cols; col += 256, panel += Format::kBlockBytes) {
       prefetch(panel, Format::kBlockBytes);
-      const Tokens256<kN> x(c, 0, col);
       Block256 block;
       Format::scales(block, panel);
       Ints sums[kN] = {};
@@ -549,7 +551,7 @@ struct Of256 {
             Partial partial = {};
 #pragma GCC unroll 8
             for (int g = group; g < group + Format::kGroupsOfSum; ++g) {
-              partial = add_products(partial, codes[g], splat_4_bytes(x.codes(t, s * 8 + g)));
+              partial = add_products(partial, codes[g], splat_4_bytes(x[t] + col + (s * 8 + g) * 4));
             }
             sums[t] += scaled(partial, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
           }
@@ -557,8 +559,8 @@ struct Of256 {
       }
 #pragma GCC unroll 4
       for (int t = 0; t < kN; ++t) {
-        const Floats scale = splat_float(x.scale[t]);
-        const int16_t* of_codes = Format::kOffsets == 4 ? x.sums_32[t] : x.sums_16[t];
+        const Floats scale = splat_float(read_float(x[t] + scales_at + col / 256 * 4));
+        const uint8_t* of_codes = x[t] + sums_at + col / 256 * (Format::kOffsets * 4);
         totals[t] = multiply_add(to_floats(sums[t]), block.d * scale, totals[t]);
         const Ints offsets = sum_offsets<Format>(block, of_codes);
         totals[t] = multiply_add(to_floats(offsets), block.minus_min * scale, totals[t]);
@@ -571,14 +573,19 @@ struct Of256 {
 template <class Element>
 struct OfFloats {
   using Chunk = FloatColumns;
+  using Packed = PackedFloats;
   static constexpr int kT = 6;
   static constexpr int kPanels = 2;
+  static constexpr int64_t kChunksOfStrip = 2;
   // One token has no more sums than panels: four of them keep the adders busy.
   template <int kN>
   static constexpr int kPanelsOfFew = kFew / kN;
   static constexpr bool kScaled = kElementBytes<Element> == 1;
   static float scale(const uint8_t* panel, int64_t col) {
     return kScaled ? kF8Range / kF8Lift * read_float(panel + col / Chunk::kCols * 4) : 1;
+  }
+  static void pack(Packed& out, const PanelProduct&, const uint8_t* row, int64_t col, int64_t n_cols) {
+    memcpy(out.x, row + col * 4, static_cast<size_t>(n_cols) * 4);
   }
   static void unpack(Chunk& chunk, const PanelProduct& c, const uint8_t* panel, int64_t col, int64_t n_cols) {
     chunk.scale = splat_float(scale(panel, col));
@@ -587,8 +594,8 @@ struct OfFloats {
     for (int64_t k = 0; k < n_cols; ++k) chunk.w[k] = widen<Element>(panel + (col + k) * kBytes);
   }
   template <int kP, int kN>
-  static void tile(const PanelProduct& c, const Chunk* chunk, int64_t col, int64_t n_cols, int64_t token, Floats* y) {
-    tile_floats<kP, kN>(c, chunk, col, n_cols, token, y);
+  static void tile(const Chunk* chunk, int64_t n_cols, const Packed* x, Floats* totals) {
+    tile_floats<kP, kN>(chunk, n_cols, x, totals);
   }
   template <int kP, int kN>
   static void add_column(Floats (&sums)[kP][kN], const uint8_t* w, int64_t panel_stride, const float* const (&x)[kN],
@@ -635,32 +642,56 @@ struct OfFloats {
 };
 
 template <class Kind, int kP, int kN>
-void tiles(const PanelProduct& c, const typename Kind::Chunk* chunk, int64_t col, int64_t n_cols, int64_t begin,
-           int64_t end, Floats* totals) {
-  int64_t t = begin;
-  for (; t + kN <= end; t += kN) Kind::template tile<kP, kN>(c, chunk, col, n_cols, t, totals + (t - begin) * kP);
+void tiles(const typename Kind::Chunk* chunk, int64_t n_cols, const typename Kind::Packed* x, int64_t n,
+           Floats* totals) {
+  for (; n >= kN; n -= kN, x += kN, totals += kN * kP) Kind::template tile<kP, kN>(chunk, n_cols, x, totals);
   if constexpr (kN > 1) {
-    constexpr int kFewer = kN > 4 ? 4 : kN / 2;
-    if (t < end) tiles<Kind, kP, kFewer>(c, chunk, col, n_cols, t, end, totals + (t - begin) * kP);
+    if (n > 0) tiles<Kind, kP, (kN > 4 ? 4 : kN / 2)>(chunk, n_cols, x, n, totals);
+  }
+}
+
+// Panels begin .. end, at most kSums / n, with n tokens, at most kTokens. Strip by strip the tokens' columns go to
+// where tiles read them one behind the other, and meet all panels there: rows of many columns do not fit in the cache,
+// and those a multiple of 4 KiB apart (16384 columns) fall on the same few lines of it.
+template <class Kind, int kP, int kN>
+void multiply_group(const PanelProduct& c, int64_t begin, int64_t end, int64_t first, int64_t n) {
+  using Chunk = typename Kind::Chunk;
+  Floats totals[kSums];
+  memset(totals, 0, static_cast<size_t>((end - begin) * n) * sizeof(Floats));
+  typename Kind::Packed x[Kind::kChunksOfStrip * kTokens];
+  const int64_t strip_cols = Kind::kChunksOfStrip * kTokens / n * Chunk::kCols;
+  for (int64_t strip = 0; strip < c.cols; strip += strip_cols) {
+    const int64_t strip_end = smaller(strip + strip_cols, c.cols);
+    auto* packed = x;
+    for (int64_t col = strip; col < strip_end; col += Chunk::kCols) {
+      const int64_t n_cols = smaller(Chunk::kCols, c.cols - col);
+      for (int64_t t = 0; t < n; ++t) Kind::pack(*packed++, c, c.x + (first + t) * c.x_stride, col, n_cols);
+    }
+    for (int64_t panel = begin; panel < end; panel += kP) {
+      packed = x;
+      for (int64_t col = strip; col < strip_end; col += Chunk::kCols, packed += n) {
+        const int64_t n_cols = smaller(Chunk::kCols, c.cols - col);
+        Chunk chunk[kP];
+        for (int p = 0; p < kP; ++p) Kind::unpack(chunk[p], c, c.panels + (panel + p) * c.panel_stride, col, n_cols);
+        tiles<Kind, kP, kN>(chunk, n_cols, packed, n, totals + (panel - begin) * n);
+      }
+    }
+  }
+  for (int64_t panel = begin; panel < end; panel += kP) {
+    const int64_t row = panel * 8, rows = smaller(kP * 8, c.n_rows - row);
+    for (int64_t t = 0; t < n; ++t) {
+      memcpy(c.y + (first + t) * c.y_stride + row, totals + (panel - begin) * n + t * kP,
+             static_cast<size_t>(rows) * sizeof(float));
+    }
   }
 }
 
 template <class Kind, int kP, int kN>
-void multiply_panels(const PanelProduct& c, int64_t panel) {
-  using Chunk = typename Kind::Chunk;
-  for (int64_t begin = 0; begin < c.n_tokens; begin += kTokens) {
-    const int64_t end = smaller(begin + kTokens, c.n_tokens);
-    Floats totals[kTokens * kP];
-    memset(totals, 0, static_cast<size_t>((end - begin) * kP) * sizeof(Floats));
-    Chunk chunk[kP];
-    for (int64_t col = 0; col < c.cols; col += Chunk::kCols) {
-      const int64_t n_cols = smaller(Chunk::kCols, c.cols - col);
-      for (int p = 0; p < kP; ++p) Kind::unpack(chunk[p], c, c.panels + (panel + p) * c.panel_stride, col, n_cols);
-      tiles<Kind, kP, kN>(c, chunk, col, n_cols, begin, end, totals);
-    }
-    for (int64_t t = begin; t < end; ++t) {
-      const int64_t first = panel * 8, n = smaller(kP * 8, c.n_rows - first);
-      memcpy(c.y + t * c.y_stride + first, totals + (t - begin) * kP, static_cast<size_t>(n) * sizeof(float));
+void multiply_panels(const PanelProduct& c, int64_t begin, int64_t end) {
+  const int64_t group = kSums / smaller(kTokens, c.n_tokens) / kP * kP;
+  for (int64_t panel = begin; panel < end; panel += group) {
+    for (int64_t first = 0; first < c.n_tokens; first += kTokens) {
+      multiply_group<Kind, kP, kN>(c, panel, smaller(panel + group, end), first, smaller(kTokens, c.n_tokens - first));
     }
   }
 }
@@ -712,10 +743,10 @@ void multiply(const PanelProduct& c) {
       }
     }
   } else if (kWide) {
-    constexpr int kP = Kind::kPanels;
-    for (; panel + kP <= n_panels; panel += kP) multiply_panels<Kind, kP, Kind::kT>(c, panel);
+    panel = n_panels / Kind::kPanels * Kind::kPanels;
+    multiply_panels<Kind, Kind::kPanels, Kind::kT>(c, 0, panel);
   }
-  for (; panel < n_panels; ++panel) multiply_panels<Kind, 1, 1>(c, panel);
+  multiply_panels<Kind, 1, 1>(c, panel, n_panels);
 }
 
 }  // namespace

@@ -5,8 +5,7 @@
 //
 // The laws:
 // 1. A tokenizer.json is refused with one line, or every text that is UTF-8 becomes ids of the vocabulary, or is
-// refused
-//    with one line (for a byte that has no token, or a regex without end).
+//    refused with one line (for a byte that has no token, or a regex without end).
 // 2. decode(encode(text, parse_special = false)) is the text, if no Split removes anything and every token is what its
 //    byte or its merge says; with parse_special too, if moreover no added token takes white space along.
 // 3. For the tiny tokenizer 2. always holds; for plain bytes it holds for any bytes.
@@ -108,7 +107,7 @@ void cook(std::string_view input) {
     const auto bit = [bits = line[1]](int i) { return (bits >> i & 1) != 0; };
     const std::string rest(line.substr(line[0] == 'm' ? 1 : 2));
     if (line[0] != 'm' && first_invalid_utf8(rest) != kNoPosition) continue;
-    if (line[0] == 's') {
+    if (line[0] == 's' && splits.size() < 63) {  // and ByteLevel: more steps are refused
       splits.push_back({rest, bit(4), static_cast<SplitBehavior>((line[1] & 7) % 5), bit(3)});
     } else if (line[0] == 'a' && contents.insert(rest).second) {
       added.push_back({0, rest, bit(0), bit(1), bit(2), bit(3), bit(4)});

@@ -303,6 +303,7 @@ void add_scaled(Ints (&sums)[kN][kP], const Partials<kN, kP>& partial, const Blo
 // Of each format: what stands before the codes (scales), the codes of 32 columns (codes), how many groups of 4 columns
 // have a scale of their own, and how many of these a partial sum has room for.
 struct Q4K {
+  static constexpr int kT = 6;
   static constexpr int64_t kBlockBytes = 1152, kHeaderBytes = 128, kSubBytes = 128;
   static constexpr int kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = 8;
   static void scales(Block256& block, const uint8_t* in) {
@@ -314,6 +315,7 @@ struct Q4K {
 };
 
 struct Q5K {
+  static constexpr int kT = 6;
   static constexpr int64_t kBlockBytes = 1408, kHeaderBytes = 128, kSubBytes = 160;
   static constexpr int kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = kWidePartial ? 8 : 4;
   static void scales(Block256& block, const uint8_t* in) { Q4K::scales(block, in); }
@@ -324,6 +326,7 @@ struct Q5K {
 };
 
 struct Q6K {
+  static constexpr int kT = kWidePartial ? 6 : 4;
   static constexpr int64_t kBlockBytes = 1680, kHeaderBytes = 144, kSubBytes = 192;
   static constexpr int kOffsets = 8, kGroupsOfScale = 4, kGroupsOfSum = kWidePartial ? 4 : 2;
   static void scales(Block256& block, const uint8_t* in) {
@@ -504,7 +507,7 @@ template <class Format>
 struct Of256 {
   using Chunk = Block256;
   using Packed = Packed256;
-  static constexpr int kT = 6;
+  static constexpr int kT = Format::kT;
   static constexpr int kPanels = 2;
   static constexpr int64_t kChunksOfStrip = 4;
   template <int kN>

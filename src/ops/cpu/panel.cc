@@ -718,11 +718,15 @@ int64_t multiply_few(const PanelProduct& c, int64_t n_panels) {
   return panel;
 }
 
-// In how many parts of kFew more tokens are multiplied in registers, where tiles gain least.
+// In how many parts of kFew more tokens are multiplied in registers: to make a chunk ready pays for more of them.
 template <class Kind>
-constexpr int kFewParts = 1;
+constexpr int kFewParts = kWidePartial ? 1 : 2;
 template <>
 constexpr int kFewParts<Of32<Q8_0>> = kWidePartial ? 1 : 3;
+template <class Format>
+constexpr int kFewParts<Of256<Format>> = 1;
+template <class Element>
+constexpr int kFewParts<OfFloats<Element>> = 2;
 
 template <class Kind>
 void multiply(const PanelProduct& c) {
@@ -730,8 +734,9 @@ void multiply(const PanelProduct& c) {
   int64_t panel = 0;
   if (c.n_tokens <= (kWide ? kFew : 1)) {
     panel = multiply_few < Kind, kWide ? kFew : 1 > (c, n_panels);
-  } else if (kWide && kFewParts<Kind> > 1 && c.n_tokens <= kFewParts<Kind> * kFew) {
-    for (; panel < n_panels; ++panel) {
+  } else if (kWide && c.n_tokens <= kFewParts<Kind> * kFew) {
+    constexpr int64_t kStep = Kind::template kPanelsOfFew<1>;  // the others' whole steps too
+    for (; panel + kStep <= n_panels; panel += kStep) {
       for (int64_t first = 0; first < c.n_tokens; first += kFew) {
         const PanelProduct part = {smaller(kFew, c.n_tokens - first),
                                    c.cols,
@@ -739,10 +744,10 @@ void multiply(const PanelProduct& c) {
                                    c.x_stride,
                                    c.panels + panel * c.panel_stride,
                                    c.panel_stride,
-                                   smaller(8, c.n_rows - panel * 8),
+                                   smaller(kStep * 8, c.n_rows - panel * 8),
                                    c.y + first * c.y_stride + panel * 8,
                                    c.y_stride};
-        multiply_few<Kind, kFew>(part, 1);
+        multiply_few<Kind, kFew>(part, kStep);
       }
     }
   } else if (kWide) {

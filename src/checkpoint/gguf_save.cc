@@ -6,6 +6,7 @@
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
+#include "checkpoint/packing.h"
 #include "number/formats.h"
 
 namespace fathom {
@@ -38,19 +39,12 @@ void check_expressible(const ModelConfig& c) {
   }
 }
 
-Format fitting(Format wanted, int64_t cols) {
-  for (const Format format : {wanted, Format::q8_0}) {
-    if (cols % format_traits(format).block == 0) return format;
-  }
-  return Format::f32;
-}
-
 std::vector<PlannedTensor> plan_tensors(const ModelConfig& config, const ChooseFormat& choose) {
   std::vector<PlannedTensor> plan;
   std::unordered_map<std::string, size_t> stacks;  // by name
   const auto add = [&](std::string name, std::vector<int64_t> shape, Content content, const NamedTensor& part) {
     const bool always_f32 = shape.size() == 1 || name.ends_with("ffn_gate_inp.weight");
-    const Format format = always_f32 ? Format::f32 : fitting(choose(name, shape), shape.back());
+    const Format format = always_f32 ? Format::f32 : fitting_format(choose(name, shape), shape.back());
     plan.push_back({{std::move(name), std::move(shape), format}, content, {part}});
   };
   for_each_tensor(weight_shapes(config), config, [&](const NamedTensor& named) {

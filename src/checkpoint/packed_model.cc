@@ -34,6 +34,7 @@ constexpr Recipe kRecipes[] = {
     {"q8_0", q8_0, q8_0, q8_0, q8_0, q8_0, q8_0, q8_0, q8_0},
     {"q6_k", q6_k, q6_k, q8_0, q6_k, q6_k, q6_k, q6_k, q6_k},
     {"q5_k_m", q5_k, q5_k, q8_0, q5_k, q6_k, q5_k, q6_k, q6_k},
+    {"q5_k", q5_k, q5_k, q8_0, q5_k, q5_k, q5_k, q5_k, q6_k},
     {"q4_k_m", q4_k, q4_k, q8_0, q4_k, q6_k, q4_k, q5_k, q6_k},
     {"q4_k", q4_k, q4_k, q8_0, q4_k, q4_k, q4_k, q4_k, q6_k},
     {"q4_0", q4_0, q4_0, q4_0, q4_0, q4_0, q4_0, q4_0, q6_k},

@@ -24,24 +24,6 @@ bool fp8_fits(const PackedWeight& weight, const ModelConfig& config, int64_t row
          (weight.sources.size() == 1 || rows_of_source % kPanelRows == 0);
 }
 
-// The next format that takes rows of other lengths, with as many bits or more.
-Format fallback(Format format, int64_t cols) {
-  while (cols % format_traits(format).block != 0) {
-    switch (format) {
-      case Format::q4_k:
-      case Format::q5_k:
-        format = Format::q5_0;
-        break;
-      case Format::q6_k:
-        format = Format::q8_0;
-        break;
-      default:
-        return Format::bf16;
-    }
-  }
-  return format;
-}
-
 int64_t rows_of_source(const PackedWeight& weight) {
   return weight.sources[0]->tensor->shape.rank == 1 ? 1 : weight.sources[0]->tensor->shape.rows();
 }
@@ -203,6 +185,23 @@ int64_t rows_of_unit(const PackedWeight& weight, const ModelConfig& config) {
 
 }  // namespace
 
+Format fitting_format(Format format, int64_t cols) {
+  while (cols % format_traits(format).block != 0) {
+    switch (format) {
+      case Format::q4_k:
+      case Format::q5_k:
+        format = Format::q5_0;
+        break;
+      case Format::q6_k:
+        format = Format::q8_0;
+        break;
+      default:
+        return Format::bf16;
+    }
+  }
+  return format;
+}
+
 Format stored_format(const PackedWeight& weight, Format stored) {
   if (is_vector(weight.kind) || weight.kind == WeightKind::router) return Format::f32;
   if (stored == Format::q5_1) return Format::f16;
@@ -222,7 +221,7 @@ void shape_packed(Tensor& slot, WeightKind kind, const ModelConfig& config, Form
   const bool panels =
       !is_vector(kind) && kind != WeightKind::embedding && (kind != WeightKind::kv_b || heads_fill_panels(config));
   slot.data = nullptr;
-  slot.format = kind == WeightKind::kv_b && !panels ? Format::f32 : fallback(format, slot.cols());
+  slot.format = kind == WeightKind::kv_b && !panels ? Format::f32 : fitting_format(format, slot.cols());
   if (!panels) return;
   slot.panels = true;
   slot.row_stride = panel_bytes(slot.format, slot.cols());

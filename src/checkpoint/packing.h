@@ -25,6 +25,9 @@ struct PackedWeight {
 // The format of a weight, given what its first source is stored in.
 using FormatChoice = std::function<Format(const PackedWeight&, Format stored)>;
 
+// `wanted`, or where rows of `cols` columns are no whole blocks of it, the next format of as many bits or more.
+Format fitting_format(Format wanted, int64_t cols);
+
 // Kept as it is stored, router and norms in f32; what has no exact form in panels is widened.
 Format stored_format(const PackedWeight& weight, Format stored);
 

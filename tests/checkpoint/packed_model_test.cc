@@ -131,7 +131,8 @@ Format fitting(Format format, int64_t cols) {
   return blocks && cols % 32 != 0 ? bf16 : format;
 }
 
-constexpr const char* kRecipes[] = {"f32", "bf16", "f16", "fp8", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k", "q4_0"};
+constexpr const char* kRecipes[] = {"f32",    "bf16", "f16",    "fp8",  "q8_0", "q6_k",
+                                    "q5_k_m", "q5_k", "q4_k_m", "q4_k", "q4_0"};
 
 TEST(Recipes, AreFoundByTheirNames) {
   std::string names;
@@ -370,7 +371,7 @@ TEST_F(PackedModels, GgufFilesKeepTheirBlocks) {
   for (const Subject& subject : subjects_) {
     LoadedModel model = load_model(subject.path, pool_);
     if (!fits_gguf(model.config)) continue;
-    for (const Format format : {q8_0, q4_0, q4_k, q6_k}) {
+    for (const Format format : {q8_0, q4_0, q4_k, q5_k, q6_k}) {
       const fs::path file = scratch_.path() / "model.gguf";
       save_gguf(
           file, model.config, nullptr, [&](std::string_view, std::span<const int64_t>) { return format; },
@@ -378,8 +379,7 @@ TEST_F(PackedModels, GgufFilesKeepTheirBlocks) {
       PackedModel packed = load_packed_model(file, pool_);
       LoadedModel decoded = load_model(file, pool_);
       SCOPED_TRACE(subject.name + " as " + format_traits(format).name);
-      const int64_t cols = model.config.hidden_size;
-      const Format fits = cols % format_traits(format).block == 0 ? format : cols % 32 == 0 ? q8_0 : f32;
+      const Format fits = fitting(format, model.config.hidden_size);
       EXPECT_EQ(packed.weights.embed.format, fits);
       EXPECT_EQ(packed.weights.head.format, fits);
       compare_weights(packed.weights, decoded,

@@ -153,6 +153,7 @@ std::vector<ExpectedWeight> expected_weights(ModelWeights& weights, const ModelC
     matched.push_back({named.name, named.view, &nothing, nullptr, nullptr});
   });
   std::vector<RowSource> sources;
+  sources.reserve(matched.size());
   for (const MatchedTensor& tensor : matched) sources.push_back({&tensor, {}});
   std::vector<ExpectedWeight> expected;
   for (const PackedWeight& weight : plan_packing(weights, config, sources, stored_format)) {

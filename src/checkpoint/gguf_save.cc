@@ -39,12 +39,18 @@ void check_expressible(const ModelConfig& c) {
   }
 }
 
+// Rows that no block format takes lose nothing.
+Format gguf_format(Format wanted, int64_t cols) {
+  const Format fitting = fitting_format(wanted, cols);
+  return is_block_format(wanted) && !is_block_format(fitting) ? Format::f32 : fitting;
+}
+
 std::vector<PlannedTensor> plan_tensors(const ModelConfig& config, const ChooseFormat& choose) {
   std::vector<PlannedTensor> plan;
   std::unordered_map<std::string, size_t> stacks;  // by name
   const auto add = [&](std::string name, std::vector<int64_t> shape, Content content, const NamedTensor& part) {
     const bool always_f32 = shape.size() == 1 || name.ends_with("ffn_gate_inp.weight");
-    const Format format = always_f32 ? Format::f32 : fitting_format(choose(name, shape), shape.back());
+    const Format format = always_f32 ? Format::f32 : gguf_format(choose(name, shape), shape.back());
     plan.push_back({{std::move(name), std::move(shape), format}, content, {part}});
   };
   for_each_tensor(weight_shapes(config), config, [&](const NamedTensor& named) {

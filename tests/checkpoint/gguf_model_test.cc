@@ -94,8 +94,7 @@ TEST(GgufModel, HalfPrecisionRoundsMatricesAlone) {
 
 TEST(GgufModel, RowsOfNoWholeBlocksTakeAnotherType) {
   const LoadedModel model = random_model(sayable(tiny_v3()));
-  // No row has 32 numbers.
-  EXPECT_EQ(all_values(load(saved(model, Format::q4_k))), all_values(load(saved(model, Format::bf16))));
+  EXPECT_EQ(all_values(load(saved(model, Format::q4_k))), all_values(model));  // no row has 32 numbers
 }
 
 TEST(GgufModel, NamesGoBothWays) {

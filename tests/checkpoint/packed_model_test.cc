@@ -379,7 +379,8 @@ TEST_F(PackedModels, GgufFilesKeepTheirBlocks) {
       PackedModel packed = load_packed_model(file, pool_);
       LoadedModel decoded = load_model(file, pool_);
       SCOPED_TRACE(subject.name + " as " + format_traits(format).name);
-      const Format fits = fitting(format, model.config.hidden_size);
+      const int64_t cols = model.config.hidden_size;
+      const Format fits = cols % 32 == 0 ? fitting(format, cols) : f32;
       EXPECT_EQ(packed.weights.embed.format, fits);
       EXPECT_EQ(packed.weights.head.format, fits);
       compare_weights(packed.weights, decoded,

@@ -98,6 +98,10 @@ uint64_t available_memory_bytes(const fs::path& root) {
   return std::min(available ? *available * 1024 : UINT64_MAX, left_in_cgroups(root));
 }
 
+uint64_t free_swap_bytes(const fs::path& root) {
+  return number_behind(root / "proc/meminfo", "SwapFree:").value_or(0) * 1024;
+}
+
 bool shows_residency(const fs::path& file) {
   struct stat info;
   if (stat(file.c_str(), &info) != 0) return false;

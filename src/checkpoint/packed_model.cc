@@ -102,6 +102,23 @@ void use_importance(Plan& plan, const Imatrix* imatrix) {
       without.experts, without.experts_of, without.others);
 }
 
+// The system would end the process in the middle of loading, without a word. Swap is slow, but room.
+void check_memory(const fs::path& path, int64_t bytes) {
+  const uint64_t available = available_memory_bytes(), swap = free_swap_bytes();
+  const auto size = [](auto n) { return human_bytes(static_cast<double>(n)); };
+  if (static_cast<uint64_t>(bytes) <= available) return;
+  if (static_cast<uint64_t>(bytes) > available + std::min(swap, UINT64_MAX - available)) {
+    throw Error(
+        "{}: the weights take {} of memory, and {} are available{}; fathom convert writes a packed directory, "
+        "which is read from disk as it is used",
+        printable(path.native()), size(bytes), size(available),
+        swap > 0 ? fmt::format(" with {} of swap", size(swap)) : "");
+  }
+  log("the weights take {} of memory, and {} are available: the rest is swapped; a packed directory, which fathom "
+      "convert writes, is read from disk instead",
+      size(bytes), size(available));
+}
+
 PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPool& pool) {
   Plan plan;
   make_plan(plan, path, config, stored_format);
@@ -111,11 +128,7 @@ PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPo
     places.push_back(total);
     total += round_up(weight.slot->size_bytes(), static_cast<int64_t>(kAlignment));
   }
-  if (const uint64_t available = available_memory_bytes(); static_cast<uint64_t>(total) > available) {
-    log("the weights will take {} of memory, and {} are available; a directory that fathom convert writes can be read "
-        "from disk",
-        human_bytes(static_cast<double>(total)), human_bytes(static_cast<double>(available)));
-  }
+  check_memory(path, total);
   PackedModel model;
   model.memory = Buffer(static_cast<size_t>(total));
   std::vector<Piece> pieces;

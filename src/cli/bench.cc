@@ -10,6 +10,7 @@
 #include "checkpoint/hf_model.h"
 #include "checkpoint/random_model.h"
 #include "cli/command.h"
+#include "infer/generation.h"
 #include "infer/passes.h"
 #include "ops/machine.h"
 
@@ -20,6 +21,7 @@ struct Options {
   std::string model, model_config, weights = "q4_0", kv_type = "auto";
   int64_t prompt = 512, gen = 64, depth = 0, batch = 1, reps = 3;
   bool machine = false;
+  DraftOptions draft;
   PlacementOptions placement;
 };
 
@@ -31,16 +33,21 @@ struct Bench {
   Rng rng;
   Passes passes{};
 
+  std::vector<int32_t> random_tokens(int64_t n) {
+    std::vector<int32_t> tokens(static_cast<size_t>(n));
+    for (int32_t& id : tokens) {
+      id = static_cast<int32_t>(rng.uniform() * static_cast<double>(model.config.vocab_size));
+    }
+    return tokens;
+  }
   // Appends n tokens to each sequence, in one pass, and makes the logits of the last ones.
   void read(int64_t n) {
     const ArenaScope scope(ctx.arena);
-    std::vector<std::vector<int32_t>> tokens(caches.size());
+    std::vector<std::vector<int32_t>> tokens;
     std::vector<LatentCache*> pointers;
-    for (size_t s = 0; s < caches.size(); ++s) {
-      for (int64_t i = 0; i < n; ++i) {
-        tokens[s].push_back(static_cast<int32_t>(rng.uniform() * static_cast<double>(model.config.vocab_size)));
-      }
-      pointers.push_back(&caches[s]);
+    for (LatentCache& cache : caches) {
+      tokens.push_back(random_tokens(n));
+      pointers.push_back(&cache);
     }
     passes.run(ctx, model, tokens, pointers, {.expand_caches = n >= kExpandFrom});
   }
@@ -48,6 +55,21 @@ struct Bench {
     for (LatentCache& cache : caches) cache.length = length;
   }
 };
+
+void print_rates(const std::string& name, const std::vector<double>& rates, nlohmann::ordered_json more,
+                 const std::string& remark, const CommonOptions& common) {
+  const auto n = static_cast<double>(rates.size());
+  const double mean = std::accumulate(rates.begin(), rates.end(), 0.0) / n;
+  double squares = 0;
+  for (const double rate : rates) squares += (rate - mean) * (rate - mean);
+  const double deviation = n > 1 ? std::sqrt(squares / (n - 1)) : 0;
+  if (!common.json) {
+    return write_stdout(fmt::format("{:<16} {:>9.2f} tokens/s  ± {:.2f}{}\n", name, mean, deviation, remark));
+  }
+  nlohmann::ordered_json json{{"test", name}, {"avg_ts", mean}, {"stddev_ts", deviation}, {"samples_ts", rates}};
+  json.update(more);
+  write_stdout(json.dump() + "\n");
+}
 
 // Runs `test` reps times after one run that is not counted, from the same depth, and prints tokens / second.
 template <class Test>
@@ -66,19 +88,58 @@ void measure(const std::string& name, int64_t n_tokens, const Options& o, const 
   }
   if (reading != nullptr) chosen = reading->seen - before;
   const std::optional<double> expert_hit_rate = hit_rate(bench.model, chosen);
-  const auto n = static_cast<double>(rates.size());
-  const double mean = std::accumulate(rates.begin(), rates.end(), 0.0) / n;
-  double squares = 0;
-  for (const double rate : rates) squares += (rate - mean) * (rate - mean);
-  const double deviation = n > 1 ? std::sqrt(squares / (n - 1)) : 0;
-  if (common.json) {
-    nlohmann::ordered_json json{{"test", name}, {"avg_ts", mean}, {"stddev_ts", deviation}, {"samples_ts", rates}};
-    if (expert_hit_rate) json["expert_hit_rate"] = *expert_hit_rate;
-    write_stdout(json.dump() + "\n");
-  } else {
-    write_stdout(fmt::format("{:<16} {:>9.2f} tokens/s  ± {:.2f}\n", name, mean, deviation));
-  }
+  nlohmann::ordered_json more = nlohmann::ordered_json::object();
+  if (expert_hit_rate) more["expert_hit_rate"] = *expert_hit_rate;
+  print_rates(name, rates, more, "", common);
   if (expert_hit_rate) log("{}: {:.1f}% of the experts chosen were in memory", name, 100 * *expert_hit_rate);
+}
+
+constexpr int64_t kOpening = 64;
+
+// Writing with drafts and without, turn about, greedily. What follows random tokens is no text, so that drafts would
+// hit by chance: behind them stands an opening that the model draws itself, another one each time.
+void measure_drafting(const Options& o, const CommonOptions& common, Bench& bench, int64_t n_drafts) {
+  const ModelConfig& config = bench.model.config;
+  std::vector<int32_t> prompt = bench.random_tokens(std::max<int64_t>(o.depth, 1));
+  if (config.bos_token_id >= 0) prompt[0] = static_cast<int32_t>(config.bos_token_id);
+  const size_t depth = prompt.size();
+  const Format cache_type = cache_format(o.kv_type, bench.ctx.device);
+  Sequence sequence{
+      {}, make_latent_cache(config, static_cast<int64_t>(depth) + kOpening + o.gen, cache_type, bench.ctx.device)};
+  const auto write = [&](const GenerationOptions& options) {
+    Generation result = generate(bench.ctx, bench.model, nullptr, sequence, prompt, options,
+                                 {.on_text = {}, .interrupted = [] { return interrupted_by != 0; }});
+    if (interrupted_by != 0) throw Interrupted{};
+    return result;
+  };
+  std::vector<double> rates, plain_rates;
+  int64_t accepted = 0, drafted = 0;
+  for (int64_t rep = -1; rep < o.reps; ++rep) {
+    prompt.resize(depth);
+    const Generation opening = write({.sampler = {.temperature = 1},
+                                      .max_tokens = kOpening,
+                                      .seed = common.seed + static_cast<uint64_t>(rep + 1),
+                                      .draft_tokens = n_drafts});
+    prompt.insert(prompt.end(), opening.ids.begin(), opening.ids.end());
+    Generation plain, with_drafts;
+    for (const bool drafts : {rep % 2 == 0, rep % 2 != 0}) {
+      (drafts ? with_drafts : plain) = write({.max_tokens = o.gen, .draft_tokens = drafts ? n_drafts : 0});
+    }
+    FATHOM_CHECK(with_drafts.ids == plain.ids, "drafts changed the output");
+    if (rep < 0) continue;
+    rates.push_back(with_drafts.tokens_per_s());
+    plain_rates.push_back(plain.tokens_per_s());
+    accepted += with_drafts.accepted;
+    drafted += with_drafts.drafted;
+  }
+  const std::string behind = o.depth > 0 ? fmt::format("@d{}", o.depth) : "";
+  print_rates(fmt::format("tg{}{}", o.gen, behind), plain_rates, nlohmann::ordered_json::object(), "", common);
+  const double speedup =
+      std::accumulate(rates.begin(), rates.end(), 0.0) / std::accumulate(plain_rates.begin(), plain_rates.end(), 0.0);
+  const double acceptance = drafted > 0 ? static_cast<double>(accepted) / static_cast<double>(drafted) : 0;
+  print_rates(fmt::format("tg{}+mtp{}{}", o.gen, n_drafts, behind), rates,
+              {{"drafted", drafted}, {"accepted", accepted}, {"acceptance", acceptance}, {"speedup", speedup}},
+              fmt::format("   {:.2f}x, {:.0f}% of the drafts accepted", speedup, 100 * acceptance), common);
 }
 
 ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool& pool, const Device* device) {
@@ -92,14 +153,18 @@ ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool
 
 void run(const Options& o, const CommonOptions& common) {
   if (o.prompt == 0 && o.gen == 0) throw UsageError("bench: --prompt 0 and --gen 0 leave nothing to measure");
+  if (o.draft.draft != "none" && (o.batch > 1 || o.gen < 2)) {
+    throw UsageError("bench: --draft is measured on one sequence and two tokens or more: --batch 1, --gen 2");
+  }
   ThreadPool pool = make_pool(o.placement, common);
   const std::unique_ptr<Device> device = open_device(common);
   const ReadyModel ready = ready_model(o, common, pool, device.get());
   const Model& model = ready.model;
-  const int64_t capacity = o.depth + std::max(o.prompt, o.gen);
+  const int64_t n_drafts = draft_tokens(o.draft, model);
+  const int64_t longest = std::max(o.prompt, n_drafts > 0 ? kOpening + o.gen : o.gen), capacity = o.depth + longest;
   if (capacity > model.config.max_position_embeddings) {
-    throw UsageError("--depth {} and {} tokens are more than the {} that the model reads", o.depth,
-                     std::max(o.prompt, o.gen), model.config.max_position_embeddings);
+    throw UsageError("--depth {} and {} tokens are more than the {} that the model reads", o.depth, longest,
+                     model.config.max_position_embeddings);
   }
   Arena arena = make_arena(device.get());
   Context ctx{pool, arena, device.get()};
@@ -117,6 +182,7 @@ void run(const Options& o, const CommonOptions& common) {
     measure(fmt::format("pp{}{}{}", o.prompt, batch, depth), o.prompt * o.batch, o, common, bench,
             [&] { bench.read(o.prompt); });
   }
+  if (n_drafts > 0) return measure_drafting(o, common, bench, n_drafts);
   if (o.gen > 0) {
     measure(fmt::format("tg{}{}{}", o.gen, batch, depth), o.gen * o.batch, o, common, bench, [&] {
       for (int64_t i = 0; i < o.gen && interrupted_by == 0; ++i) bench.read(1);
@@ -182,6 +248,7 @@ void add_bench(CLI::App& app, CommonOptions& common) {
   command->add_option("--gen", options->gen, "Tokens written one by one (0: none)")->check(up_to(0));
   command->add_option("--depth", options->depth, "Tokens in the cache before")->check(up_to(0));
   command->add_option("--batch", options->batch, "Sequences side by side")->check(CLI::Range(1, 1024));
+  add_draft_options(*command, options->draft);
   add_kv_type_option(*command, options->kv_type);
   command->add_option("--reps", options->reps, "How often; one run more is not counted")->check(CLI::Range(1, 1000));
   add_placement_options(*command, options->placement);

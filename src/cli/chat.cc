@@ -172,14 +172,16 @@ std::vector<int32_t> read_prompt(const Chat& chat, const std::string& prompt) {
 }
 
 void print_json(const Generation& g) {
-  const ordered_json out{{"text", g.text},
-                         {"ids", g.ids},
-                         {"prompt_tokens", g.prompt_tokens},
-                         {"cached_tokens", g.cached_tokens},
-                         {"tokens_per_s", g.tokens_per_s()},
-                         {"drafted", g.drafted},
-                         {"accepted", g.accepted},
-                         {"finish_reason", finish_reason_name(g.finish)}};
+  ordered_json out{{"text", g.text},
+                   {"ids", g.ids},
+                   {"prompt_tokens", g.prompt_tokens},
+                   {"cached_tokens", g.cached_tokens},
+                   {"tokens_per_s", g.tokens_per_s()},
+                   {"drafted", g.drafted},
+                   {"accepted", g.accepted},
+                   {"finish_reason", finish_reason_name(g.finish)}};
+  if (const auto acceptance = g.acceptance()) out["acceptance"] = *acceptance;
+  if (const auto speedup = g.speedup()) out["speedup"] = *speedup;
   write_stdout(out.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n");
 }
 
@@ -271,6 +273,7 @@ void run(Options options, const CommonOptions& common) {
   const StopFilter stops_are_valid(options.generation.stop);
   ThreadPool pool = make_pool(options.placement, common);
   const Tokenizer tokenizer = load_tokenizer(options.model);
+  check_vocabulary(tokenizer, read_model_config(options.model), options.model);
   Conversation conversation{load_chat_template(options.template_file, tokenizer), chat_options(options, tokenizer),
                             options.system};
   if (conversation.plain()) {

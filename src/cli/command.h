@@ -46,6 +46,8 @@ void add_sampler_options(CLI::App& command, SamplerOptions& sampler);
 Tokenizer load_tokenizer(const std::filesystem::path& model);
 // Nothing for a model directory or GGUF file without one, which can still be given ids.
 std::optional<Tokenizer> find_tokenizer(const std::filesystem::path& model);
+// Error where the tokenizer has ids that the model has no embedding for.
+void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, const std::filesystem::path& model);
 
 // A text as windows of `window` tokens (0: 2048, or the model's context), see cut_windows. Error, beginning with
 // `where`, where there is nothing to predict; UsageError of `command` for a window that the model cannot read.

@@ -89,6 +89,8 @@ void print_json(const Generation& g, std::optional<double> expert_hit_rate) {
   out["main_passes"] = g.main_passes;
   out["drafted"] = g.drafted;
   out["accepted"] = g.accepted;
+  if (const auto acceptance = g.acceptance()) out["acceptance"] = *acceptance;
+  if (const auto speedup = g.speedup()) out["speedup"] = *speedup;
   if (expert_hit_rate) out["expert_hit_rate"] = *expert_hit_rate;
   out["finish_reason"] = finish_reason_name(g.finish);
   write_stdout(out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
@@ -102,6 +104,7 @@ void run(const Options& options, const CommonOptions& common) {
   ThreadPool pool = make_pool(options.placement, common);
   const std::optional<Tokenizer> tokenizer = find_tokenizer(options.model);
   const Tokenizer* const text = tokenizer ? &*tokenizer : nullptr;
+  if (text != nullptr) check_vocabulary(*text, read_model_config(options.model), options.model);
   if (text == nullptr && !options.generation.stop.empty()) {
     throw Error("{}: has no tokenizer, so --stop has no text to look at", printable(options.model));
   }
@@ -141,11 +144,11 @@ void run(const Options& options, const CommonOptions& common) {
   } else if (!ends_line && isatty(STDOUT_FILENO) == 1) {
     write_stdout("\n");
   }
-  const std::string drafts =
-      result.drafted > 0
-          ? fmt::format(", {} of {} drafts accepted ({:.0f}%)", result.accepted, result.drafted,
-                        100.0 * static_cast<double>(result.accepted) / static_cast<double>(result.drafted))
-          : "";
+  std::string drafts;
+  if (const auto acceptance = result.acceptance()) {
+    drafts = fmt::format(", {} of {} drafts accepted ({:.0f}%)", result.accepted, result.drafted, 100 * *acceptance);
+  }
+  if (const auto speedup = result.speedup()) drafts += fmt::format(", {:.2f}x of no drafts", *speedup);
   log("{} prompt tokens in {:.2f}s, {} tokens in {:.2f}s ({:.1f} tokens/s){}, ended by {}", result.prompt_tokens,
       result.prefill_s, result.ids.size(), result.decode_s, result.tokens_per_s(), drafts,
       finish_reason_name(result.finish));

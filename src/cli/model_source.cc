@@ -40,4 +40,12 @@ std::optional<Tokenizer> find_tokenizer(const fs::path& model) {
   return Tokenizer::load(model);
 }
 
+void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, const fs::path& model) {
+  if (tokenizer.vocab_size() <= config.vocab_size) return;
+  throw Error(
+      "{}: the tokenizer has ids up to {}, but the model's vocabulary is {} (vocab_size): they do not belong "
+      "together",
+      printable(model.native()), tokenizer.vocab_size() - 1, config.vocab_size);
+}
+
 }  // namespace fathom::cli

@@ -52,6 +52,7 @@ std::vector<std::vector<int32_t>> read_token_lists(const std::string& path) {
 
 std::vector<std::vector<int32_t>> read_text(const Options& options, const ModelConfig& config) {
   const Tokenizer tokenizer = load_tokenizer(options.model);
+  check_vocabulary(tokenizer, config, options.model);
   const std::string text = read_file(options.text, kMaxTextFile);
   return text_windows(text, printable(options.text), tokenizer, config, options.window, "score");
 }

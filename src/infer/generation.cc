@@ -11,6 +11,8 @@ namespace {
 constexpr uint64_t kSamplingStream = 0x5a3b1e;  // of Rng
 // A longer prompt is read in pieces, so that it can be interrupted and its activations stay small.
 constexpr size_t kPrefillTokens = 4096;
+// With drafts, one pass of these many judges none: beside it the others' gain is told. It costs a hundredth at most.
+constexpr int64_t kPlainPassEvery = 32, kFirstPlainPass = 8;
 
 void check_prompt(const Model& model, const LatentCache& cache, std::span<const int32_t> prompt) {
   const auto n = static_cast<int64_t>(prompt.size());
@@ -134,6 +136,16 @@ std::string StopFilter::finish() {
   return rest;
 }
 
+std::optional<double> Generation::acceptance() const {
+  if (drafted == 0) return std::nullopt;
+  return static_cast<double>(accepted) / static_cast<double>(drafted);
+}
+
+std::optional<double> Generation::speedup() const {
+  if (drafted == 0 || plain_passes == 0) return std::nullopt;
+  return tokens_per_s() * plain_s / static_cast<double>(plain_passes);
+}
+
 Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer, Sequence& sequence,
                     std::span<const int32_t> prompt, const GenerationOptions& options,
                     const GenerationCallbacks& callbacks) {
@@ -184,6 +196,7 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   // One form for the whole prompt, however many passes read it: its logits do not depend on the pieces.
   const bool expand = result.prompt_tokens - result.cached_tokens >= kExpandFrom;
   std::vector<Draft> drafts;  // for what follows `previous`
+  int64_t passes_behind_prompt = 0;
   for (bool goes_on = true; goes_on && n_generated() < options.max_tokens;) {
     if (interrupted()) {
       result.finish = FinishReason::interrupted;
@@ -195,13 +208,15 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
       break;
     }
     const ArenaScope scope(ctx.arena);
+    const bool reads_prompt = result.ids.empty();
+    const double pass_start_s = monotonic_s();
     const auto piece = unread.first(std::min(unread.size(), kPrefillTokens));
     const bool whole = piece.size() == unread.size();
     // Row i of the logits judges draft i; the one behind the last draft gives one token more.
     const auto n_drafts = static_cast<int64_t>(drafts.size());
     const auto [hidden, logits] =
         read_tokens(ctx, model, sequence, piece, drafts,
-                    {.expand_caches = expand && result.ids.empty(), .n_logits = whole ? n_drafts + 1 : 0});
+                    {.expand_caches = expand && reads_prompt, .n_logits = whole ? n_drafts + 1 : 0});
     ++result.main_passes;
     if (!whole) {
       if (drafting) read_mtp(ctx, model, sequence.mtp_cache, hidden, unread.subspan(1, piece.size()));
@@ -221,13 +236,22 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
       ++result.accepted;
     }
     drafts.clear();
+    if (n_drafts == 0 && !reads_prompt) {
+      ++result.plain_passes;
+      result.plain_s += monotonic_s() - pass_start_s;
+    }
     // The last token of the output has not been read, whether it was drafted or not.
     cut(sequence, static_cast<int64_t>(previous.size()) - 1);
 
     const int64_t room = std::min(options.max_tokens - n_generated(), context - sequence.cache.length) - 1;
     if (const int64_t n = std::min(options.draft_tokens, room); drafting && goes_on && n > 0) {
       const Tensor kept = hidden.slice(0, sequence.cache.length - sequence.mtp_cache.length);
-      drafts = draft_tokens(ctx, model, sequence.mtp_cache, kept, previous, n_generated(), n, options.sampler, rng);
+      if (passes_behind_prompt++ % kPlainPassEvery == kFirstPlainPass) {
+        read_mtp(ctx, model, sequence.mtp_cache, kept,
+                 std::span<const int32_t>(previous).subspan(static_cast<size_t>(sequence.mtp_cache.length) + 1));
+      } else {
+        drafts = draft_tokens(ctx, model, sequence.mtp_cache, kept, previous, n_generated(), n, options.sampler, rng);
+      }
     }
   }
   if (stream) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,8 +49,15 @@ struct Generation {
   ExpertBytes experts;        // chosen behind the first token; counted where the model does not fit in memory
   double prefill_s = 0;       // until the first token is known
   double decode_s = 0;        // from there to the last
+  int64_t plain_passes = 0;   // behind the prompt, that judged no draft
+  double plain_s = 0;         // in these
 
   double tokens_per_s() const { return decode_s > 0 ? static_cast<double>(ids.size() - 1) / decode_s : 0; }
+  // Of the drafts; nothing where there were none.
+  std::optional<double> acceptance() const;
+  // tokens_per_s() beside that of the plain passes, of which some are put in between: rough for a short output.
+  // Nothing where there were no drafts or no plain pass.
+  std::optional<double> speedup() const;
 };
 
 // What the caller hears and says while a generation runs; both may be empty.

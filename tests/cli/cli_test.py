@@ -204,6 +204,10 @@ class Generate(Case):
         self.assertEqual((a["main_passes"], a["drafted"], a["accepted"]), (40, 0, 0))
         self.assertEqual(b["main_passes"] + b["accepted"], 40)
         self.assertLess(0, b["accepted"])
+        self.assertEqual(b["acceptance"], b["accepted"] / b["drafted"])
+        self.assertGreater(b["speedup"], 0)
+        self.assertNotIn("acceptance", a)
+        self.assertNotIn("speedup", a)
         self.assertIn(f"{b['accepted']} of {b['drafted']} drafts accepted", drafted.stderr)
         self.assertNotIn("drafts", plain.stderr)
 
@@ -465,6 +469,21 @@ class Bench(Case):
         self.assert_refused(fathom("bench"), 2, "--model")
         self.assert_refused(fathom("bench", "--model", "/nonexistent"), 1, "/nonexistent")
         self.assert_refused(fathom("bench", "--model", TINY, "--machine"), 2, "--machine", "--model")
+
+    def test_drafts_are_measured_beside_none(self):
+        arguments = ["bench", "--model", MTP, "--prompt", "0", "--gen", "24", "--depth", "5", "--reps", "2", "--draft", "mtp", "--draft-tokens", "2"]
+        plain, drafted = (json.loads(line) for line in self.assert_done(fathom(*arguments, "--json")).splitlines())
+        self.assertEqual((plain["test"], drafted["test"]), ("tg24@d5", "tg24+mtp2@d5"))
+        self.assertEqual([len(test["samples_ts"]) for test in (plain, drafted)], [2, 2])
+        self.assertAlmostEqual(drafted["speedup"], drafted["avg_ts"] / plain["avg_ts"])
+        self.assertAlmostEqual(drafted["acceptance"], drafted["accepted"] / drafted["drafted"])
+        self.assertIn("of the drafts accepted", self.assert_done(fathom(*arguments)))
+        none = self.bench("--prompt", "0", "--gen", "4", "--draft", "mtp")
+        self.assertEqual(len(self.assert_done(none).splitlines()), 1)
+        self.assertIn("no MTP module", none.stderr)
+        self.assert_refused(fathom(*arguments, "--batch", "2"), 2, "--draft", "--batch 1")
+        arguments[arguments.index("--depth") + 1] = "163800"
+        self.assert_refused(fathom(*arguments), 2, "--depth 163800")
 
     def test_the_machine_is_measured_for_each_number_of_threads(self):
         lines = self.assert_done(fathom("bench", "--machine", "--threads", "2", "--json")).splitlines()

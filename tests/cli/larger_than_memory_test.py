@@ -123,6 +123,11 @@ def generate(cgroup, limit, model, *options):
     return result, json.loads(result.stdout) if result.returncode == 0 else None
 
 
+def free_swap_bytes():
+    lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("SwapFree:"))
+
+
 def main():
     with tempfile.TemporaryDirectory() as name, Cgroup() as cgroup:
         folder = pathlib.Path(name)
@@ -142,6 +147,10 @@ def main():
         check(0 < found["expert_hit_rate"] <= 1, found)
         for words in ("more than the", "experts are read from disk", "were in memory"):
             check(words in result.stderr, words, result.stderr)
+
+        result = cgroup.run(limit // 2, "generate", "--model", str(source), "--tokens", "3")
+        if free_swap_bytes() == 0:
+            check(result.returncode == 1 and result.stderr.count("\n") == 1 and "packed directory" in result.stderr, result)
 
         result, found = generate(cgroup, limit, model, "--read-ahead", "off")
         check(found is not None and found["ids"] == plain["ids"] and "expert_hit_rate" not in found, result)

@@ -353,10 +353,10 @@ def tokenizer_cases():
     yield Case(TINY, removed("model/tokenizer.json", "model/tokenizer_config.json"), PROMPT, "give --tokens")
     # A tokenizer of another model.
     strange = tokenizer(("added_tokens/20", {"id": 9000, "content": "The hollow", "special": False, "normalized": False}))
-    yield Case(TINY, strange, PROMPT, "the prompt's token 9000 at position 1 is outside the model's vocabulary of 640")
-    yield Case(TINY, both(strange, raw("text.txt", b"The hollow window")), SCORE_TEXT, "text.txt: token id 9000 at position 0")
+    yield Case(TINY, strange, PROMPT, "the tokenizer has ids up to 9000, but the model's vocabulary is 640")
+    yield Case(TINY, both(strange, raw("text.txt", b"The hollow window")), SCORE_TEXT, "the tokenizer has ids up to 9000, but the model's vocabulary is 640")
     yield Case(TINY, strange, TRAIN, "vocabulary mismatch: the tokenizer has 9001 ids and the model a vocab_size of 640")
-    yield Case(TINY, strange, CHAT, "outside the model's vocabulary of 640", stdin=b"The hollow\n")
+    yield Case(TINY, strange, CHAT, "the tokenizer has ids up to 9000, but the model's vocabulary is 640", stdin=b"The hollow\n")
 
 
 def template_cases():

@@ -213,6 +213,7 @@ void make_directory(const fs::path& directory) {
 }
 
 NewDirectory::NewDirectory(const fs::path& directory) {
+  if (directory.empty()) return;  // where the process works
   // Without a slash at the end, which would make an empty last part.
   fs::path path = directory.has_filename() ? directory : directory.parent_path();
   std::error_code ignored;  // what is wrong with the path, making it tells

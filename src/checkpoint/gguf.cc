@@ -271,7 +271,7 @@ StoredTensor GgufFile::parse_tensor(Cursor& cursor, std::vector<uint64_t>& offse
   if (rank < 1 || rank > kMaxRank) throw fail(fmt::format("has {} dimensions, must have 1 to {}", rank, kMaxRank));
   for (uint32_t d = 0; d < rank; ++d) {
     const auto n = cursor.take_number<uint64_t>();
-    if (n < 1 || n > INT64_MAX) throw fail(fmt::format("dimension {} has the size {}", d, static_cast<int64_t>(n)));
+    if (n < 1 || n > INT64_MAX) throw fail(fmt::format("dimension {} has the size {}", d, n));
     tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(n));  // the file has the columns first
   }
   const auto number = cursor.take_number<uint32_t>();

@@ -224,7 +224,10 @@ int64_t token_id(const GgufFile& file, std::string_view key, int64_t vocab_size)
 
 }  // namespace
 
-bool is_gguf_path(const fs::path& path) { return path.extension() == ".gguf" && !path_is_directory(path); }
+bool is_gguf_path(const fs::path& path) {
+  const std::string extension = path.extension();
+  return (extension == ".gguf" || extension == ".GGUF") && !path_is_directory(path);
+}
 
 GgufFile open_gguf_metadata(const fs::path& path) {
   GgufFile file(path);

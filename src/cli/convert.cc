@@ -26,6 +26,9 @@ constexpr const char* kOtherFiles[] = {"generation_config.json",  "tokenizer.jso
                                        "special_tokens_map.json", "chat_template.jinja", "chat_template.json"};
 
 Kind kind_of(const ConvertCommand& o, const Recipe& recipe) {
+  if (path_is_directory(o.to) && fs::path(o.to).extension() == ".gguf") {
+    throw UsageError("convert: {} is a directory; remove it, or give another name", printable(o.to));
+  }
   if (is_gguf_path(o.to)) {
     if (o.packed) throw UsageError("convert: --packed writes a directory, and {} is a file", printable(o.to));
     if (recipe.experts == Format::f8_e4m3)
@@ -97,6 +100,7 @@ void write_other_files(const ConvertCommand& o, const std::optional<Tokenizer>& 
 
 void write_gguf(const ConvertCommand& o, const Recipe& recipe, ThreadPool& pool, const ConvertOptions& options) {
   const std::optional<Tokenizer> tokenizer = find_tokenizer(o.from);
+  const NewDirectory folder(fs::path(o.to).parent_path());
   if (!tokenizer) return convert_to_gguf(o.from, o.to, recipe, nullptr, pool, options);
   const Vocabulary lists = tokenizer->vocabulary();
   const GgufTokenizer views{lists.pretokenizer, {lists.tokens.begin(), lists.tokens.end()},

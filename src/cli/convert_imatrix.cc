@@ -58,6 +58,7 @@ nlohmann::ordered_json json_of(const Coverage& coverage) {
 
 void make_imatrix(const ConvertCommand& o, const CommonOptions& common) {
   const auto windows = read_windows(o, o.make_imatrix);
+  const NewDirectory folder(std::filesystem::path(o.to).parent_path());
   AtomicFile file(o.to);  // a place that takes no file is told before the work
   ThreadPool pool(thread_count(common));
   Arena arena;

@@ -70,6 +70,7 @@ void on_lost_memory(int, siginfo_t* info, void*) {
 
 void install_signal_handlers() {
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);  // writing then fails, which is told
   struct sigaction lost {};
   lost.sa_sigaction = on_lost_memory;
   lost.sa_flags = SA_SIGINFO;

@@ -4,11 +4,13 @@ import pathlib
 import resource
 import shutil
 import signal
+import subprocess
 import sys
+import time
 import unittest
 
 sys.dont_write_bytecode = True
-from program import MTP, TINY, Case, fathom  # noqa: E402
+from program import MTP, PROGRAM, TINY, Case, fathom  # noqa: E402
 
 
 class Convert(Case):
@@ -90,12 +92,24 @@ class Convert(Case):
 
         for more in (["--to", "f32"], ["--to", "f32", "--packed"], ["--to", "q8_0"]):
             out = self.folder / "made" / "out"
-            full = self.convert(TINY, str(out), *more, preexec_fn=small_files, restore_signals=False)
+            full = self.convert(TINY, str(out), *more, preexec_fn=small_files)
             self.assert_refused(full, 1, "model.safetensors", "File too large")
             self.assertEqual(list(self.folder.iterdir()), [])
-            killed = self.convert(TINY, str(out), *more, preexec_fn=small_files)
-            self.assertEqual(killed.returncode, -signal.SIGXFSZ)
-            self.assert_refused(fathom("generate", "--model", str(out), "--tokens", "0,5"), 1, "config.json")
+            start = time.monotonic()
+            self.assert_done(self.convert(TINY, str(out), *more))
+            duration = time.monotonic() - start
+            killed = 0
+            for part in range(20):
+                shutil.rmtree(out.parent, ignore_errors=True)
+                process = subprocess.Popen([PROGRAM, "convert", TINY, str(out), *more, "--quiet"])
+                time.sleep(part / 20 * duration)
+                process.kill()
+                killed += process.wait() == -signal.SIGKILL
+                use = fathom("generate", "--model", str(out), "--tokens", "0,5", "--max-tokens", "2")
+                if use.returncode != 0:  # a model or none
+                    self.assert_refused(use, 1)
+                    self.assertRegex(use.stderr, "no such directory|config.json")
+            self.assertGreater(killed, 5)
             self.assert_done(self.convert(TINY, str(out), *more))
             self.assert_done(fathom("generate", "--model", str(out), "--tokens", "0,5", "--max-tokens", "2"))
             shutil.rmtree(out.parent)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs every test: under ThreadSanitizer (the threaded parts), under AddressSanitizer and
-# UndefinedBehaviorSanitizer (all), as users run it, and the parsers on input made to break them. Ends with ctest's summary.
+# UndefinedBehaviorSanitizer (all), as users run it, and the parsers on input made to break them; compiles the kernels for Arm.
+# Ends with ctest's summary.
 set -euo pipefail
 cd "$(dirname "$0")"
 start=$SECONDS
 say() { printf '\n== %s (after %d s)\n' "$*" "$((SECONDS - start))"; }
 
 say "Packages"
-scripts/install_packages.sh clang libclang-rt-14-dev
+scripts/install_packages.sh clang libclang-rt-14-dev g++-aarch64-linux-gnu
 jobs=$(nproc)
 
 build() { # preset, targets...
@@ -30,6 +31,14 @@ say "AddressSanitizer and UndefinedBehaviorSanitizer: every test"
 build asan
 ctest --preset asan -j "$jobs" >build/asan/ctest.log || { grep -v " Passed " build/asan/ctest.log | tail -n 300; exit 1; }
 grep "tests passed" build/asan/ctest.log
+
+say "Arm: kernels and number formats, cross-compiled"
+if [ -d build/aarch64-sysroot ] || scripts/aarch64_sysroot.sh; then
+  cmake --preset aarch64 -DFATHOM_WERROR=ON >build/aarch64.log || { cat build/aarch64.log; exit 1; }
+  cmake --build --preset aarch64 -j "$jobs" --target fathom_number fathom_ops >build/aarch64.log || { tail -n 100 build/aarch64.log; exit 1; }
+else
+  echo "SKIPPED: Arm's libraries cannot be loaded"
+fi
 
 say "Fuzzers: model files, tokenizers, chat templates"
 scripts/fuzz.sh model_load_fuzz=1000000 safetensors_header_fuzz=1000000 gguf_fuzz=30s tokenizer_fuzz=30s jinja_fuzz=30s

@@ -10,7 +10,6 @@ sysroot=${1:-build/aarch64-sysroot}
 packages=(libfmt-dev libfmt9 libsimdjson-dev libsimdjson14 libpcre2-dev libpcre2-8-0 libxxhash-dev libxxhash0
   nlohmann-json3-dev libcli11-dev libgtest-dev libgmock-dev libc6 libstdc++6 libgcc-s1)
 
-mkdir -p "$sysroot" && sysroot=$(realpath "$sysroot")
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$scratch"/{lists,archives}/partial "$scratch/debs"
@@ -18,5 +17,6 @@ apt=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::
   -o Dir::State::status=/dev/null -o APT::Sandbox::User=)
 "${apt[@]}" update
 (cd "$scratch/debs" && "${apt[@]}" download "${packages[@]}")
+mkdir -p "$sysroot"
 for package in "$scratch"/debs/*.deb; do dpkg -x "$package" "$sysroot"; done
 echo "aarch64 sysroot: ${#packages[@]} packages in $sysroot"

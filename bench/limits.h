@@ -4,17 +4,19 @@
 #include <benchmark/benchmark.h>
 
 #include <map>
+#include <utility>
 
 #include "ops/machine.h"
 
 namespace fathom {
 
-inline const MachineRates& machine_limits(int threads) {
-  static std::map<int, MachineRates> measured;
-  const auto found = measured.find(threads);
+// Those of caches need MachineEffort::full, which takes some seconds.
+inline const MachineRates& machine_limits(int threads, MachineEffort effort = MachineEffort::quick) {
+  static std::map<std::pair<int, MachineEffort>, MachineRates> measured;
+  const auto found = measured.find({threads, effort});
   if (found != measured.end()) return found->second;
   ThreadPool pool(threads);
-  return measured.emplace(threads, measure_machine(pool, MachineEffort::quick)).first->second;
+  return measured.emplace(std::pair(threads, effort), measure_machine(pool, effort)).first->second;
 }
 
 // Counts `work` of each iteration a second under `name`, and what part of `limit` that is.

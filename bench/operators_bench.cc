@@ -3,8 +3,7 @@
 // GB/s counts each byte that a kernel touches once, be it read, written or both: a line that is written comes from
 // where it lies like one that is read, and goes back beside other reading. One row is taken from many that lie in the
 // L2 together, on one thread; 512 from many that only memory holds. GFLOP/s is printed instead where arithmetic takes
-// longer than that at the machine's rates. More than the limit of memory is possible: it is measured with one stream,
-// and several, as AdamW has, get up to 1.4 times as much of a core; and it moves where others use the memory too.
+// longer than that at the machine's rates. The limit of memory moves where others use it too.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

@@ -67,16 +67,20 @@ IntVec dot(IntVec sum, ByteVec, ByteVec) { return sum; }
 bool has_i8_dot() { return false; }
 #endif
 
-void read(const void* p, int64_t bytes) {
+void read(const void* p, int64_t bytes, int streams) {
   constexpr int kAhead = 2048, kStep = 256, kSums = 4;
-  const auto* at = static_cast<const char*>(p);
+  const auto* first = static_cast<const char*>(p);
+  const int64_t part = bytes / streams;
   IntVec sums[kSums] = {};
-  for (int64_t i = 0; i < bytes; i += kStep) {
-    for (int line = 0; line < kStep; line += 64) __builtin_prefetch(at + i + kAhead + line);
-    for (int v = 0; v < kStep / kBytes; ++v) {
-      IntVec loaded;
-      memcpy(&loaded, at + i + v * kBytes, kBytes);
-      sums[v % kSums] ^= loaded;
+  for (int64_t i = 0; i < part; i += kStep) {
+    for (int stream = 0; stream < streams; ++stream) {
+      const char* at = first + stream * part + i;
+      for (int line = 0; line < kStep; line += 64) __builtin_prefetch(at + kAhead + line);
+      for (int v = 0; v < kStep / kBytes; ++v) {
+        IntVec loaded;
+        memcpy(&loaded, at + v * kBytes, kBytes);
+        sums[v % kSums] ^= loaded;
+      }
     }
   }
   for (IntVec& sum : sums) renew(sum);

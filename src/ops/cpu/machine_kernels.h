@@ -11,11 +11,12 @@ struct MachineLoop {
   double operations;  // multiplications and additions
 };
 struct MachineKernels {
-  void (*read)(const void* p, int64_t bytes);  // whole 256 bytes, each once
-  MachineLoop f32;                             // fused multiply-add
-  MachineLoop i8;                              // products of bytes, widened to 32 bits at once
-  MachineLoop i8_short;                        // four of them summed in 16 bits first, as 4-bit weights allow
-  MachineLoop i8_dot;                          // the CPU's own dot product of bytes; only where has_i8_dot()
+  // Each once, from so many places in turn; whole 256 bytes of each.
+  void (*read)(const void* p, int64_t bytes, int streams);
+  MachineLoop f32;       // fused multiply-add
+  MachineLoop i8;        // products of bytes, widened to 32 bits at once
+  MachineLoop i8_short;  // four of them summed in 16 bits first, as 4-bit weights allow
+  MachineLoop i8_dot;    // the CPU's own dot product of bytes; only where has_i8_dot()
   bool (*has_i8_dot)();
 };
 

@@ -20,7 +20,8 @@ void attention_backward_input(Context& ctx, const Model& model, const MlaWeights
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
   g.out = d_out;
   g.o = new_like(ctx, s.o);
-  linear_backward_input(ctx, g.o, d_out, w.o);
+  const Rounding rounding{model.precision};
+  linear_backward_input(ctx, g.o, d_out, w.o, /*accumulate=*/false, attention_out_rounding(model));
 
   g.q = new_like(ctx, s.q);
   g.kv = new_like(ctx, s.kv);
@@ -30,73 +31,93 @@ void attention_backward_input(Context& ctx, const Model& model, const MlaWeights
                          batch.seq_offsets, dims, model.softmax_scale);
 
   g.latent = new_like(ctx, s.latent);
-  linear_backward_input(ctx, g.latent, g.kv, w.kv_b);
+  linear_backward_input(ctx, g.latent, g.kv, w.kv_b, /*accumulate=*/false, rounding);
   rms_norm_backward_input(ctx, g.kv_a.columns(0, rank), g.latent, s.kv_a.columns(0, rank), w.kv_a_norm, s.kv_a_rms,
                           /*accumulate=*/false);
   rope_backward(ctx, model.rope, g.kv_a, batch.positions, {1, rank + rope_dim, rank});
-  linear_backward_input(ctx, d_input, g.kv_a, w.kv_a);
+  linear_backward_input(ctx, d_input, g.kv_a, w.kv_a, /*accumulate=*/false, rounding);
 
   rope_backward(ctx, model.rope, g.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
   if (!w.q_a) {
-    linear_backward_input(ctx, d_input, g.q, w.q_b, /*accumulate=*/true);
+    linear_backward_input(ctx, d_input, g.q, w.q_b, /*accumulate=*/true, rounding);
     return;
   }
   g.q_latent = new_like(ctx, s.q_latent);
   g.q_a = new_like(ctx, s.q_a);
-  linear_backward_input(ctx, g.q_latent, g.q, w.q_b);
+  linear_backward_input(ctx, g.q_latent, g.q, w.q_b, /*accumulate=*/false, rounding);
   rms_norm_backward_input(ctx, g.q_a, g.q_latent, s.q_a, w.q_a_norm, s.q_a_rms, /*accumulate=*/false);
-  linear_backward_input(ctx, d_input, g.q_a, w.q_a, /*accumulate=*/true);
+  linear_backward_input(ctx, d_input, g.q_a, w.q_a, /*accumulate=*/true, rounding);
 }
 
-void attention_backward_weight(Context& ctx, MlaWeights& dw, const MlaSaved& s, const MlaGrads& g) {
+void attention_backward_weight(Context& ctx, const Model& model, MlaWeights& dw, const MlaSaved& s, const MlaGrads& g) {
   const int64_t rank = s.latent.cols();
-  linear_backward_weight(ctx, dw.o, g.out, s.o);
-  linear_backward_weight(ctx, dw.kv_b, g.kv, s.latent);
+  const Rounding rounding{model.precision};
+  linear_backward_weight(ctx, dw.o, g.out, s.o, attention_out_rounding(model));
+  linear_backward_weight(ctx, dw.kv_b, g.kv, s.latent, rounding);
   rms_norm_backward_weight(ctx, dw.kv_a_norm, g.latent, s.kv_a.columns(0, rank), s.kv_a_rms);
-  linear_backward_weight(ctx, dw.kv_a, g.kv_a, s.input);
+  linear_backward_weight(ctx, dw.kv_a, g.kv_a, s.input, rounding);
   if (!dw.q_a) {
-    linear_backward_weight(ctx, dw.q_b, g.q, s.input);
+    linear_backward_weight(ctx, dw.q_b, g.q, s.input, rounding);
     return;
   }
-  linear_backward_weight(ctx, dw.q_b, g.q, s.q_latent);
+  linear_backward_weight(ctx, dw.q_b, g.q, s.q_latent, rounding);
   rms_norm_backward_weight(ctx, dw.q_a_norm, g.q_latent, s.q_a, s.q_a_rms);
-  linear_backward_weight(ctx, dw.q_a, g.q_a, s.input);
+  linear_backward_weight(ctx, dw.q_a, g.q_a, s.input, rounding);
 }
 
-void mlp_backward_input(Context& ctx, const MlpWeights& w, const MlpSaved& s, Tensor d_input, Tensor d_out,
-                        MlpGrads& g) {
+// What SwiGLU's backward pass reads, and the second matrix' input: FP8 keeps the first alone, in tiles of 1 x 128, and
+// makes the other again (V3 section 3.3.3).
+struct Activation {
+  Tensor gate_up, activated;
+};
+Activation kept_activation(Context& ctx, const Model& model, Tensor gate_up, Tensor activated) {
+  if (model.precision != Precision::fp8) return {gate_up, activated};
+  const Activation kept{round_rows(ctx, gate_up, model.precision), new_like(ctx, activated)};
+  swiglu(ctx, kept.activated, kept.gate_up);
+  return kept;
+}
+
+void mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, const MlpSaved& s, Tensor d_input,
+                        Tensor d_out, MlpGrads& g) {
+  const Rounding rounding{model.precision};
   g.out = d_out;
   g.gate_up = new_like(ctx, s.gate_up);
+  const Activation kept = kept_activation(ctx, model, s.gate_up, s.activated);
+  g.activated = kept.activated;
   const ArenaScope scope(ctx.arena);
   const Tensor d_activated = new_like(ctx, s.activated);
-  linear_backward_input(ctx, d_activated, d_out, w.down);
-  swiglu_backward(ctx, g.gate_up, d_activated, s.gate_up);
-  linear_backward_input(ctx, d_input, g.gate_up, w.gate_up);
+  linear_backward_input(ctx, d_activated, d_out, w.down, /*accumulate=*/false, rounding);
+  swiglu_backward(ctx, g.gate_up, d_activated, kept.gate_up);
+  linear_backward_input(ctx, d_input, g.gate_up, w.gate_up, /*accumulate=*/false, rounding);
 }
 
-void mlp_backward_weight(Context& ctx, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g) {
-  linear_backward_weight(ctx, dw.down, g.out, s.activated);
-  linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.input);
+void mlp_backward_weight(Context& ctx, const Model& model, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g) {
+  linear_backward_weight(ctx, dw.down, g.out, g.activated, {model.precision});
+  linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.input, {model.precision});
 }
 
 void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s, Tensor d_input,
                         Tensor d_out, MoeGrads& g, const ScoreGradient& score_gradient) {
   g.out = d_out;
   if (w.shared.gate_up) {
-    mlp_backward_input(ctx, w.shared, s.shared, d_input, d_out, g.shared);
+    mlp_backward_input(ctx, model, w.shared, s.shared, d_input, d_out, g.shared);
   } else {
     std::memset(d_input.f32(), 0, static_cast<size_t>(d_input.size_bytes()));
   }
   g.y_sorted = new_like(ctx, s.y_sorted);
   g.gate_up = new_like(ctx, s.gate_up);
   g.logits = new_like(ctx, s.logits);
+  const Activation kept = kept_activation(ctx, model, s.gate_up, s.activated);
+  g.activated = kept.activated;
   const ArenaScope scope(ctx.arena);
   const Tensor d_weights = new_like(ctx, s.topk_weights), d_activated = new_like(ctx, s.activated);
   const Tensor d_x_sorted = new_like(ctx, s.x_sorted);
   combine_backward(ctx, g.y_sorted, d_weights, d_out, s.y_sorted, s.topk_weights, s.dispatch);
-  grouped_linear_backward_input(ctx, d_activated, g.y_sorted, w.down, s.dispatch.offsets);
-  swiglu_backward(ctx, g.gate_up, d_activated, s.gate_up);
-  grouped_linear_backward_input(ctx, d_x_sorted, g.gate_up, w.gate_up, s.dispatch.offsets);
+  grouped_linear_backward_input(ctx, d_activated, g.y_sorted, w.down, s.dispatch.offsets, /*accumulate=*/false,
+                                experts_down_rounding(model));
+  swiglu_backward(ctx, g.gate_up, d_activated, kept.gate_up);
+  grouped_linear_backward_input(ctx, d_x_sorted, g.gate_up, w.gate_up, s.dispatch.offsets, /*accumulate=*/false,
+                                experts_up_rounding(model));
   dispatch_backward(ctx, d_input, d_x_sorted, s.dispatch);
 
   route_backward(ctx, model.config.router, g.logits, d_weights, s.topk_ids, s.scores,
@@ -104,11 +125,13 @@ void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, c
   linear_backward_input(ctx, d_input, g.logits, w.gate, /*accumulate=*/true);
 }
 
-void moe_backward_weight(Context& ctx, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g) {
+void moe_backward_weight(Context& ctx, const Model& model, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g) {
   linear_backward_weight(ctx, dw.gate, g.logits, s.input);
-  grouped_linear_backward_weight(ctx, dw.down, g.y_sorted, s.activated, s.dispatch.offsets);
-  grouped_linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.x_sorted, s.dispatch.offsets);
-  if (dw.shared.gate_up) mlp_backward_weight(ctx, dw.shared, s.shared, g.shared);
+  grouped_linear_backward_weight(ctx, dw.down, g.y_sorted, g.activated, s.dispatch.offsets,
+                                 experts_down_rounding(model));
+  grouped_linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.x_sorted, s.dispatch.offsets,
+                                 experts_up_rounding(model));
+  if (dw.shared.gate_up) mlp_backward_weight(ctx, model, dw.shared, s.shared, g.shared);
 }
 
 }  // namespace
@@ -120,7 +143,7 @@ void layer_backward_input(Context& ctx, const Model& model, const LayerWeights& 
   if (w.moe.gate) {
     moe_backward_input(ctx, model, w.moe, s.moe, g.mlp_normed, d_out, g.moe, score_gradient);
   } else {
-    mlp_backward_input(ctx, w.mlp, s.mlp, g.mlp_normed, d_out, g.mlp);
+    mlp_backward_input(ctx, model, w.mlp, s.mlp, g.mlp_normed, d_out, g.mlp);
   }
   const Tensor d_mid = new_like(ctx, s.x);
   rms_norm_backward_input(ctx, d_mid, g.mlp_normed, s.mid, w.post_attention_norm, s.mid_rms, /*accumulate=*/false);
@@ -132,15 +155,15 @@ void layer_backward_input(Context& ctx, const Model& model, const LayerWeights& 
   add(ctx, dx, dx, d_mid);
 }
 
-void layer_backward_weight(Context& ctx, const Model&, LayerWeights& dw, const Batch&, const LayerSaved& s,
+void layer_backward_weight(Context& ctx, const Model& model, LayerWeights& dw, const Batch&, const LayerSaved& s,
                            const LayerGrads& g) {
   if (dw.moe.gate) {
-    moe_backward_weight(ctx, dw.moe, s.moe, g.moe);
+    moe_backward_weight(ctx, model, dw.moe, s.moe, g.moe);
   } else {
-    mlp_backward_weight(ctx, dw.mlp, s.mlp, g.mlp);
+    mlp_backward_weight(ctx, model, dw.mlp, s.mlp, g.mlp);
   }
   rms_norm_backward_weight(ctx, dw.post_attention_norm, g.mlp_normed, s.mid, s.mid_rms);
-  attention_backward_weight(ctx, dw.attention, s.attention, g.attention);
+  attention_backward_weight(ctx, model, dw.attention, s.attention, g.attention);
   rms_norm_backward_weight(ctx, dw.input_norm, g.attention_normed, s.x, s.x_rms);
 }
 
@@ -171,7 +194,7 @@ void mtp_backward_input(Context& ctx, const Model& model, const MtpSaved& s, Ten
   layer_backward_input(ctx, model, w.layer, s.input.next, s.layer, g.projected, d_out, g.layer, score_gradient);
 
   g.concatenated = new_like(ctx, s.concatenated);
-  linear_backward_input(ctx, g.concatenated, g.projected, w.eh_proj);
+  linear_backward_input(ctx, g.concatenated, g.projected, w.eh_proj, /*accumulate=*/false, {model.precision});
   const Tensor d_e = g.concatenated.columns(0, hidden), d_h = g.concatenated.columns(hidden, hidden);
   g.embedded = new_like(ctx, s.embedded);
   rms_norm_backward_input(ctx, g.embedded, d_e, s.embedded, w.enorm, s.e_rms, /*accumulate=*/false);
@@ -186,7 +209,7 @@ void mtp_backward_weight(Context& ctx, const Model& model, ModelWeights& grads, 
   const int64_t hidden = model.config.hidden_size;
   rms_norm_backward_weight(ctx, dw.norm, g.hidden, s.x, s.x_rms);
   layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, g.layer);
-  linear_backward_weight(ctx, dw.eh_proj, g.projected, s.concatenated);
+  linear_backward_weight(ctx, dw.eh_proj, g.projected, s.concatenated, {model.precision});
   rms_norm_backward_weight(ctx, dw.enorm, g.concatenated.columns(0, hidden), s.embedded, s.e_rms);
   rms_norm_backward_weight(ctx, dw.hnorm, g.concatenated.columns(hidden, hidden), s.hidden_in, s.h_rms);
   embedding_backward_weight(ctx, grads.embed, g.embedded, s.input.next.ids);

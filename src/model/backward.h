@@ -12,9 +12,11 @@ struct MlaGrads {
 };
 struct MlpGrads {
   Tensor out, gate_up;
+  Tensor activated;  // no gradient: the second matrix' input as the backward pass knows it
 };
 struct MoeGrads {
   Tensor out, y_sorted, gate_up, logits;
+  Tensor activated;  // as above
   MlpGrads shared;
 };
 struct LayerGrads {

@@ -59,6 +59,10 @@ Pass make_pass(Context& ctx, const Batch& batch, const ForwardOptions& options) 
   return pass;
 }
 
+LinearCall call(const Model& model, Tensor y, const LinearInput& x, Tensor w) {
+  return {y, x, w, {}, {}, {model.precision}};
+}
+
 // x as these matrices read it.
 LinearInput matrix_input(Context& ctx, const Model& model, Tensor x, std::initializer_list<Tensor> weights) {
   return make_linear_input(ctx, model.fp8_activations ? round_to_fp8(ctx, model, x) : x, weights);
@@ -151,12 +155,12 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     s.q_a = new_f32(ctx, {tokens, w.q_a.shape[0]});
     s.q_a_rms = new_f32(ctx, {tokens});
     s.q_latent = new_f32(ctx, {tokens, w.q_a.shape[0]});
-    linear(ctx, {{s.q_a, hidden, w.q_a}, {s.kv_a, hidden, w.kv_a}});
+    linear(ctx, {call(model, s.q_a, hidden, w.q_a), call(model, s.kv_a, hidden, w.kv_a)});
     const LinearInput q_latent =
         norm_input(ctx, model, s.q_latent, s.q_a, s.q_a, {}, w.q_a_norm, kLatentNormEps, s.q_a_rms, {w.q_b});
-    linear(ctx, s.q, q_latent, w.q_b);
+    linear(ctx, {call(model, s.q, q_latent, w.q_b)});
   } else {
-    linear(ctx, {{s.q, hidden, w.q_b}, {s.kv_a, hidden, w.kv_a}});
+    linear(ctx, {call(model, s.q, hidden, w.q_b), call(model, s.kv_a, hidden, w.kv_a)});
   }
   s.kv_a_rms = new_f32(ctx, {tokens});
   s.latent = new_f32(ctx, {tokens, rank});
@@ -170,11 +174,12 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   if (!attended) {
     s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
-    linear(ctx, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b);
+    linear(ctx, {call(model, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b)});
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
   }
+  if (model.precision == Precision::fp8) round_to_e5m6(ctx, s.o);
   Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
-  linear(ctx, out, matrix_input(ctx, model, s.o, {w.o}), w.o);
+  linear(ctx, {{out, matrix_input(ctx, model, s.o, {w.o}), w.o, {}, {}, attention_out_rounding(model)}});
   return out;
 }
 
@@ -184,8 +189,8 @@ void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out
   s.input = input;
   s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
   s.activated = new_f32(ctx, {input.rows(), w.down.shape[1]});
-  linear(ctx, s.gate_up, matrix, w.gate_up);
-  linear(ctx, out, activated_input(ctx, model, s.activated, s.gate_up, w.down), w.down);
+  linear(ctx, {call(model, s.gate_up, matrix, w.gate_up)});
+  linear(ctx, {call(model, out, activated_input(ctx, model, s.activated, s.gate_up, w.down), w.down)});
 }
 
 // Where experts may be on disk: those that the router of this layer has chosen (none in a dense layer) are read, and
@@ -218,7 +223,7 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tens
     s.shared.input = input;
     s.shared.gate_up = new_f32(ctx, {tokens, w.shared.gate_up.shape[0]});
     s.shared.activated = new_f32(ctx, {tokens, w.shared.down.shape[1]});
-    linear(ctx, {{s.logits, input, w.gate}, {s.shared.gate_up, matrix, w.shared.gate_up}});
+    linear(ctx, {{s.logits, input, w.gate}, call(model, s.shared.gate_up, matrix, w.shared.gate_up)});
     shared_activated = activated_input(ctx, model, s.shared.activated, s.shared.gate_up, w.shared.down);
   } else {
     linear(ctx, s.logits, input, w.gate);
@@ -232,14 +237,15 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tens
   s.y_sorted = new_f32(ctx, {slots, input.cols()});
   const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
   s.x_sorted = sorted.x;
-  linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts}});
+  linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts, experts_up_rounding(model)}});
   const LinearInput activated = activated_input(ctx, model, s.activated, s.gate_up, w.down);
+  const LinearCall down{s.y_sorted,         activated,          w.down,
+                        s.dispatch.offsets, s.dispatch.experts, experts_down_rounding(model)};
   if (has_shared) {
-    linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets, s.dispatch.experts},
-                 {out, shared_activated, w.shared.down}});
+    linear(ctx, {down, call(model, out, shared_activated, w.shared.down)});
   } else {
     fill_zero(ctx, out);
-    linear(ctx, {{s.y_sorted, activated, w.down, s.dispatch.offsets, s.dispatch.experts}});
+    linear(ctx, {down});
   }
   combine(ctx, out, s.y_sorted, s.topk_weights, s.dispatch);
 }
@@ -389,7 +395,7 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tens
   rms_norm(ctx, s.concatenated.columns(0, hidden), s.embedded, w.enorm, eps, s.e_rms);
   rms_norm(ctx, s.concatenated.columns(hidden, hidden), s.hidden_in, w.hnorm, eps, s.h_rms);
   Tensor x = new_f32(ctx, {tokens, hidden});
-  linear(ctx, x, matrix_input(ctx, model, s.concatenated, {w.eh_proj}), w.eh_proj);
+  linear(ctx, {call(model, x, matrix_input(ctx, model, s.concatenated, {w.eh_proj}), w.eh_proj)});
 
   s.x = new_f32(ctx, {tokens, hidden});
   layer_block(ctx, model, w.layer, pass, s.x, x, 0, s.layer);

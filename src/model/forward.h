@@ -19,10 +19,19 @@ struct Model {
   Rope rope;
   float softmax_scale;  // (nope + rope)^-1/2 * rope.softmax_scale_factor
   ModelWeights weights;
+  Precision precision = Precision::f32;  // of the operands of all linear layers but router and head; f32 weights alone
   bool fp8_activations = false;      // round the inputs of FP8 matrices to e4m3 too, a scale each 128 (V3 section 3.3)
   ExpertReading* reading = nullptr;  // where experts may not be in memory
 };
 Model make_model(const ModelConfig& config, const ModelWeights& weights);
+
+// Where training in FP8 scales by powers of two (V3 section 3.3.3): behind the attention, in front of the experts and
+// of their second matrix on the way back.
+inline Rounding attention_out_rounding(const Model& model) {
+  return {model.precision, /*x_power_of_two=*/true, false, /*x_in_e5m6=*/true};
+}
+inline Rounding experts_up_rounding(const Model& model) { return {model.precision, /*x_power_of_two=*/true}; }
+inline Rounding experts_down_rounding(const Model& model) { return {model.precision, false, /*dy_power_of_two=*/true}; }
 
 // Packed sequences, one behind the other, without padding.
 struct Batch {

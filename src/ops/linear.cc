@@ -64,10 +64,42 @@ void run_grouped(Context& ctx, Tensor offsets, Tensor x, Tensor w, const MakeCal
   gemm_many(ctx, calls);
 }
 
+// x as products along its rows read it, made once for all calls that share it.
+class RoundedRows {
+ public:
+  explicit RoundedRows(Context& ctx) : ctx_(ctx) {}
+  Tensor operator()(Tensor x, const Rounding& r) {
+    for (const Entry& e : made_) {
+      if (e.from == x.data && e.precision == r.precision && e.power_of_two == r.x_power_of_two) return e.rounded;
+    }
+    made_.push_back({x.data, r.precision, r.x_power_of_two, round_rows(ctx_, x, r.precision, r.x_power_of_two)});
+    return made_.back().rounded;
+  }
+
+ private:
+  struct Entry {
+    const void* from;
+    Precision precision;
+    bool power_of_two;
+    Tensor rounded;
+  };
+  Context& ctx_;
+  std::vector<Entry> made_;
+};
+
+// x as the weight's gradient reads it: FP8 keeps it for the backward pass in tiles along the rows.
+Tensor round_kept_columns(Context& ctx, Tensor x, Tensor offsets, const Rounding& r) {
+  const bool in_rows = r.precision == Precision::fp8 && !r.x_in_e5m6;
+  const Tensor kept = in_rows ? round_rows(ctx, x, r.precision, r.x_power_of_two) : x;
+  return round_columns(ctx, kept, offsets, r.precision, r.x_power_of_two);
+}
+
 }  // namespace
 
 void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
   if (ctx.device != nullptr) return ctx.device->operators.linear(ctx, calls);
+  const ArenaScope scope(ctx.arena);
+  RoundedRows rounded_rows(ctx);
   std::vector<GemmCall> in_f32;
   std::vector<PanelCall> in_panels;
   const auto add = [&](Tensor y, const LinearInput& x, Tensor w) {
@@ -79,13 +111,20 @@ void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
     }
   };
   for (const LinearCall& call : calls) {
+    const Rounding& rounding = call.rounding;
+    LinearInput x = call.x;
+    Tensor w = call.w;
+    if (rounding.precision != Precision::f32) {
+      FATHOM_CHECK(!w.panels);
+      x = rounded_rows(call.x.x, rounding);
+      w = round_blocks(ctx, w, rounding.precision);
+    }
     if (!call.offsets) {
-      add(call.y, call.x, call.w);
+      add(call.y, x, w);
       continue;
     }
-    for_each_group(call.offsets, call.x.x.rows(), call.w, [&](int64_t begin, int64_t n, int64_t e) {
-      add(call.y.slice(begin, n), call.x.slice(begin, n), call.w[e]);
-    });
+    for_each_group(call.offsets, x.x.rows(), w,
+                   [&](int64_t begin, int64_t n, int64_t e) { add(call.y.slice(begin, n), x.slice(begin, n), w[e]); });
   }
   if (!in_f32.empty()) gemm_many(ctx, in_f32);
   if (!in_panels.empty()) panel_linear(ctx, in_panels);
@@ -98,13 +137,17 @@ void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumul
   gemm_many(ctx, {&call, 1});
 }
 
-void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate) {
-  const GemmCall call = backward_input_call(dx, dy, w, accumulate);
+void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate, const Rounding& r) {
+  const ArenaScope scope(ctx.arena);
+  const GemmCall call = backward_input_call(dx, round_rows(ctx, dy, r.precision, r.dy_power_of_two),
+                                            round_blocks(ctx, w, r.precision), accumulate);
   gemm_many(ctx, {&call, 1});
 }
 
-void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x) {
-  const GemmCall call = backward_weight_call(dw, dy, x);
+void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, const Rounding& r) {
+  const ArenaScope scope(ctx.arena);
+  const GemmCall call = backward_weight_call(dw, round_columns(ctx, dy, {}, r.precision, r.dy_power_of_two),
+                                             round_kept_columns(ctx, x, {}, r));
   gemm_many(ctx, {&call, 1});
 }
 
@@ -116,15 +159,21 @@ void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tens
   });
 }
 
-void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate) {
+void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate,
+                                   const Rounding& r) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor rows = round_rows(ctx, dy, r.precision, r.dy_power_of_two), blocks = round_blocks(ctx, w, r.precision);
   run_grouped(ctx, offsets, dy, w, [&](int64_t begin, int64_t n, int64_t e) {
-    return backward_input_call(dx.slice(begin, n), dy.slice(begin, n), w[e], accumulate);
+    return backward_input_call(dx.slice(begin, n), rows.slice(begin, n), blocks[e], accumulate);
   });
 }
 
-void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
+void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets, const Rounding& r) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor dy_columns = round_columns(ctx, dy, offsets, r.precision, r.dy_power_of_two);
+  const Tensor x_columns = round_kept_columns(ctx, x, offsets, r);
   run_grouped(ctx, offsets, x, dw, [&](int64_t begin, int64_t n, int64_t e) {
-    return backward_weight_call(dw[e], dy.slice(begin, n), x.slice(begin, n));
+    return backward_weight_call(dw[e], dy_columns.slice(begin, n), x_columns.slice(begin, n));
   });
 }
 

@@ -7,6 +7,7 @@
 #include <initializer_list>
 
 #include "ops/context.h"
+#include "ops/rounding.h"
 
 namespace fathom {
 
@@ -29,7 +30,7 @@ Tensor LinearInput::*form_for(const Context& ctx, Tensor w);
 LinearInput make_linear_input(Context& ctx, Tensor x, std::initializer_list<Tensor> weights);
 
 // y[t, o] = sum_i x[t, i] w[o, i].   x: [tokens, in], w: [out, in], y: [tokens, out]
-// w is f32, or panels of any format: then the input must have the form that w reads, and nothing accumulates.
+// w is f32, or panels of any format: then the input must have the form that w reads, and nothing accumulates or rounds.
 void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumulate = false);
 
 // Several products, none of which writes what another reads or writes, in one go: the threads share the work of all.
@@ -37,23 +38,26 @@ struct LinearCall {
   Tensor y;
   LinearInput x;
   Tensor w;
-  Tensor offsets{};  // of experts, as grouped_linear takes them
-  Tensor experts{};  // on a device: those that have rows, as Dispatch has them
+  Tensor offsets{};     // of experts, as grouped_linear takes them
+  Tensor experts{};     // on a device: those that have rows, as Dispatch has them
+  Rounding rounding{};  // of f32 operands, on the CPU; rows that calls share are rounded once
 };
 void linear(Context& ctx, std::initializer_list<LinearCall> calls);
 
 // dx[t, i] = sum_o dy[t, o] w[o, i].   dy: [tokens, out], w: [out, in], dx: [tokens, in]
-void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate = false);
+void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate = false,
+                           const Rounding& rounding = {});
 
 // dw[o, i] += sum_t dy[t, o] x[t, i].   dy: [tokens, out], x: [tokens, in], dw: [out, in]
-void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x);
+void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, const Rounding& rounding = {});
 
 // The same for experts: rows offsets[e] .. offsets[e+1] of x belong to expert e and meet w[e]. No padding; an expert
 // without rows costs nothing (its dw gets nothing added). w: [experts, out, in]; offsets: [experts + 1] i32.
 void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tensor offsets, bool accumulate = false);
 void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets,
-                                   bool accumulate = false);
-void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
+                                   bool accumulate = false, const Rounding& rounding = {});
+void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets,
+                                    const Rounding& rounding = {});
 
 namespace plain {
 void linear(Tensor y, Tensor x, Tensor w, bool accumulate = false);

@@ -1,0 +1,42 @@
+// The operands of products as narrower formats hold them, emulated: rounded to what the format has, and left f32. With
+// products and sums in f32 (GemmCall) this is mixed-precision training as V3 section 3.3 has it: in FP8 a scale for
+// each tile of 128 numbers along the dimension that is summed over, for each 128 x 128 of a weight, all e4m3.
+#pragma once
+
+#include "ops/context.h"
+
+namespace fathom {
+
+enum class Precision { f32, bf16, fp8 };
+
+// How the operands of a linear layer's three products are rounded: x and w forwards, dy and w for the gradient of the
+// input, dy and x for that of the weight.
+struct Rounding {
+  Precision precision = Precision::f32;
+  // Scales of tiles rounded up to powers of two, for what is tiled both ways or sent (V3 section 3.3.3).
+  bool x_power_of_two = false, dy_power_of_two = false;
+  // x has been through round_to_e5m6: its tiles along the tokens are made from that, others from those along a row.
+  bool x_in_e5m6 = false;
+};
+
+// Each returns x itself for f32, else memory from ctx.arena. A tile's scale is its largest magnitude / 448, but no less
+// than the least normal float; NaN stays NaN.
+// Tiles of 1 x 128.   x: [tokens, cols]
+Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two = false);
+// Tiles of 128 x 1, begun anew where a group of rows begins: offsets [groups + 1] i32, or absent for one group.
+Tensor round_columns(Context& ctx, Tensor x, Tensor offsets, Precision precision, bool power_of_two = false);
+// Blocks of 128 x 128 of each matrix.   w: [out, in] or [matrices, out, in], without gaps
+Tensor round_blocks(Context& ctx, Tensor w, Precision precision);
+// In place, tiles of 1 x 128 in 1 + 5 + 6 bits with scales that are powers of two: what V3 keeps of the attention's
+// output for the backward pass.
+void round_to_e5m6(Context& ctx, Tensor x);
+
+// Number by number.
+namespace plain {
+void round_rows(Tensor out, Tensor x, bool power_of_two = false);
+void round_columns(Tensor out, Tensor x, Tensor offsets, bool power_of_two = false);
+void round_blocks(Tensor out, Tensor w);
+void round_to_e5m6(Tensor x);
+}  // namespace plain
+
+}  // namespace fathom

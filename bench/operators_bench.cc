@@ -242,11 +242,12 @@ void head_loss(benchmark::State& state, Context& ctx, bool backward) {
 void optimizer(benchmark::State& state, Context& ctx) {
   const ArenaScope scope(ctx.arena);
   constexpr int64_t kParams = kInMemory / 16;
-  std::array<std::span<float>, 4> p;  // parameters, gradients, m, v
-  for (auto& values : p) values = {filled(ctx, 1, kParams).f32(), static_cast<size_t>(kParams)};
-  for (float& v : p[3]) v *= v;
+  const auto values = [&] { return filled(ctx, 1, kParams); };
+  const auto all = [](Tensor t) { return std::span<float>(t.f32(), static_cast<size_t>(t.size())); };
+  const Tensor params = values(), grads = values(), m = values(), v = values();
+  for (float& x : all(v)) x *= x;
   int64_t step = 0;
-  for (auto _ : state) adamw_step(ctx, {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f}, ++step, p[0], p[1], p[2], p[3], 1);
+  for (auto _ : state) adamw_step(ctx, {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f}, ++step, all(params), all(grads), m, v, 1);
   count(state, {kParams * 16, 0}, kParams, ctx.pool.size());
 }
 

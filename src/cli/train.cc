@@ -16,7 +16,7 @@ namespace {
 
 struct Options {
   TrainOptions train;
-  std::string schedule = "cosine", balance = "auto", precision = "f32", save_format = "f32";
+  std::string schedule = "cosine", balance = "auto", precision = "f32", moments = "auto", save_format = "f32";
   double min_lr = -1;
   int64_t sample_tokens = 200;
   double sample_temperature = 0.8;
@@ -42,11 +42,10 @@ auto make_sampler(const Options& options, const CommonOptions& common) {
 
 void run(Options options, const CommonOptions& common) {
   require_cpu(common, "train");
-  if (options.precision == "bf16" || options.precision == "fp8") {
-    throw UsageError("train: --precision {} is not built in; use --precision f32", options.precision);
-  }
-  if (options.precision != "f32") throw UsageError("train: --precision {}: must be f32", printable(options.precision));
   TrainOptions& train_options = options.train;
+  train_options.precision = precision_named(options.precision);
+  const bool narrow = options.moments == "bf16" || (options.moments == "auto" && options.precision != "f32");
+  train_options.moments = narrow ? Format::bf16 : Format::f32;
   if (options.save_format != "f32" && options.save_format != "bf16") {
     throw UsageError("train: --save-format {}: must be f32 or bf16", printable(options.save_format));
   }
@@ -116,7 +115,13 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--beta2", o.beta2, "AdamW")->capture_default_str();
   c->add_option("--eps", o.eps, "AdamW")->capture_default_str();
   c->add_option("--clip", o.clip, "Greatest global norm of the gradient, 0: none")->capture_default_str();
-  c->add_option("--precision", options->precision, "f32")->capture_default_str();
+  c->add_option("--precision", options->precision,
+                "What products of the linear layers round their operands to: f32, bf16, fp8 (tiles of 128, as V3), "
+                "fp8-per-tensor (to compare)")
+      ->capture_default_str();
+  c->add_option("--moments", options->moments, "AdamW's moments in f32 or bf16")
+      ->check(CLI::IsMember({"auto", "f32", "bf16"}))
+      ->default_str("bf16, with --precision f32 f32");
   c->add_option("--save-format", options->save_format, "Stored type of the trained model's weights: f32 or bf16")
       ->capture_default_str();
   c->add_option("--balance", options->balance, "Expert loads: bias (loss-free), aux (balance loss) or none")

@@ -71,7 +71,7 @@ struct Activation {
   Tensor gate_up, activated;
 };
 Activation kept_activation(Context& ctx, const Model& model, Tensor gate_up, Tensor activated) {
-  if (model.precision != Precision::fp8) return {gate_up, activated};
+  if (!is_fp8(model.precision)) return {gate_up, activated};
   const Activation kept{round_rows(ctx, gate_up, model.precision), new_like(ctx, activated)};
   swiglu(ctx, kept.activated, kept.gate_up);
   return kept;

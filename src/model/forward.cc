@@ -177,7 +177,7 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     linear(ctx, {call(model, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b)});
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
   }
-  if (model.precision == Precision::fp8) round_to_e5m6(ctx, s.o);
+  if (is_fp8(model.precision)) round_to_e5m6(ctx, s.o);
   Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
   linear(ctx, {{out, matrix_input(ctx, model, s.o, {w.o}), w.o, {}, {}, attention_out_rounding(model)}});
   return out;

@@ -18,8 +18,10 @@ constexpr int64_t kBlock = 16384;  // parameters in one task
 }  // namespace
 
 void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span<float> params,
-                std::span<const float> grads, std::span<float> m, std::span<float> v, float gradient_scale) {
-  FATHOM_CHECK(step >= 1 && grads.size() == params.size() && m.size() == params.size() && v.size() == params.size());
+                std::span<const float> grads, Tensor m, Tensor v, float gradient_scale) {
+  const auto n = static_cast<int64_t>(params.size());
+  FATHOM_CHECK(step >= 1 && grads.size() == params.size() && m.size() == n && v.size() == n && m.format == v.format &&
+               (m.format == Format::f32 || m.format == Format::bf16));
   const double beta1 = config.beta1, beta2 = config.beta2, lr = config.lr, n_steps = static_cast<double>(step);
   const cpu::AdamwStep constants = {
       .gradient_scale = gradient_scale,
@@ -32,9 +34,14 @@ void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span
       .eps = config.eps,
   };
   const auto& kernel = kernels();
-  ctx.pool.parallel_for(0, static_cast<int64_t>(params.size()), kBlock, [&](int64_t begin, int64_t end) {
-    kernel.adamw(constants, params.data() + begin, grads.data() + begin, m.data() + begin, v.data() + begin,
-                 end - begin);
+  ctx.pool.parallel_for(0, n, kBlock, [&](int64_t begin, int64_t end) {
+    float* const p = params.data() + begin;
+    const float* const g = grads.data() + begin;
+    if (m.format == Format::f32) {
+      kernel.adamw(constants, p, g, m.f32() + begin, v.f32() + begin, end - begin);
+    } else {
+      kernel.adamw_bf16(constants, p, g, m.as<uint16_t>() + begin, v.as<uint16_t>() + begin, end - begin);
+    }
   });
 }
 

@@ -89,7 +89,7 @@ class RoundedRows {
 
 // x as the weight's gradient reads it: FP8 keeps it for the backward pass in tiles along the rows.
 Tensor round_kept_columns(Context& ctx, Tensor x, Tensor offsets, const Rounding& r) {
-  const bool in_rows = r.precision == Precision::fp8 && !r.x_in_e5m6;
+  const bool in_rows = is_fp8(r.precision) && !r.x_in_e5m6;
   const Tensor kept = in_rows ? round_rows(ctx, x, r.precision, r.x_power_of_two) : x;
   return round_columns(ctx, kept, offsets, r.precision, r.x_power_of_two);
 }

@@ -45,6 +45,37 @@ Tensor round_to_bf16(Context& ctx, Tensor x) {
   return out;
 }
 
+// One scale for all of x.
+Tensor round_whole(Context& ctx, Tensor x) {
+  const Tensor out = new_f32(ctx, {x.rows(), x.cols()});
+  const ArenaScope scope(ctx.arena);
+  const auto& kernel = kernels();
+  const Tensor largest = new_f32(ctx, {x.rows()});
+  ctx.pool.parallel_for(0, x.rows(), row_grain(x.cols()), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) largest.f32()[t] = kernel.largest(x.f32_row(t), x.cols());
+  });
+  const float scale = tile_scale(kernel.largest(largest.f32(), x.rows()), /*power_of_two=*/false, cpu::kE4m3);
+  ctx.pool.parallel_for(0, x.rows(), row_grain(2 * x.cols()), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) kernel.scaled(out.f32_row(t), x.f32_row(t), x.cols(), scale, cpu::kE4m3);
+  });
+  return out;
+}
+
+// Where precision asks for no tiles; absent where it does.
+Tensor round_without_tiles(Context& ctx, Tensor x, Precision precision) {
+  switch (precision) {
+    case Precision::f32:
+      return x;
+    case Precision::bf16:
+      return round_to_bf16(ctx, x);
+    case Precision::fp8_per_tensor:
+      return round_whole(ctx, x);
+    case Precision::fp8:
+      break;
+  }
+  return {};
+}
+
 // A matrix [rows, cols] out of one of higher rank without gaps.
 Tensor as_matrix(Tensor w) {
   FATHOM_CHECK(w.row_stride == w.cols());
@@ -54,8 +85,7 @@ Tensor as_matrix(Tensor w) {
 }  // namespace
 
 Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two) {
-  if (precision == Precision::f32) return x;
-  if (precision == Precision::bf16) return round_to_bf16(ctx, x);
+  if (const Tensor done = round_without_tiles(ctx, x, precision)) return done;
   Tensor out = new_f32(ctx, {x.rows(), x.cols()});
   round_tiles_of_rows(ctx, out, x, power_of_two, cpu::kE4m3);
   return out;
@@ -64,8 +94,7 @@ Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two
 void round_to_e5m6(Context& ctx, Tensor x) { round_tiles_of_rows(ctx, x, x, /*power_of_two=*/true, cpu::kE5m6); }
 
 Tensor round_columns(Context& ctx, Tensor x, Tensor offsets, Precision precision, bool power_of_two) {
-  if (precision == Precision::f32) return x;
-  if (precision == Precision::bf16) return round_to_bf16(ctx, x);
+  if (const Tensor done = round_without_tiles(ctx, x, precision)) return done;
   const Tensor out = new_f32(ctx, {x.rows(), x.cols()});
   const ArenaScope scope(ctx.arena);
   const int64_t groups = offsets ? offsets.size() - 1 : 1;
@@ -96,8 +125,9 @@ Tensor round_columns(Context& ctx, Tensor x, Tensor offsets, Precision precision
 Tensor round_blocks(Context& ctx, Tensor w, Precision precision) {
   if (precision == Precision::f32) return w;
   const Tensor in = as_matrix(w);
-  Tensor rounded = precision == Precision::bf16 ? round_to_bf16(ctx, in) : new_f32(ctx, {in.rows(), in.cols()});
-  if (precision == Precision::fp8) {
+  Tensor rounded = round_without_tiles(ctx, in, precision);
+  if (!rounded) {
+    rounded = new_f32(ctx, {in.rows(), in.cols()});
     const int64_t rows = w.rank == 3 ? w.shape[1] : w.rows(), matrices = in.rows() / std::max<int64_t>(rows, 1);
     const int64_t down = ceil_div(rows, kTile), across = ceil_div(w.cols(), kTile);
     const auto& kernel = kernels();

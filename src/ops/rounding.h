@@ -7,7 +7,13 @@
 
 namespace fathom {
 
-enum class Precision { f32, bf16, fp8 };
+enum class Precision {
+  f32,
+  bf16,
+  fp8,
+  fp8_per_tensor  // one scale for a whole operand, as others had it before: to see what the tiles are good for
+};
+constexpr bool is_fp8(Precision p) { return p == Precision::fp8 || p == Precision::fp8_per_tensor; }
 
 // How the operands of a linear layer's three products are rounded: x and w forwards, dy and w for the gradient of the
 // input, dy and x for that of the weight.

@@ -60,8 +60,6 @@ std::vector<int64_t> saved_steps(const fs::path& out) {
   return steps;
 }
 
-Tensor flat(const Parameters& p) { return Tensor(p.memory.data(), Format::f32, {p.n_trained}); }
-
 void check_free_space(const fs::path& directory, const TrainedState& state) {
   std::error_code error;
   const auto space = fs::space(directory, error);
@@ -77,9 +75,9 @@ void write_files(const fs::path& directory, const TrainedState& state, const Tok
                  const Settings& settings) {
   tokenizer.save(directory);
   save_model(directory, state.config, state.parameters.weights, {.format = Format::f32});
-  write_safetensors(directory / kOptimizer,
-                    std::vector<TensorToWrite>{{"first_moment", flat(state.first_moment), Format::f32},
-                                               {"second_moment", flat(state.second_moment), Format::f32}});
+  const Moment &m = state.first_moment, &v = state.second_moment;
+  write_safetensors(directory / kOptimizer, std::vector<TensorToWrite>{{"first_moment", m.values, m.values.format},
+                                                                       {"second_moment", v.values, v.values.format}});
   nlohmann::ordered_json trainer{{"step", state.step}, {"tokens", state.tokens}, {"loss", state.loss}};
   if (state.val_loss) trainer["val_loss"] = *state.val_loss;
   trainer["settings"] = settings;
@@ -147,11 +145,12 @@ Settings read_trainer(const fs::path& directory, TrainedState& state) {
 
 void load_moments(const fs::path& directory, TrainedState& state) {
   const SafetensorsFile file(directory / kOptimizer);
-  const auto load = [&](const char* name, Parameters& into) {
-    into = allocate_parameters(state.config, /*with_bias=*/false);
+  const auto load = [&](const char* name, Moment& into) {
     const StoredTensor* stored = file.find(name);
-    const auto bytes = static_cast<size_t>(into.n_trained) * sizeof(float);
-    if (stored == nullptr || stored->format != Format::f32 || stored->data.size() != bytes) {
+    const bool known = stored != nullptr && (stored->format == Format::f32 || stored->format == Format::bf16);
+    if (known) into = allocate_moment(state.parameters, *stored->format);
+    const auto bytes = static_cast<size_t>(known ? into.values.size_bytes() : 0);
+    if (!known || stored->data.size() != bytes) {
       throw Error("{}: {} is missing or has another size than the model", file.where(), name);
     }
     std::memcpy(into.memory.data(), stored->data.data(), bytes);
@@ -171,6 +170,15 @@ void check_settings(const fs::path& directory, const Settings& stored, const Set
 }
 
 }  // namespace
+
+Moment allocate_moment(const Parameters& parameters, Format format) {
+  Moment moment{{}, Tensor(nullptr, format, {parameters.n_trained})};
+  const auto bytes = static_cast<size_t>(moment.values.size_bytes());
+  moment.memory = Buffer(bytes);
+  std::memset(moment.memory.data(), 0, bytes);
+  moment.values.data = moment.memory.data();
+  return moment;
+}
 
 fs::path checkpoint_directory(const fs::path& out, int64_t step) {
   return out / "checkpoints" / fmt::format("step-{}", step);

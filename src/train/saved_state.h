@@ -1,7 +1,7 @@
 // Checkpoints of a run: everything that a resumed run needs to go on with the same bits.
 //
 //   OUT/checkpoints/step-N/   a model directory (f32) that also holds
-//     optimizer.safetensors     the two moments, each flat in the layout of Parameters
+//     optimizer.safetensors     the two moments, f32 or bf16, each flat in the layout of Parameters
 //     trainer.json              step, tokens seen, losses, settings
 //     manifest.json             length and xxh3 of every other file
 //
@@ -19,10 +19,17 @@
 
 namespace fathom {
 
-// Parameters and what AdamW keeps for each.
+// What AdamW keeps of every trained parameter, in the layout of Parameters.
+struct Moment {
+  Buffer memory;
+  Tensor values;  // [n_trained], f32 or bf16
+};
+Moment allocate_moment(const Parameters& parameters, Format format);  // zeros
+
 struct TrainedState {
   ModelConfig config;
-  Parameters parameters, first_moment, second_moment;
+  Parameters parameters;
+  Moment first_moment, second_moment;
   int64_t step = 0;                // steps done
   int64_t tokens = 0;              // targets learned from
   double loss = 0;                 // of the last step

@@ -148,6 +148,8 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
   Settings settings = {
       {"data", fmt::format("{} ids, xxh3 {:016x}", ids.size(), XXH3_64bits(ids.data(), ids.size() * sizeof(int32_t)))},
       {"seed", fmt::to_string(o.seed)},
+      {"precision", precision_name(o.precision)},
+      {"moments", format_traits(o.moments).name},
       {"seq-len", fmt::to_string(o.seq_len)},
       {"batch-size", fmt::to_string(o.batch_size)},
       {"extend-seq-len", fmt::to_string(o.extend_seq_len)},
@@ -184,10 +186,15 @@ Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
   return has_bias ? Balance::bias : Balance::aux;
 }
 
+// Of memory, for each parameter.
+double parameter_bytes(const TrainOptions& o) {
+  return 2.0 * sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1));
+}
+
 // Weights, their gradient and two moments. Said before memory is filled that the system cannot back.
-void check_memory(const ModelConfig& config, const fs::path& from) {
+void check_memory(const TrainOptions& o, const ModelConfig& config, const fs::path& from) {
   const auto count = static_cast<double>(count_parameters(config).total);
-  const double needed = count * 4 * sizeof(float), present = static_cast<double>(machine_memory_bytes());
+  const double needed = count * parameter_bytes(o), present = static_cast<double>(machine_memory_bytes());
   if (needed > present) {
     throw Error("{}: training its {} parameters takes {} of memory, this machine has {}; make the model smaller",
                 printable(from.native()), human_count(count), human_bytes(needed), human_bytes(present));
@@ -200,7 +207,7 @@ void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
       static_cast<double>(o.micro_batch > 0 ? o.micro_batch : o.batch_size) * static_cast<double>(o.seq_len);
   const double needed = tokens * static_cast<double>(saved_floats_a_token(config)) * sizeof(float);
   const double present = static_cast<double>(machine_memory_bytes()) -
-                         static_cast<double>(count_parameters(config).total) * 4 * sizeof(float);
+                         static_cast<double>(count_parameters(config).total) * parameter_bytes(o);
   if (needed <= present) return;
   throw Error(
       "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters this machine has {}; give a "
@@ -212,18 +219,18 @@ TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
   TrainedState state;
   if (!o.init.empty()) {
     LoadedModel model = load_model(o.init, pool);
-    check_memory(model.config, o.init);
+    check_memory(o, model.config, o.init);
     state.config = model.config;
     state.parameters = std::move(model.parameters);
   } else {
     state.config = read_model_config(o.model_config);
-    check_memory(state.config, o.model_config);
+    check_memory(o, state.config, o.model_config);
     state.parameters = allocate_parameters(state.config);
     initialize(state.parameters, state.config, o.seed);
   }
   state.config.weight_block_rows = state.config.weight_block_cols = 0;  // trained weights are f32
-  state.first_moment = allocate_parameters(state.config, /*with_bias=*/false);
-  state.second_moment = allocate_parameters(state.config, /*with_bias=*/false);
+  state.first_moment = allocate_moment(state.parameters, o.moments);
+  state.second_moment = allocate_moment(state.parameters, o.moments);
   return state;
 }
 
@@ -340,6 +347,8 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
   return total;
 }
 
+Tensor part(Tensor flat, int64_t begin, int64_t size) { return {flat.at(begin), flat.format, {size}}; }
+
 // One step of the optimizer; returns the gradient's norm before clipping. Throws, with the weights untouched, when loss
 // or gradient is not finite.
 double update(Run& run, int64_t step, const LossResult& loss, double lr) {
@@ -351,12 +360,12 @@ double update(Run& run, int64_t step, const LossResult& loss, double lr) {
   }
   const double scale = o.clip > 0 && norm > o.clip ? o.clip / norm : 1;
   for (const DecayRun& r : run.decay) {
+    const auto begin = static_cast<int64_t>(r.begin), size = static_cast<int64_t>(r.size);
     const AdamwConfig config{static_cast<float>(lr), static_cast<float>(o.beta1), static_cast<float>(o.beta2),
                              static_cast<float>(o.eps), static_cast<float>(r.decays ? o.weight_decay : 0)};
     adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
-               run.gradients.trained().subspan(r.begin, r.size),
-               run.state.first_moment.trained().subspan(r.begin, r.size),
-               run.state.second_moment.trained().subspan(r.begin, r.size), static_cast<float>(scale));
+               run.gradients.trained().subspan(r.begin, r.size), part(run.state.first_moment.values, begin, size),
+               part(run.state.second_moment.values, begin, size), static_cast<float>(scale));
   }
   if (run.balance == Balance::bias) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
   return norm;
@@ -410,7 +419,9 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     m.val_loss = run.state.val_loss = validation_loss(run, step);
   }
   if (o.sample_every > 0 && (last || step % o.sample_every == 0)) {
-    m.sample = o.sample(run.ctx, run.model, run.tokenizer, run.prompt, step);
+    Model exact = run.model;  // as it will be used
+    exact.precision = Precision::f32;
+    m.sample = o.sample(run.ctx, exact, run.tokenizer, run.prompt, step);
   }
   return m;
 }
@@ -424,6 +435,27 @@ void finish(Run& run, const fs::path& log_path, const Settings& settings) {
 }
 
 }  // namespace
+
+Precision precision_named(const std::string& name) {
+  for (const Precision p : {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
+    if (name == precision_name(p)) return p;
+  }
+  throw UsageError("--precision {}: must be f32, bf16, fp8 or fp8-per-tensor", printable(name));
+}
+
+const char* precision_name(Precision precision) {
+  switch (precision) {
+    case Precision::f32:
+      return "f32";
+    case Precision::bf16:
+      return "bf16";
+    case Precision::fp8:
+      return "fp8";
+    case Precision::fp8_per_tensor:
+      return "fp8-per-tensor";
+  }
+  return "";
+}
 
 Balance balance_named(const std::string& name) {
   if (name == "auto") return Balance::automatic;
@@ -486,6 +518,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   Run run{options, stop_requested, {pool, arena}, tokenizer, ids, val_ids, phases, prompt, std::move(state), {}, {}, {},
           {},      balance};
   run.model = make_model(run.state.config, run.state.parameters.weights);
+  run.model.precision = options.precision;
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
   run.decay = decay_runs(run.state.parameters, run.state.config);
   run.loss.mtp_weight = run.model.weights.mtp.empty() ? 0 : options.mtp_weight;

@@ -20,6 +20,8 @@ enum class Balance {
   none
 };
 Balance balance_named(const std::string& name);
+Precision precision_named(const std::string& name);
+const char* precision_name(Precision precision);
 
 struct TrainOptions {
   std::filesystem::path model_config;  // exactly one of these two
@@ -30,6 +32,9 @@ struct TrainOptions {
   bool resume = false;
   Format save_format = Format::f32;  // of the model directory at the end: f32 or bf16
   uint64_t seed = 0;
+
+  Precision precision = Precision::f32;  // of the linear layers' operands, router and head aside
+  Format moments = Format::f32;          // of AdamW: f32 or bf16
 
   int64_t steps = 0, seq_len = 0, batch_size = 0;
   int64_t micro_batch = 0;  // sequences a forward pass; 0: all of the batch at once

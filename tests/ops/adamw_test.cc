@@ -1,6 +1,7 @@
 #include "ops/adamw.h"
 
 #include "each_isa.h"
+#include "number/formats.h"
 #include "ops/cpu/optimizer_kernels.h"
 #include "test_tensors.h"
 
@@ -21,7 +22,7 @@ TEST(Adamw, MatchesPlainOverStepsAndSizes) {
     Parameters fast(n), slow(n);
     for (int64_t step = 1; step <= 4; ++step) {
       const Tensor g = random_f32(n, 10 + static_cast<uint64_t>(step));
-      adamw_step(ctx(), kConfig, step, all(fast.p), all(g), all(fast.m), all(fast.v), 0.5f);
+      adamw_step(ctx(), kConfig, step, all(fast.p), all(g), fast.m, fast.v, 0.5f);
       plain::adamw_step(kConfig, step, all(slow.p), all(g), all(slow.m), all(slow.v), 0.5f);
       EXPECT_LT(max_abs_error(fast.p, slow.p), 2e-6) << n << " step " << step;
       EXPECT_LT(max_abs_error(fast.m, slow.m), 1e-6);
@@ -30,11 +31,32 @@ TEST(Adamw, MatchesPlainOverStepsAndSizes) {
   }
 }
 
+TEST(Adamw, MomentsInBf16AreThoseOfF32Rounded) {
+  for (const int64_t n : {1, 7, 64, 65, 50001}) {
+    Parameters narrow(n), wide(n);
+    const Tensor m(test_memory<uint16_t>(n, 0), Format::bf16, {n}), v(test_memory<uint16_t>(n, 0), Format::bf16, {n});
+    for (int64_t step = 1; step <= 4; ++step) {
+      const Tensor g = random_f32(n, 10 + static_cast<uint64_t>(step));
+      for (int64_t i = 0; i < n; ++i) {
+        wide.m.f32()[i] = bf16_to_f32(m.as<uint16_t>()[i]);
+        wide.v.f32()[i] = bf16_to_f32(v.as<uint16_t>()[i]);
+      }
+      adamw_step(ctx(), kConfig, step, all(narrow.p), all(g), m, v, 0.5f);
+      adamw_step(ctx(), kConfig, step, all(wide.p), all(g), wide.m, wide.v, 0.5f);
+      EXPECT_TRUE(same_bits(narrow.p, wide.p)) << n << " step " << step;
+      for (int64_t i = 0; i < n; ++i) {
+        ASSERT_EQ(m.as<uint16_t>()[i], f32_to_bf16(wide.m.f32()[i])) << i;
+        ASSERT_EQ(v.as<uint16_t>()[i], f32_to_bf16(wide.v.f32()[i])) << i;
+      }
+    }
+  }
+}
+
 TEST(Adamw, FirstStepMovesByTheRateAgainstTheGradient) {
   Parameters one(1);
   one.p.f32()[0] = 2;
   const Tensor g = filled_f32(1, 1, -3);
-  adamw_step(ctx(), kConfig, 1, all(one.p), all(g), all(one.m), all(one.v), 1);
+  adamw_step(ctx(), kConfig, 1, all(one.p), all(g), one.m, one.v, 1);
   EXPECT_NEAR(one.p.f32()[0], 2 * (1 - 1e-2 * 0.1) + 1e-2, 1e-6);
   EXPECT_NEAR(one.m.f32()[0], -0.3, 1e-6);
   EXPECT_NEAR(one.v.f32()[0], 0.45, 1e-6);
@@ -43,7 +65,7 @@ TEST(Adamw, FirstStepMovesByTheRateAgainstTheGradient) {
 TEST(Adamw, ZeroGradientOnlyDecays) {
   Parameters some(5);
   const Tensor before = copy_of(some.p), g = filled_like(some.p, 0);
-  adamw_step(ctx(), kConfig, 1, all(some.p), all(g), all(some.m), all(some.v), 1);
+  adamw_step(ctx(), kConfig, 1, all(some.p), all(g), some.m, some.v, 1);
   for (int64_t i = 0; i < 5; ++i) EXPECT_FLOAT_EQ(some.p.f32()[i], before.f32()[i] * 0.999f);
 }
 
@@ -78,7 +100,7 @@ TEST(Adamw, BitsDoNotDependOnThreads) {
     Parameters some(100003);
     const Tensor g = random_f32(100003, 2);
     for (int64_t step = 1; step <= 3; ++step) {
-      adamw_step(c.ctx, kConfig, step, all(some.p), all(g), all(some.m), all(some.v), 1);
+      adamw_step(c.ctx, kConfig, step, all(some.p), all(g), some.m, some.v, 1);
     }
     first.push_back(some.p);
     EXPECT_TRUE(same_bits(some.p, first[0]));

@@ -8,6 +8,7 @@
 #include <fstream>
 
 #include "base/file.h"
+#include "checkpoint/safetensors.h"
 #include "train/balance.h"
 #include "train/metrics.h"
 #include "train/saved_state.h"
@@ -162,6 +163,36 @@ TEST_F(Train, ResumedRunHasTheBitsOfAnUninterruptedOne) {
   const auto steps = read_metrics(o.out / "train.jsonl");
   ASSERT_EQ(steps.size(), 6u);
   for (size_t i = 0; i < 6; ++i) EXPECT_EQ(steps[i].step, static_cast<int64_t>(i) + 1);
+}
+
+TEST_F(Train, EveryPrecisionLearnsAndResumesWithTheSameBits) {
+  std::vector<std::string> all;
+  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
+    const std::string name = precision_name(precision);
+    EXPECT_EQ(precision_named(name), precision);
+    TrainOptions whole = options(name), cut = options(name + "-cut");
+    for (TrainOptions* o : {&whole, &cut}) {
+      o->precision = precision;
+      o->moments = Format::bf16;
+      o->steps = 20;
+    }
+    const TrainResult result = run(whole);
+    EXPECT_LT(result.loss, 5) << name;  // log(258) is 5.55
+    EXPECT_TRUE(run(cut, 2, 7).stopped);
+    const SafetensorsFile moments(checkpoint_directory(cut.out, 7) / "optimizer.safetensors");
+    EXPECT_EQ(moments.find("second_moment")->format, Format::bf16);
+    cut.resume = true;
+    run(cut, 1);
+    EXPECT_TRUE(weights(name) == weights(name + "-cut")) << name;
+    for (const std::string& other : all) EXPECT_FALSE(weights(name) == other) << name;
+    all.push_back(weights(name));
+    cut.precision = precision == Precision::f32 ? Precision::bf16 : Precision::f32;
+    EXPECT_THROW(run(cut), Error) << name;
+    cut.precision = precision;
+    cut.moments = Format::f32;
+    EXPECT_THROW(run(cut), Error) << name;
+  }
+  EXPECT_THROW(precision_named("fp16"), UsageError);
 }
 
 TEST_F(Train, ResumePassesOverDamagedCheckpoints) {

@@ -4,15 +4,31 @@
 namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
 namespace {
 
-void adamw(const AdamwStep& step, float* __restrict params, const float* __restrict grads, float* __restrict m,
-           float* __restrict v, int64_t n) {
+float widen(float x) { return x; }
+float widen(uint16_t code) {
+  const uint32_t bits = static_cast<uint32_t>(code) << 16;
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+void narrow(float* to, float x) { *to = x; }
+void narrow(uint16_t* to, float x) {  // to nearest, ties to even; moments are numbers
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  *to = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class Moment>
+void adamw(const AdamwStep& step, float* __restrict params, const float* __restrict grads, Moment* __restrict m,
+           Moment* __restrict v, int64_t n) {
   const AdamwStep s = step;
   for (int64_t i = 0; i < n; ++i) {
     const float g = grads[i] * s.gradient_scale;
-    const float m_new = m[i] + s.beta1_rest * (g - m[i]);
-    const float v_new = s.beta2 * v[i] + s.beta2_rest * (g * g);
-    m[i] = m_new;
-    v[i] = v_new;
+    const float m_old = widen(m[i]);
+    const float m_new = m_old + s.beta1_rest * (g - m_old);
+    const float v_new = s.beta2 * widen(v[i]) + s.beta2_rest * (g * g);
+    narrow(m + i, m_new);
+    narrow(v + i, v_new);
     params[i] = params[i] * s.decay - s.step_size * m_new / (sqrtf(v_new) / s.root_correction2 + s.eps);
   }
 }
@@ -38,6 +54,6 @@ double sum_of_squares(const float* values, int64_t n) {
 
 }  // namespace
 
-const OptimizerKernels optimizer_kernels = {adamw, sum_of_squares};
+const OptimizerKernels optimizer_kernels = {adamw<float>, adamw<uint16_t>, sum_of_squares};
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

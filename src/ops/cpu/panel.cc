@@ -28,8 +28,7 @@ void store_codes(int8_t* codes, int16_t* sums, const Ints* x) {
 #if defined(__AVX2__)
   const auto wide = [&](int i) { return as<__m256i>(x[i]); };
   // Packing works in halves of vectors, so that groups of four come out in another order.
-  const __m256i bytes =
-      _mm256_packs_epi16(_mm256_packs_epi32(wide(0), wide(1)), _mm256_packs_epi32(wide(2), wide(3)));
+  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(wide(0), wide(1)), _mm256_packs_epi32(wide(2), wide(3)));
   store_as(codes, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
   const __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(wide(0), wide(1)), _mm256_add_epi32(wide(2), wide(3)));
   const __m256i fours = _mm256_hadd_epi32(pairs, pairs);

@@ -97,7 +97,10 @@ Tensor round_kept_columns(Context& ctx, Tensor x, Tensor offsets, const Rounding
 }  // namespace
 
 void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
-  if (ctx.device != nullptr) return ctx.device->operators.linear(ctx, calls);
+  if (ctx.device != nullptr) {
+    for (const LinearCall& call : calls) FATHOM_CHECK(call.rounding.precision == Precision::f32);
+    return ctx.device->operators.linear(ctx, calls);
+  }
   const ArenaScope scope(ctx.arena);
   RoundedRows rounded_rows(ctx);
   std::vector<GemmCall> in_f32;

@@ -384,6 +384,7 @@ TEST(OracleOf, ThreeAdamwSteps) {
   const Model model = make_model(loaded.config, loaded.parameters.weights);
   Parameters grads = allocate_parameters(loaded.config, false), m = allocate_parameters(loaded.config, false);
   Parameters v = allocate_parameters(loaded.config, false);
+  const auto flat = [](const Parameters& p) { return Tensor(p.memory.data(), Format::f32, {p.n_trained}); };
   const auto sequences = prompts(expected);
   const Batch batch = make_batch(ctx, sequences);
   const Targets targets = make_targets(ctx, batch);
@@ -393,7 +394,7 @@ TEST(OracleOf, ThreeAdamwSteps) {
     const auto trace = adamw["trace"].at(static_cast<size_t>(step) - 1);
     EXPECT_NEAR(loss.loss(), double(trace["loss"]), 1e-5) << step;
     EXPECT_NEAR(std::sqrt(sum_of_squares(ctx, grads.trained())), double(trace["grad_norm"]), 1e-4) << step;
-    adamw_step(ctx, config, step, loaded.parameters.trained(), grads.trained(), m.trained(), v.trained(), 1);
+    adamw_step(ctx, config, step, loaded.parameters.trained(), grads.trained(), flat(m), flat(v), 1);
   }
   double most = 0, total = 0;
   int64_t n = 0;

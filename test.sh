@@ -2,6 +2,7 @@
 # Installs what is missing, builds, and runs every test: under ThreadSanitizer (the threaded parts), under AddressSanitizer and
 # UndefinedBehaviorSanitizer (all), as users run it, and the parsers on input made to break them; compiles the kernels for Arm.
 # Ends with ctest's summary.
+#   ./test.sh --peers    installs llama.cpp and the gguf package too, for the tests that exchange files with them
 set -euo pipefail
 cd "$(dirname "$0")"
 start=$SECONDS
@@ -41,8 +42,12 @@ else
 fi
 
 say "Fuzzers: model files, tokenizers, chat templates"
-scripts/fuzz.sh model_load_fuzz=1000000 safetensors_header_fuzz=1000000 gguf_fuzz=30s tokenizer_fuzz=30s jinja_fuzz=30s
+scripts/fuzz.sh model_load_fuzz=30s safetensors_header_fuzz=30s gguf_fuzz=30s tokenizer_fuzz=30s jinja_fuzz=30s
 
 say "Release: every test"
 build release
+# A Python with the packages of other programs, which tests compare with: where there is none they are skipped, and say so.
+peers=build/peers/bin/python
+if [ "${1:-}" = --peers ] && [ ! -x "$peers" ]; then scripts/install_peers.sh build/peers; fi
+if [ -x "$peers" ]; then export FATHOM_PYTHON=${FATHOM_PYTHON:-$PWD/$peers}; fi
 ctest --preset release -j "$jobs"

@@ -1,14 +1,15 @@
-// The operators between the products: router, norm, SwiGLU, rotation, 8-bit activations, rows of the latent cache, the
-// pool's meeting of threads, head with loss, AdamW. Argument: threads.
-// GB/s counts each byte that a kernel touches once, be it read, written or both: a line that is written comes from
-// where it lies like one that is read, and goes back beside other reading. One row is taken from many that lie in the
-// L2 together, on one thread; 512 from many that only memory holds. GFLOP/s is printed instead where arithmetic takes
-// longer than that at the machine's rates. The limit of memory moves where others use it too.
+// The operators between the products: router, tokens to experts and back (and the experts' products), norm, SwiGLU,
+// rotation, 8-bit activations, rows of the latent cache, the pool's meeting of threads, head with loss, AdamW.
+// Argument: threads. GB/s counts each byte that a kernel touches once, be it read, written or both: a line that is
+// written comes from where it lies like one that is read, and goes back beside other reading. One row is taken from
+// many that lie in the L2 together, on one thread; 512 from many that only memory holds. GFLOP/s is printed instead
+// where arithmetic takes longer than that at the machine's rates. The limit of memory moves where others use it too.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cmath>
 #include <cstdlib>
 #include <span>
 #include <string>
@@ -21,6 +22,7 @@
 #include "number/panels.h"
 #include "ops/adamw.h"
 #include "ops/cross_entropy.h"
+#include "ops/experts.h"
 #include "ops/latent_rows.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
@@ -84,6 +86,20 @@ void cycle(benchmark::State& state, int64_t inputs, int64_t rows, const Call& ca
   }
 }
 
+// k different experts for each token, the last more often than the first.
+Tensor uneven_choices(Context& ctx, int64_t rows, int64_t k, int64_t n_experts) {
+  const Tensor ids = new_i32(ctx, {rows, k});
+  Rng rng(1);
+  for (int64_t t = 0; t < rows; ++t) {
+    for (int64_t choice = 0; choice < k;) {
+      int32_t* const row = ids.i32() + t * k;
+      const auto id = static_cast<int32_t>(static_cast<double>(n_experts) * std::sqrt(rng.uniform()));
+      if (std::find(row, row + choice, id) == row + choice) row[choice++] = id;
+    }
+  }
+  return ids;
+}
+
 // What bounds it is the arithmetic of the scores, and two comparisons of each of them; choosing compares and branches
 // one after the other, which no rate of a machine tells.
 void router(benchmark::State& state, Context& ctx, const RouterConfig& config, int64_t rows) {
@@ -143,6 +159,37 @@ void activation(benchmark::State& state, Context& ctx, Format format, int64_t co
     benchmark::DoNotOptimize(make_linear_input(ctx, x.slice(first, rows), {w}));
   });
   count(state, {static_cast<double>(bytes), 0}, rows, ctx.pool.size());
+}
+
+// Tokens to their experts' order and back: rows go k times out and k times in.
+void to_experts_and_back(benchmark::State& state, Context& ctx, const Model& model, int64_t rows) {
+  const ArenaScope scope(ctx.arena);
+  const int64_t k = model.router.num_experts_per_tok, n_experts = model.router.n_routed_experts;
+  const Tensor x = filled(ctx, rows, model.hidden), y = filled(ctx, rows, model.hidden);
+  const Tensor sorted = new_f32(ctx, {rows * k, model.hidden}), weights = filled(ctx, rows, k);
+  const Dispatch d = make_dispatch(ctx, uneven_choices(ctx, rows, k, n_experts), n_experts);
+  for (auto _ : state) {
+    dispatch(ctx, sorted, x, d);
+    combine(ctx, y, sorted, weights, d);
+  }
+  count(state, {static_cast<double>((2 * k + 2) * rows * model.hidden * 4), 0}, rows, ctx.pool.size());
+}
+
+// The experts' first products over a prompt's tokens: what panel_bench has for one matrix, cut into uneven groups.
+void experts_product(benchmark::State& state, Context& ctx, const Model& model, Format format, int64_t rows) {
+  const ArenaScope scope(ctx.arena);
+  const int64_t k = model.router.num_experts_per_tok, n_experts = 32, out = 2 * model.expert_inter;
+  Tensor w = panel_tensor(nullptr, format, {n_experts, out, model.hidden});
+  const Buffer memory(static_cast<size_t>(w.size_bytes()));
+  w.data = memory.data();
+  for (int64_t i = 0; i < w.size_bytes(); i += 64) static_cast<uint8_t*>(w.data)[i] = static_cast<uint8_t>(i / 64 % 60);
+  const Dispatch d = make_dispatch(ctx, uneven_choices(ctx, rows, k, n_experts), n_experts);
+  const LinearInput x = make_linear_input(ctx, filled(ctx, rows, model.hidden), {w});
+  const LinearInput sorted = dispatch(ctx, x, d, w);
+  const Tensor y = new_f32(ctx, {rows * k, out});
+  for (auto _ : state) linear(ctx, {{y, sorted, w, d.offsets}});
+  const double gop = 2e-9 * static_cast<double>(rows * k * out * model.hidden);
+  count_against(state, "Gop/s", gop, machine_limits(ctx.pool.size(), MachineEffort::full).i8_short_gops);
 }
 
 // Rows of V3's sizes that lie in the L2 with what they become: attention fetches those that come next from memory.
@@ -282,6 +329,11 @@ int main(int argc, char** argv) {
     for (const int64_t rows : {1, 8, 512}) {
       add("router" + of + std::to_string(rows), rows < 512 ? 1 : threads,
           [=, &ctx](State& s) { router(s, ctx, model.router, rows); });
+    }
+    add("to_experts_and_back" + of + "512", threads, [=, &ctx](State& s) { to_experts_and_back(s, ctx, model, 512); });
+    for (const Format format : {Format::q4_0, Format::q4_k}) {
+      add(std::string("experts_") + format_traits(format).name + of + "512", threads,
+          [=, &ctx](State& s) { experts_product(s, ctx, model, format, 512); });
     }
     for (const int64_t rows : {1, 512}) {
       const std::string name = of + std::to_string(rows);

@@ -108,6 +108,12 @@ bool shows_residency(const fs::path& file) {
   return info.st_uid == geteuid() || access(file.c_str(), W_OK) == 0;
 }
 
+void give_back(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  const auto pages = pages_of(bytes);
+  madvise(pages.data(), pages.size(), MADV_DONTNEED);
+}
+
 int64_t resident_bytes(std::span<const std::byte> bytes) {
   if (bytes.empty()) return 0;
   const auto pages = pages_of(bytes);

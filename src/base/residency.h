@@ -28,6 +28,9 @@ void read_ahead(std::span<const std::byte> bytes);
 // may be megabytes.
 void expect_scattered_reads(std::span<const std::byte> bytes);
 
+// Takes the pages of a mapped file out of this process; the system may keep them for the next who reads.
+void give_back(std::span<const std::byte> bytes);
+
 // Where a mapped file is not in memory yet it is read into huge pages, on systems whose files can lie in such.
 void read_into_huge_pages(std::span<const std::byte> bytes);
 

@@ -240,8 +240,13 @@ ModelConfig parse_gguf_config(const GgufFile& file) {
   check_architecture(file);
   const Keys keys(file);
   ModelConfig config;
-  const auto absent = file.has("tokenizer.ggml.tokens") ? file.texts("tokenizer.ggml.tokens").size() : 0;
-  config.vocab_size = keys.integer_or("vocab_size", static_cast<int64_t>(absent));
+  const bool has_tokens = file.has("tokenizer.ggml.tokens");
+  const auto n_tokens = static_cast<int64_t>(has_tokens ? file.texts("tokenizer.ggml.tokens").size() : 0);
+  config.vocab_size = keys.integer_or("vocab_size", n_tokens);
+  if (has_tokens && n_tokens != config.vocab_size) {
+    throw Error("{}: tokenizer.ggml.tokens has {} entries, but the model's vocabulary is {}", file.where(), n_tokens,
+                config.vocab_size);
+  }
   config.hidden_size = keys.integer("embedding_length");
   config.num_nextn_predict_layers = keys.integer_or("nextn_predict_layers", 0);
   config.num_hidden_layers = keys.integer("block_count") - config.num_nextn_predict_layers;

@@ -119,18 +119,22 @@ void check_memory(const fs::path& path, int64_t bytes) {
       size(bytes), size(available));
 }
 
+// Where each weight begins in one block of memory, and behind the last how large that is.
+std::vector<int64_t> places_of(const Plan& plan) {
+  std::vector<int64_t> places{0};
+  for (const PackedWeight& weight : plan.packed) {
+    places.push_back(places.back() + round_up(weight.slot->size_bytes(), static_cast<int64_t>(kAlignment)));
+  }
+  return places;
+}
+
 PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPool& pool) {
   Plan plan;
   make_plan(plan, path, config, stored_format);
-  std::vector<int64_t> places;
-  int64_t total = 0;
-  for (const PackedWeight& weight : plan.packed) {
-    places.push_back(total);
-    total += round_up(weight.slot->size_bytes(), static_cast<int64_t>(kAlignment));
-  }
-  check_memory(path, total);
+  const std::vector<int64_t> places = places_of(plan);
+  check_memory(path, places.back());
   PackedModel model;
-  model.memory = Buffer(static_cast<size_t>(total));
+  model.memory = Buffer(static_cast<size_t>(places.back()));
   std::vector<Piece> pieces;
   for (size_t i = 0; i < plan.packed.size(); ++i) {
     plan.packed[i].slot->data = static_cast<uint8_t*>(model.memory.data()) + places[i];
@@ -139,12 +143,17 @@ PackedModel pack_model(const fs::path& path, const ModelConfig& config, ThreadPo
   constexpr size_t kPiecesToWaitFor = 500;  // about a second
   std::optional<Progress> progress;
   if (pieces.size() >= kPiecesToWaitFor) progress.emplace("loading", static_cast<int64_t>(pieces.size()));
+  // What has been read is not held beside what was made of it.
+  constexpr int64_t kPiecesToHold = std::max<int64_t>(1, (64 << 20) / kPieceBytes);
   std::atomic<int64_t> done{0};
   pool.run(static_cast<int64_t>(pieces.size()), [&](int64_t i, int thread) {
     const Piece& piece = pieces[static_cast<size_t>(i)];
     auto* out = static_cast<uint8_t*>(piece.weight->slot->data) + piece.begin;
     pack_bytes(out, *piece.weight, plan.config, piece.begin, piece.bytes);
     const int64_t n = done.fetch_add(1, std::memory_order_relaxed) + 1;
+    if (n % kPiecesToHold == 0 || n == static_cast<int64_t>(pieces.size())) {
+      for (const WeightFile& file : plan.checkpoint.files) give_back(file.mapping().bytes());
+    }
     if (thread == 0 && progress) progress->update(n);
   });
   model.config = plan.config;
@@ -260,6 +269,15 @@ PackedModel load_packed_model(const fs::path& path, ThreadPool& pool) {
   check_model_path(path);
   const ModelConfig config = read_model_config(path);
   return config.packed ? map_packed_model(path, config) : pack_model(path, config, pool);
+}
+
+void check_fits_in_memory(const fs::path& path) {
+  check_model_path(path);
+  const ModelConfig config = read_model_config(path);
+  if (config.packed) return;
+  Plan plan;
+  make_plan(plan, path, config, stored_format);
+  check_memory(path, places_of(plan).back());
 }
 
 const Recipe* find_recipe(std::string_view name) {

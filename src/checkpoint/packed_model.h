@@ -24,6 +24,8 @@ struct PackedModel {
   std::vector<const StoredTensor*> stored;
 };
 PackedModel load_packed_model(const std::filesystem::path& path, ThreadPool& pool);
+// Error where load_packed_model would need more memory than there is.
+void check_fits_in_memory(const std::filesystem::path& path);
 // The same of a directory that is packed already, which its `config` says.
 PackedModel map_packed_model(const std::filesystem::path& path, const ModelConfig& config);
 

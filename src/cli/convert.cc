@@ -72,19 +72,21 @@ void print_sizes(const ConvertCommand& o, const CommonOptions& common, const Rec
                            human_count(static_cast<double>(numbers)), human_bytes(static_cast<double>(bytes)), bits));
 }
 
-// The tokenizer that a GGUF file holds. One that fathom does not know is no reason to leave the weights.
-std::optional<Tokenizer> tokenizer_in_gguf(const std::string& from) {
-  if (!is_gguf_path(from)) return std::nullopt;
+// The tokenizer, which must fit the model. One that fathom does not know is no reason to leave the weights: a
+// directory's is copied, and that of a GGUF file left out.
+std::optional<Tokenizer> known_tokenizer(const std::string& from) {
+  std::optional<Tokenizer> tokenizer;
   try {
-    return find_tokenizer(from);
+    tokenizer = find_tokenizer(from);
   } catch (const Error& error) {
-    log("{}; the directory gets no tokenizer", error.what());
-    return std::nullopt;
+    if (is_gguf_path(from)) log("{}; the directory gets no tokenizer", error.what());
   }
+  if (tokenizer) check_vocabulary(*tokenizer, read_model_config(from), from);
+  return tokenizer;
 }
 
 // Tokenizer, template and generation config: copies, or what a GGUF file says of them. Those of an older model go.
-void write_other_files(const ConvertCommand& o, const std::optional<Tokenizer>& in_gguf) {
+void write_other_files(const ConvertCommand& o, const std::optional<Tokenizer>& tokenizer) {
   for (const char* name : kOtherFiles) {
     constexpr size_t kMaxBytes = size_t{1} << 28;
     const fs::path file = fs::path(o.from) / name, to = fs::path(o.to) / name;
@@ -95,13 +97,14 @@ void write_other_files(const ConvertCommand& o, const std::optional<Tokenizer>& 
       fs::remove(to, ignored);
     }
   }
-  if (in_gguf) in_gguf->save(o.to);
+  if (tokenizer && is_gguf_path(o.from)) tokenizer->save(o.to);
 }
 
 void write_gguf(const ConvertCommand& o, const Recipe& recipe, ThreadPool& pool, const ConvertOptions& options) {
   const std::optional<Tokenizer> tokenizer = find_tokenizer(o.from);
   const NewDirectory folder(fs::path(o.to).parent_path());
   if (!tokenizer) return convert_to_gguf(o.from, o.to, recipe, nullptr, pool, options);
+  check_vocabulary(*tokenizer, read_model_config(o.from), o.from);
   const Vocabulary lists = tokenizer->vocabulary();
   const GgufTokenizer views{lists.pretokenizer, {lists.tokens.begin(), lists.tokens.end()},
                             lists.kinds,        {lists.merges.begin(), lists.merges.end()},
@@ -113,8 +116,8 @@ void write_gguf(const ConvertCommand& o, const Recipe& recipe, ThreadPool& pool,
 void write_model(const ConvertCommand& o, const Recipe& recipe, Kind kind, const Imatrix* imatrix, ThreadPool& pool) {
   ConvertOptions options{.imatrix = imatrix, .check = stop_when_interrupted, .write_others = {}};
   if (kind == Kind::gguf) return write_gguf(o, recipe, pool, options);
-  const std::optional<Tokenizer> in_gguf = tokenizer_in_gguf(o.from);
-  options.write_others = [&] { write_other_files(o, in_gguf); };
+  const std::optional<Tokenizer> tokenizer = known_tokenizer(o.from);
+  options.write_others = [&] { write_other_files(o, tokenizer); };
   if (kind == Kind::packed) {
     convert_model(o.from, o.to, recipe, pool, options);
   } else {
@@ -168,7 +171,10 @@ void run(const ConvertCommand& o, const CommonOptions& common) {
   const std::optional<Imatrix> imatrix = find_imatrix(o, *recipe);
   if (o.dry_run) return print_sizes(o, common, *recipe, kind);
   std::vector<std::vector<int32_t>> windows;
-  if (!o.report.empty()) windows = read_windows(o, o.report);  // before the work: it may be no text
+  if (!o.report.empty()) {  // before the work: it may be no text, and the model too large to run
+    windows = read_windows(o, o.report);
+    check_fits_in_memory(o.from);
+  }
   ThreadPool pool(thread_count(common));
   const double start = monotonic_s();
   write_model(o, *recipe, kind, imatrix ? &*imatrix : nullptr, pool);
@@ -187,6 +193,7 @@ std::vector<std::vector<int32_t>> read_windows(const ConvertCommand& o, const st
   constexpr size_t kMaxTextFile = size_t{1} << 30;
   const ModelConfig config = read_model_config(o.from);
   const Tokenizer tokenizer = load_tokenizer(o.from);
+  check_vocabulary(tokenizer, config, o.from);
   const std::string where = printable(text_file), text = read_file(text_file, kMaxTextFile);
   if (const size_t at = first_invalid_utf8(text); at != kNoPosition) {
     throw Error("{}: is no UTF-8 text: byte {} belongs to no character", where, at);

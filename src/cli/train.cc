@@ -115,6 +115,10 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--beta2", o.beta2, "AdamW")->capture_default_str();
   c->add_option("--eps", o.eps, "AdamW")->capture_default_str();
   c->add_option("--clip", o.clip, "Greatest global norm of the gradient, 0: none")->capture_default_str();
+  c->add_option("--spike-deviations", o.spike_deviations,
+                "Skip a step whose loss is so many standard deviations above the usual (0: none)")
+      ->capture_default_str();
+  c->add_option("--max-skips", o.max_skips, "End after more skipped steps in a row than these")->capture_default_str();
   c->add_option("--precision", options->precision,
                 "What products of the linear layers round their operands to: f32, bf16, fp8 (tiles of 128, as V3), "
                 "fp8-per-tensor (to compare)")

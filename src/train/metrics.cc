@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
@@ -35,15 +36,17 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     const simdjson::dom::element root = document.root();
     StepMetrics m;
     if (root["step"].get(m.step) != simdjson::SUCCESS) return std::nullopt;
-    m.loss = number<double>(root, "loss");
+    const double nan = std::numeric_limits<double>::quiet_NaN();  // null in the file
+    m.loss = optional_number(root, "loss").value_or(nan);
     m.mtp_loss = optional_number(root, "mtp_loss");
     m.lr = number<double>(root, "lr");
-    m.grad_norm = number<double>(root, "grad_norm");
+    m.grad_norm = optional_number(root, "grad_norm").value_or(nan);
     m.tokens = number<int64_t>(root, "tokens");
     m.tokens_per_s = number<double>(root, "tokens_per_s");
     m.max_violation = number<double>(root, "max_violation");
     m.val_loss = optional_number(root, "val_loss");
-    std::string_view sample;
+    std::string_view skipped, sample;
+    if (root["skipped"].get(skipped) == simdjson::SUCCESS) m.skipped = std::string(skipped);
     if (root["sample"].get(sample) == simdjson::SUCCESS) m.sample = std::string(sample);
     simdjson::dom::array layers;
     if (root["expert_load"].get(layers) == simdjson::SUCCESS) {
@@ -77,6 +80,7 @@ std::string to_json_line(const StepMetrics& m) {
   object["tokens"] = m.tokens;
   object["tokens_per_s"] = std::round(m.tokens_per_s * 10) / 10;
   object["max_violation"] = m.max_violation;
+  if (m.skipped) object["skipped"] = *m.skipped;
   if (m.val_loss) object["val_loss"] = *m.val_loss;
   if (!m.expert_load.empty()) object["expert_load"] = m.expert_load;
   if (m.sample) object["sample"] = *m.sample;

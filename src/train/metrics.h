@@ -19,6 +19,7 @@ struct StepMetrics {
   int64_t tokens = 0;  // learned from since the beginning
   double tokens_per_s = 0;
   double max_violation = 0;
+  std::optional<std::string> skipped;  // why the step was not taken; its loss may be no number then
   std::optional<double> val_loss;
   ExpertLoad expert_load;             // at some steps
   std::optional<std::string> sample;  // text drawn after the step

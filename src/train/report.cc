@@ -69,7 +69,7 @@ function chart(title,series,wide){
     point.textContent=series.map(s=>{let best=s.points[0];for(const p of s.points)if(Math.abs(p[0]-at)<Math.abs(best[0]-at))best=p;
       return `step ${best[0]} ${s.name} ${format(best[1])}`}).join('   ')});
 }
-const column=key=>steps.filter(s=>s[key]!==undefined).map(s=>[s.step,s[key]]);
+const column=key=>steps.filter(s=>s[key]!=null&&!s.skipped).map(s=>[s.step,s[key]]);
 const smooth=points=>{let m=0;return points.map(([s,v],i)=>[s,m+=Math.max(.05,1/(i+1))*(v-m)])};
 const loss=column('loss'),mtp=column('mtp_loss'),val=column('val_loss');
 const losses=[{name:'train',color:'var(--a)',points:loss,faint:true},{name:'train, smoothed',color:'var(--a)',points:smooth(loss)}];

@@ -79,6 +79,9 @@ void write_files(const fs::path& directory, const TrainedState& state, const Tok
   write_safetensors(directory / kOptimizer, std::vector<TensorToWrite>{{"first_moment", m.values, m.values.format},
                                                                        {"second_moment", v.values, v.values.format}});
   nlohmann::ordered_json trainer{{"step", state.step}, {"tokens", state.tokens}, {"loss", state.loss}};
+  const LossGuard& guard = state.guard;
+  trainer["loss_guard"] = {
+      {"mean", guard.mean}, {"variance", guard.variance}, {"taken", guard.taken}, {"skipped", guard.skipped}};
   if (state.val_loss) trainer["val_loss"] = *state.val_loss;
   trainer["settings"] = settings;
   write_file_atomically(directory / kTrainer, trainer.dump(1) + "\n");
@@ -130,8 +133,12 @@ Settings read_trainer(const fs::path& directory, TrainedState& state) {
   if (trainer.root()["step"].get_int64().get(state.step) != simdjson::SUCCESS ||
       trainer.root()["tokens"].get_int64().get(state.tokens) != simdjson::SUCCESS ||
       trainer.root()["loss"].get_double().get(state.loss) != simdjson::SUCCESS ||
+      trainer.root()["loss_guard"]["mean"].get_double().get(state.guard.mean) != simdjson::SUCCESS ||
+      trainer.root()["loss_guard"]["variance"].get_double().get(state.guard.variance) != simdjson::SUCCESS ||
+      trainer.root()["loss_guard"]["taken"].get_int64().get(state.guard.taken) != simdjson::SUCCESS ||
+      trainer.root()["loss_guard"]["skipped"].get_int64().get(state.guard.skipped) != simdjson::SUCCESS ||
       trainer.root()["settings"].get_object().get(stored) != simdjson::SUCCESS || state.step != step_of(directory)) {
-    throw Error("{}: step, tokens, loss or settings are missing or wrong", trainer.where());
+    throw Error("{}: step, tokens, losses or settings are missing or wrong", trainer.where());
   }
   if (double val_loss; trainer.root()["val_loss"].get_double().get(val_loss) == simdjson::SUCCESS) {
     state.val_loss = val_loss;

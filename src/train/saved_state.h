@@ -16,6 +16,7 @@
 
 #include "checkpoint/hf_model.h"
 #include "text/tokenizer.h"
+#include "train/guard.h"
 
 namespace fathom {
 
@@ -30,9 +31,10 @@ struct TrainedState {
   ModelConfig config;
   Parameters parameters;
   Moment first_moment, second_moment;
-  int64_t step = 0;                // steps done
-  int64_t tokens = 0;              // targets learned from
-  double loss = 0;                 // of the last step
+  int64_t step = 0;    // steps done
+  int64_t tokens = 0;  // targets learned from
+  double loss = 0;     // of the last step taken
+  LossGuard guard;
   std::optional<double> val_loss;  // the last that was measured
 };
 

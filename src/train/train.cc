@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/file.h"
 #include "base/terminal.h"
@@ -99,6 +100,7 @@ void check_options(const TrainOptions& o) {
   not_negative("--save-every", o.save_every);
   not_negative("--keep", o.keep);
   not_negative("--sample-every", o.sample_every);
+  not_negative("--max-skips", o.max_skips);
   const auto within = [](const char* name, double value, double low, double high, const char* must) {
     need(value >= low && value <= high, name, fmt::to_string(value), must);
   };
@@ -110,6 +112,7 @@ void check_options(const TrainOptions& o) {
   within("--beta2", o.beta2, 0, 0.999999, "at least 0 and below 1");
   within("--eps", o.eps, 1e-30, 1, "above 0 and at most 1");
   within("--clip", o.clip, 0, 1e30, "0 (no limit) or more");
+  within("--spike-deviations", o.spike_deviations, 0, 1e30, "0 (no spikes) or more");
   within("--bias-update-speed", o.bias_update_speed, 0, 1, "between 0 and 1");
   within("--mtp-weight", o.mtp_weight, 0, 100, "between 0 and 100");
   if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
@@ -165,6 +168,7 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
       {"beta2", fmt::to_string(o.beta2)},
       {"eps", fmt::to_string(o.eps)},
       {"clip", fmt::to_string(o.clip)},
+      {"spike-deviations", fmt::to_string(o.spike_deviations)},
       {"balance", balance == Balance::bias  ? "bias"
                   : balance == Balance::aux ? "aux"
                                             : "none"},
@@ -349,15 +353,9 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
 
 Tensor part(Tensor flat, int64_t begin, int64_t size) { return {flat.at(begin), flat.format, {size}}; }
 
-// One step of the optimizer; returns the gradient's norm before clipping. Throws, with the weights untouched, when loss
-// or gradient is not finite.
-double update(Run& run, int64_t step, const LossResult& loss, double lr) {
+// One step of the optimizer with a gradient of this norm.
+void update(Run& run, int64_t step, const LossResult& loss, double lr, double norm) {
   const TrainOptions& o = run.options;
-  const double norm = std::sqrt(sum_of_squares(run.ctx, run.gradients.trained()));
-  if (!std::isfinite(loss.loss_sum) || !std::isfinite(loss.mtp_loss_sum) || !std::isfinite(norm)) {
-    throw Error("step {}: the {} is not finite; the weights before it are kept. Try a lower --lr or a longer --warmup",
-                step, std::isfinite(loss.loss_sum) && std::isfinite(loss.mtp_loss_sum) ? "gradient" : "loss");
-  }
   const double scale = o.clip > 0 && norm > o.clip ? o.clip / norm : 1;
   for (const DecayRun& r : run.decay) {
     const auto begin = static_cast<int64_t>(r.begin), size = static_cast<int64_t>(r.size);
@@ -368,7 +366,6 @@ double update(Run& run, int64_t step, const LossResult& loss, double lr) {
                part(run.state.second_moment.values, begin, size), static_cast<float>(scale));
   }
   if (run.balance == Balance::bias) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
-  return norm;
 }
 
 // Mean main loss over the validation windows of the step's length: all after the last step, before it `val_sequences`
@@ -405,10 +402,19 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   m.loss = loss.loss();
   if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
   m.lr = learning_rate(o.lr, step);
-  m.grad_norm = update(run, step, loss, m.lr);
+  m.grad_norm = std::sqrt(sum_of_squares(run.ctx, run.gradients.trained()));
+  LossGuard& guard = run.state.guard;
   run.state.step = step;
-  run.state.tokens += loss.main_targets;
-  run.state.loss = m.loss;
+  if (std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations); !why.empty()) {
+    ++guard.skipped;
+    log("step {}: skipped: {}", step, why);
+    m.skipped = std::move(why);
+  } else {
+    update(run, step, loss, m.lr, m.grad_norm);
+    count_taken(guard, m.loss);
+    run.state.tokens += loss.main_targets;
+    run.state.loss = m.loss;
+  }
   m.tokens = run.state.tokens;
   m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
   m.max_violation = max_violation(loss.expert_load);
@@ -543,6 +549,14 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     }
     const StepMetrics& m = *done;
     metrics_log.write(m);
+    if (m.skipped && run.state.guard.skipped > options.max_skips) {
+      const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
+      save_checkpoint(options.out, run.state, tokenizer, settings, options.keep);
+      throw Error(
+          "step {}: {}; it is skipped number {} in a row. The weights before are saved in {}: try a lower --lr, "
+          "or a longer --warmup",
+          step, *m.skipped, n, printable(checkpoint_directory(options.out, step).native()));
+    }
     if (m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
     }

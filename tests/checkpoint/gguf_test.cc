@@ -103,7 +103,7 @@ TEST(Gguf, MalformedFilesAreRefusedWithTheirReason) {
       {with_tensor(tensor_info("t", {}, 0, 0) + bytes_of(0.0), 16), "tensor t: has 0 dimensions, must have 1 to 4"},
       {with_tensor(tensor_info("t", {1, 1, 1, 1, 1}, 0, 0), 16), "tensor t: has 5 dimensions"},
       {with_tensor(tensor_info("t", {0}, 0, 0), 16), "tensor t: dimension 0 has the size 0"},
-      {with_tensor(tensor_info("t", {4, ~uint64_t{0}}, 0, 0), 16), "tensor t: dimension 1 has the size -1"},
+      {with_tensor(tensor_info("t", {4, ~uint64_t{0}}, 0, 0), 16), "tensor t: dimension 1 has the size 18446744073709551615"},
       {with_tensor(tensor_info("t", {4, uint64_t{1} << 62}, 0, 0), 16), "of F32 overflows"},
       {with_tensor(tensor_info("t", {uint64_t{1} << 62}, 0, 0), 16), "of F32 overflows"},
       {with_tensor(tensor_info("t", {1 << 16, 1 << 16, 1 << 16, 1 << 16}, 0, 0), 16), "of F32 overflows"},

@@ -4,10 +4,13 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <fstream>
 
 #include "base/file.h"
+#include "base/rng.h"
 #include "checkpoint/safetensors.h"
 #include "train/balance.h"
 #include "train/metrics.h"
@@ -94,6 +97,32 @@ TEST(Balance, BiasesFollowTheSignOfTheLoadError) {
   EXPECT_FLOAT_EQ(biases[2], 0);
   EXPECT_FLOAT_EQ(biases[3], 1);
   EXPECT_DOUBLE_EQ(max_violation(load), 0.8);
+}
+
+TEST(Guard, StepsThatAreNoNumbersOrSpikesAreSkipped) {
+  const double nan = std::nan(""), inf = INFINITY;
+  LossGuard guard;
+  for (const auto& [loss, mtp, norm] :
+       {std::array{nan, 1., 1.}, {inf, 1., 1.}, {1., nan, 1.}, {1., 1., nan}, {1., 1., inf}}) {
+    EXPECT_NE(reason_to_skip(guard, loss, mtp, norm, 10), "");
+    EXPECT_NE(reason_to_skip(guard, loss, mtp, norm, 0), "");
+  }
+  EXPECT_EQ(reason_to_skip(guard, 1e9, 1, 1, 10), "") << "nothing is usual yet";
+  Rng rng(1);
+  for (int i = 0; i < 500; ++i) {
+    const double loss = 3 + 0.1 * rng.normal();
+    EXPECT_EQ(reason_to_skip(guard, loss, 1, 1, 10), "") << i;
+    guard.skipped = 3;
+    count_taken(guard, loss);
+    EXPECT_EQ(guard.skipped, 0);
+  }
+  EXPECT_NEAR(guard.mean, 3, 0.05);
+  EXPECT_NEAR(std::sqrt(guard.variance), 0.1, 0.03);
+  EXPECT_EQ(reason_to_skip(guard, 3.5, 1, 1, 10), "");
+  EXPECT_NE(reason_to_skip(guard, 4.5, 1, 1, 10), "");
+  EXPECT_EQ(reason_to_skip(guard, 4.5, 1, 1, 0), "");
+  guard.variance = 0;
+  EXPECT_EQ(reason_to_skip(guard, 1.19 * guard.mean, 1, 1, 10), "") << "within a fifth";
 }
 
 TEST_F(Train, LearnsAndWritesAModelWithItsReport) {
@@ -241,6 +270,7 @@ TEST_F(Train, LossThatIsNotFiniteStopsAndNamesTheStep) {
   o.eps = 1e-30;
   o.steps = 200;
   o.weight_decay = 100;
+  o.max_skips = 3;
   o.save_every = 1;
   o.keep = 1;
   try {
@@ -248,8 +278,16 @@ TEST_F(Train, LossThatIsNotFiniteStopsAndNamesTheStep) {
     FAIL() << "weights multiplied by -9999 a step stayed finite";
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("not finite"), std::string::npos) << e.what();
+    EXPECT_NE(std::string(e.what()).find("number 4 in a row"), std::string::npos) << e.what();
   }
-  EXPECT_TRUE(has_checkpoints(o.out));
+  const auto steps = read_metrics(o.out / "train.jsonl");
+  const auto first =
+      std::find_if(steps.begin(), steps.end(), [](const StepMetrics& m) { return m.skipped.has_value(); });
+  ASSERT_EQ(steps.end() - first, 4);
+  // The weights are those before the first of them, and finite.
+  ThreadPool pool(1);
+  const LoadedModel kept = load_model(checkpoint_directory(o.out, steps.back().step), pool);
+  for (const float w : kept.parameters.trained()) ASSERT_TRUE(std::isfinite(w));
 }
 
 TEST_F(Train, AStepCutBetweenItsMicroBatchesIsDoneAgain) {

@@ -23,30 +23,6 @@ Bytes high_halves(Bytes v) { return as<Bytes>(as<Shorts>(v) >> 4) & 15; }
 
 // ---- Quantized rows
 
-// 32 integers from -127 to 127 as bytes, and the sums of the first and the last 16.
-void store_codes(int8_t* codes, int16_t* sums, const Ints* x) {
-#if defined(__AVX2__)
-  const auto wide = [&](int i) { return as<__m256i>(x[i]); };
-  // Packing works in halves of vectors, so that groups of four come out in another order.
-  const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(wide(0), wide(1)), _mm256_packs_epi32(wide(2), wide(3)));
-  store_as(codes, _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-  const __m256i pairs = _mm256_hadd_epi32(_mm256_add_epi32(wide(0), wide(1)), _mm256_add_epi32(wide(2), wide(3)));
-  const __m256i fours = _mm256_hadd_epi32(pairs, pairs);
-  const __m128i both = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
-  sums[0] = static_cast<int16_t>(_mm_extract_epi32(both, 0));
-  sums[1] = static_cast<int16_t>(_mm_extract_epi32(both, 1));
-#else
-  for (int half = 0; half < 2; ++half) {
-    int sum = 0;
-    for (int i = half * 16; i < half * 16 + 16; ++i) {
-      codes[i] = static_cast<int8_t>(x[i / 8][i % 8]);
-      sum += codes[i];
-    }
-    sums[half] = static_cast<int16_t>(sum);
-  }
-#endif
-}
-
 // Codes of n numbers (a multiple of 32) and the scale; sums[i] of 16 codes each.
 float quantize(int8_t* codes, const float* x, int n, int16_t* sums) {
   Floats largest = {};

@@ -94,7 +94,7 @@ class Run:
         self.steps = [json.loads(line) for line in (self.folder / "train.jsonl").read_text().splitlines()]
 
     def column(self, key):
-        return [(step["step"], step[key]) for step in self.steps if key in step]
+        return [(step["step"], step[key]) for step in self.steps if key in step and "skipped" not in step]
 
     def tail(self, key):
         """Of the last tenth of the steps."""

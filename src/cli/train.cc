@@ -131,6 +131,8 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--balance", options->balance, "Expert loads: bias (loss-free), aux (balance loss) or none")
       ->default_str("bias, or aux for models without correction biases");
   c->add_option("--bias-update-speed", o.bias_update_speed, "Step of the correction biases")->capture_default_str();
+  c->add_option("--bias-freeze", o.bias_freeze, "Part of the steps, at the end, in which the correction biases stay")
+      ->capture_default_str();
   c->add_option("--balance-alpha", o.balance_alpha, "Weight of the balance loss (default: 0.001 with aux, else 0)")
       ->check(CLI::Range(0.0, 100.0));
   c->add_option("--mtp-weight", o.mtp_weight, "Weight of the MTP loss, where the model has the module")

@@ -29,6 +29,18 @@ std::optional<double> optional_number(simdjson::dom::element object, const char*
   return value;
 }
 
+template <class T>
+std::vector<T> numbers(const simdjson::simdjson_result<simdjson::dom::element>& list) {
+  std::vector<T> values;
+  simdjson::dom::array array;
+  if (list.get(array) != simdjson::SUCCESS) return values;
+  for (const simdjson::dom::element element : array) {
+    T value = 0;
+    if (element.get(value) == simdjson::SUCCESS) values.push_back(value);
+  }
+  return values;
+}
+
 // Nothing when the line is no whole object with a step: the end of a file that was cut off.
 std::optional<StepMetrics> parse_line(std::string_view line) {
   try {
@@ -45,6 +57,8 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     m.tokens_per_s = number<double>(root, "tokens_per_s");
     m.max_violation = number<double>(root, "max_violation");
     m.val_loss = optional_number(root, "val_loss");
+    m.val_max_violation = number<double>(root, "val_max_violation");
+    m.layer_violations = numbers<double>(root["layer_max_violation"]);
     std::string_view skipped, sample;
     if (root["skipped"].get(skipped) == simdjson::SUCCESS) m.skipped = std::string(skipped);
     if (root["sample"].get(sample) == simdjson::SUCCESS) m.sample = std::string(sample);
@@ -53,6 +67,12 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
       for (const auto layer : layers) {
         auto& row = m.expert_load.emplace_back();
         for (const auto count : layer.get_array()) row.push_back(count.get_int64().value());
+      }
+    }
+    if (root["bias_range"].get(layers) == simdjson::SUCCESS) {
+      for (const auto layer : layers) {
+        const std::vector<double> ends = numbers<double>(simdjson::dom::element(layer));
+        if (ends.size() == 2) m.bias_ranges.push_back({static_cast<float>(ends[0]), static_cast<float>(ends[1])});
       }
     }
     return m;
@@ -81,8 +101,15 @@ std::string to_json_line(const StepMetrics& m) {
   object["tokens_per_s"] = std::round(m.tokens_per_s * 10) / 10;
   object["max_violation"] = m.max_violation;
   if (m.skipped) object["skipped"] = *m.skipped;
-  if (m.val_loss) object["val_loss"] = *m.val_loss;
-  if (!m.expert_load.empty()) object["expert_load"] = m.expert_load;
+  if (m.val_loss) {
+    object["val_loss"] = *m.val_loss;
+    object["val_max_violation"] = m.val_max_violation;
+  }
+  if (!m.expert_load.empty()) {
+    object["expert_load"] = m.expert_load;
+    object["layer_max_violation"] = m.layer_violations;
+  }
+  if (!m.bias_ranges.empty()) object["bias_range"] = m.bias_ranges;
   if (m.sample) object["sample"] = *m.sample;
   return object.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }

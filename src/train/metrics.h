@@ -1,6 +1,7 @@
 // What a run reports of each step: lines of a JSONL file, read back for the report.
 #pragma once
 
+#include <array>
 #include <cstdio>
 #include <filesystem>
 #include <optional>
@@ -21,7 +22,11 @@ struct StepMetrics {
   double max_violation = 0;
   std::optional<std::string> skipped;  // why the step was not taken; its loss may be no number then
   std::optional<double> val_loss;
-  ExpertLoad expert_load;             // at some steps
+  double val_max_violation = 0;  // over all that was validated on; with val_loss
+  // At some steps: tokens of each expert of each MoE layer, and of each layer MaxVio, least and greatest bias.
+  ExpertLoad expert_load;
+  std::vector<double> layer_violations;
+  std::vector<std::array<float, 2>> bias_ranges;
   std::optional<std::string> sample;  // text drawn after the step
 };
 

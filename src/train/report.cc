@@ -76,8 +76,15 @@ const losses=[{name:'train',color:'var(--a)',points:loss,faint:true},{name:'trai
 if(mtp.length)losses.push({name:'MTP, smoothed',color:'var(--c)',points:smooth(mtp)});
 if(val.length)losses.push({name:'validation',color:'var(--b)',points:val});
 if(loss.length)chart('Loss (nats a token)',losses,true);
-for(const [key,title] of [['lr','Learning rate'],['grad_norm','Gradient norm'],['tokens_per_s','Tokens a second'],['max_violation','Expert load: MaxVio (greatest load / mean - 1)']]){
+for(const [key,title] of [['lr','Learning rate'],['grad_norm','Gradient norm'],['tokens_per_s','Tokens a second']]){
   const points=column(key);if(points.length)chart(title,[{name:key,color:'var(--a)',points}])}
+const violation=column('max_violation'),whole=column('val_max_violation');
+if(violation.some(p=>p[1]>0)){const series=[{name:'of a step',color:'var(--a)',points:violation,faint:true},{name:'smoothed',color:'var(--a)',points:smooth(violation)}];
+  if(whole.length)series.push({name:'over the validation text',color:'var(--b)',points:whole});
+  chart('Expert load: MaxVio of the worst layer (greatest load / mean - 1)',series)}
+const ranged=steps.filter(s=>s.bias_range&&s.bias_range.length);
+if(ranged.length)chart('Correction biases of all layers',['least','greatest'].map((name,end)=>({name,color:end?'var(--b)':'var(--a)',
+  points:ranged.map(s=>[s.step,Math[end?'max':'min'](...s.bias_range.map(r=>r[end]))])})));
 const loads=steps.filter(s=>s.expert_load&&s.expert_load.length);
 if(loads.length){
   const layers=loads[0].expert_load.length,experts=loads[0].expert_load[0].length,row=Math.max(1,Math.min(8,Math.floor(160/experts)));

@@ -114,6 +114,7 @@ void check_options(const TrainOptions& o) {
   within("--clip", o.clip, 0, 1e30, "0 (no limit) or more");
   within("--spike-deviations", o.spike_deviations, 0, 1e30, "0 (no spikes) or more");
   within("--bias-update-speed", o.bias_update_speed, 0, 1, "between 0 and 1");
+  within("--bias-freeze", o.bias_freeze, 0, 1, "between 0 and 1");
   within("--mtp-weight", o.mtp_weight, 0, 100, "between 0 and 100");
   if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
   if (o.val_every > 0 && o.val_data.empty()) {
@@ -173,6 +174,7 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
                   : balance == Balance::aux ? "aux"
                                             : "none"},
       {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
+      {"bias-freeze", fmt::to_string(o.bias_freeze)},
       {"balance-alpha", fmt::to_string(alpha)},
       {"mtp-weight", fmt::to_string(o.mtp_weight)}};
   const auto config = nlohmann::json::parse(config_json(c, Format::f32));
@@ -365,12 +367,13 @@ void update(Run& run, int64_t step, const LossResult& loss, double lr, double no
                run.gradients.trained().subspan(r.begin, r.size), part(run.state.first_moment.values, begin, size),
                part(run.state.second_moment.values, begin, size), static_cast<float>(scale));
   }
-  if (run.balance == Balance::bias) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
+  const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
+  if (run.balance == Balance::bias && !frozen) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
 }
 
 // Mean main loss over the validation windows of the step's length: all after the last step, before it `val_sequences`
 // of them spread evenly.
-double validation_loss(Run& run, int64_t step) {
+LossResult validation_loss(Run& run, int64_t step) {
   const Phase& phase = run.phase(step);
   const auto n = static_cast<int64_t>(phase.val_windows.size());
   const int64_t limit = run.options.val_sequences;
@@ -387,7 +390,7 @@ double validation_loss(Run& run, int64_t step) {
     const auto [batch, targets] = make_example(run.ctx, std::move(windows));
     total += loss(run.ctx, run.model, batch, targets, {});
   }
-  return total.loss();
+  return total;
 }
 
 // Nothing, and nothing changed, when it is told to stop before the gradient is whole.
@@ -420,9 +423,15 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   m.max_violation = max_violation(loss.expert_load);
 
   const bool last = step == o.steps;
-  if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) m.expert_load = loss.expert_load;
+  if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) {
+    m.expert_load = loss.expert_load;
+    m.layer_violations = max_violations(loss.expert_load);
+    m.bias_ranges = bias_ranges(run.model.weights);
+  }
   if (!run.val_ids.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
-    m.val_loss = run.state.val_loss = validation_loss(run, step);
+    const LossResult validation = validation_loss(run, step);
+    m.val_loss = run.state.val_loss = validation.loss();
+    m.val_max_violation = max_violation(validation.expert_load);
   }
   if (o.sample_every > 0 && (last || step % o.sample_every == 0)) {
     Model exact = run.model;  // as it will be used

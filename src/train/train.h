@@ -48,6 +48,7 @@ struct TrainOptions {
   int64_t max_skips = 10;        // after so many skipped steps in a row the run ends
   Balance balance = Balance::automatic;
   double bias_update_speed = 0.001;
+  double bias_freeze = 0;  // the part of the steps, at the end, in which the biases stay (V3: 500 B of 14.8 T tokens)
   double balance_alpha = -1;  // of the balance loss; below 0: 0.001 for aux, else 0
   double mtp_weight = 0.3;    // where the model has an MTP module
 

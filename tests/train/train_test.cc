@@ -1,6 +1,7 @@
 // The trainer's laws: schedules, balancing, checkpoints that survive damage, and the same bits however a run is cut.
 #include "train/train.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -97,6 +98,31 @@ TEST(Balance, BiasesFollowTheSignOfTheLoadError) {
   EXPECT_FLOAT_EQ(biases[2], 0);
   EXPECT_FLOAT_EQ(biases[3], 1);
   EXPECT_DOUBLE_EQ(max_violation(load), 0.8);
+  EXPECT_THAT(max_violations({{1, 9, 5, 5}, {0, 0}, {3, 1}}), testing::ElementsAre(testing::DoubleEq(0.8), 0, 0.5));
+  EXPECT_EQ(max_violation({}), 0);
+  ASSERT_EQ(bias_ranges(w).size(), 1U);
+  EXPECT_EQ(bias_ranges(w)[0], (std::array<float, 2>{-0.25f, 1}));
+}
+
+TEST_F(Train, BiasesStayInTheFrozenPart) {
+  for (const double freeze : {0.0, 0.5, 1.0}) {
+    TrainOptions o = options(fmt::format("out{}", freeze));
+    o.bias_freeze = freeze;
+    o.bias_update_speed = 0.25;
+    o.save_every = 1;
+    run(o);
+    const auto biases = [&](int64_t step) {
+      ThreadPool pool(1);
+      const LoadedModel model = load_model(checkpoint_directory(o.out, step), pool);
+      return bias_ranges(model.parameters.weights);
+    };
+    EXPECT_EQ(biases(3) == std::vector(2, std::array<float, 2>{0, 0}), freeze == 1);
+    EXPECT_EQ(biases(3) == biases(6), freeze > 0) << freeze;
+    const StepMetrics last = read_metrics(o.out / "train.jsonl").back();
+    EXPECT_EQ(last.bias_ranges, biases(6));
+    EXPECT_EQ(last.layer_violations.size(), 2U);
+    EXPECT_GT(last.val_max_violation, 0);
+  }
 }
 
 TEST(Guard, StepsThatAreNoNumbersOrSpikesAreSkipped) {

@@ -4,10 +4,12 @@
 #include <csignal>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
 
+#include "base/error.h"
 #include "checkpoint/packed_model.h"
 #include "infer/sampler.h"
 #include "model/forward.h"
@@ -46,6 +48,9 @@ void add_sampler_options(CLI::App& command, SamplerOptions& sampler);
 Tokenizer load_tokenizer(const std::filesystem::path& model);
 // Nothing for a model directory or GGUF file without one, which can still be given ids.
 std::optional<Tokenizer> find_tokenizer(const std::filesystem::path& model);
+// The same, and Error where it does not fit the model; nothing for one that fathom does not know, which is told.
+std::optional<Tokenizer> find_fitting_tokenizer(const std::filesystem::path& model, const ModelConfig& config,
+                                                const std::function<void(const Error&)>& unknown);
 // Error where the tokenizer has ids that the model has no embedding for.
 void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, const std::filesystem::path& model);
 

@@ -75,14 +75,10 @@ void print_sizes(const ConvertCommand& o, const CommonOptions& common, const Rec
 // The tokenizer, which must fit the model. One that fathom does not know is no reason to leave the weights: a
 // directory's is copied, and that of a GGUF file left out.
 std::optional<Tokenizer> known_tokenizer(const std::string& from) {
-  std::optional<Tokenizer> tokenizer;
-  try {
-    tokenizer = find_tokenizer(from);
-  } catch (const Error& error) {
+  check_model_path(from);
+  return find_fitting_tokenizer(from, read_model_config(from), [&](const Error& error) {
     if (is_gguf_path(from)) log("{}; the directory gets no tokenizer", error.what());
-  }
-  if (tokenizer) check_vocabulary(*tokenizer, read_model_config(from), from);
-  return tokenizer;
+  });
 }
 
 // Tokenizer, template and generation config: copies, or what a GGUF file says of them. Those of an older model go.

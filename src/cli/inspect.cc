@@ -54,17 +54,6 @@ struct Stored {
   int64_t n_tensors = 0, bytes = 0, numbers = 0;
 };
 
-// One that fathom does not know says nothing about the weights.
-void check_tokenizer(const fs::path& path, const ModelConfig& config) {
-  std::optional<Tokenizer> tokenizer;
-  try {
-    tokenizer = find_tokenizer(path);
-  } catch (const Error& error) {
-    log("{}", error.what());
-  }
-  if (tokenizer) check_vocabulary(*tokenizer, config, path);
-}
-
 Subject open_subject(const fs::path& path) {
   const std::string name = printable(path.native());
   if (!path_exists(path)) throw Error("{}: no such file or directory", name);
@@ -77,7 +66,8 @@ Subject open_subject(const fs::path& path) {
       subject.checkpoint = open_checkpoint(path);
       (void)match_tensors(*subject.checkpoint, *subject.config);
     }
-    check_tokenizer(path, *subject.config);
+    // One that fathom does not know says nothing about the weights.
+    find_fitting_tokenizer(path, *subject.config, [](const Error& error) { log("{}", error.what()); });
     return subject;
   }
   if (path.extension() == ".json") return {name, read_model_config(path), {}, {}};

@@ -40,6 +40,18 @@ std::optional<Tokenizer> find_tokenizer(const fs::path& model) {
   return Tokenizer::load(model);
 }
 
+std::optional<Tokenizer> find_fitting_tokenizer(const fs::path& model, const ModelConfig& config,
+                                                const std::function<void(const Error&)>& unknown) {
+  std::optional<Tokenizer> tokenizer;
+  try {
+    tokenizer = find_tokenizer(model);
+  } catch (const Error& error) {
+    unknown(error);
+  }
+  if (tokenizer) check_vocabulary(*tokenizer, config, model);
+  return tokenizer;
+}
+
 void check_vocabulary(const Tokenizer& tokenizer, const ModelConfig& config, const fs::path& model) {
   if (tokenizer.vocab_size() <= config.vocab_size) return;
   throw Error(

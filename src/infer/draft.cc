@@ -22,8 +22,9 @@ std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& c
                                 const SamplerOptions& options, Rng& rng) {
   const auto unread = std::span<const int32_t>(previous).subspan(static_cast<size_t>(cache.length) + 1);
   Tensor state = read_mtp(ctx, model, cache, hidden, unread);
-  const int64_t n_read = cache.length;
   std::vector<Draft> drafts;
+  if (n == 0) return drafts;
+  const int64_t n_read = cache.length;
   Buffer host_logits;
   for (;;) {
     state = state.slice(state.rows() - 1, 1);

@@ -20,8 +20,8 @@ struct Draft {
 Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden, std::span<const int32_t> next_ids);
 
 // n proposals for what follows `previous` (prompt and output so far, the last n_generated output). hidden: those of the
-// tokens that the module has not read, which are all but the last of `previous`; it reads them. Deeper proposals take
-// the module's own hidden state for the main model's; their rows do not stay in the cache.
+// tokens that the module has not read, which are all but the last of `previous`; it reads them, for n = 0 too. Deeper
+// proposals take the module's own hidden state for the main model's; their rows do not stay in the cache.
 std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,
                                 std::vector<int32_t> previous, int64_t n_generated, int64_t n,
                                 const SamplerOptions& options, Rng& rng);

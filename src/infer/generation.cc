@@ -246,12 +246,9 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     const int64_t room = std::min(options.max_tokens - n_generated(), context - sequence.cache.length) - 1;
     if (const int64_t n = std::min(options.draft_tokens, room); drafting && goes_on && n > 0) {
       const Tensor kept = hidden.slice(0, sequence.cache.length - sequence.mtp_cache.length);
-      if (passes_behind_prompt++ % kPlainPassEvery == kFirstPlainPass) {
-        read_mtp(ctx, model, sequence.mtp_cache, kept,
-                 std::span<const int32_t>(previous).subspan(static_cast<size_t>(sequence.mtp_cache.length) + 1));
-      } else {
-        drafts = draft_tokens(ctx, model, sequence.mtp_cache, kept, previous, n_generated(), n, options.sampler, rng);
-      }
+      const bool plain = passes_behind_prompt++ % kPlainPassEvery == kFirstPlainPass;
+      drafts = draft_tokens(ctx, model, sequence.mtp_cache, kept, previous, n_generated(), plain ? 0 : n,
+                            options.sampler, rng);
     }
   }
   if (stream) {

@@ -20,23 +20,6 @@ constexpr float kLatentNormEps = 1e-6f;
 
 int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.offsets[static_cast<size_t>(s)]; }
 
-// x rounded to e4m3 with a scale for each token and 128 columns, as the matrices of an FP8 model see it.
-Tensor round_to_fp8(Context& ctx, const Model& model, Tensor x) {
-  constexpr BlockShape kBlock{1, 128};
-  const Tensor rounded = new_f32(ctx, {x.rows(), x.cols()});
-  const Tensor codes = new_tensor(ctx, Format::f8_e4m3, {x.rows(), x.cols()});
-  const Tensor scales = new_f32(ctx, {x.rows(), (x.cols() + kBlock.cols - 1) / kBlock.cols});
-  ctx.pool.parallel_for(0, x.rows(), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      uint8_t* row = codes.as<uint8_t>() + t * x.cols();
-      quantize_f8_blocks(row, scales.f32_row(t), x.f32_row(t), 1, x.cols(), kBlock, model.config.scale_ue8m0,
-                         kActivationAmaxFloor);
-      dequantize_f8_blocks(rounded.f32_row(t), row, scales.f32_row(t), 0, 1, x.cols(), kBlock);
-    }
-  });
-  return rounded;
-}
-
 // What the layers of a forward pass share.
 struct Pass {
   const Batch& batch;
@@ -65,7 +48,9 @@ LinearCall call(const Model& model, Tensor y, const LinearInput& x, Tensor w) {
 
 // x as these matrices read it.
 LinearInput matrix_input(Context& ctx, const Model& model, Tensor x, std::initializer_list<Tensor> weights) {
-  return make_linear_input(ctx, model.fp8_activations ? round_to_fp8(ctx, model, x) : x, weights);
+  if (!model.fp8_activations) return make_linear_input(ctx, x, weights);
+  const Tensor rounded = round_rows(ctx, x, Precision::fp8, model.config.scale_ue8m0, kActivationAmaxFloor);
+  return make_linear_input(ctx, rounded, weights);
 }
 
 // The same of normed = norm(sum), where sum = a + b, or without b it is a.

@@ -22,7 +22,8 @@ float tile_scale(float largest, bool power_of_two, const cpu::FloatGrid& grid) {
   return power_of_two ? std::bit_cast<float>((std::bit_cast<uint32_t>(scale) + 0x7FFFFF) & 0x7F800000) : scale;
 }
 
-void round_tiles_of_rows(Context& ctx, Tensor out, Tensor x, bool power_of_two, const cpu::FloatGrid& grid) {
+void round_tiles_of_rows(Context& ctx, Tensor out, Tensor x, bool power_of_two, const cpu::FloatGrid& grid,
+                         float amax_floor = 0) {
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, x.rows(), row_grain(4 * x.cols()), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -30,7 +31,8 @@ void round_tiles_of_rows(Context& ctx, Tensor out, Tensor x, bool power_of_two, 
       float* to = out.f32_row(t);
       for (int64_t c = 0; c < x.cols(); c += kTile) {
         const int64_t n = std::min(kTile, x.cols() - c);
-        kernel.scaled(to + c, in + c, n, tile_scale(kernel.largest(in + c, n), power_of_two, grid), grid);
+        const float largest = std::max(kernel.largest(in + c, n), amax_floor);
+        kernel.scaled(to + c, in + c, n, tile_scale(largest, power_of_two, grid), grid);
       }
     }
   });
@@ -61,19 +63,10 @@ Tensor round_whole(Context& ctx, Tensor x) {
   return out;
 }
 
-// Where precision asks for no tiles; absent where it does.
+// For a precision that asks for no tiles.
 Tensor round_without_tiles(Context& ctx, Tensor x, Precision precision) {
-  switch (precision) {
-    case Precision::f32:
-      return x;
-    case Precision::bf16:
-      return round_to_bf16(ctx, x);
-    case Precision::fp8_per_tensor:
-      return round_whole(ctx, x);
-    case Precision::fp8:
-      break;
-  }
-  return {};
+  if (precision == Precision::f32) return x;
+  return precision == Precision::bf16 ? round_to_bf16(ctx, x) : round_whole(ctx, x);
 }
 
 // A matrix [rows, cols] out of one of higher rank without gaps.
@@ -84,17 +77,17 @@ Tensor as_matrix(Tensor w) {
 
 }  // namespace
 
-Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two) {
-  if (const Tensor done = round_without_tiles(ctx, x, precision)) return done;
+Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two, float amax_floor) {
+  if (precision != Precision::fp8) return round_without_tiles(ctx, x, precision);
   Tensor out = new_f32(ctx, {x.rows(), x.cols()});
-  round_tiles_of_rows(ctx, out, x, power_of_two, cpu::kE4m3);
+  round_tiles_of_rows(ctx, out, x, power_of_two, cpu::kE4m3, amax_floor);
   return out;
 }
 
 void round_to_e5m6(Context& ctx, Tensor x) { round_tiles_of_rows(ctx, x, x, /*power_of_two=*/true, cpu::kE5m6); }
 
 Tensor round_columns(Context& ctx, Tensor x, Tensor offsets, Precision precision, bool power_of_two) {
-  if (const Tensor done = round_without_tiles(ctx, x, precision)) return done;
+  if (precision != Precision::fp8) return round_without_tiles(ctx, x, precision);
   const Tensor out = new_f32(ctx, {x.rows(), x.cols()});
   const ArenaScope scope(ctx.arena);
   const int64_t groups = offsets ? offsets.size() - 1 : 1;
@@ -125,27 +118,27 @@ Tensor round_columns(Context& ctx, Tensor x, Tensor offsets, Precision precision
 Tensor round_blocks(Context& ctx, Tensor w, Precision precision) {
   if (precision == Precision::f32) return w;
   const Tensor in = as_matrix(w);
-  Tensor rounded = round_without_tiles(ctx, in, precision);
-  if (!rounded) {
-    rounded = new_f32(ctx, {in.rows(), in.cols()});
-    const int64_t rows = w.rank == 3 ? w.shape[1] : w.rows(), matrices = in.rows() / std::max<int64_t>(rows, 1);
-    const int64_t down = ceil_div(rows, kTile), across = ceil_div(w.cols(), kTile);
-    const auto& kernel = kernels();
-    ctx.pool.run(matrices * down * across, [&](int64_t task, int) {
-      const int64_t block = task / across % down, first = task / across / down * rows + block * kTile;
-      const int64_t n_rows = std::min(kTile, rows - block * kTile);
-      const int64_t c = task % across * kTile, n = std::min(kTile, w.cols() - c);
-      float largest = 0;
-      for (int64_t r = first; r < first + n_rows; ++r)
-        largest = std::max(kernel.largest(in.f32_row(r) + c, n), largest);
-      const float scale = tile_scale(largest, /*power_of_two=*/false, cpu::kE4m3);
-      for (int64_t r = first; r < first + n_rows; ++r) {
-        kernel.scaled(rounded.f32_row(r) + c, in.f32_row(r) + c, n, scale, cpu::kE4m3);
-      }
-    });
-  }
   Tensor out = w;
+  if (precision != Precision::fp8) {
+    out.data = round_without_tiles(ctx, in, precision).data;
+    return out;
+  }
+  const Tensor rounded = new_f32(ctx, {in.rows(), in.cols()});
   out.data = rounded.data;
+  const int64_t rows = w.rank == 3 ? w.shape[1] : w.rows(), matrices = in.rows() / std::max<int64_t>(rows, 1);
+  const int64_t down = ceil_div(rows, kTile), across = ceil_div(w.cols(), kTile);
+  const auto& kernel = kernels();
+  ctx.pool.run(matrices * down * across, [&](int64_t task, int) {
+    const int64_t block = task / across % down, first = task / across / down * rows + block * kTile;
+    const int64_t end = first + std::min(kTile, rows - block * kTile);
+    const int64_t c = task % across * kTile, n = std::min(kTile, w.cols() - c);
+    float largest = 0;
+    for (int64_t r = first; r < end; ++r) largest = std::max(kernel.largest(in.f32_row(r) + c, n), largest);
+    const float scale = tile_scale(largest, /*power_of_two=*/false, cpu::kE4m3);
+    for (int64_t r = first; r < end; ++r) {
+      kernel.scaled(rounded.f32_row(r) + c, in.f32_row(r) + c, n, scale, cpu::kE4m3);
+    }
+  });
   return out;
 }
 

@@ -27,8 +27,8 @@ struct Rounding {
 
 // Each returns x itself for f32, else memory from ctx.arena. A tile's scale is its largest magnitude / 448, but no less
 // than the least normal float; NaN stays NaN.
-// Tiles of 1 x 128.   x: [tokens, cols]
-Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two = false);
+// Tiles of 1 x 128, the largest magnitude being amax_floor at the least.   x: [tokens, cols]
+Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two = false, float amax_floor = 0);
 // Tiles of 128 x 1, begun anew where a group of rows begins: offsets [groups + 1] i32, or absent for one group.
 Tensor round_columns(Context& ctx, Tensor x, Tensor offsets, Precision precision, bool power_of_two = false);
 // Blocks of 128 x 128 of each matrix.   w: [out, in] or [matrices, out, in], without gaps

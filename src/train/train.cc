@@ -25,6 +25,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
+struct PrecisionName {
+  const char* name;
+  Precision precision;
+};
+constexpr PrecisionName kPrecisions[] = {{"f32", Precision::f32},
+                                         {"bf16", Precision::bf16},
+                                         {"fp8", Precision::fp8},
+                                         {"fp8-per-tensor", Precision::fp8_per_tensor}};
+
 constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
 
 // A stretch of the flat parameters that decays or does not: matrices do, norms do not.
@@ -353,8 +362,6 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
   return total;
 }
 
-Tensor part(Tensor flat, int64_t begin, int64_t size) { return {flat.at(begin), flat.format, {size}}; }
-
 // One step of the optimizer with a gradient of this norm.
 void update(Run& run, int64_t step, const LossResult& loss, double lr, double norm) {
   const TrainOptions& o = run.options;
@@ -364,8 +371,8 @@ void update(Run& run, int64_t step, const LossResult& loss, double lr, double no
     const AdamwConfig config{static_cast<float>(lr), static_cast<float>(o.beta1), static_cast<float>(o.beta2),
                              static_cast<float>(o.eps), static_cast<float>(r.decays ? o.weight_decay : 0)};
     adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
-               run.gradients.trained().subspan(r.begin, r.size), part(run.state.first_moment.values, begin, size),
-               part(run.state.second_moment.values, begin, size), static_cast<float>(scale));
+               run.gradients.trained().subspan(r.begin, r.size), run.state.first_moment.values.columns(begin, size),
+               run.state.second_moment.values.columns(begin, size), static_cast<float>(scale));
   }
   const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
   if (run.balance == Balance::bias && !frozen) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
@@ -452,24 +459,13 @@ void finish(Run& run, const fs::path& log_path, const Settings& settings) {
 }  // namespace
 
 Precision precision_named(const std::string& name) {
-  for (const Precision p : {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
-    if (name == precision_name(p)) return p;
-  }
+  const auto* const found = std::ranges::find(kPrecisions, name, &PrecisionName::name);
+  if (found != std::end(kPrecisions)) return found->precision;
   throw UsageError("--precision {}: must be f32, bf16, fp8 or fp8-per-tensor", printable(name));
 }
 
 const char* precision_name(Precision precision) {
-  switch (precision) {
-    case Precision::f32:
-      return "f32";
-    case Precision::bf16:
-      return "bf16";
-    case Precision::fp8:
-      return "fp8";
-    case Precision::fp8_per_tensor:
-      return "fp8-per-tensor";
-  }
-  return "";
+  return std::ranges::find(kPrecisions, precision, &PrecisionName::precision)->name;
 }
 
 Balance balance_named(const std::string& name) {

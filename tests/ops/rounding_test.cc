@@ -39,6 +39,23 @@ TEST(Rounding, RowsEqualTheirPlainTwin) {
   }
 }
 
+// As the activations of an FP8 model are rounded when it is used.
+TEST(Rounding, RowsWithAFloorAreThoseOfTheFormat) {
+  for (const auto& [rows, cols] : kShapes) {
+    for (const bool power_of_two : {false, true}) {
+      const Tensor x = spread_f32(rows, cols, 7), want = zeros_like(x);
+      for (int64_t i = 0; i < x.size() / 2; ++i) x.f32()[i] *= 1e-6F;
+      std::vector<uint8_t> codes(static_cast<size_t>(x.size()));
+      std::vector<float> scales(static_cast<size_t>(rows * (cols / 128 + 1)));
+      quantize_f8_blocks(codes.data(), scales.data(), x.f32(), rows, cols, {1, 128}, power_of_two,
+                         kActivationAmaxFloor);
+      dequantize_f8_blocks(want.f32(), codes.data(), scales.data(), 0, rows, cols, {1, 128});
+      const Tensor rounded = round_rows(ctx(), x, Precision::fp8, power_of_two, kActivationAmaxFloor);
+      EXPECT_TRUE(same_bits(rounded, want)) << rows << " " << cols;
+    }
+  }
+}
+
 TEST(Rounding, ColumnsEqualTheirPlainTwinGroupByGroup) {
   for (const auto& [rows, cols] : kShapes) {
     const auto n = static_cast<int32_t>(rows);

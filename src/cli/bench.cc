@@ -56,7 +56,7 @@ struct Bench {
   }
 };
 
-void print_rates(const std::string& name, const std::vector<double>& rates, nlohmann::ordered_json more,
+void print_rates(const std::string& name, const std::vector<double>& rates, const nlohmann::ordered_json& more,
                  const std::string& remark, const CommonOptions& common) {
   const auto n = static_cast<double>(rates.size());
   const double mean = std::accumulate(rates.begin(), rates.end(), 0.0) / n;

@@ -1,11 +1,8 @@
 #include "train/train.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "base/file.h"
@@ -24,15 +21,6 @@ namespace fathom {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct PrecisionName {
-  const char* name;
-  Precision precision;
-};
-constexpr PrecisionName kPrecisions[] = {{"f32", Precision::f32},
-                                         {"bf16", Precision::bf16},
-                                         {"fp8", Precision::fp8},
-                                         {"fp8-per-tensor", Precision::fp8_per_tensor}};
 
 constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
 
@@ -61,144 +49,6 @@ std::vector<DecayRun> decay_runs(const Parameters& parameters, const ModelConfig
     runs.push_back({begin, all.size() - begin, piece.decays});
   }
   return runs;
-}
-
-void need(bool condition, const char* option, const std::string& value, const char* must) {
-  if (!condition) throw UsageError("train: {} is {}, must be {}", option, value, must);
-}
-
-void check_options(const TrainOptions& o) {
-  if (o.model_config.empty() == o.init.empty()) {
-    throw UsageError("train: give either --model-config FILE (a new model) or --init DIR (start from a checkpoint)");
-  }
-  if (o.data.empty()) throw UsageError("train: give --data FILE...: text to learn from");
-  if (o.out.empty()) throw UsageError("train: give --out DIR: where checkpoints and the model go");
-  if (o.tokenizer.empty() && o.init.empty()) {
-    throw UsageError("train: give --tokenizer FILE, DIR or bytes");
-  }
-  constexpr int64_t kMost = int64_t{1} << 31;
-  const auto positive = [](const char* name, int64_t value) {
-    need(value > 0 && value <= kMost, name, fmt::to_string(value), "between 1 and 2^31");
-  };
-  const auto not_negative = [](const char* name, int64_t value) {
-    need(value >= 0, name, fmt::to_string(value), "0 or more");
-  };
-  positive("--steps", o.steps);
-  positive("--seq-len", o.seq_len);
-  positive("--batch-size", o.batch_size);
-  not_negative("--micro-batch", o.micro_batch);
-  if (o.micro_batch > 0 && o.batch_size % o.micro_batch != 0) {
-    throw UsageError("train: --micro-batch {} does not divide --batch-size {}", o.micro_batch, o.batch_size);
-  }
-  not_negative("--extend-seq-len", o.extend_seq_len);
-  if (o.extend_seq_len > 0) {
-    if (o.extend_at < 1 || o.extend_at >= o.steps) {
-      throw UsageError("train: --extend-at is {}, must be between 1 and --steps - 1: the last step of --seq-len",
-                       o.extend_at);
-    }
-    if (o.batch_size * o.seq_len % o.extend_seq_len != 0 || o.micro_batch * o.seq_len % o.extend_seq_len != 0) {
-      throw UsageError("train: --extend-seq-len {} does not divide the tokens of a step or micro-batch ({} x {})",
-                       o.extend_seq_len, o.micro_batch > 0 ? o.micro_batch : o.batch_size, o.seq_len);
-    }
-  } else if (o.extend_at != 0) {
-    throw UsageError("train: --extend-at needs --extend-seq-len N: how long sequences are from there on");
-  }
-  not_negative("--warmup", o.lr.warmup);
-  not_negative("--val-every", o.val_every);
-  not_negative("--val-sequences", o.val_sequences);
-  not_negative("--save-every", o.save_every);
-  not_negative("--keep", o.keep);
-  not_negative("--sample-every", o.sample_every);
-  not_negative("--max-skips", o.max_skips);
-  const auto within = [](const char* name, double value, double low, double high, const char* must) {
-    need(value >= low && value <= high, name, fmt::to_string(value), must);
-  };
-  within("--lr", o.lr.peak, 1e-12, 100, "above 0 and at most 100");
-  within("--min-lr", o.lr.min, 0, o.lr.peak, "between 0 and --lr");
-  within("--decay-fraction", o.lr.decay_fraction, 0, 1, "between 0 and 1");
-  within("--weight-decay", o.weight_decay, 0, 100, "between 0 and 100");
-  within("--beta1", o.beta1, 0, 0.999999, "at least 0 and below 1");
-  within("--beta2", o.beta2, 0, 0.999999, "at least 0 and below 1");
-  within("--eps", o.eps, 1e-30, 1, "above 0 and at most 1");
-  within("--clip", o.clip, 0, 1e30, "0 (no limit) or more");
-  within("--spike-deviations", o.spike_deviations, 0, 1e30, "0 (no spikes) or more");
-  within("--bias-update-speed", o.bias_update_speed, 0, 1, "between 0 and 1");
-  within("--bias-freeze", o.bias_freeze, 0, 1, "between 0 and 1");
-  within("--mtp-weight", o.mtp_weight, 0, 100, "between 0 and 100");
-  if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
-  if (o.val_every > 0 && o.val_data.empty()) {
-    throw UsageError("train: --val-every needs --val-data FILE...: text that is not learned from");
-  }
-}
-
-// What the run writes must not be what it reads.
-void check_files(const TrainOptions& o) {
-  std::vector<fs::path> inputs = o.data;
-  inputs.insert(inputs.end(), o.val_data.begin(), o.val_data.end());
-  if (!o.model_config.empty()) inputs.push_back(o.model_config);
-  if (o.tokenizer != "bytes" && !o.tokenizer.empty()) inputs.emplace_back(o.tokenizer);
-  for (const fs::path& input : inputs) {
-    if (!o.log.empty() && same_path(o.log, input)) {
-      throw UsageError("train: --log {} would overwrite what is read", printable(o.log.native()));
-    }
-    for (const char* name : {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                             "tokenizer_config.json", "train.jsonl", "report.html"}) {
-      if (!same_path(o.out / name, input)) continue;
-      throw UsageError("train: --out {} would overwrite {}, which is read; give another --out",
-                       printable(o.out.native()), printable(input.native()));
-    }
-  }
-  if (!o.init.empty() && same_path(o.init, o.out)) {
-    throw UsageError("train: --init and --out are both {}; give another --out", printable(o.out.native()));
-  }
-}
-
-// What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
-// longer, its schedule then follows the new number.
-Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vector<int32_t>& ids, Balance balance,
-                     double alpha) {
-  const char* const schedules[] = {"constant", "cosine", "wsd"};
-  Settings settings = {
-      {"data", fmt::format("{} ids, xxh3 {:016x}", ids.size(), XXH3_64bits(ids.data(), ids.size() * sizeof(int32_t)))},
-      {"seed", fmt::to_string(o.seed)},
-      {"precision", precision_name(o.precision)},
-      {"moments", format_traits(o.moments).name},
-      {"seq-len", fmt::to_string(o.seq_len)},
-      {"batch-size", fmt::to_string(o.batch_size)},
-      {"extend-seq-len", fmt::to_string(o.extend_seq_len)},
-      {"extend-at", fmt::to_string(o.extend_at)},
-      {"micro-batch", fmt::to_string(o.micro_batch)},
-      {"lr", fmt::to_string(o.lr.peak)},
-      {"min-lr", fmt::to_string(o.lr.min)},
-      {"warmup", fmt::to_string(o.lr.warmup)},
-      {"schedule", schedules[static_cast<int>(o.lr.schedule)]},
-      {"decay-fraction", fmt::to_string(o.lr.decay_fraction)},
-      {"weight-decay", fmt::to_string(o.weight_decay)},
-      {"beta1", fmt::to_string(o.beta1)},
-      {"beta2", fmt::to_string(o.beta2)},
-      {"eps", fmt::to_string(o.eps)},
-      {"clip", fmt::to_string(o.clip)},
-      {"spike-deviations", fmt::to_string(o.spike_deviations)},
-      {"balance", balance == Balance::bias  ? "bias"
-                  : balance == Balance::aux ? "aux"
-                                            : "none"},
-      {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
-      {"bias-freeze", fmt::to_string(o.bias_freeze)},
-      {"balance-alpha", fmt::to_string(alpha)},
-      {"mtp-weight", fmt::to_string(o.mtp_weight)}};
-  const auto config = nlohmann::json::parse(config_json(c, Format::f32));
-  for (const auto& [key, value] : config.items()) settings["the model's " + key] = value.dump();
-  return settings;
-}
-
-Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
-  const bool has_bias = config.router.method == TopkMethod::noaux_tc;
-  if (o.balance == Balance::bias && !has_bias) {
-    throw UsageError(
-        "train: --balance bias needs a model with e_score_correction_bias (topk_method noaux_tc); use --balance aux");
-  }
-  if (o.balance != Balance::automatic) return o.balance;
-  return has_bias ? Balance::bias : Balance::aux;
 }
 
 // Of memory, for each parameter.
@@ -457,24 +307,6 @@ void finish(Run& run, const fs::path& log_path, const Settings& settings) {
 }
 
 }  // namespace
-
-Precision precision_named(const std::string& name) {
-  const auto* const found = std::ranges::find(kPrecisions, name, &PrecisionName::name);
-  if (found != std::end(kPrecisions)) return found->precision;
-  throw UsageError("--precision {}: must be f32, bf16, fp8 or fp8-per-tensor", printable(name));
-}
-
-const char* precision_name(Precision precision) {
-  return std::ranges::find(kPrecisions, precision, &PrecisionName::precision)->name;
-}
-
-Balance balance_named(const std::string& name) {
-  if (name == "auto") return Balance::automatic;
-  if (name == "bias") return Balance::bias;
-  if (name == "aux") return Balance::aux;
-  if (name == "none") return Balance::none;
-  throw UsageError("--balance {}: must be bias, aux or none", printable(name));
-}
 
 TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::function<bool()>& stop_requested) {
   TrainOptions options = given;

@@ -1,0 +1,80 @@
+// What a run of training is asked for, and what of it cannot be.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "model/forward.h"
+#include "text/tokenizer.h"
+#include "train/saved_state.h"
+#include "train/schedule.h"
+
+namespace fathom {
+
+enum class Balance {
+  automatic,  // bias for models with correction biases, aux for others
+  bias,       // loss-free: biases of the choice follow the loads
+  aux,        // the sequence-wise balance loss
+  none
+};
+Balance balance_named(const std::string& name);
+Precision precision_named(const std::string& name);
+const char* precision_name(Precision precision);
+
+struct TrainOptions {
+  std::filesystem::path model_config;  // exactly one of these two
+  std::filesystem::path init;
+  std::vector<std::filesystem::path> data, val_data;
+  std::string tokenizer;  // file, directory or "bytes"; empty: that of `init`
+  std::filesystem::path out;
+  bool resume = false;
+  Format save_format = Format::f32;  // of the model directory at the end: f32 or bf16
+  uint64_t seed = 0;
+
+  Precision precision = Precision::f32;  // of the linear layers' operands, router and head aside
+  Format moments = Format::f32;          // of AdamW: f32 or bf16
+
+  int64_t steps = 0, seq_len = 0, batch_size = 0;
+  int64_t micro_batch = 0;  // sequences a forward pass; 0: all of the batch at once
+  // Context extension (V3 section 4.3): after step extend_at sequences have extend_seq_len tokens, and there are fewer
+  // of them, so that the tokens of a step stay the same. 0: none.
+  int64_t extend_seq_len = 0, extend_at = 0;
+  LearningRate lr;  // its `steps` is ours
+  double weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
+  double clip = 1;               // greatest global norm of the gradient; 0: no limit
+  double spike_deviations = 10;  // as reason_to_skip takes it
+  int64_t max_skips = 10;        // after so many skipped steps in a row the run ends
+  Balance balance = Balance::automatic;
+  double bias_update_speed = 0.001;
+  double bias_freeze = 0;  // the part of the steps, at the end, in which the biases stay (V3: 500 B of 14.8 T tokens)
+  double balance_alpha = -1;  // of the balance loss; below 0: 0.001 for aux, else 0
+  double mtp_weight = 0.3;    // where the model has an MTP module
+
+  int64_t val_every = 0;             // 0: only after the last step
+  int64_t val_sequences = 64;        // at most, in the middle of the run; the last validation reads all
+  int64_t save_every = 0, keep = 0;  // 0: only at the end; 0: keep all
+  std::filesystem::path log;         // empty: OUT/train.jsonl
+  int64_t sample_every = 0;
+  std::string prompt = "\n";  // of samples
+  // Text that continues the prompt, for log and report: how is the business of who generates.
+  std::function<std::string(Context&, const Model&, const Tokenizer&, std::span<const int32_t> prompt, int64_t step)>
+      sample;
+};
+
+// UsageError that names the option. The second: what the run writes must not be what it reads.
+void check_options(const TrainOptions& options);
+void check_files(const TrainOptions& options);
+
+// `automatic` made one of the others; UsageError when the model has no correction biases.
+Balance resolve_balance(const TrainOptions& options, const ModelConfig& config);
+
+// What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
+// longer, its schedule then follows the new number.
+Settings settings_of(const TrainOptions& options, const ModelConfig& config, const std::vector<int32_t>& ids,
+                     Balance balance, double balance_alpha);
+
+}  // namespace fathom

@@ -17,6 +17,7 @@ namespace {
 struct Options {
   TrainOptions train;
   std::string schedule = "cosine", balance = "auto", precision = "f32", moments = "auto", save_format = "f32";
+  std::string recompute = "none";
   double min_lr = -1;
   int64_t sample_tokens = 200;
   double sample_temperature = 0.8;
@@ -44,6 +45,7 @@ void run(Options options, const CommonOptions& common) {
   require_cpu(common, "train");
   TrainOptions& train_options = options.train;
   train_options.precision = precision_named(options.precision);
+  train_options.recompute = recompute_named(options.recompute);
   const bool narrow = options.moments == "bf16" || (options.moments == "auto" && options.precision != "f32");
   train_options.moments = narrow ? Format::bf16 : Format::f32;
   if (options.save_format != "f32" && options.save_format != "bf16") {
@@ -99,6 +101,13 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--seq-len", o.seq_len, "Tokens a sequence")->capture_default_str();
   c->add_option("--batch-size", o.batch_size, "Sequences a step")->capture_default_str();
   c->add_option("--micro-batch", o.micro_batch, "Sequences a forward pass; gradients add up (default: the batch)");
+  c->add_option("--batch-start", o.batch_start, "Sequences of the first step, which grow to --batch-size");
+  c->add_option("--batch-ramp", o.batch_ramp, "Steps over which they do");
+  c->add_option("--recompute", options->recompute,
+                "What the backward pass makes again, to save memory: none, selective (norms, MLA's up-projections, "
+                "SwiGLU), full (whole layers)")
+      ->capture_default_str();
+  c->add_flag("--mask-documents", o.mask_documents, "Attention, MTP and targets stay within a document");
   c->add_option("--extend-seq-len", o.extend_seq_len,
                 "Tokens a sequence after step --extend-at, with as many tokens a step as before");
   c->add_option("--extend-at", o.extend_at, "Last step of --seq-len");
@@ -128,15 +137,21 @@ void add_train(CLI::App& app, CommonOptions& common) {
       ->default_str("bf16, with --precision f32 f32");
   c->add_option("--save-format", options->save_format, "Stored type of the trained model's weights: f32 or bf16")
       ->capture_default_str();
-  c->add_option("--balance", options->balance, "Expert loads: bias (loss-free), aux (balance loss) or none")
+  c->add_option(
+       "--balance", options->balance,
+       "Expert loads: bias (loss-free), aux (balance loss of each sequence), aux-batch (of a micro-batch) or none")
       ->default_str("bias, or aux for models without correction biases");
   c->add_option("--bias-update-speed", o.bias_update_speed, "Step of the correction biases")->capture_default_str();
   c->add_option("--bias-freeze", o.bias_freeze, "Part of the steps, at the end, in which the correction biases stay")
       ->capture_default_str();
-  c->add_option("--balance-alpha", o.balance_alpha, "Weight of the balance loss (default: 0.001 with aux, else 0)")
+  c->add_option("--balance-alpha", o.balance_alpha,
+                "Weight of the balance loss (default: 0.001 with aux and aux-batch, else 0)")
       ->check(CLI::Range(0.0, 100.0));
   c->add_option("--mtp-weight", o.mtp_weight, "Weight of the MTP loss, where the model has the module")
       ->capture_default_str();
+  c->add_option("--mtp-late-at", o.mtp_late_at, "Last step of --mtp-weight (0: the last of all)");
+  c->add_option("--mtp-weight-late", o.mtp_weight_late, "Weight of the MTP loss behind it")->capture_default_str();
+  c->add_option("--tensorboard", o.tensorboard, "Event files for TensorBoard too")->type_name("DIR");
   c->add_option("--val-data", o.val_data, "Text that is not learned from")->type_name("FILE...");
   c->add_option("--val-every", o.val_every, "Validate every N steps (0: after the last only)");
   c->add_option("--val-sequences", o.val_sequences, "At most so many sequences before the last step (0: all)")

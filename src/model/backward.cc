@@ -175,9 +175,11 @@ void backward(Context& ctx, const Model& model, ModelWeights& dw, const Batch& b
   rms_norm_backward_input(ctx, d_out, d_final_hidden, s.x, model.weights.norm, s.x_rms, /*accumulate=*/false);
   for (size_t l = s.layers.size(); l-- > 0;) {
     const ArenaScope layer_scope(ctx.arena);
+    LayerSaved layer = s.layers[l];
+    recompute_layer(ctx, model, model.weights.layers[l], batch, s.recompute, layer);
     LayerGrads inner;
-    layer_backward_input(ctx, model, model.weights.layers[l], batch, s.layers[l], dx, d_out, inner, score_gradient);
-    layer_backward_weight(ctx, model, dw.layers[l], batch, s.layers[l], inner);
+    layer_backward_input(ctx, model, model.weights.layers[l], batch, layer, dx, d_out, inner, score_gradient);
+    layer_backward_weight(ctx, model, dw.layers[l], batch, layer, inner);
     std::swap(dx, d_out);
   }
   embedding_backward_weight(ctx, dw.embed, d_out, batch.ids);

@@ -141,19 +141,20 @@ ParameterCount count_parameters(const ModelConfig& c) {
   return count;
 }
 
-int64_t saved_floats_a_token(const ModelConfig& c) {
-  const RouterConfig& r = c.router;
-  const int64_t heads = c.num_attention_heads;
-  // Both norms' outputs, attention's and the layer's; queries, latents, keys and values, what heads attend to.
-  const int64_t attention = 4 * c.hidden_size + heads * c.qk_head_dim() + 2 * c.q_lora_rank + c.cache_row() +
-                            c.kv_lora_rank + heads * (c.qk_nope_head_dim + 2 * c.v_head_dim);
-  const int64_t experts = 2 * r.n_routed_experts + 3 * c.n_shared_experts * c.moe_intermediate_size +
-                          r.num_experts_per_tok * (3 * c.moe_intermediate_size + 2 * c.hidden_size);
-  int64_t floats = 0;
-  for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
-    floats += attention + (c.is_moe(l) ? experts : 3 * c.intermediate_size);
+double training_flops_a_token(const ModelConfig& config, int64_t seq_len, bool with_mtp) {
+  auto parameters = static_cast<double>(count_parameters(config).active);
+  auto layers = static_cast<double>(config.num_hidden_layers);
+  if (with_mtp) {
+    ModelConfig longer = config;
+    ++longer.num_hidden_layers;
+    const double layer = static_cast<double>(count_parameters(longer).active) - parameters;
+    const auto hidden = static_cast<double>(config.hidden_size);
+    parameters += layer + 2 * hidden * hidden + hidden * static_cast<double>(config.vocab_size);
+    layers += 1;
   }
-  return floats;
+  const double pairs = (static_cast<double>(seq_len) + 1) / 2;
+  return 6 * parameters + 6 * pairs * layers * static_cast<double>(config.num_attention_heads) *
+                              static_cast<double>(config.qk_head_dim() + config.v_head_dim);
 }
 
 }  // namespace fathom

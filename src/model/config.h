@@ -61,8 +61,9 @@ struct ParameterCount {
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
-// Floats that a token leaves in all layers of a forward pass for the backward pass: the greater part of what a training
-// step needs beside parameters, gradients and moments, and never more than that.
-int64_t saved_floats_a_token(const ModelConfig& config);
+// Floating-point operations a token of a training step, as PaLM's appendix B counts them for MFU: 6 for each parameter
+// that a token meets, and for attention over itself and what stands before it in its sequence 6 (qk_head_dim +
+// v_head_dim) a pair. What is recomputed does not count. with_mtp: one MTP module with its pass through the head.
+double training_flops_a_token(const ModelConfig& config, int64_t seq_len, bool with_mtp);
 
 }  // namespace fathom

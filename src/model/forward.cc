@@ -24,11 +24,12 @@ int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.offsets[sta
 struct Pass {
   const Batch& batch;
   const ForwardOptions& options;
+  Context& made_again;    // memory of what the backward pass makes again, see Recompute
   DeviceCaches caches{};  // options.caches, on a device
 };
 
-Pass make_pass(Context& ctx, const Batch& batch, const ForwardOptions& options) {
-  Pass pass{batch, options};
+Pass make_pass(Context& ctx, Context& made_again, const Batch& batch, const ForwardOptions& options) {
+  Pass pass{batch, options, made_again};
   FATHOM_CHECK(options.caches.empty() || static_cast<int64_t>(options.caches.size()) == batch.n_sequences());
   if (ctx.device == nullptr || options.caches.empty()) return pass;
   std::vector<int64_t> rows, strides;
@@ -134,12 +135,12 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   const int64_t tokens = batch.n_tokens(), rank = dims.kv_lora_rank, rope_dim = dims.qk_rope_head_dim;
   const int64_t qk = dims.qk_nope_head_dim + rope_dim;
   s.input = input;
-  s.q = new_f32(ctx, {tokens, dims.n_heads * qk});
+  s.q = new_f32(pass.made_again, {tokens, dims.n_heads * qk});
   s.kv_a = new_f32(ctx, {tokens, rank + rope_dim});
   if (w.q_a) {
     s.q_a = new_f32(ctx, {tokens, w.q_a.shape[0]});
     s.q_a_rms = new_f32(ctx, {tokens});
-    s.q_latent = new_f32(ctx, {tokens, w.q_a.shape[0]});
+    s.q_latent = new_f32(pass.made_again, {tokens, w.q_a.shape[0]});
     linear(ctx, {call(model, s.q_a, hidden, w.q_a), call(model, s.kv_a, hidden, w.kv_a)});
     const LinearInput q_latent =
         norm_input(ctx, model, s.q_latent, s.q_a, s.q_a, {}, w.q_a_norm, kLatentNormEps, s.q_a_rms, {w.q_b});
@@ -148,7 +149,7 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     linear(ctx, {call(model, s.q, hidden, w.q_b), call(model, s.kv_a, hidden, w.kv_a)});
   }
   s.kv_a_rms = new_f32(ctx, {tokens});
-  s.latent = new_f32(ctx, {tokens, rank});
+  s.latent = new_f32(pass.made_again, {tokens, rank});
   norm_and_rotate(ctx, model.rope, s.q, {dims.n_heads, qk, dims.qk_nope_head_dim}, s.latent, s.kv_a, w.kv_a_norm,
                   kLatentNormEps, s.kv_a_rms, batch.positions);
   const Tensor k_rope = s.kv_a.columns(rank, rope_dim);
@@ -157,7 +158,7 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   const bool attended =
       !pass.options.caches.empty() && attend_caches(ctx, model, w, pass, static_cast<int64_t>(layer), k_rope, s);
   if (!attended) {
-    s.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
+    s.kv = new_f32(pass.made_again, {tokens, w.kv_b.shape[0]});
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
     linear(ctx, {call(model, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b)});
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
@@ -169,11 +170,11 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
 }
 
 // out = W_down(silu(W_gate x) * W_up x)
-void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, Tensor input,
+void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, const Pass& pass, Tensor out, Tensor input,
                const LinearInput& matrix, MlpSaved& s) {
   s.input = input;
   s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
-  s.activated = new_f32(ctx, {input.rows(), w.down.shape[1]});
+  s.activated = new_f32(pass.made_again, {input.rows(), w.down.shape[1]});
   linear(ctx, {call(model, s.gate_up, matrix, w.gate_up)});
   linear(ctx, {call(model, out, activated_input(ctx, model, s.activated, s.gate_up, w.down), w.down)});
 }
@@ -191,7 +192,7 @@ void read_experts(Context& ctx, const Model& model, const LayerWeights& w, Tenso
 
 // y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16). The shared expert's products go
 // with the router's and the other experts', so that the threads meet less often. stream: what `input` is the norm of.
-void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tensor out, Tensor input,
+void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, const Pass& pass, Tensor out, Tensor input,
                const LinearInput& matrix, Tensor stream, MoeSaved& s) {
   const MoeWeights& w = layer.moe;
   const RouterConfig& router = model.config.router;
@@ -207,7 +208,7 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tens
   if (has_shared) {
     s.shared.input = input;
     s.shared.gate_up = new_f32(ctx, {tokens, w.shared.gate_up.shape[0]});
-    s.shared.activated = new_f32(ctx, {tokens, w.shared.down.shape[1]});
+    s.shared.activated = new_f32(pass.made_again, {tokens, w.shared.down.shape[1]});
     linear(ctx, {{s.logits, input, w.gate}, call(model, s.shared.gate_up, matrix, w.shared.gate_up)});
     shared_activated = activated_input(ctx, model, s.shared.activated, s.shared.gate_up, w.shared.down);
   } else {
@@ -216,11 +217,11 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, Tens
   route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
   read_experts(ctx, model, layer, s.topk_ids, stream);
 
-  s.dispatch = make_dispatch(ctx, s.topk_ids, experts);
+  s.dispatch = make_dispatch(pass.made_again, s.topk_ids, experts);
   s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
-  s.activated = new_f32(ctx, {slots, w.down.shape[2]});
+  s.activated = new_f32(pass.made_again, {slots, w.down.shape[2]});
   s.y_sorted = new_f32(ctx, {slots, input.cols()});
-  const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
+  const LinearInput sorted = dispatch(pass.made_again, matrix, s.dispatch, w.gate_up);
   s.x_sorted = sorted.x;
   linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts, experts_up_rounding(model)}});
   const LinearInput activated = activated_input(ctx, model, s.activated, s.gate_up, w.down);
@@ -245,26 +246,26 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
   s.x = x;
   s.x_rms = new_f32(ctx, {tokens});
   const MlaWeights& mla = w.attention;
-  Tensor normed = new_f32(ctx, {tokens, hidden});
+  Tensor normed = new_f32(pass.made_again, {tokens, hidden});
   const LinearInput attention_input =
       norm_input(ctx, model, normed, x, x, {}, w.input_norm, eps, s.x_rms, {mla.q_a, mla.q_b, mla.kv_a});
   s.attention_out = attention_block(ctx, model, mla, pass, normed, attention_input, layer, s.attention);
 
   s.mid = options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
   s.mid_rms = new_f32(ctx, {tokens});
-  normed = new_f32(ctx, {tokens, hidden});
+  normed = new_f32(pass.made_again, {tokens, hidden});
   const LinearInput mlp_input = norm_input(ctx, model, normed, s.mid, x, s.attention_out, w.post_attention_norm, eps,
                                            s.mid_rms, {w.mlp.gate_up, w.moe.gate_up, w.moe.shared.gate_up});
   s.mlp_out = options.taps ? new_f32(ctx, {tokens, hidden}) : out;
   if (w.moe.gate) {
-    moe_block(ctx, model, w, s.mlp_out, normed, mlp_input, s.mid, s.moe);
+    moe_block(ctx, model, w, pass, s.mlp_out, normed, mlp_input, s.mid, s.moe);
     if (options.expert_load != nullptr) {
       auto& load = options.expert_load->emplace_back(static_cast<size_t>(model.config.router.n_routed_experts));
       count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
     }
   } else {
     read_experts(ctx, model, w, {}, s.mid);
-    mlp_block(ctx, model, w.mlp, s.mlp_out, normed, mlp_input, s.mlp);
+    mlp_block(ctx, model, w.mlp, pass, s.mlp_out, normed, mlp_input, s.mlp);
   }
   add(ctx, out, s.mid, s.mlp_out);
 }
@@ -310,10 +311,14 @@ Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
 Tensor forward(Context& ctx, const Model& model, const Batch& batch, const ForwardOptions& options) {
   const ModelConfig& config = model.config;
   const int64_t tokens = batch.n_tokens(), hidden = config.hidden_size;
-  const Pass pass = make_pass(ctx, batch, options);
   ForwardSaved unsaved;
   ForwardSaved& saved = options.saved != nullptr ? *options.saved : unsaved;
   saved.layers.assign(model.weights.layers.size(), {});
+  saved.recompute = options.recompute;
+  FATHOM_CHECK(saved.recompute == Recompute::none || (options.saved != nullptr && options.scratch != nullptr));
+  Context scratch{ctx.pool, saved.recompute == Recompute::none ? ctx.arena : *options.scratch, ctx.device};
+  Context& kept = saved.recompute == Recompute::full ? scratch : ctx;
+  const Pass pass = make_pass(ctx, scratch, batch, options);
 
   saved.final_hidden = new_f32(ctx, {tokens, hidden});
   saved.x_rms = new_f32(ctx, {tokens});
@@ -324,8 +329,8 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
   for (size_t l = 0; l < model.weights.layers.size(); ++l) {
     Tensor out = options.saved != nullptr ? new_f32(ctx, {tokens, hidden}) : other;
     std::optional<ArenaScope> scope;
-    if (options.saved == nullptr) scope.emplace(ctx.arena);
-    layer_block(ctx, model, model.weights.layers[l], pass, out, x, l, saved.layers[l]);
+    if (options.saved == nullptr || saved.recompute != Recompute::none) scope.emplace(scratch.arena);
+    layer_block(kept, model, model.weights.layers[l], pass, out, x, l, saved.layers[l]);
     if (options.on_layer != nullptr) (*options.on_layer)(static_cast<int64_t>(l), saved.layers[l]);
     other = x;
     x = out;
@@ -334,6 +339,76 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
   saved.x = x;
   rms_norm(ctx, saved.final_hidden, x, model.weights.norm, static_cast<float>(config.rms_norm_eps), saved.x_rms);
   return saved.final_hidden;
+}
+
+int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute) {
+  const RouterConfig& r = c.router;
+  const bool selective = recompute == Recompute::selective;
+  const int64_t hidden = c.hidden_size, heads = c.num_attention_heads, k = r.num_experts_per_tok;
+  // The stream in front of the layer and between its halves; latents before their norms, what heads attend to.
+  const int64_t kept = 2 * hidden + c.q_lora_rank + c.cache_row() + heads * c.v_head_dim;
+  // Both norms' outputs, latents behind theirs, queries, keys and values.
+  const int64_t attention = 2 * hidden + c.q_lora_rank + c.kv_lora_rank +
+                            heads * (c.qk_head_dim() + c.qk_nope_head_dim + c.v_head_dim);
+  const int64_t inter = (k + c.n_shared_experts) * c.moe_intermediate_size;
+  int64_t floats = 0, most = 0;  // of all layers; of the one with most
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+    int64_t layer = kept + (c.is_moe(l) ? 2 * inter + 2 * r.n_routed_experts + k * hidden : 2 * c.intermediate_size);
+    if (!selective) layer += attention + (c.is_moe(l) ? inter + k * hidden : c.intermediate_size);
+    floats += layer;
+    most = std::max(most, layer);
+  }
+  return recompute == Recompute::full ? c.num_hidden_layers * hidden + most : floats;
+}
+
+void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Recompute what,
+                     LayerSaved& s) {
+  if (what == Recompute::none) return;
+  const Tensor x = s.x;
+  const int64_t tokens = x.rows(), hidden = x.cols();
+  if (what == Recompute::full) {
+    const ForwardOptions options;
+    layer_block(ctx, model, w, make_pass(ctx, ctx, batch, options), new_f32(ctx, {tokens, hidden}), x, 0, s);
+    return;
+  }
+  const auto eps = static_cast<float>(model.config.rms_norm_eps);
+  const auto norm_again = [&](Tensor of, Tensor weight, float epsilon) {
+    const Tensor y = new_f32(ctx, {tokens, of.cols()});
+    rms_norm(ctx, y, of, weight, epsilon);
+    return y;
+  };
+  const auto swiglu_again = [&](Tensor gate_up) {
+    const Tensor y = new_f32(ctx, {gate_up.rows(), gate_up.cols() / 2});
+    swiglu(ctx, y, gate_up);
+    return y;
+  };
+  const MlaDims dims = model.config.mla();
+  MlaSaved& a = s.attention;
+  a.input = norm_again(x, w.input_norm, eps);
+  if (w.attention.q_a) a.q_latent = norm_again(a.q_a, w.attention.q_a_norm, kLatentNormEps);
+  a.latent = norm_again(a.kv_a.columns(0, dims.kv_lora_rank), w.attention.kv_a_norm, kLatentNormEps);
+  const int64_t qk = dims.qk_nope_head_dim + dims.qk_rope_head_dim;
+  a.q = new_f32(ctx, {tokens, dims.n_heads * qk});
+  a.kv = new_f32(ctx, {tokens, w.attention.kv_b.shape[0]});
+  linear(ctx, {call(model, a.q, w.attention.q_a ? a.q_latent : a.input, w.attention.q_b),
+               call(model, a.kv, a.latent, w.attention.kv_b)});
+  rope(ctx, model.rope, a.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
+
+  const Tensor mlp_input = norm_again(s.mid, w.post_attention_norm, eps);
+  if (!w.moe.gate) {
+    s.mlp.input = mlp_input;
+    s.mlp.activated = swiglu_again(s.mlp.gate_up);
+    return;
+  }
+  MoeSaved& moe = s.moe;
+  moe.input = mlp_input;
+  moe.dispatch = make_dispatch(ctx, moe.topk_ids, model.config.router.n_routed_experts);
+  moe.x_sorted = new_f32(ctx, {moe.gate_up.rows(), hidden});
+  dispatch(ctx, moe.x_sorted, mlp_input, moe.dispatch);
+  moe.activated = swiglu_again(moe.gate_up);
+  if (!w.moe.shared.gate_up) return;
+  moe.shared.input = mlp_input;
+  moe.shared.activated = swiglu_again(moe.shared.gate_up);
 }
 
 Tensor head_logits(Context& ctx, const Model& model, Tensor hidden) {
@@ -365,7 +440,7 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tens
   FATHOM_CHECK(input.rows.cols() == tokens);
   const ForwardOptions of_layer{
       .caches = options.caches, .expand_caches = options.expand_caches, .expert_load = options.expert_load};
-  const Pass pass = make_pass(ctx, input.next, of_layer);
+  const Pass pass = make_pass(ctx, ctx, input.next, of_layer);
   MtpSaved unsaved;
   MtpSaved& s = options.saved != nullptr ? *options.saved : unsaved;
   s.input = input;

@@ -83,11 +83,23 @@ struct LayerSaved {
   MoeSaved moe;
   Tensor attention_out, mlp_out;  // kept for `taps` only
 };
+// What of a layer the backward pass makes again, in the same bits, so that a pass that trains needs less memory.
+enum class Recompute {
+  none,
+  selective,  // norms, MLA's up-projections, SwiGLU's output and the experts' copies of their inputs (V3 section 3.2.3)
+  full        // all but what enters the layer
+};
+
 struct ForwardSaved {
+  Recompute recompute = Recompute::none;
   std::vector<LayerSaved> layers;
   Tensor x, x_rms;      // the stream that leaves the last layer; [tokens]
   Tensor final_hidden;  // [tokens, hidden], after the final norm
 };
+
+// Floats that a token leaves in the main layers of a forward pass for the backward pass: the greater part of what a
+// training step needs beside parameters, gradients and moments, and never more than that.
+int64_t saved_floats_a_token(const ModelConfig& config, Recompute recompute);
 
 // Tokens sent to each expert, [MoE layers][experts].
 using ExpertLoad = std::vector<std::vector<int64_t>>;
@@ -101,6 +113,8 @@ inline constexpr int64_t kExpandFrom = 128;
 struct ForwardOptions {
   ForwardSaved* saved = nullptr;  // filled when given (training, scoring); otherwise memory is freed layer by layer
   bool taps = false;              // with saved: keep attention_out and mlp_out too
+  Recompute recompute = Recompute::none;  // with saved, and then with memory for what is not kept:
+  Arena* scratch = nullptr;
   std::span<LatentCache* const> caches{};  // one a sequence: read, and extended by the new tokens
   // How attention reads caches that are not empty: passes of some hundred tokens are cheaper with keys and values made
   // again from the latents, others in the absorbed form. A token's bits are the same in any passes of one kind.
@@ -111,6 +125,10 @@ struct ForwardOptions {
 
 // Returns final_hidden [tokens, hidden] (arena).
 Tensor forward(Context& ctx, const Model& model, const Batch& batch, const ForwardOptions& options = {});
+
+// Makes what of a layer was not kept (memory from ctx.arena): saved is whole then, but for `taps`.
+void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Recompute what,
+                     LayerSaved& saved);
 
 // logits [rows, vocab] = hidden W_head^T
 Tensor head_logits(Context& ctx, const Model& model, Tensor hidden);

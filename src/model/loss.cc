@@ -26,6 +26,11 @@ ExpertLoad* wanted_load(const Context& ctx, LossResult& result) {
   return ctx.device == nullptr ? &result.expert_load : nullptr;
 }
 
+// Offsets that make one sequence of all tokens.
+Tensor whole_batch(Context& ctx, const Batch& batch) {
+  return from_host(ctx, std::vector<int32_t>{0, static_cast<int32_t>(batch.n_tokens())});
+}
+
 double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
 
 }  // namespace
@@ -82,7 +87,11 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
   const ArenaScope scope(ctx.arena);
   LossResult result;
   ForwardSaved saved;
-  const Tensor hidden = forward(ctx, model, batch, {.saved = &saved, .expert_load = &result.expert_load});
+  const Tensor hidden = forward(ctx, model, batch,
+                                {.saved = &saved,
+                                 .recompute = options.recompute,
+                                 .scratch = options.scratch,
+                                 .expert_load = &result.expert_load});
   const Tensor losses = new_f32(ctx, {batch.n_tokens()}), d_hidden = new_f32(ctx, {hidden.rows(), hidden.cols()});
   const double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
   head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
@@ -93,11 +102,12 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
   const auto balance = [&](const Batch& b) -> ScoreGradient {
     if (options.balance_alpha <= 0) return {};
     return [&](const MoeSaved& moe) {
-      const double scale = options.balance_scale > 0 ? options.balance_scale : per(b.n_sequences());
+      const Tensor offsets = options.balance_over_batch ? whole_batch(ctx, b) : b.seq_offsets;
+      const double scale = options.balance_scale > 0 ? options.balance_scale : per(offsets.cols() - 1);
       const Tensor d_scores = new_f32(ctx, {moe.scores.rows(), moe.scores.cols()});
       std::memset(d_scores.f32(), 0, static_cast<size_t>(d_scores.size_bytes()));
-      result.balance_loss += sequence_balance_loss(ctx, model.config.router, d_scores, moe.scores, b.seq_offsets,
-                                                   options.balance_alpha, scale);
+      result.balance_loss +=
+          sequence_balance_loss(ctx, model.config.router, d_scores, moe.scores, offsets, options.balance_alpha, scale);
       return d_scores;
     };
   };

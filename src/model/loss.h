@@ -1,5 +1,5 @@
 // The training objective and its gradient over one packed batch: next-token cross-entropy, plus mtp_weight times the
-// MTP loss (V3 equations 24-25), plus the sequence-wise balance loss when asked for.
+// MTP loss (V3 equations 24-25), plus a balance loss when asked for.
 #pragma once
 
 #include "model/forward.h"
@@ -8,10 +8,14 @@ namespace fathom {
 
 struct LossOptions {
   double mtp_weight = 0;     // lambda; 0 leaves the MTP module out
-  double balance_alpha = 0;  // of the sequence-wise balance loss
+  double balance_alpha = 0;  // of the balance loss
+  // Over all tokens of the batch at once, not over each sequence (V3 section 4.5.3): the classic auxiliary loss.
+  bool balance_over_batch = false;
   // Weights of the sums in the gradient: mean losses over a step that is cut in micro-batches are sums times 1 /
   // (targets of the whole step). 0: one over the targets of this batch.
   double main_scale = 0, mtp_scale = 0, balance_scale = 0;
+  Recompute recompute = Recompute::none;  // as ForwardOptions has it
+  Arena* scratch = nullptr;
 };
 
 struct LossResult {

@@ -124,6 +124,8 @@ MachineRates measure_machine(ThreadPool& pool, MachineEffort effort) {
   return rates;
 }
 
+double measure_f32_gflops(ThreadPool& pool) { return 1e-9 * operations_rate(pool, 4, kernels().f32); }
+
 double memory_latency_ns() {
   // One ring through lines all over the memory, far more than a cache holds: each has where the next is.
   constexpr int64_t kLines = int64_t{1} << 22, kSteps = kLines / 4, kLine = 64;

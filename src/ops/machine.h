@@ -23,6 +23,9 @@ struct MachineRates {
 enum class MachineEffort { full, quick };
 MachineRates measure_machine(ThreadPool& pool, MachineEffort effort = MachineEffort::full);
 
+// Its f32_gflops alone, which take a tenth of a second.
+double measure_f32_gflops(ThreadPool& pool);
+
 // Nanoseconds that a load takes which needs the one before, at random places of much memory.
 double memory_latency_ns();
 

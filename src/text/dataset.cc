@@ -87,9 +87,9 @@ std::vector<int32_t> read_dataset(const Tokenizer& tokenizer, std::span<const st
   return ids;
 }
 
-WindowSampler::WindowSampler(int64_t n_ids, int64_t seq_len, int64_t batch_size, uint64_t seed)
-    : n_ids_(n_ids), seq_len_(seq_len), batch_size_(batch_size), seed_(seed) {
-  FATHOM_CHECK(seq_len > 0 && batch_size > 0);
+WindowSampler::WindowSampler(int64_t n_ids, int64_t seq_len, uint64_t seed)
+    : n_ids_(n_ids), seq_len_(seq_len), seed_(seed) {
+  FATHOM_CHECK(seq_len > 0);
   if (n_ids <= seq_len) {
     throw Error(
         "the training data has {} tokens, too few for one sequence of {} + 1; give more data or a shorter --seq-len",
@@ -99,10 +99,9 @@ WindowSampler::WindowSampler(int64_t n_ids, int64_t seq_len, int64_t batch_size,
   windows_ = std::max<int64_t>(1, (n_ids - 1) / seq_len - 1);
 }
 
-int64_t WindowSampler::start(int64_t step, int64_t index) const {
-  FATHOM_CHECK(step >= 0 && index >= 0 && index < batch_size_);
-  const int64_t position = step * batch_size_ + index;
-  const int64_t epoch = position / windows_, in_epoch = position % windows_;
+int64_t WindowSampler::start(int64_t index) const {
+  FATHOM_CHECK(index >= 0);
+  const int64_t epoch = index / windows_, in_epoch = index % windows_;
   Rng rng(seed_, kShuffleStream + static_cast<uint64_t>(epoch));
   const int64_t slack = n_ids_ - 1 - windows_ * seq_len_;  // ids that no window of an epoch reaches
   const auto offset = static_cast<int64_t>(rng.below(static_cast<uint64_t>(slack) + 1));

@@ -21,14 +21,14 @@ std::vector<int32_t> read_dataset(const Tokenizer& tokenizer, std::span<const st
 class WindowSampler {
  public:
   // Error when n_ids is too few for one window.
-  WindowSampler(int64_t n_ids, int64_t seq_len, int64_t batch_size, uint64_t seed);
+  WindowSampler(int64_t n_ids, int64_t seq_len, uint64_t seed);
 
-  // First id of the window that sequence `index` in [0, batch_size) of `step` trains on.
-  int64_t start(int64_t step, int64_t index) const;
+  // First id of the window that the training's sequence `index` sees, counted from 0 over all steps.
+  int64_t start(int64_t index) const;
   int64_t windows_per_epoch() const { return windows_; }
 
  private:
-  int64_t n_ids_, seq_len_, batch_size_, windows_;
+  int64_t n_ids_, seq_len_, windows_;
   uint64_t seed_;
 };
 

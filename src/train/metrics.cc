@@ -55,6 +55,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     m.grad_norm = optional_number(root, "grad_norm").value_or(nan);
     m.tokens = number<int64_t>(root, "tokens");
     m.tokens_per_s = number<double>(root, "tokens_per_s");
+    m.mfu = optional_number(root, "mfu");
     m.max_violation = number<double>(root, "max_violation");
     m.val_loss = optional_number(root, "val_loss");
     m.val_max_violation = number<double>(root, "val_max_violation");
@@ -99,6 +100,7 @@ std::string to_json_line(const StepMetrics& m) {
   object["grad_norm"] = m.grad_norm;
   object["tokens"] = m.tokens;
   object["tokens_per_s"] = std::round(m.tokens_per_s * 10) / 10;
+  if (m.mfu) object["mfu"] = std::round(*m.mfu * 1e4) / 1e4;
   object["max_violation"] = m.max_violation;
   if (m.skipped) object["skipped"] = *m.skipped;
   if (m.val_loss) {

@@ -19,6 +19,7 @@ struct StepMetrics {
   double lr = 0, grad_norm = 0;
   int64_t tokens = 0;  // learned from since the beginning
   double tokens_per_s = 0;
+  std::optional<double> mfu;  // model FLOPs utilization: the step's part of the machine's measured f32 peak
   double max_violation = 0;
   std::optional<std::string> skipped;  // why the step was not taken; its loss may be no number then
   std::optional<double> val_loss;

@@ -18,6 +18,15 @@ struct PrecisionName {
   const char* name;
   Precision precision;
 };
+struct BalanceName {
+  const char* name;
+  Balance balance;
+};
+constexpr BalanceName kBalances[] = {{"bias", Balance::bias},
+                                     {"aux", Balance::aux},
+                                     {"aux-batch", Balance::aux_batch},
+                                     {"none", Balance::none},
+                                     {"auto", Balance::automatic}};
 constexpr PrecisionName kPrecisions[] = {{"f32", Precision::f32},
                                          {"bf16", Precision::bf16},
                                          {"fp8", Precision::fp8},
@@ -52,6 +61,19 @@ void check_options(const TrainOptions& o) {
   if (o.micro_batch > 0 && o.batch_size % o.micro_batch != 0) {
     throw UsageError("train: --micro-batch {} does not divide --batch-size {}", o.micro_batch, o.batch_size);
   }
+  not_negative("--batch-start", o.batch_start);
+  not_negative("--batch-ramp", o.batch_ramp);
+  if ((o.batch_start > 0) != (o.batch_ramp > 0)) {
+    throw UsageError("train: --batch-start N and --batch-ramp STEPS go together");
+  }
+  if (o.batch_start > o.batch_size || (o.micro_batch > 0 && o.batch_start % o.micro_batch != 0)) {
+    throw UsageError("train: --batch-start is {}, must be at most --batch-size and a multiple of --micro-batch",
+                     o.batch_start);
+  }
+  if (o.batch_ramp > o.steps || (o.extend_at > 0 && o.batch_ramp > o.extend_at)) {
+    throw UsageError("train: --batch-ramp is {}, must end before --steps and --extend-at", o.batch_ramp);
+  }
+  not_negative("--mtp-late-at", o.mtp_late_at);
   not_negative("--extend-seq-len", o.extend_seq_len);
   if (o.extend_seq_len > 0) {
     if (o.extend_at < 1 || o.extend_at >= o.steps) {
@@ -87,6 +109,7 @@ void check_options(const TrainOptions& o) {
   within("--bias-update-speed", o.bias_update_speed, 0, 1, "between 0 and 1");
   within("--bias-freeze", o.bias_freeze, 0, 1, "between 0 and 1");
   within("--mtp-weight", o.mtp_weight, 0, 100, "between 0 and 100");
+  within("--mtp-weight-late", o.mtp_weight_late, 0, 100, "between 0 and 100");
   if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
   if (o.val_every > 0 && o.val_data.empty()) {
     throw UsageError("train: --val-every needs --val-data FILE...: text that is not learned from");
@@ -130,6 +153,9 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
       {"extend-seq-len", fmt::to_string(o.extend_seq_len)},
       {"extend-at", fmt::to_string(o.extend_at)},
       {"micro-batch", fmt::to_string(o.micro_batch)},
+      {"batch-start", fmt::to_string(o.batch_start)},
+      {"batch-ramp", fmt::to_string(o.batch_ramp)},
+      {"mask-documents", o.mask_documents ? "yes" : "no"},
       {"lr", fmt::to_string(o.lr.peak)},
       {"min-lr", fmt::to_string(o.lr.min)},
       {"warmup", fmt::to_string(o.lr.warmup)},
@@ -141,13 +167,13 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
       {"eps", fmt::to_string(o.eps)},
       {"clip", fmt::to_string(o.clip)},
       {"spike-deviations", fmt::to_string(o.spike_deviations)},
-      {"balance", balance == Balance::bias  ? "bias"
-                  : balance == Balance::aux ? "aux"
-                                            : "none"},
+      {"balance", std::ranges::find(kBalances, balance, &BalanceName::balance)->name},
       {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
       {"bias-freeze", fmt::to_string(o.bias_freeze)},
       {"balance-alpha", fmt::to_string(alpha)},
-      {"mtp-weight", fmt::to_string(o.mtp_weight)}};
+      {"mtp-weight", fmt::to_string(o.mtp_weight)},
+      {"mtp-weight-late", fmt::to_string(o.mtp_late_at > 0 ? o.mtp_weight_late : o.mtp_weight)},
+      {"mtp-late-at", fmt::to_string(o.mtp_late_at)}};
   const auto config = nlohmann::json::parse(config_json(c, Format::f32));
   for (const auto& [key, value] : config.items()) settings["the model's " + key] = value.dump();
   return settings;
@@ -174,11 +200,16 @@ const char* precision_name(Precision precision) {
 }
 
 Balance balance_named(const std::string& name) {
-  if (name == "auto") return Balance::automatic;
-  if (name == "bias") return Balance::bias;
-  if (name == "aux") return Balance::aux;
-  if (name == "none") return Balance::none;
-  throw UsageError("--balance {}: must be bias, aux or none", printable(name));
+  const auto* const found = std::ranges::find(kBalances, name, &BalanceName::name);
+  if (found != std::end(kBalances)) return found->balance;
+  throw UsageError("--balance {}: must be bias, aux, aux-batch or none", printable(name));
+}
+
+Recompute recompute_named(const std::string& name) {
+  if (name == "none") return Recompute::none;
+  if (name == "selective") return Recompute::selective;
+  if (name == "full") return Recompute::full;
+  throw UsageError("--recompute {}: must be none, selective or full", printable(name));
 }
 
 }  // namespace fathom

@@ -19,10 +19,12 @@ enum class Balance {
   automatic,  // bias for models with correction biases, aux for others
   bias,       // loss-free: biases of the choice follow the loads
   aux,        // the sequence-wise balance loss
+  aux_batch,  // the same over all tokens of a micro-batch
   none
 };
 Balance balance_named(const std::string& name);
 Precision precision_named(const std::string& name);
+Recompute recompute_named(const std::string& name);
 const char* precision_name(Precision precision);
 
 struct TrainOptions {
@@ -39,7 +41,10 @@ struct TrainOptions {
   Format moments = Format::f32;          // of AdamW: f32 or bf16
 
   int64_t steps = 0, seq_len = 0, batch_size = 0;
-  int64_t micro_batch = 0;  // sequences a forward pass; 0: all of the batch at once
+  int64_t micro_batch = 0;                  // sequences a forward pass; 0: all of the batch at once
+  int64_t batch_start = 0, batch_ramp = 0;  // see BatchSizes; 0: batch_size from the first step on
+  Recompute recompute = Recompute::none;
+  bool mask_documents = false;  // attention, MTP and targets stay within a document
   // Context extension (V3 section 4.3): after step extend_at sequences have extend_seq_len tokens, and there are fewer
   // of them, so that the tokens of a step stay the same. 0: none.
   int64_t extend_seq_len = 0, extend_at = 0;
@@ -53,11 +58,15 @@ struct TrainOptions {
   double bias_freeze = 0;  // the part of the steps, at the end, in which the biases stay (V3: 500 B of 14.8 T tokens)
   double balance_alpha = -1;  // of the balance loss; below 0: 0.001 for aux, else 0
   double mtp_weight = 0.3;    // where the model has an MTP module
+  // After step mtp_late_at (0: never) it has another weight (V3 section 4.2: 0.3, and 0.1 for the last third).
+  double mtp_weight_late = 0.1;
+  int64_t mtp_late_at = 0;
 
-  int64_t val_every = 0;             // 0: only after the last step
-  int64_t val_sequences = 64;        // at most, in the middle of the run; the last validation reads all
-  int64_t save_every = 0, keep = 0;  // 0: only at the end; 0: keep all
-  std::filesystem::path log;         // empty: OUT/train.jsonl
+  int64_t val_every = 0;              // 0: only after the last step
+  int64_t val_sequences = 64;         // at most, in the middle of the run; the last validation reads all
+  int64_t save_every = 0, keep = 0;   // 0: only at the end; 0: keep all
+  std::filesystem::path log;          // empty: OUT/train.jsonl
+  std::filesystem::path tensorboard;  // directory of event files; empty: none
   int64_t sample_every = 0;
   std::string prompt = "\n";  // of samples
   // Text that continues the prompt, for log and report: how is the business of who generates.

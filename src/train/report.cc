@@ -76,7 +76,7 @@ const losses=[{name:'train',color:'var(--a)',points:loss,faint:true},{name:'trai
 if(mtp.length)losses.push({name:'MTP, smoothed',color:'var(--c)',points:smooth(mtp)});
 if(val.length)losses.push({name:'validation',color:'var(--b)',points:val});
 if(loss.length)chart('Loss (nats a token)',losses,true);
-for(const [key,title] of [['lr','Learning rate'],['grad_norm','Gradient norm'],['tokens_per_s','Tokens a second']]){
+for(const [key,title] of [['lr','Learning rate'],['grad_norm','Gradient norm'],['tokens_per_s','Tokens a second'],['mfu','Model FLOPs utilization']]){
   const points=column(key);if(points.length)chart(title,[{name:key,color:'var(--a)',points}])}
 const violation=column('max_violation'),whole=column('val_max_violation');
 if(violation.some(p=>p[1]>0)){const series=[{name:'of a step',color:'var(--a)',points:violation,faint:true},{name:'smoothed',color:'var(--a)',points:smooth(violation)}];

@@ -28,4 +28,19 @@ double learning_rate(const LearningRate& rate, int64_t step) {
   return rate.min + (rate.peak - rate.min) * height;
 }
 
+BatchSizes::BatchSizes(int64_t start, int64_t full, int64_t ramp, int64_t multiple) : before_{0}, full_(full) {
+  for (int64_t i = 0; i < ramp; ++i) {
+    const double grown = static_cast<double>(full - start) * static_cast<double>(i) / static_cast<double>(ramp);
+    before_.push_back(before_.back() + start + static_cast<int64_t>(grown) / multiple * multiple);
+  }
+}
+
+int64_t BatchSizes::of(int64_t step) const { return before(step + 1) - before(step); }
+
+int64_t BatchSizes::before(int64_t step) const {
+  const auto last = static_cast<int64_t>(before_.size());
+  if (step <= last) return before_[static_cast<size_t>(step - 1)];
+  return before_.back() + (step - last) * full_;
+}
+
 }  // namespace fathom

@@ -1,8 +1,9 @@
-// The learning rate of a step.
+// What changes from step to step: learning rate, sequences, weight of the MTP loss.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace fathom {
 
@@ -21,5 +22,18 @@ struct LearningRate {
 
 // step counts from 1.
 double learning_rate(const LearningRate& rate, int64_t step);
+
+// Sequences of each step: `start` in the first, from there on growing linearly, by `multiple` at a time, to `full` in
+// the first step after `ramp` (V3 section 4.2: 3072 to 15360 over the first 469 of 14800 B tokens).
+class BatchSizes {
+ public:
+  BatchSizes(int64_t start, int64_t full, int64_t ramp, int64_t multiple);
+  int64_t of(int64_t step) const;      // step counts from 1
+  int64_t before(int64_t step) const;  // the sum over all earlier steps
+
+ private:
+  std::vector<int64_t> before_;  // of the steps 1 .. ramp + 1
+  int64_t full_;
+};
 
 }  // namespace fathom

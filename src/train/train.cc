@@ -11,11 +11,14 @@
 #include "checkpoint/hf_model.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
+#include "ops/machine.h"
 #include "text/dataset.h"
 #include "train/balance.h"
+#include "train/examples.h"
 #include "train/metrics.h"
 #include "train/report.h"
 #include "train/saved_state.h"
+#include "train/tensorboard.h"
 
 namespace fathom {
 namespace {
@@ -23,6 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
+constexpr double kSecondsBeforePeak = 5;
 
 // A stretch of the flat parameters that decays or does not: matrices do, norms do not.
 struct DecayRun {
@@ -70,13 +74,13 @@ void check_memory(const TrainOptions& o, const ModelConfig& config, const fs::pa
 void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
   const double tokens =
       static_cast<double>(o.micro_batch > 0 ? o.micro_batch : o.batch_size) * static_cast<double>(o.seq_len);
-  const double needed = tokens * static_cast<double>(saved_floats_a_token(config)) * sizeof(float);
+  const double needed = tokens * static_cast<double>(saved_floats_a_token(config, o.recompute)) * sizeof(float);
   const double present = static_cast<double>(machine_memory_bytes()) -
                          static_cast<double>(count_parameters(config).total) * parameter_bytes(o);
   if (needed <= present) return;
   throw Error(
       "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters this machine has {}; give a "
-      "smaller --micro-batch, or a smaller --batch-size",
+      "smaller --micro-batch or --batch-size, or --recompute selective or full",
       tokens, human_bytes(needed), human_bytes(std::max(present, 0.0)));
 }
 
@@ -131,19 +135,15 @@ std::string indented(std::string_view text) {
 
 // A stretch of the run whose sequences have one length.
 struct Phase {
-  int64_t seq_len, batch_size, micro_batch;
+  int64_t seq_len, micro_batch;
   WindowSampler sampler;
   std::vector<Window> val_windows;
 };
 
 Phase make_phase(const TrainOptions& o, int64_t seq_len, const std::vector<int32_t>& ids,
                  const std::vector<int32_t>& val_ids) {
-  const int64_t batch_size = o.batch_size * o.seq_len / seq_len;
-  Phase phase{seq_len,
-              batch_size,
-              o.micro_batch > 0 ? o.micro_batch * o.seq_len / seq_len : batch_size,
-              WindowSampler(static_cast<int64_t>(ids.size()), seq_len, batch_size, o.seed),
-              {}};
+  const int64_t micro_batch = (o.micro_batch > 0 ? o.micro_batch : o.batch_size) * o.seq_len / seq_len;
+  Phase phase{seq_len, micro_batch, WindowSampler(static_cast<int64_t>(ids.size()), seq_len, o.seed), {}};
   if (!o.val_data.empty()) phase.val_windows = sequential_windows(static_cast<int64_t>(val_ids.size()), seq_len);
   return phase;
 }
@@ -164,49 +164,67 @@ struct Run {
   std::vector<DecayRun> decay;
   LossOptions loss;
   Balance balance;
+  BatchSizes batch_sizes;  // in sequences of seq_len
+  int32_t separator;       // of documents, where they are masked
+  Arena scratch{};         // of what is made again
+  double begin_s = 0, measured_peak = 0;
 
   const Phase& phase(int64_t step) const {
     return phases.size() > 1 && step > options.extend_at ? phases[1] : phases[0];
   }
+  // Of the machine, a second; 0 in the first seconds, so that a short run does not wait for the measurement.
+  double peak_flops() {
+    if (measured_peak == 0 && monotonic_s() - begin_s > kSecondsBeforePeak) {
+      measured_peak = 1e9 * measure_f32_gflops(ctx.pool);
+    }
+    return measured_peak;
+  }
+  // The first of the step's sequences, counted over all steps, and how many it has: where they have another length, so
+  // many that the tokens stay the same.
+  std::pair<int64_t, int64_t> sequences(int64_t step) const {
+    const int64_t from = options.seq_len, to = phase(step).seq_len;
+    return {(batch_sizes.before(step) * from + to - 1) / to, batch_sizes.of(step) * from / to};
+  }
 };
 
-// Windows of n + 1 ids -> n inputs each and, as targets, the ids behind them.
-struct Example {
-  Batch batch;
-  Targets targets;
-};
-Example make_example(Context& ctx, std::vector<std::vector<int32_t>> windows) {
-  std::vector<int32_t> next;
-  for (auto& window : windows) {
-    next.insert(next.end(), window.begin() + 1, window.end());
-    window.pop_back();
+// Windows [first, first + n) of a step's, or of the validation's.
+Examples cut_windows(const Run& run, int64_t first, int64_t n, const std::function<Window(int64_t)>& window,
+                     const std::vector<int32_t>& ids) {
+  Examples examples;
+  for (int64_t i = first; i < first + n; ++i) {
+    const Window w = window(i);
+    const std::span<const int32_t> all(ids);
+    add_window(examples, all.subspan(static_cast<size_t>(w.start), static_cast<size_t>(w.n_ids)), run.separator);
   }
-  Example example{make_batch(ctx, windows), {}};
-  example.targets = make_targets(ctx, example.batch);
-  example.targets.n_main = static_cast<int64_t>(next.size());
-  std::copy(next.begin(), next.end(), example.targets.main.i32());
-  return example;
+  return examples;
 }
 
 // Loss and gradient of the step's batch, micro-batch by micro-batch. Nothing when it is told to stop between two.
 std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
   const Phase& phase = run.phase(step);
-  const int64_t seq_len = phase.seq_len;
+  const auto [first_sequence, size] = run.sequences(step);
+  std::vector<Examples> parts;
+  int64_t n_main = 0, n_mtp = 0, n_sequences = 0;
+  for (int64_t first = 0; first < size; first += phase.micro_batch) {
+    const auto window = [&](int64_t i) { return Window{phase.sampler.start(first_sequence + i), phase.seq_len + 1}; };
+    parts.push_back(cut_windows(run, first, std::min(phase.micro_batch, size - first), window, run.ids));
+    n_main += parts.back().n_main;
+    n_mtp += parts.back().n_mtp;
+    n_sequences += parts.back().n_sequences();
+  }
+  const TrainOptions& o = run.options;
   LossOptions loss = run.loss;
-  loss.main_scale = 1.0 / static_cast<double>(phase.batch_size * seq_len);
-  loss.mtp_scale = seq_len > 2 ? 1.0 / static_cast<double>(phase.batch_size * (seq_len - 2)) : 0;
-  loss.balance_scale = 1.0 / static_cast<double>(phase.batch_size);
+  if (loss.mtp_weight > 0 && o.mtp_late_at > 0 && step > o.mtp_late_at) loss.mtp_weight = o.mtp_weight_late;
+  const auto per = [](int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; };
+  loss.main_scale = per(n_main);
+  loss.mtp_scale = per(n_mtp);
+  loss.balance_scale = per(loss.balance_over_batch ? static_cast<int64_t>(parts.size()) : n_sequences);
   std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
   LossResult total;
-  for (int64_t first = 0; first < phase.batch_size; first += phase.micro_batch) {
-    if (first > 0 && run.stop_requested && run.stop_requested()) return std::nullopt;
+  for (const Examples& part : parts) {
+    if (&part != parts.data() && run.stop_requested && run.stop_requested()) return std::nullopt;
     const ArenaScope scope(run.ctx.arena);
-    std::vector<std::vector<int32_t>> windows;
-    for (int64_t s = first; s < first + phase.micro_batch; ++s) {
-      const auto begin = run.ids.begin() + phase.sampler.start(step, s);
-      windows.emplace_back(begin, begin + seq_len + 1);
-    }
-    const auto [batch, targets] = make_example(run.ctx, std::move(windows));
+    const auto [batch, targets] = make_example(run.ctx, part);
     total += loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, loss);
   }
   return total;
@@ -238,13 +256,9 @@ LossResult validation_loss(Run& run, int64_t step) {
   LossResult total;
   for (int64_t first = 0; first < used; first += phase.micro_batch) {
     const ArenaScope scope(run.ctx.arena);
-    std::vector<std::vector<int32_t>> windows;
-    for (int64_t i = first; i < std::min(first + phase.micro_batch, used); ++i) {
-      const Window& window = phase.val_windows[static_cast<size_t>(i * n / used)];
-      const auto begin = run.val_ids.begin() + window.start;
-      windows.emplace_back(begin, begin + window.n_ids);
-    }
-    const auto [batch, targets] = make_example(run.ctx, std::move(windows));
+    const auto window = [&](int64_t i) { return phase.val_windows[static_cast<size_t>(i * n / used)]; };
+    const Examples part = cut_windows(run, first, std::min(phase.micro_batch, used - first), window, run.val_ids);
+    const auto [batch, targets] = make_example(run.ctx, part);
     total += loss(run.ctx, run.model, batch, targets, {});
   }
   return total;
@@ -277,6 +291,10 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   }
   m.tokens = run.state.tokens;
   m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
+  if (const double peak = run.peak_flops(); peak > 0) {
+    const bool with_mtp = loss.mtp_targets > 0;
+    m.mfu = m.tokens_per_s * training_flops_a_token(run.state.config, run.phase(step).seq_len, with_mtp) / peak;
+  }
   m.max_violation = max_violation(loss.expert_load);
 
   const bool last = step == o.steps;
@@ -319,6 +337,9 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   const std::vector<int32_t> ids = read_dataset(tokenizer, options.data);
   check_fit(options, state.config, tokenizer, ids);
   check_batch_memory(options, state.config);
+  if (options.mask_documents && tokenizer.eos_id() < 0) {
+    throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
+  }
   const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
   if (options.sample_every > 0) {
     FATHOM_CHECK(options.sample);
@@ -333,7 +354,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   std::vector<Phase> phases = {make_phase(options, options.seq_len, ids, val_ids)};
   if (options.extend_seq_len > 0) phases.push_back(make_phase(options, options.extend_seq_len, ids, val_ids));
   const Balance balance = resolve_balance(options, state.config);
-  const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : balance == Balance::aux ? 1e-3 : 0;
+  const bool is_aux = balance == Balance::aux || balance == Balance::aux_batch;
+  const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : is_aux ? 1e-3 : 0;
   const Settings settings = settings_of(options, state.config, ids, balance, alpha);
   if (state.config.bos_token_id < 0) state.config.bos_token_id = tokenizer.bos_id();
   if (state.config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) state.config.eos_token_ids = {tokenizer.eos_id()};
@@ -356,20 +378,41 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   }
   const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
   MetricsLog metrics_log(log_path, state.step);
+  std::optional<TensorboardLog> tensorboard;
+  if (!options.tensorboard.empty()) tensorboard.emplace(options.tensorboard, state.step + 1);
 
   Arena arena;
-  Run run{options, stop_requested, {pool, arena}, tokenizer, ids, val_ids, phases, prompt, std::move(state), {}, {}, {},
-          {},      balance};
+  Run run{.options = options,
+          .stop_requested = stop_requested,
+          .ctx = {pool, arena},
+          .tokenizer = tokenizer,
+          .ids = ids,
+          .val_ids = val_ids,
+          .phases = phases,
+          .prompt = prompt,
+          .state = std::move(state),
+          .model = {},
+          .gradients = {},
+          .decay = {},
+          .loss = {},
+          .balance = balance,
+          .batch_sizes = {options.batch_start, options.batch_size, options.batch_ramp,
+                          std::max<int64_t>(options.micro_batch, 1)},
+          .separator = options.mask_documents ? tokenizer.eos_id() : kNoSeparator};
   run.model = make_model(run.state.config, run.state.parameters.weights);
   run.model.precision = options.precision;
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
   run.decay = decay_runs(run.state.parameters, run.state.config);
   run.loss.mtp_weight = run.model.weights.mtp.empty() ? 0 : options.mtp_weight;
   run.loss.balance_alpha = alpha;
+  run.loss.balance_over_batch = balance == Balance::aux_batch;
+  run.loss.recompute = options.recompute;
+  run.loss.scratch = &run.scratch;
   const ParameterCount count = count_parameters(run.state.config);
   log("{} parameters, {} active a token; {} tokens of text; {} threads", human_count(static_cast<double>(count.total)),
       human_count(static_cast<double>(count.active)), human_count(static_cast<double>(ids.size())), pool.size());
 
+  run.begin_s = monotonic_s();
   TrainResult result;
   if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);
   const std::optional<double>& val_loss = run.state.val_loss;
@@ -386,6 +429,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     }
     const StepMetrics& m = *done;
     metrics_log.write(m);
+    if (tensorboard) tensorboard->write(m);
     if (m.skipped && run.state.guard.skipped > options.max_skips) {
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
       save_checkpoint(options.out, run.state, tokenizer, settings, options.keep);
@@ -398,8 +442,9 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
     }
     if (m.sample) log("step {}, sample:\n{}", step, indented(*m.sample));
-    progress.update(step, fmt::format("loss {:.4f}{} {:.0f} tok/s", m.loss,
-                                      val_loss ? fmt::format(" val {:.4f}", *val_loss) : "", m.tokens_per_s));
+    progress.update(
+        step, fmt::format("loss {:.4f}{} {:.0f} tok/s{}", m.loss, val_loss ? fmt::format(" val {:.4f}", *val_loss) : "",
+                          m.tokens_per_s, m.mfu ? fmt::format(", {:.0f} % MFU", 100 * *m.mfu) : ""));
     result.stopped = stop_requested && stop_requested() && step < options.steps;
     const bool due = options.save_every > 0 && step % options.save_every == 0;
     if (due || result.stopped || step == options.steps) {

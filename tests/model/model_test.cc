@@ -344,11 +344,89 @@ TEST(Loss, KeepsWhatSavedFloatsATokenSays) {
     const std::vector<std::vector<int32_t>> sequences(8, random_ids(100, config.vocab_size, 1));
     const Batch batch = make_batch(machine.ctx, sequences);
     loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), {});
-    const double said = static_cast<double>(saved_floats_a_token(config)) * 800 * sizeof(float);
+    const auto said = [&](Recompute recompute) {
+      return static_cast<double>(saved_floats_a_token(config, recompute)) * 800 * sizeof(float);
+    };
     const auto used = static_cast<double>(machine.arena.peak_bytes());
-    EXPECT_LE(said, used) << config.model_type;
-    EXPECT_GE(said, 0.6 * used) << config.model_type;
+    EXPECT_LE(said(Recompute::none), used) << config.model_type;
+    EXPECT_GE(said(Recompute::none), 0.6 * used) << config.model_type;
+    for (const Recompute recompute : {Recompute::selective, Recompute::full}) {
+      Machine small;
+      Arena scratch;
+      const Batch same = make_batch(small.ctx, sequences);
+      loss_and_gradients(small.ctx, model, grads.weights, same, make_targets(small.ctx, same),
+                         {.recompute = recompute, .scratch = &scratch});
+      const auto least = static_cast<double>(small.arena.peak_bytes() + scratch.peak_bytes());
+      EXPECT_LE(said(recompute), least) << config.model_type;
+      EXPECT_GE(said(recompute), (recompute == Recompute::selective ? 0.4 : 0.2) * least) << config.model_type;
+      EXPECT_LT(least, (recompute == Recompute::selective ? 0.85 : 0.6) * used) << config.model_type;
+    }
   }
+}
+
+// What is made again has the bits that it had.
+TEST(Gradient, RecomputingChangesNoBit) {
+  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+    Parameters p = tiny_parameters(config);
+    Model model = make_model(config, p.weights);
+    const std::vector<std::vector<int32_t>> sequences{random_ids(50, config.vocab_size, 1),
+                                                      random_ids(1, config.vocab_size, 2),
+                                                      random_ids(33, config.vocab_size, 3)};
+    for (const Precision precision : {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
+      model.precision = precision;
+      std::vector<float> whole;
+      double loss_sum = 0;
+      for (const Recompute recompute : {Recompute::none, Recompute::selective, Recompute::full}) {
+        Machine machine;
+        Arena scratch;
+        Parameters grads = allocate_parameters(config, false);
+        const Batch batch = make_batch(machine.ctx, sequences);
+        LossOptions options = config.num_nextn_predict_layers > 0 ? kLoss : LossOptions{};
+        options.recompute = recompute;
+        options.scratch = &scratch;
+        const LossResult result =
+            loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), options);
+        const std::vector<float> values(grads.trained().begin(), grads.trained().end());
+        if (recompute == Recompute::none) {
+          whole = values;
+          loss_sum = result.loss_sum;
+        }
+        EXPECT_EQ(result.loss_sum, loss_sum);
+        EXPECT_EQ(memcmp(whole.data(), values.data(), values.size() * sizeof(float)), 0) << config.model_type;
+      }
+    }
+  }
+}
+
+// Two sequences, or one: with two the balance losses differ, with one they are the same.
+TEST(Loss, BalanceOverTheBatchIsThatOfOneSequence) {
+  const ModelConfig config = tiny_v3();
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const auto balance_loss = [&](const std::vector<std::vector<int32_t>>& sequences, bool over_batch) {
+    Machine machine;
+    Parameters grads = allocate_parameters(config, false);
+    const Batch batch = make_batch(machine.ctx, sequences);
+    return loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch),
+                              {.balance_alpha = 1, .balance_over_batch = over_batch})
+        .balance_loss;
+  };
+  const std::vector<int32_t> ids = random_ids(40, config.vocab_size, 1), other = random_ids(40, config.vocab_size, 2);
+  EXPECT_EQ(balance_loss({ids}, false), balance_loss({ids}, true));
+  const double each = balance_loss({ids, other}, false), together = balance_loss({ids, other}, true);
+  EXPECT_LT(together, 0.9 * each) << "a sum over two sequences, and one loss";
+  EXPECT_GT(together, 0.9) << "alpha * sum f P is about 1 a layer, and never below by much";
+}
+
+TEST(Config, FlopsOfTrainingFollowTheParameters) {
+  ModelConfig config = tiny_v3();
+  const double active = static_cast<double>(count_parameters(config).active);
+  const double one = training_flops_a_token(config, 1, false), more = training_flops_a_token(config, 101, false);
+  const double pair = 6.0 * static_cast<double>(config.num_hidden_layers * config.num_attention_heads *
+                                                (config.qk_head_dim() + config.v_head_dim));
+  EXPECT_DOUBLE_EQ(one, 6 * active + pair);
+  EXPECT_DOUBLE_EQ(more, 6 * active + 51 * pair);
+  EXPECT_GT(training_flops_a_token(config, 1, true), one);
 }
 
 TEST(Loss, SameBitsForAnyNumberOfThreads) {

@@ -206,6 +206,53 @@ TEST_P(Oracle, ScoreMatches) {
   }
 }
 
+// With rounded operands the gradient of all weights together has about the oracle's direction and length: 1 to 14 % off
+// in bf16, 17 to 55 % in FP8, with cosines above 0.989 and 0.857. Rounding turns choices of experts, and these models
+// are narrow and steep.
+TEST_P(Oracle, RoundedGradientsAreNear) {
+  if (!fs::exists(folder() / "grads.safetensors")) GTEST_SKIP() << "a fixture without gradients";
+  const SafetensorsFile expected(folder() / "expected.safetensors"), want(folder() / "grads.safetensors");
+  const JsonDocument facts = JsonDocument::read(folder() / "expected.json", 1 << 20);
+  LossOptions options;
+  if (facts.root()["mtp"]["lambda"].get(options.mtp_weight)) options.mtp_weight = 0;
+  ThreadPool pool(2);
+  Arena arena;
+  Context ctx{pool, arena};
+  const LoadedModel loaded = load_model(model(), pool);
+  Model rounding = make_model(loaded.config, loaded.parameters.weights);
+  const Batch batch = make_batch(ctx, prompts(expected));
+  struct Case {
+    Precision precision;
+    double relative, cosine;  // |g - oracle| / |oracle| at most, angle between them at least
+  };
+  for (const auto& [precision, relative, cosine] :
+       {Case{Precision::f32, 1e-5, 1 - 1e-9}, Case{Precision::bf16, 0.3, 0.95}, Case{Precision::fp8, 0.8, 0.7}}) {
+    rounding.precision = precision;
+    Parameters grads = allocate_parameters(loaded.config, false);
+    loss_and_gradients(ctx, rounding, grads.weights, batch, make_targets(ctx, batch), options);
+    double difference = 0, oracle = 0, own = 0, product = 0;
+    for_each_tensor(grads.weights, loaded.config, [&](const NamedTensor& t) {
+      if (!t.trained) return;
+      const StoredTensor* stored = want.find(t.name);
+      ASSERT_NE(stored, nullptr) << t.name;
+      const std::vector<float> values = floats(*stored);
+      ASSERT_EQ(static_cast<int64_t>(values.size()), t.view.size());
+      for (size_t i = 0; i < values.size(); ++i) {
+        const double g = t.view.f32()[i], o = values[i];
+        difference += (g - o) * (g - o);
+        oracle += o * o;
+        own += g * g;
+        product += g * o;
+      }
+    });
+    const char* const name = precision == Precision::f32 ? "f32" : precision == Precision::bf16 ? "bf16" : "fp8";
+    EXPECT_LE(std::sqrt(difference / oracle), relative) << name;
+    EXPECT_GE(product / std::sqrt(own * oracle), cosine) << name;
+    RecordProperty(std::string("relative_") + name, fmt::to_string(std::sqrt(difference / oracle)));
+    RecordProperty(std::string("cosine_") + name, fmt::to_string(product / std::sqrt(own * oracle)));
+  }
+}
+
 constexpr size_t kGreedyTokens = 32;
 
 // Row `s` of a matrix of integers.

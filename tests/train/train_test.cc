@@ -199,6 +199,79 @@ TEST_F(Train, ExtensionKeepsTheTokensOfAStepAndResumes) {
   }
 }
 
+TEST_F(Train, BatchGrowsAndResumesInTheMiddleOfTheRamp) {
+  TrainOptions o = options("whole");
+  o.seq_len = 10;
+  o.batch_size = 8;
+  o.micro_batch = 2;
+  o.batch_start = 2;
+  o.batch_ramp = 4;
+  run(o);
+  std::vector<int64_t> tokens;
+  for (const StepMetrics& m : read_metrics(o.out / "train.jsonl")) tokens.push_back(m.tokens);
+  EXPECT_THAT(tokens, testing::ElementsAre(20, 40, 80, 140, 220, 300));
+  o.out = folder_ / "cut";
+  run(o, 1, 4);  // asked between micro-batches too: in the third step
+  o.resume = true;
+  run(o);
+  EXPECT_TRUE(weights("whole") == weights("cut"));
+  for (const auto& [start, ramp] : {std::pair{2, 0}, {0, 4}, {3, 4}, {10, 4}, {2, 7}}) {
+    o.batch_start = start;
+    o.batch_ramp = ramp;
+    EXPECT_THROW(run(o), UsageError) << start << " over " << ramp;
+  }
+}
+
+TEST_F(Train, RecomputingChangesNoBit) {
+  TrainOptions o = options("none");
+  run(o);
+  for (const auto& [name, recompute] : {std::pair{"selective", Recompute::selective}, {"full", Recompute::full}}) {
+    o.out = folder_ / name;
+    o.recompute = recompute;
+    run(o);
+    EXPECT_TRUE(weights("none") == weights(name)) << name;
+  }
+}
+
+TEST_F(Train, MtpHasAnotherWeightLate) {
+  TrainOptions o = options("always");
+  run(o);
+  const auto losses = [&](const std::string& out) {
+    std::vector<double> all;
+    for (const StepMetrics& m : read_metrics(folder_ / out / "train.jsonl")) all.push_back(m.loss);
+    return all;
+  };
+  o.out = folder_ / "late";
+  o.mtp_late_at = 3;
+  o.mtp_weight_late = 0;
+  run(o);
+  for (size_t i = 0; i < 6; ++i)
+    EXPECT_EQ(losses("always")[i] == losses("late")[i], i < 4) << i;  // the fourth's update
+  const auto steps = read_metrics(o.out / "train.jsonl");
+  EXPECT_TRUE(steps[2].mtp_loss && !steps[3].mtp_loss);
+}
+
+// A step whose documents are masked is the step whose sequences are the documents.
+TEST_F(Train, MaskedDocumentsDoNotMeet) {
+  std::ofstream jsonl(folder_ / "documents.jsonl");
+  for (int i = 0; i < 40; ++i) jsonl << fmt::format("{{\"text\": \"document {}\"}}\n", i);
+  jsonl.close();
+  TrainOptions o = options("masked");
+  o.data = o.val_data = {folder_ / "documents.jsonl"};
+  o.seq_len = 50;
+  o.mask_documents = true;
+  run(o);
+  const auto masked = read_metrics(o.out / "train.jsonl");
+  o.out = folder_ / "plain";
+  o.mask_documents = false;
+  run(o);
+  const auto plain = read_metrics(o.out / "train.jsonl");
+  EXPECT_EQ(plain[0].tokens, 200);
+  EXPECT_LT(masked[0].tokens, 190) << "what follows an end token is no target";
+  EXPECT_GT(masked[0].tokens, 170);
+  EXPECT_NE(masked[5].loss, plain[5].loss);
+}
+
 TEST_F(Train, SameBitsForAnyNumberOfThreads) {
   run(options("one"), 1);
   run(options("two"), 2);

@@ -1,0 +1,39 @@
+#include "train/examples.h"
+
+#include <algorithm>
+
+#include "ops/cross_entropy.h"
+
+namespace fathom {
+
+void add_window(Examples& examples, std::span<const int32_t> window, int32_t separator) {
+  FATHOM_CHECK(window.size() > 1);
+  const std::span<const int32_t> inputs = window.first(window.size() - 1);
+  for (size_t begin = 0; begin < inputs.size();) {
+    size_t end = inputs.size();
+    if (separator != kNoSeparator) {
+      const auto found = std::find(inputs.begin() + static_cast<std::ptrdiff_t>(begin), inputs.end(), separator);
+      if (found != inputs.end()) end = static_cast<size_t>(found - inputs.begin()) + 1;
+    }
+    const std::span<const int32_t> sequence = inputs.subspan(begin, end - begin);
+    examples.sequences.emplace_back(sequence.begin(), sequence.end());
+    for (size_t i = begin; i < end; ++i) {
+      const bool last = separator != kNoSeparator && inputs[i] == separator;
+      examples.next.push_back(last ? kNoTarget : window[i + 1]);
+      if (!last) ++examples.n_main;
+    }
+    examples.n_mtp += std::max<int64_t>(0, static_cast<int64_t>(sequence.size()) - 2);
+    begin = end;
+  }
+}
+
+Example make_example(Context& ctx, const Examples& examples) {
+  Example example{make_batch(ctx, examples.sequences), {}};
+  example.targets = make_targets(ctx, example.batch);
+  FATHOM_CHECK(example.targets.n_mtp == examples.n_mtp);
+  example.targets.n_main = examples.n_main;
+  std::copy(examples.next.begin(), examples.next.end(), example.targets.main.i32());
+  return example;
+}
+
+}  // namespace fathom

@@ -1,0 +1,33 @@
+// Windows of the data -> what a pass of training reads and what it should say.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "model/loss.h"
+
+namespace fathom {
+
+inline constexpr int32_t kNoSeparator = -1;
+
+// On the host: packed sequences, and for each of their tokens the one that follows it.
+struct Examples {
+  std::vector<std::vector<int32_t>> sequences;
+  std::vector<int32_t> next;      // [tokens], kNoTarget where none is to be learned
+  int64_t n_main = 0, n_mtp = 0;  // targets
+  int64_t n_sequences() const { return static_cast<int64_t>(sequences.size()); }
+};
+
+// Adds a window of n + 1 ids: n tokens, each with the id behind it as its target. With a separator (the id that ends a
+// document) each document becomes a sequence of its own, so that attention, positions and MTP stay within it, and what
+// follows a separator is no target.
+void add_window(Examples& examples, std::span<const int32_t> window, int32_t separator = kNoSeparator);
+
+struct Example {
+  Batch batch;
+  Targets targets;
+};
+// Memory from ctx.arena.
+Example make_example(Context& ctx, const Examples& examples);
+
+}  // namespace fathom

@@ -348,8 +348,8 @@ int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute) {
   // The stream in front of the layer and between its halves; latents before their norms, what heads attend to.
   const int64_t kept = 2 * hidden + c.q_lora_rank + c.cache_row() + heads * c.v_head_dim;
   // Both norms' outputs, latents behind theirs, queries, keys and values.
-  const int64_t attention = 2 * hidden + c.q_lora_rank + c.kv_lora_rank +
-                            heads * (c.qk_head_dim() + c.qk_nope_head_dim + c.v_head_dim);
+  const int64_t attention =
+      2 * hidden + c.q_lora_rank + c.kv_lora_rank + heads * (c.qk_head_dim() + c.qk_nope_head_dim + c.v_head_dim);
   const int64_t inter = (k + c.n_shared_experts) * c.moe_intermediate_size;
   int64_t floats = 0, most = 0;  // of all layers; of the one with most
   for (int64_t l = 0; l < c.num_hidden_layers; ++l) {

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Checkpoints that fathom trained or converted load in Hugging Face transformers and give equal logits.
+"""Checkpoints that fathom trained or converted load in Hugging Face transformers and give equal logits and losses; TensorBoard reads
+the event files of a run.
 
     transformers_test.py FATHOM DATA_DIR
 
@@ -14,6 +15,7 @@ import tempfile
 import chosen_python
 
 FATHOM, DATA = sys.argv[1], pathlib.Path(sys.argv[2])
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 chosen_python.switch()
 
@@ -27,6 +29,11 @@ except ImportError as missing:
 
 def fathom(*arguments):
     subprocess.run([FATHOM, *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+
+
+def fathom_json(*arguments):
+    output = subprocess.run([FATHOM, arguments[0], "--json", "--quiet", *map(str, arguments[1:])], check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(output)
 
 
 def check(name, scratch):
@@ -81,8 +88,56 @@ def compare(name, out, scratch):
     print(f"{name}: largest difference {difference:.1e}")
 
 
+def check_held_out_loss(precision, scratch):
+    """The loss over a text that fathom measures, while training and afterwards, is the loss there."""
+    text = (ROOT / "data/tinyshakespeare-val.txt").read_bytes()[:20_000]
+    (scratch / "val.txt").write_bytes(text)
+    out, window = scratch / f"trained-{precision}", 128
+    trained = fathom_json("train", "--model-config", ROOT / "models/shakespeare.config.json", "--tokenizer", "bytes", "--data",
+                          ROOT / "data/tinyshakespeare-train.txt", "--val-data", scratch / "val.txt", "--out", out, "--steps", 30,
+                          "--seq-len", window, "--batch-size", 8, "--lr", "4e-3", "--precision", precision)
+    scored = fathom_json("score", "--model", out, "--text", scratch / "val.txt", "--window", window + 1)["loss"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    ids = torch.tensor([*text, model.config.eos_token_id])
+
+    def loss(ids):
+        with torch.no_grad():
+            total = sum(torch.nn.functional.cross_entropy(model(ids[None, i:i + window]).logits[0, :len(ids) - 1 - i], ids[i + 1:i + window + 1],
+                                                          reduction="sum").item() for i in range(0, len(ids) - 1, window))
+        return total / (len(ids) - 1)
+
+    losses = {"while training": (trained["val_loss"], loss(ids)), "scored": (scored, loss(ids[:-1]))}
+    for what, (have, want) in losses.items():
+        if what == "scored" or precision == "f32":  # while training a run rounds as it trains
+            assert abs(have - want) < 1e-4, f"{precision}, {what}: {have} and {want}"
+    print(f"held-out loss, trained in {precision}: {losses}")
+
+
+def check_tensorboard(scratch):
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        print("SKIPPED: no tensorboard package")
+        return
+    options = ["train", "--init", DATA / "v3_mtp", "--tokenizer", DATA / "v3_mtp", "--data", scratch / "text.txt", "--out", scratch / "board",
+               "--seq-len", 32, "--batch-size", 2, "--tensorboard", scratch / "events", "--save-every", 2, "--steps"]
+    fathom(*options, 4)
+    fathom(*options, 6, "--resume")
+    events = EventAccumulator(str(scratch / "events"))
+    events.Reload()
+    logged = [json.loads(line) for line in (scratch / "board/train.jsonl").read_text().splitlines()]
+    for tag, key in {"train/loss": "loss", "train/mtp_loss": "mtp_loss", "train/lr": "lr", "balance/max_violation": "max_violation"}.items():
+        have = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in have] == [1, 2, 3, 4, 5, 6], have
+        assert all(abs(value - line[key]) <= 1e-6 * abs(line[key]) for (_, value), line in zip(have, logged)), tag
+    print("TensorBoard reads", len(events.Tags()["scalars"]), "tags")
+
+
 with tempfile.TemporaryDirectory() as folder:
+    for precision in ["f32", "fp8"]:
+        check_held_out_loss(precision, pathlib.Path(folder))
     for fixture in ["v3_tiny", "v3_mtp", "v2_lite_like", "v2_group_limited", "v3_rope_half", "moonlight_like"]:
         check(fixture, pathlib.Path(folder))
     for fixture in ["v3_tiny", "v3_mtp", "v2_lite_like", "v3_fp8"]:
         check_fp8(fixture, pathlib.Path(folder))
+    check_tensorboard(pathlib.Path(folder))

@@ -118,7 +118,7 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--schedule", options->schedule, "constant, cosine or wsd")->capture_default_str();
   c->add_option("--decay-fraction", o.lr.decay_fraction, "wsd: the part of the run in which the rate falls")
       ->capture_default_str();
-  c->add_option("--weight-decay", o.weight_decay, "Decay of matrices; norms and biases have none")
+  c->add_option("--weight-decay", o.weight_decay, "Decay of matrices; norms, biases and the embedding have none")
       ->capture_default_str();
   c->add_option("--beta1", o.beta1, "AdamW")->capture_default_str();
   c->add_option("--beta2", o.beta2, "AdamW")->capture_default_str();

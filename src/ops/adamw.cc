@@ -45,6 +45,16 @@ void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span
   });
 }
 
+void move_average(Context& ctx, std::span<float> average, std::span<const float> values, float decay) {
+  FATHOM_CHECK(average.size() == values.size());
+  const float part = 1 - decay;
+  ctx.pool.parallel_for(0, static_cast<int64_t>(values.size()), kBlock, [&](int64_t begin, int64_t end) {
+    float* const to = average.data();
+    const float* const from = values.data();
+    for (int64_t i = begin; i < end; ++i) to[i] += part * (from[i] - to[i]);
+  });
+}
+
 double sum_of_squares(Context& ctx, std::span<const float> values) {
   const auto n = static_cast<int64_t>(values.size());
   const int64_t blocks = (n + kBlock - 1) / kBlock;

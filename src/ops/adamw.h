@@ -19,6 +19,9 @@ struct AdamwConfig {
 void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span<float> params,
                 std::span<const float> grads, Tensor m, Tensor v, float gradient_scale);
 
+// average[i] += (1 - decay) (values[i] - average[i]): an exponential moving average of weights.
+void move_average(Context& ctx, std::span<float> average, std::span<const float> values, float decay);
+
 // sum of squares in double, added up in an order that depends on the size alone.
 double sum_of_squares(Context& ctx, std::span<const float> values);
 

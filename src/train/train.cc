@@ -28,7 +28,7 @@ namespace fs = std::filesystem;
 constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
 constexpr double kSecondsBeforePeak = 5;
 
-// A stretch of the flat parameters that decays or does not: matrices do, norms do not.
+// A stretch of the flat parameters that decays or does not: matrices do, norms and the embedding do not.
 struct DecayRun {
   size_t begin, size;
   bool decays;
@@ -41,7 +41,8 @@ std::vector<DecayRun> decay_runs(const Parameters& parameters, const ModelConfig
   };
   std::vector<Piece> pieces;
   for_each_tensor(parameters.weights, config, [&](const NamedTensor& t) {
-    if (t.trained) pieces.push_back({t.view.f32(), t.view.rank >= 2});
+    const bool embedding = t.view.data == parameters.weights.embed.data;
+    if (t.trained) pieces.push_back({t.view.f32(), t.view.rank >= 2 && !embedding});
   });
   std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.data < b.data; });
   const std::span<float> all = parameters.trained();

@@ -107,6 +107,20 @@ TEST(Adamw, BitsDoNotDependOnThreads) {
   }
 }
 
+TEST(MoveAverage, GoesItsPartOfTheWay) {
+  for (const int64_t n : {1, 7, 16384, 50001}) {
+    const Tensor average = random_f32(n, 1), values = random_f32(n, 2);
+    const std::vector<float> before(average.f32(), average.f32() + n);
+    move_average(ctx(), all(average), all(values), 0.75f);
+    for (int64_t i = 0; i < n; ++i) {
+      const float b = before[static_cast<size_t>(i)];
+      ASSERT_FLOAT_EQ(average.f32()[i], b + 0.25f * (values.f32()[i] - b));
+    }
+    move_average(ctx(), all(average), all(values), 0);
+    EXPECT_LT(max_abs_error(average, values), 1e-6);
+  }
+}
+
 TEST(SumOfSquares, IsExactInDoubleAndTheSameForAnyThreads) {
   for (const int64_t n : {0, 1, 15, 16, 17, 16384, 16385, 100003}) {
     const Tensor x = random_f32(n, 1);

@@ -9,6 +9,7 @@
 #include <array>
 #include <cmath>
 #include <fstream>
+#include <map>
 
 #include "base/file.h"
 #include "base/rng.h"
@@ -197,6 +198,27 @@ TEST_F(Train, ExtensionKeepsTheTokensOfAStepAndResumes) {
     o.extend_at = at;
     EXPECT_THROW(run(o), UsageError) << seq_len << " at " << at;
   }
+}
+
+TEST_F(Train, MatricesAloneDecay) {
+  TrainOptions o = options("without");
+  o.steps = 1;
+  o.lr.warmup = 0;
+  o.lr.min = o.lr.peak;
+  o.weight_decay = 0;
+  run(o);
+  o.out = folder_ / "with";
+  o.weight_decay = 10;
+  run(o);
+  ThreadPool pool(1);
+  const LoadedModel without = load_model(folder_ / "without", pool), with = load_model(o.out, pool);
+  std::map<std::string, std::vector<float>> plain;
+  const auto values = [](const NamedTensor& t) { return std::vector(t.view.f32(), t.view.f32() + t.view.size()); };
+  for_each_tensor(without.parameters.weights, without.config, [&](const NamedTensor& t) { plain[t.name] = values(t); });
+  for_each_tensor(with.parameters.weights, with.config, [&](const NamedTensor& t) {
+    const bool decays = t.view.rank >= 2 && t.name != "model.embed_tokens.weight";
+    EXPECT_EQ(plain[t.name] != values(t), decays) << t.name;
+  });
 }
 
 TEST_F(Train, BatchGrowsAndResumesInTheMiddleOfTheRamp) {

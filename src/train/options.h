@@ -10,7 +10,7 @@
 
 #include "model/forward.h"
 #include "text/tokenizer.h"
-#include "train/saved_state.h"
+#include "train/saver.h"
 #include "train/schedule.h"
 
 namespace fathom {
@@ -54,10 +54,11 @@ struct TrainOptions {
   double balance_alpha = -1;  // of the balance loss; below 0: 0.001 for aux, else 0
   double mtp_weight = 0.3;    // where the model has an MTP module
 
-  int64_t val_every = 0;             // 0: only after the last step
-  int64_t val_sequences = 64;        // at most, in the middle of the run; the last validation reads all
-  int64_t save_every = 0, keep = 0;  // 0: only at the end; 0: keep all
-  std::filesystem::path log;         // empty: OUT/train.jsonl
+  int64_t val_every = 0;       // 0: only after the last step
+  int64_t val_sequences = 64;  // at most, in the middle of the run; the last validation reads all
+  int64_t save_every = 0;      // 0: only at the end
+  SaverOptions saver{SaveMode::automatic, SaveFailure::stop, {}};
+  std::filesystem::path log;  // empty: OUT/train.jsonl
   int64_t sample_every = 0;
   std::string prompt = "\n";  // of samples
   // Text that continues the prompt, for log and report: how is the business of who generates.

@@ -1,5 +1,6 @@
 #include "train/saver.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <utility>
@@ -73,6 +74,18 @@ void Saver::poll() {
 
 void Saver::wait() {
   if (running_.valid()) settle();
+}
+
+SaveMode resolve_save_mode(SaveMode wanted, double copy_bytes, double free_bytes) {
+  if (wanted == SaveMode::sync || copy_bytes <= free_bytes) {
+    return wanted == SaveMode::automatic ? SaveMode::async : wanted;
+  }
+  if (wanted == SaveMode::async) {
+    throw Error("--save-mode async: a copy of the state takes {} of memory, beside the training {} are left; give sync",
+                human_bytes(copy_bytes), human_bytes(std::max(free_bytes, 0.0)));
+  }
+  log("memory is short for a copy of the state ({}): training will wait for each save", human_bytes(copy_bytes));
+  return SaveMode::sync;
 }
 
 SaveMode save_mode_named(const std::string& name) {

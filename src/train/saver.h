@@ -64,6 +64,10 @@ class Saver {
   std::future<Saved> running_;  // on copy_
 };
 
+// `wanted`, or for automatic what memory allows, where a copy of the state takes copy_bytes and training leaves
+// free_bytes. Error when async is asked for and does not fit.
+SaveMode resolve_save_mode(SaveMode wanted, double copy_bytes, double free_bytes);
+
 SaveMode save_mode_named(const std::string& name);
 SaveFailure save_failure_named(const std::string& name);
 

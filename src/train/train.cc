@@ -96,18 +96,6 @@ double copy_bytes(const TrainOptions& o, const ModelConfig& config) {
   return parameters * (sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1)));
 }
 
-SaveMode resolve_save_mode(const TrainOptions& o, const ModelConfig& config) {
-  if (o.saver.mode == SaveMode::sync) return SaveMode::sync;
-  const double copy = copy_bytes(o, config), free = memory_beside_parameters(o, config) - batch_bytes(o, config);
-  if (copy <= free) return SaveMode::async;
-  if (o.saver.mode == SaveMode::async) {
-    throw Error("a copy of the state to save from takes {} of memory, this machine has {} left; give --save-mode sync",
-                human_bytes(copy), human_bytes(free));
-  }
-  log("memory for a copy of the state ({}) is short: training will wait for each save", human_bytes(copy));
-  return SaveMode::sync;
-}
-
 TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
   TrainedState state;
   if (!o.init.empty()) {
@@ -347,7 +335,9 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   const std::vector<int32_t> ids = read_dataset(tokenizer, options.data);
   check_fit(options, state.config, tokenizer, ids);
   check_batch_memory(options, state.config);
-  options.saver.mode = resolve_save_mode(options, state.config);
+  options.saver.mode =
+      resolve_save_mode(options.saver.mode, copy_bytes(options, state.config),
+                        memory_beside_parameters(options, state.config) - batch_bytes(options, state.config));
   const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
   if (options.sample_every > 0) {
     FATHOM_CHECK(options.sample);

@@ -374,6 +374,15 @@ TEST_F(Train, SavingWaitsForNoneOrAll) {
   EXPECT_THROW(run(o), UsageError);
 }
 
+TEST(SaveMode, IsSyncWhereMemoryForACopyIsShort) {
+  EXPECT_EQ(resolve_save_mode(SaveMode::automatic, 10, 10), SaveMode::async);
+  EXPECT_EQ(resolve_save_mode(SaveMode::automatic, 10, 9), SaveMode::sync);
+  EXPECT_EQ(resolve_save_mode(SaveMode::async, 10, 10), SaveMode::async);
+  EXPECT_THROW(resolve_save_mode(SaveMode::async, 10, -9), Error);
+  EXPECT_EQ(resolve_save_mode(SaveMode::sync, 10, 10), SaveMode::sync);
+  EXPECT_EQ(resolve_save_mode(SaveMode::sync, 10, 9), SaveMode::sync);
+}
+
 TEST_F(Train, WhatAKilledRunLeftIsRemoved) {
   TrainOptions o = options("out");
   const fs::path checkpoints = o.out / "checkpoints";

@@ -1,5 +1,6 @@
 #include "base/file.h"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -9,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <system_error>
 #include <utility>
 
@@ -21,9 +23,28 @@ namespace fs = std::filesystem;
 
 std::string reason() { return std::strerror(errno); }
 
+// What `call` returns once no signal interrupts it, which on network file systems happens to more than writes.
+template <class Call>
+int uninterrupted(const Call& call) {
+  int result;
+  do result = call();
+  while (result < 0 && errno == EINTR);
+  return result;
+}
+
+int open_file(const fs::path& path, int flags) {
+  return uninterrupted([&] { return open(path.c_str(), flags | O_CLOEXEC, 0644); });
+}
+
+int sync_to_disk(int fd) {
+  return uninterrupted([&] { return fsync(fd); });
+}
+
+fs::path parent_of(const fs::path& path) { return path.has_parent_path() ? path.parent_path() : fs::path("."); }
+
 class Descriptor {
  public:
-  Descriptor(const fs::path& path, int flags) : fd(open(path.c_str(), flags | O_CLOEXEC)) {
+  Descriptor(const fs::path& path, int flags) : fd(open_file(path, flags)) {
     if (fd < 0) throw Error("{}: cannot open: {}", printable(path.native()), reason());
   }
   ~Descriptor() { close(fd); }
@@ -75,6 +96,24 @@ bool same_path(const fs::path& a, const fs::path& b) {
   return whole_a == whole_b && !whole_a.empty();
 }
 
+// Not by fs::directory_iterator, which ends the process when memory is short.
+std::vector<fs::path> list_directory(const fs::path& directory) {
+  std::vector<fs::path> paths;
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(opendir(directory.c_str()), closedir);
+  if (stream == nullptr && errno == ENOENT) return paths;
+  const auto fail = [&] { throw Error("{}: cannot read: {}", printable(directory.native()), reason()); };
+  if (stream == nullptr) fail();
+  errno = 0;  // which alone tells the end from an error
+  while (const dirent* const entry = readdir(stream.get())) {
+    const std::string_view name = entry->d_name;
+    if (name != "." && name != "..") paths.push_back(directory / name);
+    errno = 0;
+  }
+  if (errno != 0) fail();
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
 // O_NONBLOCK: opening a named pipe must fail below, not wait for a writer.
 MappedFile::MappedFile(const fs::path& path) : path_(path) {
   const Descriptor file(path, O_RDONLY | O_NONBLOCK);
@@ -118,8 +157,7 @@ std::string read_file(const fs::path& path, size_t max_bytes) {
   return content;
 }
 
-DirectoryLock::DirectoryLock(const fs::path& directory)
-    : fd_(open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+DirectoryLock::DirectoryLock(const fs::path& directory) : fd_(open_file(directory, O_RDONLY | O_DIRECTORY)) {
   if (fd_ < 0) throw Error("{}: cannot open: {}", printable(directory.native()), reason());
   // A file system without locks gives none, and another reason.
   if (flock(fd_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
@@ -143,7 +181,7 @@ AtomicFile::AtomicFile(fs::path path) : path_(std::move(path)) {
   }
   partial_ = path_;
   partial_ += ".partial";
-  fd_ = open(partial_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  fd_ = open_file(partial_, O_WRONLY | O_CREAT | O_TRUNC);
   if (fd_ < 0) throw Error("{}: cannot create: {}", printable(partial_.native()), reason());
 }
 
@@ -178,15 +216,15 @@ void AtomicFile::write_at(uint64_t offset, const void* data, size_t bytes) {
 }
 
 void AtomicFile::commit() {
-  if (fsync(fd_) != 0) throw Error("{}: cannot write to disk: {}", printable(partial_.native()), reason());
-  const int status = close(fd_);
+  if (sync_to_disk(fd_) != 0) throw Error("{}: cannot write to disk: {}", printable(partial_.native()), reason());
+  const bool closed = close(fd_) == 0 || errno == EINTR;  // Linux closes it then, too
   fd_ = -1;
-  if (status != 0 || std::rename(partial_.c_str(), path_.c_str()) != 0) {
+  if (!closed || std::rename(partial_.c_str(), path_.c_str()) != 0) {
     const std::string why = reason();
     unlink(partial_.c_str());
     throw Error("{}: cannot write: {}", printable(path_.native()), why);
   }
-  sync_directory(path_.has_parent_path() ? path_.parent_path() : fs::path("."));
+  sync_directory(parent_of(path_));
 }
 
 void write_file_atomically(const fs::path& path, std::string_view content) {
@@ -198,30 +236,32 @@ void write_file_atomically(const fs::path& path, std::string_view content) {
 void sync_directory(const fs::path& directory) {
   const Descriptor folder(directory, O_RDONLY | O_DIRECTORY);
   // Some file systems cannot sync a directory and say EINVAL; there is nothing more to do on those.
-  if (fsync(folder.fd) != 0 && errno != EINVAL) {
+  if (sync_to_disk(folder.fd) != 0 && errno != EINVAL) {
     throw Error("{}: cannot write to disk: {}", printable(directory.native()), reason());
   }
 }
 
-void make_directory(const fs::path& directory) {
-  std::error_code error;
+std::vector<fs::path> make_directory(const fs::path& directory) {
+  std::vector<fs::path> created;
+  // Without a slash at the end, which would make an empty last part.
+  fs::path path = directory.has_filename() ? directory : directory.parent_path();
+  std::error_code error;  // what is wrong with the path, making it tells
+  for (; !path.empty() && fs::symlink_status(path, error).type() == fs::file_type::not_found;
+       path = path.parent_path()) {
+    created.push_back(path);
+  }
+  error.clear();
   fs::create_directories(directory, error);
   if (error || !fs::is_directory(directory)) {
     throw Error("{}: cannot create the directory: {}", printable(directory.native()),
                 error ? error.message() : "a file of that name is in the way");
   }
+  for (const fs::path& made : created) sync_directory(parent_of(made));
+  return created;
 }
 
 NewDirectory::NewDirectory(const fs::path& directory) {
-  if (directory.empty()) return;  // where the process works
-  // Without a slash at the end, which would make an empty last part.
-  fs::path path = directory.has_filename() ? directory : directory.parent_path();
-  std::error_code ignored;  // what is wrong with the path, making it tells
-  for (; !path.empty() && fs::symlink_status(path, ignored).type() == fs::file_type::not_found;
-       path = path.parent_path()) {
-    created_.push_back(path);
-  }
-  make_directory(directory);
+  if (!directory.empty()) created_ = make_directory(directory);  // else where the process works
 }
 
 NewDirectory::~NewDirectory() {

@@ -18,6 +18,9 @@ bool path_is_directory(const std::filesystem::path& path);
 // Whether two spellings name one file, be it there or not yet.
 bool same_path(const std::filesystem::path& a, const std::filesystem::path& b);
 
+// What is in a directory, sorted by name. None where nothing stands at `directory`; Error when it cannot be read.
+std::vector<std::filesystem::path> list_directory(const std::filesystem::path& directory);
+
 // A file mapped read-only. Throws Error when it cannot be opened or is not a regular file. An empty file is valid.
 class MappedFile {
  public:
@@ -77,8 +80,9 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view c
 // Makes names created or renamed in `directory` survive a power loss.
 void sync_directory(const std::filesystem::path& directory);
 
-// Creates `directory` and its parents; Error with the system's reason when that fails.
-void make_directory(const std::filesystem::path& directory);
+// Creates `directory` and its parents, to stay after a power loss too; Error with the system's reason when that fails.
+// Returns those that were not there, the deepest first.
+std::vector<std::filesystem::path> make_directory(const std::filesystem::path& directory);
 
 // The same for work that may fail: at the end of the scope those that it created and that are still empty are gone.
 class NewDirectory {

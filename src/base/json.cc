@@ -72,6 +72,7 @@ JsonDocument JsonDocument::parse(std::string_view text, std::string where, size_
   document.parser_ = std::make_unique<dom::parser>();
   const auto fail = [&](simdjson::error_code code) {
     if (code == simdjson::DEPTH_ERROR) throw Error("{}: JSON nested deeper than {} levels", document.where_, max_depth);
+    if (code == simdjson::MEMALLOC) throw std::bad_alloc();  // no fault of the document
     const std::string_view reason = simdjson::error_message(code);
     throw Error("{}: not valid JSON{}: {}", document.where_, place_of_error(text),
                 reason.substr(0, reason.find_last_not_of('.') + 1));

@@ -54,10 +54,10 @@ void remove_file(const fs::path& path) {
 
 // Weights of an earlier save under names that this one does not use would be taken for this model's.
 void remove_other_weights(const fs::path& directory, const std::set<std::string>& keep) {
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
-    const std::string name = entry.path().filename();
+  for (const fs::path& path : list_directory(directory)) {
+    const std::string name = path.filename();
     const bool weights = name == kIndexName || (name.starts_with("model") && name.ends_with(".safetensors"));
-    if (weights && !keep.contains(name)) remove_file(entry.path());
+    if (weights && !keep.contains(name)) remove_file(path);
   }
 }
 
@@ -140,6 +140,7 @@ void commit_model(const fs::path& directory, const ModelConfig& config, Format s
                   std::span<AtomicFile* const> files, const std::vector<std::string>& file_names,
                   const std::string& index, const std::function<void()>& write_others) {
   remove_file(directory / "config.json");
+  sync_directory(directory);  // else a power loss could leave it there, beside new weights
   for (AtomicFile* file : files) file->commit();
   std::set<std::string> keep(file_names.begin(), file_names.end());
   if (!index.empty()) {

@@ -18,6 +18,7 @@ struct Options {
   TrainOptions train;
   std::string schedule = "cosine", balance = "auto", precision = "f32", moments = "auto", save_format = "f32";
   std::string recompute = "none";
+  std::string save_mode = "auto", save_failure = "stop";
   double min_lr = -1;
   int64_t sample_tokens = 200;
   double sample_temperature = 0.8;
@@ -60,6 +61,8 @@ void run(Options options, const CommonOptions& common) {
   train_options.lr.schedule = schedule_named(options.schedule);
   train_options.lr.min = options.min_lr < 0 ? train_options.lr.peak / 10 : options.min_lr;
   train_options.balance = balance_named(options.balance);
+  train_options.saver.mode = save_mode_named(options.save_mode);
+  train_options.saver.on_failure = save_failure_named(options.save_failure);
   train_options.seed = common.seed;
   train_options.sample = make_sampler(options, common);
   ThreadPool pool(thread_count(common));
@@ -157,7 +160,15 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--val-sequences", o.val_sequences, "At most so many sequences before the last step (0: all)")
       ->capture_default_str();
   c->add_option("--save-every", o.save_every, "Checkpoint every N steps (0: after the last only)");
-  c->add_option("--keep", o.keep, "Keep the newest N checkpoints (0: all)");
+  c->add_option("--keep", o.saver.keep.newest, "Keep the newest N checkpoints (0: all)");
+  c->add_option("--keep-every", o.saver.keep.every, "Beside them keep those whose step is a multiple of N (0: none)");
+  c->add_option("--save-mode", options->save_mode, "Write checkpoints beside the training or between two steps")
+      ->check(CLI::IsMember({"auto", "async", "sync"}))
+      ->default_str("async, sync where memory for a copy of the state is short");
+  c->add_option("--save-failure", options->save_failure,
+                "When a checkpoint cannot be written: stop, or warn and try again when the next is due")
+      ->check(CLI::IsMember({"stop", "warn"}))
+      ->capture_default_str();
   c->add_option("--log", o.log, "One JSON object a step (default: train.jsonl under --out)")->type_name("FILE.jsonl");
   c->add_option("--sample-every", o.sample_every, "Write text every N steps");
   c->add_option("--prompt", o.prompt, "What samples begin with (default: a line end)");

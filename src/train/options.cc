@@ -91,7 +91,12 @@ void check_options(const TrainOptions& o) {
   not_negative("--val-every", o.val_every);
   not_negative("--val-sequences", o.val_sequences);
   not_negative("--save-every", o.save_every);
-  not_negative("--keep", o.keep);
+  const Keep& keep = o.saver.keep;
+  not_negative("--keep", keep.newest);
+  not_negative("--keep-every", keep.every);
+  if (keep.every > 0 && keep.newest == 0) {
+    throw UsageError("train: --keep-every {} needs --keep N: without it every checkpoint stays", keep.every);
+  }
   not_negative("--sample-every", o.sample_every);
   not_negative("--max-skips", o.max_skips);
   const auto within = [](const char* name, double value, double low, double high, const char* must) {

@@ -10,7 +10,7 @@
 
 #include "model/forward.h"
 #include "text/tokenizer.h"
-#include "train/saved_state.h"
+#include "train/saver.h"
 #include "train/schedule.h"
 
 namespace fathom {
@@ -62,9 +62,10 @@ struct TrainOptions {
   double mtp_weight_late = 0.1;
   int64_t mtp_late_at = 0;
 
-  int64_t val_every = 0;              // 0: only after the last step
-  int64_t val_sequences = 64;         // at most, in the middle of the run; the last validation reads all
-  int64_t save_every = 0, keep = 0;   // 0: only at the end; 0: keep all
+  int64_t val_every = 0;       // 0: only after the last step
+  int64_t val_sequences = 64;  // at most, in the middle of the run; the last validation reads all
+  int64_t save_every = 0;      // 0: only at the end
+  SaverOptions saver{SaveMode::automatic, SaveFailure::stop, {}};
   std::filesystem::path log;          // empty: OUT/train.jsonl
   std::filesystem::path tensorboard;  // directory of event files; empty: none
   int64_t sample_every = 0;

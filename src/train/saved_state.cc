@@ -1,11 +1,10 @@
 #include "train/saved_state.h"
 
-#include <fcntl.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <vector>
@@ -24,18 +23,11 @@ constexpr size_t kMaxStateJson = size_t{16} << 20;
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kTrainer = "trainer.json";
 constexpr const char* kOptimizer = "optimizer.safetensors";
+constexpr const char* kPartial = ".partial";  // behind the name of a checkpoint that is being written
+constexpr const char* kRemoved = ".removed";  // and of one that is being removed
 
-uint64_t file_checksum(const fs::path& path) {
-  const MappedFile file(path);
-  return XXH3_64bits(file.bytes().data(), file.bytes().size());
-}
-
-void sync_file(const fs::path& path) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  const bool synced = fd >= 0 && fsync(fd) == 0;
-  const std::string reason = std::strerror(errno);
-  if (fd >= 0) close(fd);
-  if (!synced) throw Error("{}: cannot write to disk: {}", printable(path.native()), reason);
+std::string checksum_of(const MappedFile& file) {
+  return fmt::format("{:016x}", XXH3_64bits(file.bytes().data(), file.bytes().size()));
 }
 
 // The N of "step-N"; -1 for any other name.
@@ -52,25 +44,54 @@ int64_t step_of(const fs::path& path) {
 // Newest first.
 std::vector<int64_t> saved_steps(const fs::path& out) {
   std::vector<int64_t> steps;
-  std::error_code none;
-  for (const auto& entry : fs::directory_iterator(out / "checkpoints", none)) {
-    if (const int64_t step = step_of(entry.path()); step >= 0) steps.push_back(step);
+  for (const fs::path& path : list_directory(out / "checkpoints")) {
+    if (const int64_t step = step_of(path); step >= 0) steps.push_back(step);
   }
   std::sort(steps.rbegin(), steps.rend());
   return steps;
 }
 
-void check_free_space(const fs::path& directory, const TrainedState& state) {
-  std::error_code error;
-  const auto space = fs::space(directory, error);
-  const auto needed = static_cast<uint64_t>(state.parameters.n_total) * 3 * sizeof(float);
-  if (!error && space.available < needed) {
-    throw Error("{}: a checkpoint needs {} and the disk has {} left; earlier checkpoints are untouched",
-                printable(directory.native()), human_bytes(static_cast<double>(needed)),
-                human_bytes(static_cast<double>(space.available)));
-  }
+fs::path with_suffix(fs::path path, const char* suffix) { return path += suffix; }
+
+// Of a checkpoint's files, those that are small beside the weights guessed.
+uint64_t checkpoint_bytes(const TrainedState& state) {
+  constexpr uint64_t kSmallFiles = uint64_t{1} << 20;
+  const ModelWeights& w = state.parameters.weights;
+  const auto copied = static_cast<int64_t>(w.mtp.size()) * (w.embed.size() + w.head.size());  // into MTP's layers
+  const auto weights = static_cast<uint64_t>(state.parameters.n_total + copied) * sizeof(float);
+  const auto moments =
+      static_cast<uint64_t>(state.first_moment.values.size_bytes() + state.second_moment.values.size_bytes());
+  return weights + moments + (weights + moments) / 64 + kSmallFiles;
 }
 
+void check_finite(const TrainedState& state) {
+  for_each_tensor(state.parameters.weights, state.config, [&](const NamedTensor& named) {
+    for (int64_t r = 0; r < named.view.rows(); ++r) {
+      const std::span row(named.view.f32_row(r), static_cast<size_t>(named.view.cols()));
+      if (std::ranges::all_of(row, [](float x) { return std::isfinite(x); })) continue;
+      throw Error("{} is not finite after step {}", named.name, state.step);
+    }
+  });
+}
+
+// The last line of a manifest of which `before` is the rest: a checksum of that.
+std::string manifest_end(std::string_view before) {
+  return fmt::format(" \"xxh3\": \"{:016x}\"\n}}\n", XXH3_64bits(before.data(), before.size()));
+}
+
+std::string manifest_of(const fs::path& directory) {
+  nlohmann::ordered_json files;
+  for (const fs::path& path : list_directory(directory)) {
+    const MappedFile file(path);
+    files[path.filename().string()] = {{"bytes", file.bytes().size()}, {"xxh3", checksum_of(file)}};
+  }
+  std::string manifest = nlohmann::ordered_json{{"files", files}}.dump(1);
+  manifest.resize(manifest.size() - 2);  // the line end and brace that come behind the checksum
+  manifest += ",\n";
+  return manifest + manifest_end(manifest);
+}
+
+// Each file is on disk under its name before the next is begun.
 void write_files(const fs::path& directory, const TrainedState& state, const Tokenizer& tokenizer,
                  const Settings& settings) {
   tokenizer.save(directory);
@@ -85,45 +106,44 @@ void write_files(const fs::path& directory, const TrainedState& state, const Tok
   if (state.val_loss) trainer["val_loss"] = *state.val_loss;
   trainer["settings"] = settings;
   write_file_atomically(directory / kTrainer, trainer.dump(1) + "\n");
-
-  nlohmann::ordered_json files;
-  std::vector<fs::path> paths;
-  for (const auto& entry : fs::directory_iterator(directory)) paths.push_back(entry.path());
-  std::sort(paths.begin(), paths.end());
-  for (const auto& path : paths) {
-    sync_file(path);
-    files[path.filename().string()] = {{"bytes", fs::file_size(path)},
-                                       {"xxh3", fmt::format("{:016x}", file_checksum(path))}};
-  }
-  write_file_atomically(directory / kManifest, nlohmann::ordered_json{{"files", files}}.dump(1) + "\n");
+  write_file_atomically(directory / kManifest, manifest_of(directory));
 }
 
-// Throws Error that says what is broken.
-void verify(const fs::path& directory) {
-  const JsonDocument manifest = JsonDocument::read(directory / kManifest, kMaxStateJson);
-  simdjson::dom::object files;
-  if (manifest.root()["files"].get_object().get(files) != simdjson::SUCCESS) {
-    throw Error("{}: has no `files`", manifest.where());
-  }
-  for (const char* needed : {kTrainer, kOptimizer}) {
-    if (files[needed].error() != simdjson::SUCCESS) throw Error("{}: does not name {}", manifest.where(), needed);
-  }
-  for (const auto [name, entry] : files) {
-    const std::string file(name);
-    uint64_t bytes = 0;
-    std::string_view checksum;
-    if (file.find('/') != std::string::npos || entry["bytes"].get_uint64().get(bytes) != simdjson::SUCCESS ||
-        entry["xxh3"].get_string().get(checksum) != simdjson::SUCCESS) {
-      throw Error("{}: the entry of {} is broken", manifest.where(), printable(file));
+void rename_directory(const fs::path& from, const fs::path& to) {
+  std::error_code error;
+  fs::rename(from, to, error);
+  if (error)
+    throw Error("{}: cannot rename it to {}: {}", printable(from.native()), to.filename().native(), error.message());
+}
+
+void remove_directory(const fs::path& directory) {
+  std::error_code error;
+  fs::remove_all(directory, error);
+  if (error) throw Error("{}: cannot remove: {}", printable(directory.native()), error.message());
+}
+
+void remove_checkpoint(const fs::path& directory) {
+  const fs::path removed = with_suffix(directory, kRemoved);
+  remove_directory(removed);  // what an earlier try left
+  rename_directory(directory, removed);
+  sync_directory(directory.parent_path());
+  remove_directory(removed);
+}
+
+// What could not be removed.
+std::string remove_old(const fs::path& out, Keep keep) {
+  const std::vector<int64_t> steps = saved_steps(out);
+  std::string trouble;
+  for (size_t i = 0; keep.newest > 0 && i < steps.size(); ++i) {
+    const bool milestone = keep.every > 0 && steps[i] % keep.every == 0;
+    if (static_cast<int64_t>(i) < keep.newest || milestone) continue;
+    try {
+      remove_checkpoint(checkpoint_directory(out, steps[i]));
+    } catch (const Error& error) {
+      trouble = error.what();
     }
-    std::error_code error;
-    const uint64_t size = fs::file_size(directory / file, error);
-    if (error) throw Error("{}: {}", printable(file), error.message());
-    if (size != bytes) throw Error("{}: has {} bytes, was written with {}", printable(file), size, bytes);
-    if (fmt::format("{:016x}", file_checksum(directory / file)) != checksum) {
-      throw Error("{}: its content changed since it was written", printable(file));
-    }
   }
+  return trouble;
 }
 
 Settings read_trainer(const fs::path& directory, TrainedState& state) {
@@ -187,57 +207,120 @@ Moment allocate_moment(const Parameters& parameters, Format format) {
   return moment;
 }
 
+void copy_state(TrainedState& into, const TrainedState& state) {
+  const auto copy_moment = [&](Moment& to, const Moment& from) {
+    if (to.memory.size() != from.memory.size()) to = allocate_moment(state.parameters, from.values.format);
+    std::memcpy(to.memory.data(), from.memory.data(), from.memory.size());
+  };
+  if (into.parameters.n_total != state.parameters.n_total) into.parameters = allocate_parameters(state.config);
+  std::ranges::copy(state.parameters.all(), into.parameters.all().begin());
+  copy_moment(into.first_moment, state.first_moment);
+  copy_moment(into.second_moment, state.second_moment);
+  into.config = state.config;
+  into.step = state.step;
+  into.tokens = state.tokens;
+  into.loss = state.loss;
+  into.guard = state.guard;
+  into.val_loss = state.val_loss;
+}
+
 fs::path checkpoint_directory(const fs::path& out, int64_t step) {
   return out / "checkpoints" / fmt::format("step-{}", step);
 }
 
 bool has_checkpoints(const fs::path& out) { return !saved_steps(out).empty(); }
 
-void save_checkpoint(const fs::path& out, const TrainedState& state, const Tokenizer& tokenizer,
-                     const Settings& settings, int64_t keep) {
-  const fs::path directory = checkpoint_directory(out, state.step), parent = directory.parent_path();
-  fs::path partial = directory;
-  partial += ".partial";
-  std::error_code ignored;
-  fs::remove_all(partial, ignored);
-  make_directory(partial);
+void check_free_space(const fs::path& out, const TrainedState& state) {
+  std::error_code error;
+  const auto space = fs::space(out, error);
+  const uint64_t needed = checkpoint_bytes(state);
+  if (!error && space.available < needed) {
+    throw Error("{}: a checkpoint needs {} and the disk has {} left; make room or give another --out",
+                printable(out.native()), human_bytes(static_cast<double>(needed)),
+                human_bytes(static_cast<double>(space.available)));
+  }
+}
+
+std::string save_checkpoint(const fs::path& out, const TrainedState& state, const Tokenizer& tokenizer,
+                            const Settings& settings, Keep keep) {
+  const fs::path directory = checkpoint_directory(out, state.step), partial = with_suffix(directory, kPartial);
+  check_finite(state);
+  check_free_space(out, state);
+  remove_directory(partial);  // what a run that was killed left
   try {
-    check_free_space(partial, state);
+    make_directory(partial);
     write_files(partial, state, tokenizer, settings);
     sync_directory(partial);
+    if (path_exists(directory)) remove_checkpoint(directory);  // a damaged one that --resume passed over
+    rename_directory(partial, directory);
   } catch (...) {
+    std::error_code ignored;
     fs::remove_all(partial, ignored);
     throw;
   }
-  fs::remove_all(directory, ignored);  // a damaged one that --resume passed over
-  std::error_code error;
-  fs::rename(partial, directory, error);
-  if (error) throw Error("{}: cannot write: {}", printable(directory.native()), error.message());
-  sync_directory(parent);
+  sync_directory(directory.parent_path());
+  return remove_old(out, keep);
+}
 
-  const std::vector<int64_t> steps = saved_steps(out);
-  for (size_t i = 0; keep > 0 && i < steps.size(); ++i) {
-    if (static_cast<int64_t>(i) >= keep) fs::remove_all(checkpoint_directory(out, steps[i]), ignored);
+void remove_leftovers(const fs::path& out) {
+  for (const fs::path& path : list_directory(out / "checkpoints")) {
+    const bool ours = path.extension() == kPartial || path.extension() == kRemoved;
+    if (!ours || step_of(path.stem()) < 0) continue;
+    log("removing {}, left by a run that was cut off", printable(path.native()));
+    remove_directory(path);
+  }
+}
+
+void verify_checkpoint(const fs::path& directory) {
+  const fs::path path = directory / kManifest;
+  const std::string content = read_file(path, kMaxStateJson);
+  const std::string_view all = content;
+  const size_t end = all.size() - std::min(all.size(), manifest_end("").size());
+  if (all.substr(end) != manifest_end(all.substr(0, end))) {
+    throw Error("{}: changed since it was written, or is of another version of fathom", printable(path.native()));
+  }
+  const JsonDocument manifest = JsonDocument::parse(content, printable(path.native()));
+  simdjson::dom::object files;
+  if (manifest.root()["files"].get_object().get(files) != simdjson::SUCCESS) {
+    throw Error("{}: has no `files`", manifest.where());
+  }
+  for (const char* needed : {kTrainer, kOptimizer}) {
+    if (files[needed].error() != simdjson::SUCCESS) throw Error("{}: does not name {}", manifest.where(), needed);
+  }
+  for (const auto [name, entry] : files) {
+    const std::string file(name);
+    uint64_t bytes = 0;
+    std::string_view checksum;
+    if (file.find('/') != std::string::npos || entry["bytes"].get_uint64().get(bytes) != simdjson::SUCCESS ||
+        entry["xxh3"].get_string().get(checksum) != simdjson::SUCCESS) {
+      throw Error("{}: the entry of {} is broken", manifest.where(), printable(file));
+    }
+    std::error_code error;
+    const uint64_t size = fs::file_size(directory / file, error);
+    if (error) throw Error("{}: {}", printable(file), error.message());
+    if (size != bytes) throw Error("{}: has {} bytes, was written with {}", printable(file), size, bytes);
+    if (checksum_of(MappedFile(directory / file)) != checksum) {
+      throw Error("{}: its content changed since it was written", printable(file));
+    }
   }
 }
 
 std::optional<TrainedState> load_newest_checkpoint(const fs::path& out, const Settings& settings, ThreadPool& pool) {
   for (const int64_t step : saved_steps(out)) {
     const fs::path directory = checkpoint_directory(out, step);
-    TrainedState state;
-    Settings stored;
     try {
-      verify(directory);
-      stored = read_trainer(directory, state);
-      LoadedModel model = load_model(directory, pool);
-      state.config = model.config;
-      state.parameters = std::move(model.parameters);
-      load_moments(directory, state);
+      verify_checkpoint(directory);
     } catch (const Error& e) {
       log("passing over {}: {}", printable(directory.native()), e.what());
       continue;
     }
-    check_settings(directory, stored, settings);
+    // Its files are those that were saved: what fails now, memory for one, is no reason to fall back silently.
+    TrainedState state;
+    check_settings(directory, read_trainer(directory, state), settings);
+    LoadedModel model = load_model(directory, pool);
+    state.config = model.config;
+    state.parameters = std::move(model.parameters);
+    load_moments(directory, state);
     return state;
   }
   return std::nullopt;

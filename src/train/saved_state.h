@@ -3,10 +3,11 @@
 //   OUT/checkpoints/step-N/   a model directory (f32) that also holds
 //     optimizer.safetensors     the two moments, f32 or bf16, each flat in the layout of Parameters
 //     trainer.json              step, tokens seen, losses, settings
-//     manifest.json             length and xxh3 of every other file
+//     manifest.json             length and xxh3 of every other file, and in its last line its own
 //
 // Written as step-N.partial, synced, and renamed when whole, so that a folder called step-N was complete once; the
-// manifest finds what broke later.
+// manifest finds what broke later. One that is to be removed becomes step-N.removed first, and only when that is on
+// disk its files go, so that no half of it is ever taken for a checkpoint.
 #pragma once
 
 #include <filesystem>
@@ -38,17 +39,38 @@ struct TrainedState {
   std::optional<double> val_loss;  // the last that was measured
 };
 
+// Makes `into` a copy of `state` in memory of its own, which is taken again where it has the size.
+void copy_state(TrainedState& into, const TrainedState& state);
+
 // Options that change the result, by name: a resumed run must have the same.
 using Settings = std::map<std::string, std::string>;
 
 std::filesystem::path checkpoint_directory(const std::filesystem::path& out, int64_t step);
 
-// Error, with no folder of that name left, when there is no room. Keeps the newest `keep` checkpoints (0: all).
-void save_checkpoint(const std::filesystem::path& out, const TrainedState& state, const Tokenizer& tokenizer,
-                     const Settings& settings, int64_t keep);
+// Which checkpoints stay.
+struct Keep {
+  int64_t newest = 0;  // so many; 0: all
+  int64_t every = 0;   // and those whose step is a multiple of this; 0: none
+};
 
-// The newest checkpoint under `out` whose manifest holds; damaged ones are named in the log and passed over. Nothing
-// when there is none. Error when its settings are not `settings`.
+// Error when the disk has no room for a checkpoint of `state`.
+void check_free_space(const std::filesystem::path& out, const TrainedState& state);
+
+// When it returns the checkpoint survives a power loss; those that `keep` does not name are removed then, and what
+// could not be removed is returned as a line, empty where nothing failed. Error, with earlier checkpoints untouched and
+// nothing half-written left, when there is no room, writing fails, or a weight is not finite (such a model would not
+// load).
+std::string save_checkpoint(const std::filesystem::path& out, const TrainedState& state, const Tokenizer& tokenizer,
+                            const Settings& settings, Keep keep);
+
+// Removes what saves that were cut off left behind, and names it in the log. For who holds the lock of `out`.
+void remove_leftovers(const std::filesystem::path& out);
+
+// Error that names the file that is not as save_checkpoint wrote it. Any changed byte and any other length is found.
+void verify_checkpoint(const std::filesystem::path& directory);
+
+// The newest checkpoint under `out` that verifies; damaged ones are named in the log and passed over. Nothing when
+// there is none. Error when its settings are not `settings`, or what is whole cannot be loaded.
 std::optional<TrainedState> load_newest_checkpoint(const std::filesystem::path& out, const Settings& settings,
                                                    ThreadPool& pool);
 

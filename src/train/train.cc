@@ -17,7 +17,7 @@
 #include "train/examples.h"
 #include "train/metrics.h"
 #include "train/report.h"
-#include "train/saved_state.h"
+#include "train/saver.h"
 #include "train/tensorboard.h"
 
 namespace fathom {
@@ -71,18 +71,34 @@ void check_memory(const TrainOptions& o, const ModelConfig& config, const fs::pa
   }
 }
 
-// What a micro-batch leaves for its backward pass must fit beside the parameters.
+double memory_beside_parameters(const TrainOptions& o, const ModelConfig& config) {
+  return static_cast<double>(machine_memory_bytes()) -
+         static_cast<double>(count_parameters(config).total) * parameter_bytes(o);
+}
+
+double tokens_of_pass(const TrainOptions& o) {
+  return static_cast<double>(o.micro_batch > 0 ? o.micro_batch : o.batch_size) * static_cast<double>(o.seq_len);
+}
+
+// What a micro-batch leaves for its backward pass.
+double batch_bytes(const TrainOptions& o, const ModelConfig& config) {
+  return tokens_of_pass(o) * static_cast<double>(saved_floats_a_token(config, o.recompute)) * sizeof(float);
+}
+
+// It must fit beside the parameters.
 void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
-  const double tokens =
-      static_cast<double>(o.micro_batch > 0 ? o.micro_batch : o.batch_size) * static_cast<double>(o.seq_len);
-  const double needed = tokens * static_cast<double>(saved_floats_a_token(config, o.recompute)) * sizeof(float);
-  const double present = static_cast<double>(machine_memory_bytes()) -
-                         static_cast<double>(count_parameters(config).total) * parameter_bytes(o);
+  const double needed = batch_bytes(o, config), present = memory_beside_parameters(o, config);
   if (needed <= present) return;
   throw Error(
       "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters this machine has {}; give a "
       "smaller --micro-batch or --batch-size, or --recompute selective or full",
-      tokens, human_bytes(needed), human_bytes(std::max(present, 0.0)));
+      tokens_of_pass(o), human_bytes(needed), human_bytes(std::max(present, 0.0)));
+}
+
+// Of a second state, for saving beside the training.
+double copy_bytes(const TrainOptions& o, const ModelConfig& config) {
+  const double parameters = static_cast<double>(count_parameters(config).total);
+  return parameters * (sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1)));
 }
 
 TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
@@ -341,6 +357,9 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   if (options.mask_documents && tokenizer.eos_id() < 0) {
     throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
   }
+  options.saver.mode =
+      resolve_save_mode(options.saver.mode, copy_bytes(options, state.config),
+                        memory_beside_parameters(options, state.config) - batch_bytes(options, state.config));
   const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
   if (options.sample_every > 0) {
     FATHOM_CHECK(options.sample);
@@ -378,6 +397,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     throw UsageError("train: the checkpoint is of step {}, --steps is {}", state.step, options.steps);
   }
   const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
+  Saver saver(options.out, tokenizer, settings, options.saver, state.step);
+  if (state.step < options.steps) check_free_space(options.out, state);
   MetricsLog metrics_log(log_path, state.step);
   std::optional<TensorboardLog> tensorboard;
   if (!options.tensorboard.empty()) tensorboard.emplace(options.tensorboard, state.step + 1);
@@ -419,13 +440,11 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   const std::optional<double>& val_loss = run.state.val_loss;
   Progress progress("training", options.steps);
   const int64_t first = run.state.step + 1;
-  int64_t saved_step = run.state.step;
   for (int64_t step = first; step <= options.steps; ++step) {
     const std::optional<StepMetrics> done = train_step(run, step);
     if (!done) {
       result.stopped = true;
-      if (saved_step < step - 1) save_checkpoint(options.out, run.state, tokenizer, settings, options.keep);
-      saved_step = step - 1;
+      saver.save_last(run.state);
       break;
     }
     const StepMetrics& m = *done;
@@ -433,7 +452,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     if (tensorboard) tensorboard->write(m);
     if (m.skipped && run.state.guard.skipped > options.max_skips) {
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
-      save_checkpoint(options.out, run.state, tokenizer, settings, options.keep);
+      saver.save_last(run.state);
       throw Error(
           "step {}: {}; it is skipped number {} in a row. The weights before are saved in {}: try a lower --lr, "
           "or a longer --warmup",
@@ -447,16 +466,18 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
         step, fmt::format("loss {:.4f}{} {:.0f} tok/s{}", m.loss, val_loss ? fmt::format(" val {:.4f}", *val_loss) : "",
                           m.tokens_per_s, m.mfu ? fmt::format(", {:.0f} % MFU", 100 * *m.mfu) : ""));
     result.stopped = stop_requested && stop_requested() && step < options.steps;
+    saver.poll();
     const bool due = options.save_every > 0 && step % options.save_every == 0;
-    if (due || result.stopped || step == options.steps) {
-      save_checkpoint(options.out, run.state, tokenizer, settings, options.keep);
-      saved_step = step;
+    if (result.stopped || step == options.steps) {
+      saver.save_last(run.state);
+    } else if (due) {
+      saver.save(run.state);
     }
     if (result.stopped) break;
   }
   progress.finish();
   if (result.stopped) {
-    log("stopped after step {}; go on with --resume", saved_step);
+    log("stopped after step {}; go on with --resume", saver.saved_step());
   } else {
     finish(run, log_path, settings);
   }

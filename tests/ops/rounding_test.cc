@@ -274,6 +274,42 @@ TEST(Fp8Linear, ExpertsRoundTheirOwnRowsAndWeights) {
   }
 }
 
+// Else a step whose activations or gradients overflowed would be taken.
+TEST(Rounding, NothingThatIsNotFiniteIsHidden) {
+  const Tensor x = spread_f32(131, 261, 9);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Rng rng(9);
+  for (int i = 0; i < 300; ++i) {
+    const auto r = static_cast<int64_t>(rng.below(131)), c = static_cast<int64_t>(rng.below(261));
+    const float before = x.f32(r, c);
+    for (const float value : {kInfinity, -kInfinity, std::nanf("")}) {
+      x.f32(r, c) = value;
+      const auto expect_seen = [&](const char* what, Tensor rounded) {
+        EXPECT_FALSE(std::isfinite(rounded.f32(r, c))) << what << ": " << value << " at " << r << ", " << c;
+      };
+      for (const Precision precision : {Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
+        const ArenaScope scope(ctx().arena);
+        for (const bool power_of_two : {false, true}) {
+          expect_seen("rows", round_rows(ctx(), x, precision, power_of_two));
+          expect_seen("columns", round_columns(ctx(), x, {}, precision, power_of_two));
+        }
+        expect_seen("blocks", round_blocks(ctx(), x, precision));
+      }
+      const Tensor twelve_bits = zeros_like(x), plain = zeros_like(x);
+      std::copy_n(x.f32(), x.size(), twelve_bits.f32());
+      round_to_e5m6(ctx(), twelve_bits);
+      expect_seen("twelve bits", twelve_bits);
+      plain::round_rows(plain, x);
+      expect_seen("plain rows", plain);
+      plain::round_columns(plain, x, {});
+      expect_seen("plain columns", plain);
+      plain::round_blocks(plain, x);
+      expect_seen("plain blocks", plain);
+    }
+    x.f32(r, c) = before;
+  }
+}
+
 TEST(Rounding, AnyNumberOfThreadsGivesTheSameBits) {
   const Tensor x = spread_f32(300, 515, 1);
   ThreadedContext one(1), four(4);

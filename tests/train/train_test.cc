@@ -10,13 +10,14 @@
 #include <cmath>
 #include <fstream>
 #include <map>
+#include <utility>
 
 #include "base/file.h"
 #include "base/rng.h"
 #include "checkpoint/safetensors.h"
 #include "train/balance.h"
 #include "train/metrics.h"
-#include "train/saved_state.h"
+#include "train/saver.h"
 
 namespace fathom {
 namespace {
@@ -366,7 +367,7 @@ TEST_F(Train, ResumePassesOverDamagedCheckpoints) {
 TEST_F(Train, KeepsTheNewestCheckpoints) {
   TrainOptions o = options("out");
   o.save_every = 1;
-  o.keep = 2;
+  o.saver.keep.newest = 2;
   run(o);
   EXPECT_FALSE(fs::exists(checkpoint_directory(o.out, 4)));
   EXPECT_TRUE(fs::exists(checkpoint_directory(o.out, 5)));
@@ -393,7 +394,7 @@ TEST_F(Train, LossThatIsNotFiniteStopsAndNamesTheStep) {
   o.weight_decay = 100;
   o.max_skips = 3;
   o.save_every = 1;
-  o.keep = 1;
+  o.saver.keep.newest = 1;
   try {
     run(o);
     FAIL() << "weights multiplied by -9999 a step stayed finite";
@@ -409,6 +410,91 @@ TEST_F(Train, LossThatIsNotFiniteStopsAndNamesTheStep) {
   ThreadPool pool(1);
   const LoadedModel kept = load_model(checkpoint_directory(o.out, steps.back().step), pool);
   for (const float w : kept.parameters.trained()) ASSERT_TRUE(std::isfinite(w));
+}
+
+// A number becomes NaN or infinite in the middle of step 4 and is mended after step 5: both are skipped, with all that
+// is kept as step 3 left it, and neither is saved while it is there.
+TEST_F(Train, StepsThatAreNotFiniteChangeNothingThatIsKept) {
+  int n = 0;
+  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
+    for (const float value : {std::nanf(""), INFINITY}) {
+      TrainOptions o = options(fmt::format("out{}", n++));
+      o.precision = precision;
+      o.moments = Format::bf16;
+      o.micro_batch = 2;
+      o.save_every = o.sample_every = 1;
+      o.saver = {SaveMode::async, SaveFailure::warn, {}};
+      float* number = nullptr;
+      o.sample = [&](Context&, const Model& model, const Tokenizer&, std::span<const int32_t>, int64_t) {
+        number = model.weights.layers[1].moe.gate.f32_row(n % 4) + 5;
+        return std::string();
+      };
+      float before = 0;
+      int64_t asked = 0;  // between the two micro-batches of a step, and behind it
+      ThreadPool pool(1);
+      train(o, pool, [&] {
+        ++asked;
+        if (asked == 2 * 3 + 1) before = std::exchange(*number, value);
+        if (asked == 2 * 5) *number = before;
+        return false;
+      });
+      const auto kept = [&](int64_t step, const char* name) {
+        return read_file(checkpoint_directory(o.out, step) / name, size_t{1} << 30);
+      };
+      for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
+        EXPECT_TRUE(kept(3, name) == kept(5, name)) << name;
+        EXPECT_FALSE(kept(5, name) == kept(6, name)) << name;
+      }
+      EXPECT_FALSE(fs::exists(checkpoint_directory(o.out, 4)));
+      for (const StepMetrics& m : read_metrics(o.out / "train.jsonl")) {
+        EXPECT_EQ(m.skipped.has_value(), m.step == 4 || m.step == 5) << m.step;
+      }
+    }
+  }
+}
+
+TEST_F(Train, SavingWaitsForNoneOrAll) {
+  for (const SaveMode mode : {SaveMode::automatic, SaveMode::async, SaveMode::sync}) {
+    TrainOptions o = options(fmt::format("out{}", static_cast<int>(mode)));
+    o.save_every = 1;
+    o.saver = {mode, SaveFailure::stop, {.newest = 2, .every = 3}};
+    run(o);
+    for (int64_t step = 1; step <= 6; ++step) {
+      EXPECT_EQ(fs::exists(checkpoint_directory(o.out, step)), step == 3 || step >= 5) << step;
+    }
+    EXPECT_TRUE(weights(o.out) == weights("out0"));
+  }
+  TrainOptions o = options("pointless");
+  o.saver.keep.every = 3;
+  EXPECT_THROW(run(o), UsageError);
+}
+
+TEST(SaveMode, IsSyncWhereMemoryForACopyIsShort) {
+  EXPECT_EQ(resolve_save_mode(SaveMode::automatic, 10, 10), SaveMode::async);
+  EXPECT_EQ(resolve_save_mode(SaveMode::automatic, 10, 9), SaveMode::sync);
+  EXPECT_EQ(resolve_save_mode(SaveMode::async, 10, 10), SaveMode::async);
+  EXPECT_THROW(resolve_save_mode(SaveMode::async, 10, -9), Error);
+  EXPECT_EQ(resolve_save_mode(SaveMode::sync, 10, 10), SaveMode::sync);
+  EXPECT_EQ(resolve_save_mode(SaveMode::sync, 10, 9), SaveMode::sync);
+}
+
+TEST_F(Train, WhatAKilledRunLeftIsRemoved) {
+  TrainOptions o = options("out");
+  const fs::path checkpoints = o.out / "checkpoints";
+  for (const char* name : {"step-4.partial", "step-5.removed"}) {
+    fs::create_directories(checkpoints / name);
+    std::ofstream(checkpoints / name / "model.safetensors") << "half";
+  }
+  fs::create_directories(checkpoints / "mine.partial");
+  testing::internal::CaptureStderr();
+  run(o);
+  const std::string log = testing::internal::GetCapturedStderr();
+  for (const char* name : {"step-4.partial", "step-5.removed"}) {
+    EXPECT_FALSE(fs::exists(checkpoints / name));
+    EXPECT_NE(log.find("removing " + (checkpoints / name).native()), std::string::npos) << log;
+  }
+  EXPECT_TRUE(fs::exists(checkpoints / "mine.partial"));
+  EXPECT_NE(log.find("step 6: saved in"), std::string::npos) << log;
 }
 
 TEST_F(Train, AStepCutBetweenItsMicroBatchesIsDoneAgain) {

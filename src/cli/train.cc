@@ -126,6 +126,9 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--beta1", o.beta1, "AdamW")->capture_default_str();
   c->add_option("--beta2", o.beta2, "AdamW")->capture_default_str();
   c->add_option("--eps", o.eps, "AdamW")->capture_default_str();
+  c->add_option(
+      "--ema-decay", o.ema_decay,
+      "Keep a moving average of the weights with this decay, such as 0.999, and write it to OUT/average (0: none)");
   c->add_option("--clip", o.clip, "Greatest global norm of the gradient, 0: none")->capture_default_str();
   c->add_option("--spike-deviations", o.spike_deviations,
                 "Skip a step whose loss is so many standard deviations above the usual (0: none)")

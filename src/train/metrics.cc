@@ -58,6 +58,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     m.mfu = optional_number(root, "mfu");
     m.max_violation = number<double>(root, "max_violation");
     m.val_loss = optional_number(root, "val_loss");
+    m.val_loss_average = optional_number(root, "val_loss_average");
     m.val_max_violation = number<double>(root, "val_max_violation");
     m.layer_violations = numbers<double>(root["layer_max_violation"]);
     std::string_view skipped, sample;
@@ -105,6 +106,7 @@ std::string to_json_line(const StepMetrics& m) {
   if (m.skipped) object["skipped"] = *m.skipped;
   if (m.val_loss) {
     object["val_loss"] = *m.val_loss;
+    if (m.val_loss_average) object["val_loss_average"] = *m.val_loss_average;
     object["val_max_violation"] = m.val_max_violation;
   }
   if (!m.expert_load.empty()) {

@@ -23,7 +23,8 @@ struct StepMetrics {
   double max_violation = 0;
   std::optional<std::string> skipped;  // why the step was not taken; its loss may be no number then
   std::optional<double> val_loss;
-  double val_max_violation = 0;  // over all that was validated on; with val_loss
+  std::optional<double> val_loss_average;  // of the averaged weights
+  double val_max_violation = 0;            // over all that was validated on; with val_loss
   // At some steps: tokens of each expert of each MoE layer, and of each layer MaxVio, least and greatest bias.
   ExpertLoad expert_load;
   std::vector<double> layer_violations;

@@ -109,6 +109,7 @@ void check_options(const TrainOptions& o) {
   within("--beta1", o.beta1, 0, 0.999999, "at least 0 and below 1");
   within("--beta2", o.beta2, 0, 0.999999, "at least 0 and below 1");
   within("--eps", o.eps, 1e-30, 1, "above 0 and at most 1");
+  within("--ema-decay", o.ema_decay, 0, 0.9999999, "at least 0 and below 1");
   within("--clip", o.clip, 0, 1e30, "0 (no limit) or more");
   within("--spike-deviations", o.spike_deviations, 0, 1e30, "0 (no spikes) or more");
   within("--bias-update-speed", o.bias_update_speed, 0, 1, "between 0 and 1");
@@ -170,6 +171,7 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vec
       {"beta1", fmt::to_string(o.beta1)},
       {"beta2", fmt::to_string(o.beta2)},
       {"eps", fmt::to_string(o.eps)},
+      {"ema-decay", fmt::to_string(o.ema_decay)},
       {"clip", fmt::to_string(o.clip)},
       {"spike-deviations", fmt::to_string(o.spike_deviations)},
       {"balance", std::ranges::find(kBalances, balance, &BalanceName::balance)->name},

@@ -75,6 +75,7 @@ const loss=column('loss'),mtp=column('mtp_loss'),val=column('val_loss');
 const losses=[{name:'train',color:'var(--a)',points:loss,faint:true},{name:'train, smoothed',color:'var(--a)',points:smooth(loss)}];
 if(mtp.length)losses.push({name:'MTP, smoothed',color:'var(--c)',points:smooth(mtp)});
 if(val.length)losses.push({name:'validation',color:'var(--b)',points:val});
+const averaged=column('val_loss_average');if(averaged.length)losses.push({name:'validation, averaged weights',color:'var(--fg)',points:averaged});
 if(loss.length)chart('Loss (nats a token)',losses,true);
 for(const [key,title] of [['lr','Learning rate'],['grad_norm','Gradient norm'],['tokens_per_s','Tokens a second'],['mfu','Model FLOPs utilization']]){
   const points=column(key);if(points.length)chart(title,[{name:key,color:'var(--a)',points}])}

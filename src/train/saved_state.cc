@@ -23,6 +23,7 @@ constexpr size_t kMaxStateJson = size_t{16} << 20;
 constexpr const char* kManifest = "manifest.json";
 constexpr const char* kTrainer = "trainer.json";
 constexpr const char* kOptimizer = "optimizer.safetensors";
+constexpr const char* kAverage = "average.safetensors";
 constexpr const char* kPartial = ".partial";  // behind the name of a checkpoint that is being written
 constexpr const char* kRemoved = ".removed";  // and of one that is being removed
 
@@ -61,7 +62,8 @@ uint64_t checkpoint_bytes(const TrainedState& state) {
   const auto weights = static_cast<uint64_t>(state.parameters.n_total + copied) * sizeof(float);
   const auto moments =
       static_cast<uint64_t>(state.first_moment.values.size_bytes() + state.second_moment.values.size_bytes());
-  return weights + moments + (weights + moments) / 64 + kSmallFiles;
+  const auto all = weights + moments + static_cast<uint64_t>(state.average.n_total) * sizeof(float);
+  return all + all / 64 + kSmallFiles;
 }
 
 void check_finite(const TrainedState& state) {
@@ -99,6 +101,10 @@ void write_files(const fs::path& directory, const TrainedState& state, const Tok
   const Moment &m = state.first_moment, &v = state.second_moment;
   write_safetensors(directory / kOptimizer, std::vector<TensorToWrite>{{"first_moment", m.values, m.values.format},
                                                                        {"second_moment", v.values, v.values.format}});
+  if (state.average.n_total > 0) {
+    const Tensor average(state.average.memory.data(), Format::f32, {state.average.n_total});
+    write_safetensors(directory / kAverage, std::vector<TensorToWrite>{{"average", average, Format::f32}});
+  }
   nlohmann::ordered_json trainer{{"step", state.step}, {"tokens", state.tokens}, {"loss", state.loss}};
   const LossGuard& guard = state.guard;
   trainer["loss_guard"] = {
@@ -186,6 +192,18 @@ void load_moments(const fs::path& directory, TrainedState& state) {
   load("second_moment", state.second_moment);
 }
 
+void load_average(const fs::path& directory, TrainedState& state) {
+  if (!path_exists(directory / kAverage)) return;
+  const SafetensorsFile file(directory / kAverage);
+  const StoredTensor* stored = file.find("average");
+  state.average = allocate_parameters(state.config);
+  const std::span<float> into = state.average.all();
+  if (stored == nullptr || stored->format != Format::f32 || stored->data.size() != into.size_bytes()) {
+    throw Error("{}: the average is missing or has another size than the model", file.where());
+  }
+  std::memcpy(into.data(), stored->data.data(), into.size_bytes());
+}
+
 void check_settings(const fs::path& directory, const Settings& stored, const Settings& wanted) {
   for (const auto& [name, value] : wanted) {
     const auto found = stored.find(name);
@@ -212,8 +230,12 @@ void copy_state(TrainedState& into, const TrainedState& state) {
     if (to.memory.size() != from.memory.size()) to = allocate_moment(state.parameters, from.values.format);
     std::memcpy(to.memory.data(), from.memory.data(), from.memory.size());
   };
-  if (into.parameters.n_total != state.parameters.n_total) into.parameters = allocate_parameters(state.config);
-  std::ranges::copy(state.parameters.all(), into.parameters.all().begin());
+  const auto copy_parameters = [&](Parameters& to, const Parameters& from) {
+    if (to.n_total != from.n_total) to = allocate_parameters(state.config);
+    std::ranges::copy(from.all(), to.all().begin());
+  };
+  copy_parameters(into.parameters, state.parameters);
+  if (state.average.n_total > 0) copy_parameters(into.average, state.average);
   copy_moment(into.first_moment, state.first_moment);
   copy_moment(into.second_moment, state.second_moment);
   into.config = state.config;
@@ -321,6 +343,7 @@ std::optional<TrainedState> load_newest_checkpoint(const fs::path& out, const Se
     state.config = model.config;
     state.parameters = std::move(model.parameters);
     load_moments(directory, state);
+    load_average(directory, state);
     return state;
   }
   return std::nullopt;

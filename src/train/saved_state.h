@@ -2,6 +2,7 @@
 //
 //   OUT/checkpoints/step-N/   a model directory (f32) that also holds
 //     optimizer.safetensors     the two moments, f32 or bf16, each flat in the layout of Parameters
+//     average.safetensors       the moving average of the weights, in the same layout, where there is one
 //     trainer.json              step, tokens seen, losses, settings
 //     manifest.json             length and xxh3 of every other file, and in its last line its own
 //
@@ -32,6 +33,7 @@ struct TrainedState {
   ModelConfig config;
   Parameters parameters;
   Moment first_moment, second_moment;
+  Parameters average;  // of the weights over the steps; empty without one
   int64_t step = 0;    // steps done
   int64_t tokens = 0;  // targets learned from
   double loss = 0;     // of the last step taken

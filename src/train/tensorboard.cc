@@ -127,6 +127,7 @@ void TensorboardLog::write(const StepMetrics& m) {
     append_scalar(summary, fmt::format("balance/max_violation_of_moe_layer_{}", l), m.layer_violations[l]);
   }
   append_scalar(summary, "val/loss", m.val_loss);
+  append_scalar(summary, "val/loss_average", m.val_loss_average);
   if (m.val_loss) append_scalar(summary, "val/max_violation", m.val_max_violation);
   std::string event = event_at(m.step);
   append_bytes(event, kSummary, summary);

@@ -58,10 +58,11 @@ std::vector<DecayRun> decay_runs(const Parameters& parameters, const ModelConfig
 
 // Of memory, for each parameter.
 double parameter_bytes(const TrainOptions& o) {
-  return 2.0 * sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1));
+  return (o.ema_decay > 0 ? 3.0 : 2.0) * sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1));
 }
 
-// Weights, their gradient and two moments. Said before memory is filled that the system cannot back.
+// Weights, their gradient and two moments, perhaps an average. Said before memory is filled that the system cannot
+// back.
 void check_memory(const TrainOptions& o, const ModelConfig& config, const fs::path& from) {
   const auto count = static_cast<double>(count_parameters(config).total);
   const double needed = count * parameter_bytes(o), present = static_cast<double>(machine_memory_bytes());
@@ -98,7 +99,8 @@ void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
 // Of a second state, for saving beside the training.
 double copy_bytes(const TrainOptions& o, const ModelConfig& config) {
   const double parameters = static_cast<double>(count_parameters(config).total);
-  return parameters * (sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1)));
+  return parameters *
+         ((o.ema_decay > 0 ? 2 : 1) * sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1)));
 }
 
 TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
@@ -117,6 +119,10 @@ TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
   state.config.weight_block_rows = state.config.weight_block_cols = 0;  // trained weights are f32
   state.first_moment = allocate_moment(state.parameters, o.moments);
   state.second_moment = allocate_moment(state.parameters, o.moments);
+  if (o.ema_decay > 0) {
+    state.average = allocate_parameters(state.config);
+    std::ranges::copy(state.parameters.all(), state.average.all().begin());
+  }
   return state;
 }
 
@@ -263,9 +269,24 @@ void update(Run& run, int64_t step, const LossResult& loss, double lr, double no
   if (run.balance == Balance::bias && !frozen) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
 }
 
+// The average moves after every step that is taken, in the first ones faster, so that it forgets the initial weights.
+void average_weights(Run& run, int64_t step) {
+  if (run.options.ema_decay == 0) return;
+  const auto n = static_cast<double>(step);
+  const double decay = std::min(run.options.ema_decay, (1 + n) / (10 + n));
+  move_average(run.ctx, run.state.average.all(), run.state.parameters.all(), static_cast<float>(decay));
+}
+
+// The model with the averaged weights.
+Model averaged(const Run& run) {
+  Model model = run.model;
+  model.weights = run.state.average.weights;
+  return model;
+}
+
 // Mean main loss over the validation windows of the step's length: all after the last step, before it `val_sequences`
 // of them spread evenly.
-LossResult validation_loss(Run& run, int64_t step) {
+LossResult validation_loss(Run& run, const Model& model, int64_t step) {
   const Phase& phase = run.phase(step);
   const auto n = static_cast<int64_t>(phase.val_windows.size());
   const int64_t limit = run.options.val_sequences;
@@ -276,7 +297,7 @@ LossResult validation_loss(Run& run, int64_t step) {
     const auto window = [&](int64_t i) { return phase.val_windows[static_cast<size_t>(i * n / used)]; };
     const Examples part = cut_windows(run, first, std::min(phase.micro_batch, used - first), window, run.val_ids);
     const auto [batch, targets] = make_example(run.ctx, part);
-    total += loss(run.ctx, run.model, batch, targets, {});
+    total += loss(run.ctx, model, batch, targets, {});
   }
   return total;
 }
@@ -302,6 +323,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     m.skipped = std::move(why);
   } else {
     update(run, step, loss, m.lr, m.grad_norm);
+    average_weights(run, step);
     count_taken(guard, m.loss);
     run.state.tokens += loss.main_targets;
     run.state.loss = m.loss;
@@ -321,9 +343,10 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     m.bias_ranges = bias_ranges(run.model.weights);
   }
   if (!run.val_ids.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
-    const LossResult validation = validation_loss(run, step);
+    const LossResult validation = validation_loss(run, run.model, step);
     m.val_loss = run.state.val_loss = validation.loss();
     m.val_max_violation = max_violation(validation.expert_load);
+    if (o.ema_decay > 0) m.val_loss_average = validation_loss(run, averaged(run), step).loss();
   }
   if (o.sample_every > 0 && (last || step % o.sample_every == 0)) {
     Model exact = run.model;  // as it will be used
@@ -333,11 +356,16 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   return m;
 }
 
-// Writes the model directory and the report.
+// Writes the model directory, that of the averaged weights inside it, and the report.
 void finish(Run& run, const fs::path& log_path, const Settings& settings) {
   const fs::path& out = run.options.out;
   run.tokenizer.save(out);  // before the model, whose config.json comes last: what is not whole does not load
   save_model(out, run.state.config, run.state.parameters.weights, {.format = run.options.save_format});
+  if (run.options.ema_decay > 0) {
+    make_directory(out / "average");
+    run.tokenizer.save(out / "average");
+    save_model(out / "average", run.state.config, run.state.average.weights, {.format = run.options.save_format});
+  }
   write_file_atomically(out / "report.html", training_report(read_metrics(log_path), run.state.config, settings));
 }
 

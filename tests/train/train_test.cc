@@ -256,6 +256,36 @@ TEST_F(Train, RecomputingChangesNoBit) {
   }
 }
 
+TEST_F(Train, AveragedWeightsFollowAndResume) {
+  TrainOptions o = options("one");
+  o.steps = 1;
+  o.lr.warmup = 0;
+  o.ema_decay = 0.9;
+  run(o);
+  ThreadPool pool(1);
+  const LoadedModel trained = load_model(o.out, pool), average = load_model(o.out / "average", pool);
+  Parameters first = allocate_parameters(trained.config);
+  initialize(first, trained.config, o.seed);
+  const std::span<float> w0 = first.all(), w1 = trained.parameters.all(), a1 = average.parameters.all();
+  for (size_t i = 0; i < w0.size(); ++i) ASSERT_NEAR(a1[i], w0[i] + 9.0f / 11 * (w1[i] - w0[i]), 1e-6f);
+
+  o = options("whole");
+  o.ema_decay = 0.9;
+  const TrainResult whole = run(o);
+  const StepMetrics last = read_metrics(o.out / "train.jsonl").back();
+  ASSERT_TRUE(last.val_loss_average);
+  EXPECT_GT(*last.val_loss_average, *whole.val_loss) << "it lags behind";
+  EXPECT_LT(*last.val_loss_average, 5.55);
+  o.out = folder_ / "cut";
+  run(o, 1, 3);
+  o.resume = true;
+  run(o);
+  EXPECT_TRUE(weights("whole") == weights("cut"));
+  EXPECT_TRUE(weights("whole/average") == weights("cut/average"));
+  o.ema_decay = 0.8;
+  EXPECT_THROW(run(o), Error);
+}
+
 TEST_F(Train, MtpHasAnotherWeightLate) {
   TrainOptions o = options("always");
   run(o);

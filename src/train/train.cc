@@ -99,8 +99,7 @@ TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
   return state;
 }
 
-void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer& tokenizer,
-               const std::vector<int32_t>& ids) {
+void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer& tokenizer) {
   if (tokenizer.vocab_size() > config.vocab_size) {
     throw Error("vocabulary mismatch: the tokenizer has {} ids and the model a vocab_size of {}; raise vocab_size",
                 tokenizer.vocab_size(), config.vocab_size);
@@ -111,11 +110,37 @@ void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer
       throw Error("{} {} is above the model's max_position_embeddings {}", name, seq_len,
                   config.max_position_embeddings);
     }
-    if (static_cast<int64_t>(ids.size()) <= seq_len) {
-      throw Error("{}: the data has {} ids, a sequence of {} {} needs {}", printable(o.data[0].native()), ids.size(),
-                  name, seq_len, seq_len + 1);
-    }
   }
+}
+
+// Of the data, before it is kept.
+void check_length(const TrainOptions& o, int64_t n_ids) {
+  for (const auto& [name, seq_len] :
+       {std::pair("--seq-len", o.seq_len), std::pair("--extend-seq-len", o.extend_seq_len)}) {
+    if (n_ids > seq_len) continue;
+    throw Error("{}: the data has {} ids, a sequence of {} {} needs {}", printable(o.data[0].native()), n_ids, name,
+                seq_len, seq_len + 1);
+  }
+}
+
+// What is learned from and what is not, tokenized into OUT/data where it is text.
+struct Data {
+  TokenDataset train;
+  TokenIds val;  // as it is written, without filling in
+};
+Data open_data(const TrainOptions& o, const Tokenizer& tokenizer, ThreadPool& pool) {
+  TokenizeOptions options;
+  options.tokenizer_name = (o.tokenizer.empty() ? o.init : fs::path(o.tokenizer)).string();
+  options.check = o.check;
+  options.seed = o.seed;
+  options.fim_rate = o.fim_rate;
+  options.accept = [&](int64_t n_ids) { check_length(o, n_ids); };
+  Data data{open_training_data(tokenizer, o.data, o.out / "data/train", options, pool), {}};
+  if (o.val_data.empty()) return data;
+  options.fim_rate = 0;
+  options.accept = [&](int64_t n_ids) { sequential_windows(n_ids, o.seq_len); };
+  data.val = open_training_data(tokenizer, o.val_data, o.out / "data/val", options, pool).ids;
+  return data;
 }
 
 // A sample as a block of lines fit for a terminal.
@@ -136,15 +161,14 @@ struct Phase {
   std::vector<Window> val_windows;
 };
 
-Phase make_phase(const TrainOptions& o, int64_t seq_len, const std::vector<int32_t>& ids,
-                 const std::vector<int32_t>& val_ids) {
+Phase make_phase(const TrainOptions& o, int64_t seq_len, const TokenIds& ids, const TokenIds& val_ids) {
   const int64_t batch_size = o.batch_size * o.seq_len / seq_len;
   Phase phase{seq_len,
               batch_size,
               o.micro_batch > 0 ? o.micro_batch * o.seq_len / seq_len : batch_size,
-              WindowSampler(static_cast<int64_t>(ids.size()), seq_len, batch_size, o.seed),
+              WindowSampler(ids.size(), seq_len, batch_size, o.seed),
               {}};
-  if (!o.val_data.empty()) phase.val_windows = sequential_windows(static_cast<int64_t>(val_ids.size()), seq_len);
+  if (!o.val_data.empty()) phase.val_windows = sequential_windows(val_ids.size(), seq_len);
   return phase;
 }
 
@@ -154,8 +178,8 @@ struct Run {
   const std::function<bool()>& stop_requested;
   Context ctx;
   const Tokenizer& tokenizer;
-  const std::vector<int32_t>& ids;
-  const std::vector<int32_t>& val_ids;
+  const TokenIds& ids;
+  const TokenIds& val_ids;
   const std::vector<Phase>& phases;  // one, or a second after step extend_at
   const std::vector<int32_t>& prompt;
   TrainedState state;
@@ -169,6 +193,12 @@ struct Run {
     return phases.size() > 1 && step > options.extend_at ? phases[1] : phases[0];
   }
 };
+
+std::vector<int32_t> ids_of(const TokenIds& ids, int64_t begin, int64_t n_ids) {
+  std::vector<int32_t> window(static_cast<size_t>(n_ids));
+  ids.copy(begin, window);
+  return window;
+}
 
 // Windows of n + 1 ids -> n inputs each and, as targets, the ids behind them.
 struct Example {
@@ -203,8 +233,7 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
     const ArenaScope scope(run.ctx.arena);
     std::vector<std::vector<int32_t>> windows;
     for (int64_t s = first; s < first + phase.micro_batch; ++s) {
-      const auto begin = run.ids.begin() + phase.sampler.start(step, s);
-      windows.emplace_back(begin, begin + seq_len + 1);
+      windows.push_back(ids_of(run.ids, phase.sampler.start(step, s), seq_len + 1));
     }
     const auto [batch, targets] = make_example(run.ctx, std::move(windows));
     total += loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, loss);
@@ -241,8 +270,7 @@ LossResult validation_loss(Run& run, int64_t step) {
     std::vector<std::vector<int32_t>> windows;
     for (int64_t i = first; i < std::min(first + phase.micro_batch, used); ++i) {
       const Window& window = phase.val_windows[static_cast<size_t>(i * n / used)];
-      const auto begin = run.val_ids.begin() + window.start;
-      windows.emplace_back(begin, begin + window.n_ids);
+      windows.push_back(ids_of(run.val_ids, window.start, window.n_ids));
     }
     const auto [batch, targets] = make_example(run.ctx, std::move(windows));
     total += loss(run.ctx, run.model, batch, targets, {});
@@ -285,7 +313,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     m.layer_violations = max_violations(loss.expert_load);
     m.bias_ranges = bias_ranges(run.model.weights);
   }
-  if (!run.val_ids.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
+  if (run.val_ids.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
     const LossResult validation = validation_loss(run, step);
     m.val_loss = run.state.val_loss = validation.loss();
     m.val_max_violation = max_violation(validation.expert_load);
@@ -316,8 +344,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   const double begin_s = monotonic_s();
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
   TrainedState state = initial_state(options, pool);
-  const std::vector<int32_t> ids = read_dataset(tokenizer, options.data);
-  check_fit(options, state.config, tokenizer, ids);
+  check_fit(options, state.config, tokenizer);
   check_batch_memory(options, state.config);
   const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
   if (options.sample_every > 0) {
@@ -328,18 +355,23 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
                        prompt.size(), state.config.max_position_embeddings);
     }
   }
-  std::vector<int32_t> val_ids;
-  if (!options.val_data.empty()) val_ids = read_dataset(tokenizer, options.val_data);
-  std::vector<Phase> phases = {make_phase(options, options.seq_len, ids, val_ids)};
-  if (options.extend_seq_len > 0) phases.push_back(make_phase(options, options.extend_seq_len, ids, val_ids));
   const Balance balance = resolve_balance(options, state.config);
   const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : balance == Balance::aux ? 1e-3 : 0;
-  const Settings settings = settings_of(options, state.config, ids, balance, alpha);
+  const NewDirectory made(options.out);
+  const DirectoryLock alone(options.out);
+  if (!options.resume && has_checkpoints(options.out)) {
+    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
+                     printable(options.out.native()));
+  }
+  const Data data = open_data(options, tokenizer, pool);
+  std::vector<Phase> phases = {make_phase(options, options.seq_len, data.train.ids, data.val)};
+  if (options.extend_seq_len > 0) {
+    phases.push_back(make_phase(options, options.extend_seq_len, data.train.ids, data.val));
+  }
+  const Settings settings = settings_of(options, state.config, data.train.info, balance, alpha);
   if (state.config.bos_token_id < 0) state.config.bos_token_id = tokenizer.bos_id();
   if (state.config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) state.config.eos_token_ids = {tokenizer.eos_id()};
 
-  make_directory(options.out);
-  const DirectoryLock alone(options.out);
   if (options.resume) {
     if (auto saved = load_newest_checkpoint(options.out, settings, pool)) {
       state = std::move(*saved);
@@ -347,9 +379,6 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     } else {
       log("no whole checkpoint under {}, starting at the beginning", printable(options.out.native()));
     }
-  } else if (has_checkpoints(options.out)) {
-    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
-                     printable(options.out.native()));
   }
   if (state.step > options.steps) {
     throw UsageError("train: the checkpoint is of step {}, --steps is {}", state.step, options.steps);
@@ -358,8 +387,9 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   MetricsLog metrics_log(log_path, state.step);
 
   Arena arena;
-  Run run{options, stop_requested, {pool, arena}, tokenizer, ids, val_ids, phases, prompt, std::move(state), {}, {}, {},
-          {},      balance};
+  Run run{options,  stop_requested, {pool, arena}, tokenizer,       data.train.ids,
+          data.val, phases,         prompt,        std::move(state)};
+  run.balance = balance;
   run.model = make_model(run.state.config, run.state.parameters.weights);
   run.model.precision = options.precision;
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
@@ -368,7 +398,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   run.loss.balance_alpha = alpha;
   const ParameterCount count = count_parameters(run.state.config);
   log("{} parameters, {} active a token; {} tokens of text; {} threads", human_count(static_cast<double>(count.total)),
-      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(ids.size())), pool.size());
+      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(data.train.ids.size())),
+      pool.size());
 
   TrainResult result;
   if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);

@@ -139,20 +139,39 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
+// O_NONBLOCK: as for a mapped file.
+InputFile::InputFile(const fs::path& path) : path_(path), fd_(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {
+  if (fd_ < 0) throw Error("{}: cannot open: {}", printable(path.native()), reason());
+  try {
+    size_ = regular_file_size(fd_, path);
+  } catch (...) {
+    close(fd_);
+    throw;
+  }
+}
+
+InputFile::~InputFile() { close(fd_); }
+
+size_t InputFile::read(void* out, size_t max_bytes) {
+  for (;;) {
+    const ssize_t n = ::read(fd_, out, max_bytes);
+    if (n >= 0) return static_cast<size_t>(n);
+    if (errno != EINTR) throw Error("{}: cannot read: {}", printable(path_.native()), reason());
+  }
+}
+
 std::string read_file(const fs::path& path, size_t max_bytes) {
-  const Descriptor file(path, O_RDONLY | O_NONBLOCK);
-  const size_t size = regular_file_size(file.fd, path);
+  InputFile file(path);
+  const size_t size = file.size();
   if (size > max_bytes) {
     throw Error("{}: has {} bytes, more than the {} that such a file may have", printable(path.native()), size,
                 max_bytes);
   }
   std::string content(size, '\0');
   for (size_t done = 0; done < size;) {
-    const ssize_t n = ::read(file.fd, content.data() + done, size - done);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) throw Error("{}: cannot read: {}", printable(path.native()), reason());
+    const size_t n = file.read(content.data() + done, size - done);
     if (n == 0) throw Error("{}: shrank while it was read", printable(path.native()));
-    done += static_cast<size_t>(n);
+    done += n;
   }
   return content;
 }

@@ -39,6 +39,23 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// A regular file that is read once, from its beginning. Errors name it.
+class InputFile {
+ public:
+  explicit InputFile(const std::filesystem::path& path);
+  ~InputFile();
+  InputFile(const InputFile&) = delete;
+  InputFile& operator=(const InputFile&) = delete;
+
+  size_t size() const { return size_; }      // when it was opened
+  size_t read(void* out, size_t max_bytes);  // how many bytes came; 0 at the end
+
+ private:
+  std::filesystem::path path_;
+  int fd_ = -1;
+  size_t size_ = 0;
+};
+
 // The whole of a regular file of at most max_bytes; Error otherwise.
 std::string read_file(const std::filesystem::path& path, size_t max_bytes);
 

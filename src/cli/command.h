@@ -126,6 +126,7 @@ std::string version_text();
 // points, saves what can be saved, and throws Interrupted; the program then exits with 128 + signal.
 extern volatile std::sig_atomic_t interrupted_by;
 struct Interrupted {};
+void stop_when_interrupted();  // throws it when a signal has come
 
 // Results, to stdout and flushed. Throws Error when the system refuses them, OutputClosed when nobody reads any more
 // (`fathom ... | head`), which ends the program quietly.

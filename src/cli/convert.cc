@@ -180,10 +180,6 @@ void run(const ConvertCommand& o, const CommonOptions& common) {
 }
 }  // namespace
 
-void stop_when_interrupted() {
-  if (interrupted_by != 0) throw Interrupted{};
-}
-
 std::vector<std::vector<int32_t>> read_windows(const ConvertCommand& o, const std::string& text_file) {
   check_model_path(o.from);
   constexpr size_t kMaxTextFile = size_t{1} << 30;

@@ -14,9 +14,6 @@ struct ConvertCommand {
   int64_t window = 0;  // 0: as fathom score takes them
 };
 
-// Throws Interrupted when a signal asks for it.
-void stop_when_interrupted();
-
 // A text for the model `from` as windows of tokens.
 std::vector<std::vector<int32_t>> read_windows(const ConvertCommand& o, const std::string& text_file);
 

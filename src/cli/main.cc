@@ -20,6 +20,10 @@ namespace fathom::cli {
 
 volatile std::sig_atomic_t interrupted_by = 0;
 
+void stop_when_interrupted() {
+  if (interrupted_by != 0) throw Interrupted{};
+}
+
 int thread_count(const CommonOptions& common) { return common.threads > 0 ? common.threads : usable_cores(); }
 
 void write_stdout(std::string_view text) {

@@ -1,4 +1,4 @@
-// fathom tokenize: text to ids and back; makes vocabularies.
+// fathom tokenize: text to ids and back; makes datasets of tokens, and vocabularies.
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
@@ -9,9 +9,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
-#include "base/utf8.h"
+#include "base/terminal.h"
 #include "cli/command.h"
 #include "text/bpe_trainer.h"
+#include "text/dataset.h"
 #include "text/tokenizer.h"
 
 namespace fathom::cli {
@@ -24,6 +25,7 @@ struct Options {
   std::vector<std::string> data;
   bool decode = false, jsonl = false, chat = false;
   int64_t train = 0;
+  double fim_rate = 0;
 };
 
 std::string read_stdin() {
@@ -92,23 +94,55 @@ void run_lines(std::string_view input, F line_result) {
   }
 }
 
-void run_training(const Options& options) {
-  if (options.data.empty() || options.out.empty()) {
-    throw UsageError("tokenize: --train needs --data FILE... and --out FILE");
-  }
-  std::vector<std::string> texts;
-  for (const std::string& file : options.data) {
-    texts.push_back(read_file(file, kMaxInputBytes));
-    if (const size_t at = first_invalid_utf8(texts.back()); at != kNoPosition) {
-      throw Error("{}: not UTF-8 at byte {}", printable(file), at);
-    }
-  }
-  write_file_atomically(options.out, train_bpe(texts, options.train));
+std::vector<std::filesystem::path> paths_of(const Options& options) {
+  return {options.data.begin(), options.data.end()};
 }
 
-void run(const Options& options) {
+void run_training(const Options& options) {
+  if (options.data.empty() || options.out.empty()) {
+    throw UsageError("tokenize: --train needs --data PATH... and --out FILE");
+  }
+  if (options.fim_rate != 0) throw UsageError("tokenize: --train makes a vocabulary: leave --fim-rate out");
+  DocumentReader documents(find_text_files(paths_of(options)));
+  write_file_atomically(options.out, train_bpe(documents, options.train));
+}
+
+void make_dataset(const Options& o, const CommonOptions& common) {
+  if (o.out.empty()) throw UsageError("tokenize: --data needs --out DIR: where the dataset goes");
+  if (o.decode || o.jsonl || o.chat)
+    throw UsageError("tokenize: --data makes a dataset: leave --decode, --jsonl and --chat out");
+  if (!(o.fim_rate >= 0 && o.fim_rate <= 1)) {
+    throw UsageError("tokenize: --fim-rate is {}, must be between 0 and 1", o.fim_rate);
+  }
+  const double start_s = monotonic_s();
+  const Tokenizer tokenizer = load_tokenizer(o.model);
+  TokenizeOptions options;
+  options.tokenizer_name = o.model;
+  options.fim_rate = o.fim_rate;
+  options.seed = common.seed;
+  options.check = stop_when_interrupted;
+  ThreadPool pool(thread_count(common));
+  const DatasetInfo info = tokenize_files(tokenizer, find_text_files(paths_of(o)), o.out, options, pool);
+  if (common.json) {
+    const nlohmann::ordered_json json{{"out", o.out},
+                                      {"documents", info.n_documents},
+                                      {"tokens", info.n_tokens},
+                                      {"shards", info.shards.size()},
+                                      {"seconds", monotonic_s() - start_s}};
+    write_stdout(json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
+  } else {
+    write_stdout(fmt::format("{}: {} documents, {} tokens, {}\n", printable(o.out), info.n_documents, info.n_tokens,
+                             human_duration(monotonic_s() - start_s)));
+  }
+}
+
+void run(const Options& options, const CommonOptions& common) {
   if (options.train != 0) return run_training(options);
   if (options.model.empty()) throw UsageError("tokenize: give --model, or --train to make a vocabulary");
+  if (!options.data.empty()) return make_dataset(options, common);
+  if (!options.out.empty() || options.fim_rate != 0) {
+    throw UsageError("tokenize: --out and --fim-rate belong to --data PATH...: text to tokenize");
+  }
   if (options.chat && options.decode) throw UsageError("tokenize: give either --chat or --decode, not both");
   if (!options.chat && !options.template_file.empty()) throw UsageError("tokenize: --template needs --chat");
   const Tokenizer tokenizer = load_tokenizer(options.model);
@@ -133,9 +167,9 @@ void run(const Options& options) {
 
 }  // namespace
 
-void add_tokenize(CLI::App& app, CommonOptions&) {
+void add_tokenize(CLI::App& app, CommonOptions& common) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("tokenize", "Text to token ids and back; makes vocabularies");
+  CLI::App* command = app.add_subcommand("tokenize", "Text to token ids and back; makes datasets and vocabularies");
   command->add_option("--model", options->model, "Model directory, .gguf file, tokenizer.json or the word bytes");
   command->add_flag("--decode", options->decode, "Read a JSON list of ids, write the text");
   command->add_flag("--jsonl", options->jsonl, "Read an object with text (or ids) a line, write ids (or text) a line");
@@ -143,9 +177,18 @@ void add_tokenize(CLI::App& app, CommonOptions&) {
   command->add_option("--template", options->template_file, "With --chat: Jinja file, or deepseek-v3.2-encoding")
       ->type_name("FILE");
   command->add_option("--train", options->train, "Make a byte-level BPE vocabulary of this many ids");
-  command->add_option("--data", options->data, "With --train: UTF-8 text to learn from");
-  command->add_option("--out", options->out, "With --train: the tokenizer.json to write");
-  command->callback([options] { run(*options); });
+  command
+      ->add_option("--data", options->data,
+                   "Tokenize this text into a dataset, or with --train learn from it: UTF-8 text, .jsonl with `text`, "
+                   "both also as .gz or .zst, and directories of such files")
+      ->type_name("PATH...");
+  command->add_option("--out", options->out,
+                      "With --data: the dataset to write, a directory; with --train the tokenizer.json");
+  command
+      ->add_option("--fim-rate", options->fim_rate,
+                   "With --data: the part of the documents to rearrange for fill-in-the-middle")
+      ->capture_default_str();
+  command->callback([options, &common] { run(*options, common); });
 }
 
 }  // namespace fathom::cli

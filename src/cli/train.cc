@@ -65,6 +65,7 @@ void run(Options options, const CommonOptions& common) {
   train_options.saver.on_failure = save_failure_named(options.save_failure);
   train_options.seed = common.seed;
   train_options.sample = make_sampler(options, common);
+  train_options.check = stop_when_interrupted;
   ThreadPool pool(thread_count(common));
   const TrainResult result = train(train_options, pool, [] { return interrupted_by != 0; });
   if (result.stopped) throw Interrupted{};
@@ -95,7 +96,12 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--model-config", o.model_config, "Train a new model of this shape: a Hugging Face config.json")
       ->type_name("FILE");
   c->add_option("--init", o.init, "Start from the weights of a model directory or .gguf file")->type_name("MODEL");
-  c->add_option("--data", o.data, "Text to learn from: UTF-8 files, or .jsonl with `text`")->type_name("FILE...");
+  c->add_option("--data", o.data,
+                "What to learn from: UTF-8 text, .jsonl with `text`, both also as .gz or .zst, directories of such "
+                "files, or one dataset that fathom tokenize wrote")
+      ->type_name("PATH...");
+  c->add_option("--fim-rate", o.fim_rate, "Part of the documents to rearrange for fill-in-the-middle")
+      ->capture_default_str();
   c->add_option("--tokenizer", o.tokenizer, "tokenizer.json, a directory with one, or bytes (default: that of --init)");
   c->add_option("--out", o.out, "Becomes a model directory; checkpoints under DIR/checkpoints/step-N/")
       ->type_name("DIR");
@@ -158,7 +164,7 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--mtp-late-at", o.mtp_late_at, "Last step of --mtp-weight (0: the last of all)");
   c->add_option("--mtp-weight-late", o.mtp_weight_late, "Weight of the MTP loss behind it")->capture_default_str();
   c->add_option("--tensorboard", o.tensorboard, "Event files for TensorBoard too")->type_name("DIR");
-  c->add_option("--val-data", o.val_data, "Text that is not learned from")->type_name("FILE...");
+  c->add_option("--val-data", o.val_data, "What is not learned from; as --data")->type_name("PATH...");
   c->add_option("--val-every", o.val_every, "Validate every N steps (0: after the last only)");
   c->add_option("--val-sequences", o.val_sequences, "At most so many sequences before the last step (0: all)")
       ->capture_default_str();

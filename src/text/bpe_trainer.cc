@@ -1,8 +1,10 @@
 #include "text/bpe_trainer.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <queue>
+#include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -52,11 +54,26 @@ std::vector<AddedToken> special_tokens() {
   return tokens;
 }
 
-std::vector<Word> count_words(std::span<const std::string> texts, int32_t first_byte_id) {
+// Finds a word by a view of it.
+struct WordHash {
+  using is_transparent = void;
+  size_t operator()(std::string_view word) const { return std::hash<std::string_view>()(word); }
+};
+
+std::vector<Word> count_words(DocumentReader& documents, int32_t first_byte_id) {
   const Pretokenizer pretokenizer(*find_pretokenizer("deepseek-v3"), "split patterns");
   Pretokenizer::Cutter cutter(pretokenizer);
-  std::unordered_map<std::string_view, int64_t> counts;
-  for (const std::string& text : texts) cutter.cut(text, [&](std::string_view word) { ++counts[word]; });
+  std::unordered_map<std::string, int64_t, WordHash, std::equal_to<>> counts;
+  for (Document document; documents.next(document);) {
+    cutter.cut(document.text, [&](std::string_view word) {
+      const auto found = counts.find(word);
+      if (found != counts.end()) {
+        ++found->second;
+      } else {
+        counts.emplace(word, 1);
+      }
+    });
+  }
   std::vector<Word> words;
   words.reserve(counts.size());
   for (const auto& [text, count] : counts) {
@@ -138,7 +155,7 @@ class Trainer {
 
 }  // namespace
 
-std::string train_bpe(std::span<const std::string> texts, int64_t vocab_size) {
+std::string train_bpe(DocumentReader& documents, int64_t vocab_size) {
   const std::vector<AddedToken> special = special_tokens();
   std::vector<std::string> tokens;
   for (const AddedToken& token : special) tokens.push_back(token.content);
@@ -148,7 +165,7 @@ std::string train_bpe(std::span<const std::string> texts, int64_t vocab_size) {
   if (vocab_size < smallest || vocab_size > kMaxVocabSize) {
     throw UsageError("--train {}: a byte-level vocabulary has from {} to {} ids", vocab_size, smallest, kMaxVocabSize);
   }
-  Trainer trainer(count_words(texts, first_byte_id));
+  Trainer trainer(count_words(documents, first_byte_id));
   std::map<std::string, int32_t, std::less<>> seen;
   std::vector<Merge> merges;
   while (static_cast<int64_t>(tokens.size()) < vocab_size) {

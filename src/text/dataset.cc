@@ -2,37 +2,69 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <utility>
 
 #include "base/error.h"
-#include "base/file.h"
-#include "base/json.h"
 #include "base/rng.h"
-#include "base/utf8.h"
+#include "base/terminal.h"
+#include "text/fim.h"
 
 namespace fathom {
 namespace {
 
 constexpr uint64_t kShuffleStream = 0x77696e646f7773;  // apart from all other uses of the seed
 
-void append_document(const Tokenizer& tokenizer, std::string_view text, const std::string& where,
-                     std::vector<int32_t>& ids) {
-  const std::vector<int32_t> document = errors_at(where, [&] { return tokenizer.encode(text, false); });
-  ids.insert(ids.end(), document.begin(), document.end());
-  if (tokenizer.eos_id() >= 0) ids.push_back(tokenizer.eos_id());
+constexpr size_t kBatchBytesPerThread = size_t{1} << 20;
+constexpr size_t kMinBatchBytes = size_t{4} << 20;
+
+// Documents that are encoded together.
+struct Batch {
+  std::vector<Document> documents;
+  uint64_t bytes_read = 0;
+};
+
+Batch read_batch(DocumentReader& reader, size_t bytes) {
+  Batch batch;
+  Document document;
+  for (size_t read = 0; read < bytes && reader.next(document);) {
+    read += document.text.size() + sizeof(Document);
+    batch.documents.push_back(std::move(document));
+  }
+  batch.bytes_read = reader.bytes_read();
+  return batch;
 }
 
-void append_jsonl(const Tokenizer& tokenizer, std::string_view content, const std::string& file,
-                  std::vector<int32_t>& ids) {
-  for (int64_t line_number = 1; !content.empty(); ++line_number) {
-    const size_t end = std::min(content.find('\n'), content.size());
-    const std::string_view line = content.substr(0, end);
-    content.remove_prefix(std::min(end + 1, content.size()));
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    const JsonDocument document = JsonDocument::parse(line, fmt::format("{}: line {}", file, line_number));
-    std::string_view text;
-    if (document.root()["text"].get(text)) throw Error("{}: no \"text\" that is a string", document.where());
-    append_document(tokenizer, text, document.where(), ids);
+// As dataset.json names them.
+std::vector<TextFile> sources_of(std::vector<TextFile> files) {
+  constexpr size_t kLongestPath = 1 << 16;
+  for (TextFile& file : files) file.path = printable(file.path.native(), kLongestPath);
+  return files;
+}
+
+DatasetInfo info_before_tokenizing(const Tokenizer& tokenizer, const std::vector<TextFile>& files,
+                                   const TokenizeOptions& options) {
+  DatasetInfo info = dataset_for(tokenizer, options.tokenizer_name);
+  info.fim_rate = options.fim_rate;
+  info.fim_seed = options.fim_rate > 0 ? options.seed : 0;
+  info.sources = sources_of(files);
+  return info;
+}
+
+// The dataset in `directory` if it is whole, and what tokenizing would make.
+std::optional<TokenDataset> reuse(const DatasetInfo& wanted, const std::filesystem::path& directory, ThreadPool& pool) {
+  if (!is_token_dataset(directory)) return std::nullopt;
+  try {
+    const DatasetInfo made = read_dataset_info(directory);
+    const bool same = made.tokenizer_xxh3 == wanted.tokenizer_xxh3 && made.vocab_size == wanted.vocab_size &&
+                      made.eos_id == wanted.eos_id && made.fim_rate == wanted.fim_rate &&
+                      made.fim_seed == wanted.fim_seed && made.sources == wanted.sources;
+    if (same) return open_token_dataset(directory, pool);
+    log("{}: was made of other text or with other options; the text is tokenized again", printable(directory.native()));
+  } catch (const Error& error) {
+    log("{}; the text is tokenized again", error.what());
   }
+  return std::nullopt;
 }
 
 // A permutation of [0, n) that needs no table: four Feistel rounds over the next power of four, walked until inside.
@@ -69,22 +101,61 @@ class Permutation {
 
 }  // namespace
 
-std::vector<int32_t> read_dataset(const Tokenizer& tokenizer, std::span<const std::filesystem::path> files) {
-  std::vector<int32_t> ids;
-  for (const std::filesystem::path& path : files) {
-    const MappedFile file(path);
-    const std::string_view content(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
-    const std::string name = printable(path.native());
-    if (const size_t at = first_invalid_utf8(content); at != kNoPosition) {
-      throw Error("{}: not UTF-8 at byte {}; training data must be UTF-8 text or .jsonl", name, at);
+DatasetInfo tokenize_files(const Tokenizer& tokenizer, const std::vector<TextFile>& files,
+                           const std::filesystem::path& directory, const TokenizeOptions& options, ThreadPool& pool) {
+  const Fim fim(tokenizer, options.fim_rate, options.seed);
+  DatasetWriter writer(directory, info_before_tokenizing(tokenizer, files, options), options.max_shard_bytes);
+  DocumentReader reader(files, options.limits);
+  const size_t batch_bytes = std::max(kMinBatchBytes, kBatchBytesPerThread * static_cast<size_t>(pool.size()));
+  Progress progress("tokenizing", static_cast<int64_t>(reader.bytes_total()));
+  Batch batch = read_batch(reader, batch_bytes), next;
+  while (!batch.documents.empty()) {
+    if (options.check) options.check();
+    std::vector<std::vector<int32_t>> ids(batch.documents.size());
+    // Beside the encoding one thread reads on.
+    pool.run(static_cast<int64_t>(ids.size()) + 1, [&](int64_t i, int) {
+      if (i == 0) {
+        next = read_batch(reader, batch_bytes);
+        return;
+      }
+      const auto at = static_cast<size_t>(i - 1);
+      const Document& document = batch.documents[at];
+      ids[at] = errors_at(document.where,
+                          [&] { return fim.encode(tokenizer, document.text, writer.info().n_documents + i - 1); });
+      if (tokenizer.eos_id() >= 0) ids[at].push_back(tokenizer.eos_id());
+    });
+    for (const std::vector<int32_t>& document : ids) writer.append(document);
+    if (!next.documents.empty()) {  // else what becomes of it is told
+      progress.update(static_cast<int64_t>(batch.bytes_read),
+                      human_count(static_cast<double>(writer.info().n_tokens)) + " tokens");
     }
-    if (path.extension() == ".jsonl") {
-      append_jsonl(tokenizer, content, name, ids);
-    } else if (!content.empty()) {
-      append_document(tokenizer, content, name, ids);
-    }
+    batch = std::exchange(next, {});
   }
-  return ids;
+  progress.finish();
+  if (options.accept) options.accept(writer.info().n_tokens);
+  return writer.commit();
+}
+
+TokenDataset open_training_data(const Tokenizer& tokenizer, std::span<const std::filesystem::path> data,
+                                const std::filesystem::path& kept, const TokenizeOptions& options, ThreadPool& pool) {
+  if (data.size() == 1 && is_token_dataset(data[0])) {
+    const std::string name = printable(data[0].native());
+    TokenDataset dataset = open_token_dataset(data[0], pool);
+    check_tokenizer(dataset.info, tokenizer, name);
+    if (options.fim_rate > 0 && options.fim_rate != dataset.info.fim_rate) {
+      throw UsageError("--fim-rate {}: {} is tokenized, with a rate of {}; leave the option out, or make it anew",
+                       options.fim_rate, name, dataset.info.fim_rate);
+    }
+    if (options.accept) options.accept(dataset.info.n_tokens);
+    return dataset;
+  }
+  const std::vector<TextFile> files = find_text_files(data);
+  if (std::optional<TokenDataset> made = reuse(info_before_tokenizing(tokenizer, files, options), kept, pool)) {
+    if (options.accept) options.accept(made->info.n_tokens);
+    return std::move(*made);
+  }
+  tokenize_files(tokenizer, files, kept, options, pool);
+  return open_token_dataset(kept, pool);
 }
 
 WindowSampler::WindowSampler(int64_t n_ids, int64_t seq_len, uint64_t seed)

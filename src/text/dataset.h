@@ -1,19 +1,40 @@
-// Training data: files -> one sequence of ids, and which windows of it a step sees.
+// Training data: documents -> one sequence of ids, and which windows of it a step sees.
 #pragma once
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "base/thread_pool.h"
+#include "text/documents.h"
+#include "text/token_shards.h"
 #include "text/tokenizer.h"
 
 namespace fathom {
 
-// Tokenizes the files in order: a .jsonl file holds one document a line under "text", any other file is one document of
-// UTF-8 text. Every document is followed by the tokenizer's end token where it has one. Text is never parsed for
-// special tokens. Errors name the file and the byte or line.
-std::vector<int32_t> read_dataset(const Tokenizer& tokenizer, std::span<const std::filesystem::path> files);
+struct TokenizeOptions {
+  std::string tokenizer_name;  // for people
+  double fim_rate = 0;         // of documents that are to be filled in (text/fim.h)
+  uint64_t seed = 0;           // of which, and where they are cut
+  DocumentLimits limits;
+  int64_t max_shard_bytes = kMaxTokenShardBytes;
+  std::function<void()> check;                   // called now and then, may throw to give up
+  std::function<void(int64_t n_tokens)> accept;  // called before the dataset appears, may throw to refuse it
+};
+
+// Tokenizes the files into a dataset, a few megabytes for each thread at a time. Documents follow each other in order,
+// each with the tokenizer's end token behind it where it has one; text is never parsed for special tokens. The same
+// bytes for any number of threads.
+DatasetInfo tokenize_files(const Tokenizer& tokenizer, const std::vector<TextFile>& files,
+                           const std::filesystem::path& directory, const TokenizeOptions& options, ThreadPool& pool);
+
+// The ids of `data`: of a dataset, which it may name alone, or of text, which is tokenized into the dataset `kept`
+// unless that has been made of the same files (paths, sizes, times) with the same tokenizer and options.
+TokenDataset open_training_data(const Tokenizer& tokenizer, std::span<const std::filesystem::path> data,
+                                const std::filesystem::path& kept, const TokenizeOptions& options, ThreadPool& pool);
 
 // Windows of seq_len + 1 ids (inputs and their targets) that step seq_len ids at a time. Training goes through shuffled
 // epochs: each shifts all windows by an offset of its own, and sees every window once. Nothing is kept between calls,

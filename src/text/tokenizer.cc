@@ -379,6 +379,7 @@ int32_t Tokenizer::bos_id() const { return data_->bos; }
 int32_t Tokenizer::eos_id() const { return data_->eos; }
 bool Tokenizer::adds_bos() const { return data_->bos >= 0 && data_->add_bos.value_or(!data_->bytes); }
 bool Tokenizer::is_bytes() const { return data_->bytes; }
+const std::string& Tokenizer::json() const { return data_->tokenizer_json; }
 const std::string& Tokenizer::chat_template() const { return data_->chat_template; }
 
 bool Tokenizer::is_special(int32_t id) const {

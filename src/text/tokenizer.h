@@ -49,6 +49,7 @@ class Tokenizer {
 
   const std::string& chat_template() const;  // Jinja source, empty when there is none
   bool is_bytes() const;
+  const std::string& json() const;  // the text of its tokenizer.json; empty for bytes
 
   // For a GGUF file. Error where lists cannot say what this tokenizer does.
   Vocabulary vocabulary() const;

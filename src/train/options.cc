@@ -1,7 +1,5 @@
 #include "train/options.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -36,13 +34,23 @@ void need(bool condition, const char* option, const std::string& value, const ch
   if (!condition) throw UsageError("train: {} is {}, must be {}", option, value, must);
 }
 
+// Whether `path`, which need not be there yet, is `directory` or lies below it.
+bool is_within(const fs::path& path, const fs::path& directory) {
+  std::error_code error;
+  for (fs::path at = fs::weakly_canonical(fs::absolute(path), error); !error; at = at.parent_path()) {
+    if (same_path(at, directory)) return true;
+    if (at == at.parent_path()) return false;
+  }
+  return false;
+}
+
 }  // namespace
 
 void check_options(const TrainOptions& o) {
   if (o.model_config.empty() == o.init.empty()) {
     throw UsageError("train: give either --model-config FILE (a new model) or --init DIR (start from a checkpoint)");
   }
-  if (o.data.empty()) throw UsageError("train: give --data FILE...: text to learn from");
+  if (o.data.empty()) throw UsageError("train: give --data PATH...: text to learn from, or a dataset of tokens");
   if (o.out.empty()) throw UsageError("train: give --out DIR: where checkpoints and the model go");
   if (o.tokenizer.empty() && o.init.empty()) {
     throw UsageError("train: give --tokenizer FILE, DIR or bytes");
@@ -102,6 +110,7 @@ void check_options(const TrainOptions& o) {
   const auto within = [](const char* name, double value, double low, double high, const char* must) {
     need(value >= low && value <= high, name, fmt::to_string(value), must);
   };
+  within("--fim-rate", o.fim_rate, 0, 1, "between 0 and 1");
   within("--lr", o.lr.peak, 1e-12, 100, "above 0 and at most 100");
   within("--min-lr", o.lr.min, 0, o.lr.peak, "between 0 and --lr");
   within("--decay-fraction", o.lr.decay_fraction, 0, 1, "between 0 and 1");
@@ -118,7 +127,7 @@ void check_options(const TrainOptions& o) {
   within("--mtp-weight-late", o.mtp_weight_late, 0, 100, "between 0 and 100");
   if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
   if (o.val_every > 0 && o.val_data.empty()) {
-    throw UsageError("train: --val-every needs --val-data FILE...: text that is not learned from");
+    throw UsageError("train: --val-every needs --val-data PATH...: text that is not learned from");
   }
 }
 
@@ -133,10 +142,20 @@ void check_files(const TrainOptions& o) {
       throw UsageError("train: --log {} would overwrite what is read", printable(o.log.native()));
     }
     for (const char* name : {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                             "tokenizer_config.json", "train.jsonl", "report.html"}) {
+                             "tokenizer_config.json", "train.jsonl", "report.html", "data/train", "data/val"}) {
       if (!same_path(o.out / name, input)) continue;
       throw UsageError("train: --out {} would overwrite {}, which is read; give another --out",
                        printable(o.out.native()), printable(input.native()));
+    }
+  }
+  for (const std::vector<fs::path>* data : {&o.data, &o.val_data}) {
+    for (const fs::path& path : *data) {
+      if (!path_is_directory(path)) continue;
+      for (const auto& [option, written] : {std::pair("--out", o.out), std::pair("--log", o.log)}) {
+        if (written.empty() || !is_within(written, path)) continue;
+        throw UsageError("train: {} {} lies in {}, of which all files are read; give another", option,
+                         printable(written.native()), printable(path.native()));
+      }
     }
   }
   if (!o.init.empty() && same_path(o.init, o.out)) {
@@ -146,41 +165,40 @@ void check_files(const TrainOptions& o) {
 
 // What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
 // longer, its schedule then follows the new number.
-Settings settings_of(const TrainOptions& o, const ModelConfig& c, const std::vector<int32_t>& ids, Balance balance,
+Settings settings_of(const TrainOptions& o, const ModelConfig& c, const DatasetInfo& data, Balance balance,
                      double alpha) {
   const char* const schedules[] = {"constant", "cosine", "wsd"};
-  Settings settings = {
-      {"data", fmt::format("{} ids, xxh3 {:016x}", ids.size(), XXH3_64bits(ids.data(), ids.size() * sizeof(int32_t)))},
-      {"seed", fmt::to_string(o.seed)},
-      {"precision", precision_name(o.precision)},
-      {"moments", format_traits(o.moments).name},
-      {"seq-len", fmt::to_string(o.seq_len)},
-      {"batch-size", fmt::to_string(o.batch_size)},
-      {"extend-seq-len", fmt::to_string(o.extend_seq_len)},
-      {"extend-at", fmt::to_string(o.extend_at)},
-      {"micro-batch", fmt::to_string(o.micro_batch)},
-      {"batch-start", fmt::to_string(o.batch_start)},
-      {"batch-ramp", fmt::to_string(o.batch_ramp)},
-      {"mask-documents", o.mask_documents ? "yes" : "no"},
-      {"lr", fmt::to_string(o.lr.peak)},
-      {"min-lr", fmt::to_string(o.lr.min)},
-      {"warmup", fmt::to_string(o.lr.warmup)},
-      {"schedule", schedules[static_cast<int>(o.lr.schedule)]},
-      {"decay-fraction", fmt::to_string(o.lr.decay_fraction)},
-      {"weight-decay", fmt::to_string(o.weight_decay)},
-      {"beta1", fmt::to_string(o.beta1)},
-      {"beta2", fmt::to_string(o.beta2)},
-      {"eps", fmt::to_string(o.eps)},
-      {"ema-decay", fmt::to_string(o.ema_decay)},
-      {"clip", fmt::to_string(o.clip)},
-      {"spike-deviations", fmt::to_string(o.spike_deviations)},
-      {"balance", std::ranges::find(kBalances, balance, &BalanceName::balance)->name},
-      {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
-      {"bias-freeze", fmt::to_string(o.bias_freeze)},
-      {"balance-alpha", fmt::to_string(alpha)},
-      {"mtp-weight", fmt::to_string(o.mtp_weight)},
-      {"mtp-weight-late", fmt::to_string(o.mtp_late_at > 0 ? o.mtp_weight_late : o.mtp_weight)},
-      {"mtp-late-at", fmt::to_string(o.mtp_late_at)}};
+  Settings settings = {{"data", fmt::format("{} ids, xxh3 {:016x}", data.n_tokens, data.ids_xxh3)},
+                       {"seed", fmt::to_string(o.seed)},
+                       {"precision", precision_name(o.precision)},
+                       {"moments", format_traits(o.moments).name},
+                       {"seq-len", fmt::to_string(o.seq_len)},
+                       {"batch-size", fmt::to_string(o.batch_size)},
+                       {"extend-seq-len", fmt::to_string(o.extend_seq_len)},
+                       {"extend-at", fmt::to_string(o.extend_at)},
+                       {"micro-batch", fmt::to_string(o.micro_batch)},
+                       {"batch-start", fmt::to_string(o.batch_start)},
+                       {"batch-ramp", fmt::to_string(o.batch_ramp)},
+                       {"mask-documents", o.mask_documents ? "yes" : "no"},
+                       {"lr", fmt::to_string(o.lr.peak)},
+                       {"min-lr", fmt::to_string(o.lr.min)},
+                       {"warmup", fmt::to_string(o.lr.warmup)},
+                       {"schedule", schedules[static_cast<int>(o.lr.schedule)]},
+                       {"decay-fraction", fmt::to_string(o.lr.decay_fraction)},
+                       {"weight-decay", fmt::to_string(o.weight_decay)},
+                       {"beta1", fmt::to_string(o.beta1)},
+                       {"beta2", fmt::to_string(o.beta2)},
+                       {"eps", fmt::to_string(o.eps)},
+                       {"ema-decay", fmt::to_string(o.ema_decay)},
+                       {"clip", fmt::to_string(o.clip)},
+                       {"spike-deviations", fmt::to_string(o.spike_deviations)},
+                       {"balance", std::ranges::find(kBalances, balance, &BalanceName::balance)->name},
+                       {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
+                       {"bias-freeze", fmt::to_string(o.bias_freeze)},
+                       {"balance-alpha", fmt::to_string(alpha)},
+                       {"mtp-weight", fmt::to_string(o.mtp_weight)},
+                       {"mtp-weight-late", fmt::to_string(o.mtp_late_at > 0 ? o.mtp_weight_late : o.mtp_weight)},
+                       {"mtp-late-at", fmt::to_string(o.mtp_late_at)}};
   const auto config = nlohmann::json::parse(config_json(c, Format::f32));
   for (const auto& [key, value] : config.items()) settings["the model's " + key] = value.dump();
   return settings;

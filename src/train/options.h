@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "model/forward.h"
+#include "text/token_shards.h"
 #include "text/tokenizer.h"
 #include "train/saver.h"
 #include "train/schedule.h"
@@ -30,8 +31,9 @@ const char* precision_name(Precision precision);
 struct TrainOptions {
   std::filesystem::path model_config;  // exactly one of these two
   std::filesystem::path init;
-  std::vector<std::filesystem::path> data, val_data;
-  std::string tokenizer;  // file, directory or "bytes"; empty: that of `init`
+  std::vector<std::filesystem::path> data, val_data;  // text, or a dataset of tokens (text/dataset.h)
+  double fim_rate = 0;                                // of documents of text that are to be filled in, not of val_data
+  std::string tokenizer;                              // file, directory or "bytes"; empty: that of `init`
   std::filesystem::path out;
   bool resume = false;
   Format save_format = Format::f32;  // of the model directory at the end: f32 or bf16
@@ -70,7 +72,8 @@ struct TrainOptions {
   std::filesystem::path log;          // empty: OUT/train.jsonl
   std::filesystem::path tensorboard;  // directory of event files; empty: none
   int64_t sample_every = 0;
-  std::string prompt = "\n";  // of samples
+  std::string prompt = "\n";    // of samples
+  std::function<void()> check;  // called while text is tokenized, may throw to give up
   // Text that continues the prompt, for log and report: how is the business of who generates.
   std::function<std::string(Context&, const Model&, const Tokenizer&, std::span<const int32_t> prompt, int64_t step)>
       sample;
@@ -85,7 +88,7 @@ Balance resolve_balance(const TrainOptions& options, const ModelConfig& config);
 
 // What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
 // longer, its schedule then follows the new number.
-Settings settings_of(const TrainOptions& options, const ModelConfig& config, const std::vector<int32_t>& ids,
-                     Balance balance, double balance_alpha);
+Settings settings_of(const TrainOptions& options, const ModelConfig& config, const DatasetInfo& data, Balance balance,
+                     double balance_alpha);
 
 }  // namespace fathom

@@ -126,8 +126,7 @@ TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
   return state;
 }
 
-void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer& tokenizer,
-               const std::vector<int32_t>& ids) {
+void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer& tokenizer) {
   if (tokenizer.vocab_size() > config.vocab_size) {
     throw Error("vocabulary mismatch: the tokenizer has {} ids and the model a vocab_size of {}; raise vocab_size",
                 tokenizer.vocab_size(), config.vocab_size);
@@ -138,11 +137,37 @@ void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer
       throw Error("{} {} is above the model's max_position_embeddings {}", name, seq_len,
                   config.max_position_embeddings);
     }
-    if (static_cast<int64_t>(ids.size()) <= seq_len) {
-      throw Error("{}: the data has {} ids, a sequence of {} {} needs {}", printable(o.data[0].native()), ids.size(),
-                  name, seq_len, seq_len + 1);
-    }
   }
+}
+
+// Of the data, before it is kept.
+void check_length(const TrainOptions& o, int64_t n_ids) {
+  for (const auto& [name, seq_len] :
+       {std::pair("--seq-len", o.seq_len), std::pair("--extend-seq-len", o.extend_seq_len)}) {
+    if (n_ids > seq_len) continue;
+    throw Error("{}: the data has {} ids, a sequence of {} {} needs {}", printable(o.data[0].native()), n_ids, name,
+                seq_len, seq_len + 1);
+  }
+}
+
+// What is learned from and what is not, tokenized into OUT/data where it is text.
+struct Data {
+  TokenDataset train;
+  TokenIds val;  // as it is written, without filling in
+};
+Data open_data(const TrainOptions& o, const Tokenizer& tokenizer, ThreadPool& pool) {
+  TokenizeOptions options;
+  options.tokenizer_name = (o.tokenizer.empty() ? o.init : fs::path(o.tokenizer)).string();
+  options.check = o.check;
+  options.seed = o.seed;
+  options.fim_rate = o.fim_rate;
+  options.accept = [&](int64_t n_ids) { check_length(o, n_ids); };
+  Data data{open_training_data(tokenizer, o.data, o.out / "data/train", options, pool), {}};
+  if (o.val_data.empty()) return data;
+  options.fim_rate = 0;
+  options.accept = [&](int64_t n_ids) { sequential_windows(n_ids, o.seq_len); };
+  data.val = open_training_data(tokenizer, o.val_data, o.out / "data/val", options, pool).ids;
+  return data;
 }
 
 // A sample as a block of lines fit for a terminal.
@@ -163,11 +188,10 @@ struct Phase {
   std::vector<Window> val_windows;
 };
 
-Phase make_phase(const TrainOptions& o, int64_t seq_len, const std::vector<int32_t>& ids,
-                 const std::vector<int32_t>& val_ids) {
+Phase make_phase(const TrainOptions& o, int64_t seq_len, const TokenIds& ids, const TokenIds& val_ids) {
   const int64_t micro_batch = (o.micro_batch > 0 ? o.micro_batch : o.batch_size) * o.seq_len / seq_len;
-  Phase phase{seq_len, micro_batch, WindowSampler(static_cast<int64_t>(ids.size()), seq_len, o.seed), {}};
-  if (!o.val_data.empty()) phase.val_windows = sequential_windows(static_cast<int64_t>(val_ids.size()), seq_len);
+  Phase phase{seq_len, micro_batch, WindowSampler(ids.size(), seq_len, o.seed), {}};
+  if (!o.val_data.empty()) phase.val_windows = sequential_windows(val_ids.size(), seq_len);
   return phase;
 }
 
@@ -177,8 +201,8 @@ struct Run {
   const std::function<bool()>& stop_requested;
   Context ctx;
   const Tokenizer& tokenizer;
-  const std::vector<int32_t>& ids;
-  const std::vector<int32_t>& val_ids;
+  const TokenIds& ids;
+  const TokenIds& val_ids;
   const std::vector<Phase>& phases;  // one, or a second after step extend_at
   const std::vector<int32_t>& prompt;
   TrainedState state;
@@ -212,12 +236,14 @@ struct Run {
 
 // Windows [first, first + n) of a step's, or of the validation's.
 Examples cut_windows(const Run& run, int64_t first, int64_t n, const std::function<Window(int64_t)>& window,
-                     const std::vector<int32_t>& ids) {
+                     const TokenIds& ids) {
   Examples examples;
+  std::vector<int32_t> of_window;
   for (int64_t i = first; i < first + n; ++i) {
     const Window w = window(i);
-    const std::span<const int32_t> all(ids);
-    add_window(examples, all.subspan(static_cast<size_t>(w.start), static_cast<size_t>(w.n_ids)), run.separator);
+    of_window.resize(static_cast<size_t>(w.n_ids));
+    ids.copy(w.start, of_window);
+    add_window(examples, of_window, run.separator);
   }
   return examples;
 }
@@ -342,7 +368,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     m.layer_violations = max_violations(loss.expert_load);
     m.bias_ranges = bias_ranges(run.model.weights);
   }
-  if (!run.val_ids.empty() && (last || (o.val_every > 0 && step % o.val_every == 0))) {
+  if (run.val_ids.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
     const LossResult validation = validation_loss(run, run.model, step);
     m.val_loss = run.state.val_loss = validation.loss();
     m.val_max_violation = max_violation(validation.expert_load);
@@ -379,8 +405,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   const double begin_s = monotonic_s();
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
   TrainedState state = initial_state(options, pool);
-  const std::vector<int32_t> ids = read_dataset(tokenizer, options.data);
-  check_fit(options, state.config, tokenizer, ids);
+  check_fit(options, state.config, tokenizer);
   check_batch_memory(options, state.config);
   if (options.mask_documents && tokenizer.eos_id() < 0) {
     throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
@@ -397,19 +422,24 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
                        prompt.size(), state.config.max_position_embeddings);
     }
   }
-  std::vector<int32_t> val_ids;
-  if (!options.val_data.empty()) val_ids = read_dataset(tokenizer, options.val_data);
-  std::vector<Phase> phases = {make_phase(options, options.seq_len, ids, val_ids)};
-  if (options.extend_seq_len > 0) phases.push_back(make_phase(options, options.extend_seq_len, ids, val_ids));
   const Balance balance = resolve_balance(options, state.config);
   const bool is_aux = balance == Balance::aux || balance == Balance::aux_batch;
   const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : is_aux ? 1e-3 : 0;
-  const Settings settings = settings_of(options, state.config, ids, balance, alpha);
+  const NewDirectory made(options.out);
+  const DirectoryLock alone(options.out);
+  if (!options.resume && has_checkpoints(options.out)) {
+    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
+                     printable(options.out.native()));
+  }
+  const Data data = open_data(options, tokenizer, pool);
+  std::vector<Phase> phases = {make_phase(options, options.seq_len, data.train.ids, data.val)};
+  if (options.extend_seq_len > 0) {
+    phases.push_back(make_phase(options, options.extend_seq_len, data.train.ids, data.val));
+  }
+  const Settings settings = settings_of(options, state.config, data.train.info, balance, alpha);
   if (state.config.bos_token_id < 0) state.config.bos_token_id = tokenizer.bos_id();
   if (state.config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) state.config.eos_token_ids = {tokenizer.eos_id()};
 
-  make_directory(options.out);
-  const DirectoryLock alone(options.out);
   if (options.resume) {
     if (auto saved = load_newest_checkpoint(options.out, settings, pool)) {
       state = std::move(*saved);
@@ -417,9 +447,6 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     } else {
       log("no whole checkpoint under {}, starting at the beginning", printable(options.out.native()));
     }
-  } else if (has_checkpoints(options.out)) {
-    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
-                     printable(options.out.native()));
   }
   if (state.step > options.steps) {
     throw UsageError("train: the checkpoint is of step {}, --steps is {}", state.step, options.steps);
@@ -436,8 +463,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
           .stop_requested = stop_requested,
           .ctx = {pool, arena},
           .tokenizer = tokenizer,
-          .ids = ids,
-          .val_ids = val_ids,
+          .ids = data.train.ids,
+          .val_ids = data.val,
           .phases = phases,
           .prompt = prompt,
           .state = std::move(state),
@@ -460,7 +487,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   run.loss.scratch = &run.scratch;
   const ParameterCount count = count_parameters(run.state.config);
   log("{} parameters, {} active a token; {} tokens of text; {} threads", human_count(static_cast<double>(count.total)),
-      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(ids.size())), pool.size());
+      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(data.train.ids.size())),
+      pool.size());
 
   run.begin_s = monotonic_s();
   TrainResult result;

@@ -3,6 +3,7 @@ nothing behind. usage: malformed_files_test.py PROGRAM [--sanitized]   (a saniti
 import atexit
 import copy
 import functools
+import gzip
 import os
 import pathlib
 import shutil
@@ -451,9 +452,31 @@ def text_cases():
     yield Case(TINY, raw("text.txt", b"The\xc3(" * 9), TRAIN, "text.txt: not UTF-8 at byte 3")
     yield Case(TINY, raw("text.txt", b""), TRAIN, "text.txt: the data has 0 ids")
     yield Case(TINY, raw("text.txt", b"Hi"), TRAIN, "a sequence of --seq-len 8 needs 9")
-    yield Case(TINY, special("text.txt", pathlib.Path.mkdir), TRAIN, "text.txt: is not a regular file")
+    yield Case(TINY, special("text.txt", pathlib.Path.mkdir), TRAIN, "text.txt: there are no files in this directory")
+    yield Case(TINY, raw("text.txt", b"\x89PNG\r\n"), TRAIN, "text.txt: not UTF-8 at byte 0; training data must be UTF-8 text")
+    yield Case(TINY, raw("text.txt", b"a\0b" * 9), TRAIN, "text.txt: byte 1 is zero, so that this is no text")
+    yield Case(TINY, special("text.txt", sparse(1 << 40)), TRAIN, "text.txt: byte 0 is zero")
     yield Case(TINY, special("text.txt", fifo), TRAIN, "text.txt: is not a regular file")
     yield Case(TINY, removed("text.txt"), TRAIN, "text.txt: cannot open: No such file")
+    for name, content, expected in (
+        ("text.txt.gz", b"", "text.txt.gz: ends after 0 bytes in the middle of its data"),
+        ("text.txt.gz", gzip.compress(b"The hollow")[:-9], "text.txt.gz: ends after"),
+        ("text.txt.gz", gzip.compress(b"The hollow") + b"The hollow", "text.txt.gz: damaged at byte"),
+        ("text.txt.gz", b"The hollow", "text.txt.gz: damaged at byte"),
+        ("text.txt.zst", b"\x28\xb5\x2f\xfd", "text.txt.zst: ends after 4 bytes"),
+        ("text.txt.zst", b"The hollow", "text.txt.zst: damaged at byte"),
+        ("text.jsonl.gz", gzip.compress(b"x" * (100 << 20), 1), "text.jsonl.gz: line 1: longer than 64.0 MiB"),
+    ):
+        command = [argument.replace("text.txt", name) for argument in TRAIN]
+        yield Case(TINY, raw(name, content), command, expected)
+    folder = [argument.replace("text.txt", "tokens") for argument in TRAIN]
+    for content, expected in (
+        (b"", "dataset.json: is empty, expected JSON"),
+        (b"{}", "dataset.json: is no dataset of tokens"),
+        (b'{"format": "fathom-tokens", "version": 7}', "dataset.json: is of version 7, this program reads 1"),
+        (b'{"format": "fathom-tokens", "version": 1}', "dataset.json: its content changed since it was written"),
+    ):
+        yield Case(TINY, both(special("tokens", pathlib.Path.mkdir), raw("tokens/dataset.json", content)), folder, expected)
     jsonl = [argument.replace("text.txt", "text.jsonl") for argument in TRAIN]
     good = b'{"text": "The hollow window"}\n'
     for bad, expected in (

@@ -1,28 +1,37 @@
 #include "text/dataset.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <set>
 #include <string>
 #include <vector>
 
-#include "base/error.h"
+#include "base/rng.h"
+#include "refusal.h"
+#include "text/compressed.h"
 #include "text/tokenizer_fixture.h"
 
 namespace fathom {
 namespace {
 
+namespace fs = std::filesystem;
+using test::slurp, testing::HasSubstr;
 using Ids = std::vector<int32_t>;
 
-Ids read(const std::vector<std::filesystem::path>& files) { return read_dataset(Tokenizer::bytes(), files); }
+Ids all_of(const TokenIds& ids) {
+  Ids all(static_cast<size_t>(ids.size()));
+  ids.copy(0, all);
+  return all;
+}
 
-std::string refusal(const std::vector<std::filesystem::path>& files) {
-  try {
-    read(files);
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "";
+Ids read(const std::vector<fs::path>& data, const Tokenizer& tokenizer = Tokenizer::bytes(),
+         const TokenizeOptions& options = {}, int threads = 2) {
+  const test::TemporaryDirectory kept;
+  ThreadPool pool(threads);
+  return all_of(open_training_data(tokenizer, data, kept.path() / "data", options, pool).ids);
 }
 
 TEST(Dataset, DocumentsEndWithTheEndToken) {
@@ -37,15 +46,120 @@ TEST(Dataset, TextIsNotParsedForSpecialTokens) {
   EXPECT_EQ(read({directory.write("a.txt", "<|end|>")}).size(), 8u);
 }
 
-TEST(Dataset, RefusalsNameTheFileAndThePlace) {
+TEST(Dataset, TextCompressedTextAndShardsHaveTheSameIds) {
   const test::TemporaryDirectory directory;
-  EXPECT_NE(refusal({directory.path() / "none.txt"}).find("none.txt"), std::string::npos);
-  EXPECT_NE(refusal({directory.write("bad.txt", "ab\xff")}).find("bad.txt: not UTF-8 at byte 2"), std::string::npos);
-  const auto no_text = directory.write("c.jsonl", "{\"text\": \"a\"}\n{\"txt\": 1}\n");
-  EXPECT_NE(refusal({no_text}).find("c.jsonl: line 2: no \"text\""), std::string::npos);
-  EXPECT_NE(refusal({directory.write("d.jsonl", "{\"text\": 3}")}).find("line 1"), std::string::npos);
-  EXPECT_NE(refusal({directory.write("e.jsonl", "{\"text\": \"a\"}\n[")}).find("line 2"), std::string::npos);
-  EXPECT_NE(refusal({directory.path()}), "");
+  const Tokenizer tiny = Tokenizer::load(test::text_data() / "tiny");
+  std::string lines;
+  Rng rng(1);
+  for (int i = 0; i < 3000; ++i) {
+    lines +=
+        fmt::format("{{\"text\": \"The hollow window {} é\\n{}\"}}\n", i, std::string(rng.below(8000), 'a' + i % 26));
+  }
+  const Ids plain = read({directory.write("a.jsonl", lines)}, tiny);
+  EXPECT_EQ(std::ranges::count(plain, tiny.eos_id()), 3000);
+  EXPECT_TRUE(read({directory.write("a.jsonl.gz", test::gzipped(lines))}, tiny, {}, 1) == plain);
+  EXPECT_TRUE(read({directory.write("a.jsonl.zst", test::zstded(lines))}, tiny, {}, 3) == plain);
+  ThreadPool pool(2);
+  TokenizeOptions options;
+  options.max_shard_bytes = 10'000;
+  const std::vector<fs::path> data = {directory.path() / "a.jsonl"};
+  const fs::path shards = directory.path() / "shards";
+  const DatasetInfo info = tokenize_files(tiny, find_text_files(data), shards, options, pool);
+  EXPECT_GT(info.shards.size(), 3U);
+  EXPECT_EQ(info.n_documents, 3000);
+  EXPECT_TRUE(read({shards}, tiny) == plain);
+}
+
+TEST(Dataset, SameBytesForAnyNumberOfThreads) {
+  const test::TemporaryDirectory directory;
+  const Tokenizer tiny = Tokenizer::load(test::text_data() / "tiny");
+  std::string lines;
+  for (int i = 0; i < 20'000; ++i)
+    lines += fmt::format("{{\"text\": \"The hollow window {} {}\"}}\n", i, std::string(500, 'x'));
+  const std::vector<fs::path> data = {directory.write("a.jsonl", lines)};
+  TokenizeOptions options;
+  options.fim_rate = 0.5;
+  options.seed = 9;
+  for (const int threads : {1, 2, 5}) {
+    ThreadPool pool(threads);
+    tokenize_files(tiny, find_text_files(data), directory.path() / fmt::format("{}", threads), options, pool);
+  }
+  for (const char* file : {"dataset.json", "00000.tokens"}) {
+    const std::string one = slurp(directory.path() / "1" / file);
+    EXPECT_TRUE(one == slurp(directory.path() / "2" / file) && one == slurp(directory.path() / "5" / file));
+  }
+  options.seed = 10;
+  ThreadPool pool(2);
+  tokenize_files(tiny, find_text_files(data), directory.path() / "other", options, pool);
+  EXPECT_FALSE(slurp(directory.path() / "1/00000.tokens") == slurp(directory.path() / "other/00000.tokens"));
+}
+
+TEST(Dataset, TextIsTokenizedOnceUnlessSomethingChanged) {
+  const test::TemporaryDirectory directory;
+  const Tokenizer tiny = Tokenizer::load(test::text_data() / "tiny");
+  const std::vector<fs::path> data = {directory.write("a.txt", "The hollow window")};
+  const fs::path kept = directory.path() / "kept";
+  ThreadPool pool(1);
+  TokenizeOptions options;
+  int64_t made = 0;
+  options.check = [&] { ++made; };
+  const auto open = [&](const Tokenizer& tokenizer) {
+    return open_training_data(tokenizer, data, kept, options, pool);
+  };
+  const auto makes = [&](const Tokenizer& tokenizer) { return made = 0, open(tokenizer), made > 0; };
+  EXPECT_TRUE(makes(tiny));
+  EXPECT_FALSE(makes(tiny));
+  options.seed = 3;
+  EXPECT_FALSE(makes(tiny)) << "which decides nothing yet";
+  options.fim_rate = 0.5;
+  EXPECT_TRUE(makes(tiny));
+  EXPECT_FALSE(makes(tiny));
+  options.seed = 4;
+  EXPECT_TRUE(makes(tiny));
+  options.fim_rate = 0;
+  EXPECT_TRUE(makes(tiny));
+  EXPECT_TRUE(makes(Tokenizer::bytes()));
+  EXPECT_TRUE(makes(tiny));
+  fs::last_write_time(data[0], fs::last_write_time(data[0]) + std::chrono::seconds(2));
+  EXPECT_TRUE(makes(tiny));
+  directory.write("kept/00000.tokens", "damaged");
+  EXPECT_TRUE(makes(tiny));
+  directory.write("kept/dataset.json", "{");
+  EXPECT_TRUE(makes(tiny));
+  EXPECT_FALSE(makes(tiny));
+  options.accept = [](int64_t n_tokens) { throw Error("{} are too few", n_tokens); };
+  EXPECT_THAT(refusal([&] { open(tiny); }), HasSubstr("are too few"));
+}
+
+TEST(Dataset, WhatIsRefusedLeavesNothing) {
+  const test::TemporaryDirectory directory;
+  const fs::path kept = directory.path() / "kept";
+  ThreadPool pool(2);
+  TokenizeOptions options;
+  const auto why = [&](const std::vector<fs::path>& data, const Tokenizer& tokenizer = Tokenizer::bytes()) {
+    const std::string message = refusal([&] { open_training_data(tokenizer, data, kept, options, pool); });
+    EXPECT_FALSE(fs::exists(kept) || fs::exists(directory.path() / "kept.partial")) << message;
+    return message;
+  };
+  const auto good = directory.write("good.txt", "good"), bad = directory.write("bad.txt", "ab\xff");
+  const auto line = directory.write("line.jsonl", "{\"text\": \"a\"}\n{\"txt\": 1}\n");
+  EXPECT_THAT(why({good, bad}), HasSubstr("bad.txt: not UTF-8 at byte 2"));
+  EXPECT_THAT(why({good, line}), HasSubstr("line.jsonl: line 2: no \"text\""));
+  EXPECT_THAT(why({directory.write("empty.txt", "")}), HasSubstr("there is no text in the data"));
+  options.fim_rate = 0.5;
+  EXPECT_THAT(why({good}), HasSubstr("has no token <｜fim▁begin｜>"));
+  options.fim_rate = 0;
+  options.accept = [](int64_t n_tokens) { throw Error("{} are too few", n_tokens); };
+  EXPECT_THAT(why({good}), HasSubstr("5 are too few"));
+  options.accept = nullptr;
+  const std::vector<fs::path> data = {good};
+  const fs::path shards = directory.path() / "shards";
+  tokenize_files(Tokenizer::bytes(), find_text_files(data), shards, options, pool);
+  EXPECT_THAT(why({shards}, Tokenizer::load(test::text_data() / "tiny")),
+              HasSubstr("shards: was made with a vocabulary of 258"));
+  EXPECT_THAT(why({good, shards}), HasSubstr("shards: is a dataset of tokens, not text"));
+  options.fim_rate = 0.5;
+  EXPECT_THAT(why({shards}), HasSubstr("--fim-rate 0.5"));
 }
 
 TEST(WindowSampler, EveryEpochSeesEveryWindowOnce) {

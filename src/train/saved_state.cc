@@ -118,8 +118,8 @@ void write_files(const fs::path& directory, const TrainedState& state, const Tok
 void rename_directory(const fs::path& from, const fs::path& to) {
   std::error_code error;
   fs::rename(from, to, error);
-  if (error)
-    throw Error("{}: cannot rename it to {}: {}", printable(from.native()), to.filename().native(), error.message());
+  if (!error) return;
+  throw Error("{}: cannot rename it to {}: {}", printable(from.native()), to.filename().native(), error.message());
 }
 
 void remove_directory(const fs::path& directory) {
@@ -136,9 +136,11 @@ void remove_checkpoint(const fs::path& directory) {
   remove_directory(removed);
 }
 
-// What could not be removed.
-std::string remove_old(const fs::path& out, Keep keep) {
-  const std::vector<int64_t> steps = saved_steps(out);
+// Of those up to the step just saved: later ones were passed over as damaged, and must not push it out. Returns what
+// could not be removed.
+std::string remove_old(const fs::path& out, int64_t saved, Keep keep) {
+  std::vector<int64_t> steps = saved_steps(out);
+  std::erase_if(steps, [&](int64_t step) { return step > saved; });
   std::string trouble;
   for (size_t i = 0; keep.newest > 0 && i < steps.size(); ++i) {
     const bool milestone = keep.every > 0 && steps[i] % keep.every == 0;
@@ -281,7 +283,7 @@ std::string save_checkpoint(const fs::path& out, const TrainedState& state, cons
     throw;
   }
   sync_directory(directory.parent_path());
-  return remove_old(out, keep);
+  return remove_old(out, state.step, keep);
 }
 
 void remove_leftovers(const fs::path& out) {

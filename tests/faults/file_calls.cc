@@ -17,7 +17,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What the calls below look at. Tests work on one thread.
+// What the calls below look at. Of the threads of a test one at a time works with files.
 struct Watch {
   std::string root;  // with a slash at the end; empty: nothing is watched
   std::set<int> open;

@@ -94,6 +94,15 @@ TEST_F(Damage, BitsOfTheDataByChance) {
   verify_checkpoint(newest_);
 }
 
+TEST_F(Damage, ALaterOneDoesNotPushOutWhatIsSaved) {
+  put(file("model.safetensors"), "");
+  save_checkpoint(root_.path(), state_of(1, small_config()), tokenizer_, {}, {.newest = 1});
+  EXPECT_EQ(loaded_step(root_.path(), pool_), 1);
+  save_checkpoint(root_.path(), state_of(2, small_config()), tokenizer_, {}, {.newest = 1});
+  EXPECT_EQ(loaded_step(root_.path(), pool_), 2);
+  EXPECT_FALSE(fs::exists(checkpoint_directory(root_.path(), 1)));
+}
+
 // All lengths of all files; in the short run of those with data every 13th.
 TEST_F(Damage, EveryLength) {
   std::vector<std::string> names;

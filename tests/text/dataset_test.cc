@@ -61,7 +61,7 @@ TEST(Dataset, TextCompressedTextAndShardsHaveTheSameIds) {
   EXPECT_TRUE(read({directory.write("a.jsonl.zst", test::zstded(lines))}, tiny, {}, 3) == plain);
   ThreadPool pool(2);
   TokenizeOptions options;
-  options.max_shard_bytes = 10'000;
+  options.max_shard_bytes = 2'000'000;
   const std::vector<fs::path> data = {directory.path() / "a.jsonl"};
   const fs::path shards = directory.path() / "shards";
   const DatasetInfo info = tokenize_files(tiny, find_text_files(data), shards, options, pool);

@@ -247,7 +247,7 @@ TEST(DatasetWriter, NothingAppearsBeforeItIsWhole) {
   const test::TemporaryDirectory directory;
   const fs::path d = directory.path() / "new/d";
   {
-    DatasetWriter writer(d, info_for(300), 100);
+    DatasetWriter writer(d, info_for(300), 100'000);
     for (const Ids& ids : random_documents(300, 300)) writer.append(ids);
     EXPECT_TRUE(fs::exists(directory.path() / "new/d.partial"));
     EXPECT_FALSE(fs::exists(d));

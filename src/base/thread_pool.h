@@ -1,4 +1,4 @@
-// The process's one pool of threads. Operators take it from their Context; nobody else makes threads.
+// The process's one pool of threads. Operators take it from their Context; nobody else makes threads to compute with.
 #pragma once
 
 #include <cstdint>

@@ -226,9 +226,11 @@ struct Run {
     }
     return measured_peak;
   }
-  // The first of the step's sequences, counted over all steps, and how many it has: where they have another length, so
-  // many that the tokens stay the same.
-  std::pair<int64_t, int64_t> sequences(int64_t step) const {
+  // Of a step, counted over all steps: where sequences have another length, so many that the tokens stay the same.
+  struct Sequences {
+    int64_t first, n;
+  };
+  Sequences sequences(int64_t step) const {
     const int64_t from = options.seq_len, to = phase(step).seq_len;
     return {(batch_sizes.before(step) * from + to - 1) / to, batch_sizes.of(step) * from / to};
   }
@@ -251,12 +253,12 @@ Examples cut_windows(const Run& run, int64_t first, int64_t n, const std::functi
 // Loss and gradient of the step's batch, micro-batch by micro-batch. Nothing when it is told to stop between two.
 std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
   const Phase& phase = run.phase(step);
-  const auto [first_sequence, size] = run.sequences(step);
+  const Run::Sequences all = run.sequences(step);
   std::vector<Examples> parts;
   int64_t n_main = 0, n_mtp = 0, n_sequences = 0;
-  for (int64_t first = 0; first < size; first += phase.micro_batch) {
-    const auto window = [&](int64_t i) { return Window{phase.sampler.start(first_sequence + i), phase.seq_len + 1}; };
-    parts.push_back(cut_windows(run, first, std::min(phase.micro_batch, size - first), window, run.ids));
+  for (int64_t first = 0; first < all.n; first += phase.micro_batch) {
+    const auto window = [&](int64_t i) { return Window{phase.sampler.start(all.first + i), phase.seq_len + 1}; };
+    parts.push_back(cut_windows(run, first, std::min(phase.micro_batch, all.n - first), window, run.ids));
     n_main += parts.back().n_main;
     n_mtp += parts.back().n_mtp;
     n_sequences += parts.back().n_sequences();

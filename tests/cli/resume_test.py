@@ -33,7 +33,10 @@ class Resume(Case):
     def setUp(self):
         super().setUp()
         self.config = self.write("config.json", json.dumps(CONFIG))
-        self.text = self.write("text.txt", "".join(f"line {i} of the text that the model learns from\n" for i in range(400)))
+        self.text = self.write_text(400)
+
+    def write_text(self, n_lines):
+        return self.write("text.txt", "".join(f"line {i} of the text that the model learns from\n" for i in range(n_lines)))
 
     def arguments(self, out, threads=1, save=("--save-every", "3", "--keep", "2")):
         return ["train", "--model-config", self.config, "--data", self.text, "--val-data", self.text, "--val-every", "10",
@@ -43,7 +46,7 @@ class Resume(Case):
 
     def result(self, out):
         """Weights and log, times aside."""
-        log = re.sub(r'"tokens_per_s":[^,}]*,?', "", (out / "train.jsonl").read_text())
+        log = re.sub(r'"(tokens_per_s|mfu)":[^,}]*,?', "", (out / "train.jsonl").read_text())
         return (out / "model.safetensors").read_bytes(), log
 
     def unbroken(self, name, threads=1):
@@ -93,7 +96,8 @@ class Resume(Case):
             return False
 
     def run_with_small_files(self, *save):
-        """A limit on the size of files, in KiB, stands for a full disk: the model does not fit."""
+        """A limit on the size of files, in KiB, stands for a full disk: the text's tokens fit, the model does not."""
+        self.text = self.write_text(100)
         return subprocess.run(["bash", "-c", 'ulimit -f 16; exec "$0" "$@"', PROGRAM,
                                *self.arguments(self.folder / save[-1], save=save)],
                               stderr=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", timeout=120)

@@ -74,7 +74,7 @@ TEST(Dataset, SameBytesForAnyNumberOfThreads) {
   const test::TemporaryDirectory directory;
   const Tokenizer tiny = Tokenizer::load(test::text_data() / "tiny");
   std::string lines;
-  for (int i = 0; i < 20'000; ++i)
+  for (int i = 0; i < 10'000; ++i)
     lines += fmt::format("{{\"text\": \"The hollow window {} {}\"}}\n", i, std::string(500, 'x'));
   const std::vector<fs::path> data = {directory.write("a.jsonl", lines)};
   TokenizeOptions options;

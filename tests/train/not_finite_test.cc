@@ -4,11 +4,13 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <vector>
 
 #include "base/rng.h"
 #include "model/loss.h"
 #include "model/tiny_models.h"
 #include "ops/adamw.h"
+#include "sanitized.h"
 #include "train/guard.h"
 #include "train/options.h"
 
@@ -47,10 +49,15 @@ struct Step {
   Context ctx{pool, arena};
 };
 
+std::vector<Precision> precisions() {
+  if (test::kSanitized) return {Precision::bf16, Precision::fp8};
+  return {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor};
+}
+
 // Of each tensor two numbers become NaN or infinite, which then are in the activations, their scales and the gradients
 // behind them. Those that the step does not read (rows of tokens and experts that are not in it) change no bit of it.
 TEST(NotFinite, IsSeenInTheStepWhereverItComesUp) {
-  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
+  for (const Precision precision : precisions()) {
     Step step(precision);
     const LossResult whole = step.run();
     ASSERT_EQ(step.why_skipped(whole), "");
@@ -85,7 +92,7 @@ TEST(NotFinite, IsSeenInTheStepWhereverItComesUp) {
 // Numbers so large that what follows overflows: the step is skipped, or all of its gradient is finite.
 TEST(NotFinite, WhatOverflowsIsSeen) {
   int seen = 0;
-  for (const Precision precision : {Precision::f32, Precision::bf16, Precision::fp8, Precision::fp8_per_tensor}) {
+  for (const Precision precision : precisions()) {
     Step step(precision);
     for_each_tensor(step.parameters.weights, step.config, [&](const NamedTensor& named) {
       if (!named.trained) return;

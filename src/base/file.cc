@@ -140,7 +140,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 }
 
 // O_NONBLOCK: as for a mapped file.
-InputFile::InputFile(const fs::path& path) : path_(path), fd_(open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)) {
+InputFile::InputFile(const fs::path& path) : path_(path), fd_(open_file(path, O_RDONLY | O_NONBLOCK)) {
   if (fd_ < 0) throw Error("{}: cannot open: {}", printable(path.native()), reason());
   try {
     size_ = regular_file_size(fd_, path);

@@ -72,9 +72,7 @@ void find_below(const fs::path& directory, std::set<fs::path>& seen, std::vector
   }
   std::error_code error;
   if (!seen.insert(fs::canonical(directory, error)).second) return;
-  fs::directory_iterator entry(directory, error);
-  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
-    const fs::path& path = entry->path();
+  for (const fs::path& path : list_directory(directory)) {
     if (path.filename().native().starts_with('.')) continue;
     if (path_is_directory(path)) {
       find_below(path, seen, found);
@@ -82,7 +80,6 @@ void find_below(const fs::path& directory, std::set<fs::path>& seen, std::vector
       found.push_back(path);
     }
   }
-  if (error) throw Error("{}: cannot be read: {}", printable(directory.native()), error.message());
 }
 
 }  // namespace

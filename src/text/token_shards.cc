@@ -115,15 +115,12 @@ void check_replaceable(const fs::path& directory) {
   if (!path_exists(directory)) return;
   const std::string name = printable(directory.native());
   if (!path_is_directory(directory)) throw Error("{}: is a file; give another directory", name);
-  std::error_code error;
-  for (fs::directory_iterator entry(directory, error); !error && entry != fs::directory_iterator();
-       entry.increment(error)) {
-    const std::string file = entry->path().filename().string();
+  for (const fs::path& path : list_directory(directory)) {
+    const std::string file = path.filename().string();
     const bool shard = file.size() == shard_name(0).size() && file.ends_with(".tokens");
     if (shard || file == kDatasetJson) continue;
     throw Error("{}: holds {}, so it is no dataset to write over; give another directory", name, printable(file));
   }
-  if (error) throw Error("{}: cannot be read: {}", name, error.message());
 }
 
 // With an absolute path and no slash at the end, so that it has a name.

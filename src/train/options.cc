@@ -12,23 +12,36 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct PrecisionName {
+template <class T>
+struct Named {
   const char* name;
-  Precision precision;
+  T value;
 };
-struct BalanceName {
-  const char* name;
-  Balance balance;
-};
-constexpr BalanceName kBalances[] = {{"bias", Balance::bias},
-                                     {"aux", Balance::aux},
-                                     {"aux-batch", Balance::aux_batch},
-                                     {"none", Balance::none},
-                                     {"auto", Balance::automatic}};
-constexpr PrecisionName kPrecisions[] = {{"f32", Precision::f32},
-                                         {"bf16", Precision::bf16},
-                                         {"fp8", Precision::fp8},
-                                         {"fp8-per-tensor", Precision::fp8_per_tensor}};
+constexpr Named<Balance> kBalances[] = {{"bias", Balance::bias},
+                                        {"aux", Balance::aux},
+                                        {"aux-batch", Balance::aux_batch},
+                                        {"none", Balance::none},
+                                        {"auto", Balance::automatic}};
+constexpr Named<Precision> kPrecisions[] = {{"f32", Precision::f32},
+                                            {"bf16", Precision::bf16},
+                                            {"fp8", Precision::fp8},
+                                            {"fp8-per-tensor", Precision::fp8_per_tensor}};
+
+constexpr Named<Recompute> kRecomputes[] = {
+    {"none", Recompute::none}, {"selective", Recompute::selective}, {"full", Recompute::full}};
+
+template <class T, size_t N>
+const char* name_in(const Named<T> (&all)[N], T value) {
+  return std::ranges::find(all, value, &Named<T>::value)->name;
+}
+
+// UsageError unless it is there.
+template <class T, size_t N>
+T value_in(const Named<T> (&all)[N], const std::string& name, const char* option, const char* must) {
+  const auto* const found = std::ranges::find(all, name, &Named<T>::name);
+  if (found == std::end(all)) throw UsageError("{} {}: must be {}", option, printable(name), must);
+  return found->value;
+}
 
 void need(bool condition, const char* option, const std::string& value, const char* must) {
   if (!condition) throw UsageError("train: {} is {}, must be {}", option, value, must);
@@ -192,7 +205,7 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const DatasetI
                        {"ema-decay", fmt::to_string(o.ema_decay)},
                        {"clip", fmt::to_string(o.clip)},
                        {"spike-deviations", fmt::to_string(o.spike_deviations)},
-                       {"balance", std::ranges::find(kBalances, balance, &BalanceName::balance)->name},
+                       {"balance", name_in(kBalances, balance)},
                        {"bias-update-speed", fmt::to_string(o.bias_update_speed)},
                        {"bias-freeze", fmt::to_string(o.bias_freeze)},
                        {"balance-alpha", fmt::to_string(alpha)},
@@ -215,26 +228,17 @@ Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
 }
 
 Precision precision_named(const std::string& name) {
-  const auto* const found = std::ranges::find(kPrecisions, name, &PrecisionName::name);
-  if (found != std::end(kPrecisions)) return found->precision;
-  throw UsageError("--precision {}: must be f32, bf16, fp8 or fp8-per-tensor", printable(name));
+  return value_in(kPrecisions, name, "--precision", "f32, bf16, fp8 or fp8-per-tensor");
 }
 
-const char* precision_name(Precision precision) {
-  return std::ranges::find(kPrecisions, precision, &PrecisionName::precision)->name;
-}
+const char* precision_name(Precision precision) { return name_in(kPrecisions, precision); }
 
 Balance balance_named(const std::string& name) {
-  const auto* const found = std::ranges::find(kBalances, name, &BalanceName::name);
-  if (found != std::end(kBalances)) return found->balance;
-  throw UsageError("--balance {}: must be bias, aux, aux-batch or none", printable(name));
+  return value_in(kBalances, name, "--balance", "bias, aux, aux-batch or none");
 }
 
 Recompute recompute_named(const std::string& name) {
-  if (name == "none") return Recompute::none;
-  if (name == "selective") return Recompute::selective;
-  if (name == "full") return Recompute::full;
-  throw UsageError("--recompute {}: must be none, selective or full", printable(name));
+  return value_in(kRecomputes, name, "--recompute", "none, selective or full");
 }
 
 }  // namespace fathom

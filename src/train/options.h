@@ -52,7 +52,7 @@ struct TrainOptions {
   int64_t extend_seq_len = 0, extend_at = 0;
   LearningRate lr;  // its `steps` is ours
   double weight_decay = 0.1, beta1 = 0.9, beta2 = 0.95, eps = 1e-8;
-  double ema_decay = 0;          // of a moving average of the weights, see averaged; 0: none
+  double ema_decay = 0;          // of a moving average of the weights; 0: none
   double clip = 1;               // greatest global norm of the gradient; 0: no limit
   double spike_deviations = 10;  // as reason_to_skip takes it
   int64_t max_skips = 10;        // after so many skipped steps in a row the run ends

@@ -56,16 +56,22 @@ std::vector<DecayRun> decay_runs(const Parameters& parameters, const ModelConfig
   return runs;
 }
 
-// Of memory, for each parameter.
-double parameter_bytes(const TrainOptions& o) {
-  return (o.ema_decay > 0 ? 3.0 : 2.0) * sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1));
+// Weights, two moments, perhaps an average: the state, which saving beside the training copies.
+double state_bytes(const TrainOptions& o, const ModelConfig& config) {
+  const double a_parameter =
+      (o.ema_decay > 0 ? 2.0 : 1.0) * sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1));
+  return static_cast<double>(count_parameters(config).total) * a_parameter;
 }
 
-// Weights, their gradient and two moments, perhaps an average. Said before memory is filled that the system cannot
-// back.
+// The state and the gradient.
+double parameter_bytes(const TrainOptions& o, const ModelConfig& config) {
+  return state_bytes(o, config) + static_cast<double>(count_parameters(config).total) * sizeof(float);
+}
+
+// Said before memory is filled that the system cannot back.
 void check_memory(const TrainOptions& o, const ModelConfig& config, const fs::path& from) {
   const auto count = static_cast<double>(count_parameters(config).total);
-  const double needed = count * parameter_bytes(o), present = static_cast<double>(machine_memory_bytes());
+  const double needed = parameter_bytes(o, config), present = static_cast<double>(machine_memory_bytes());
   if (needed > present) {
     throw Error("{}: training its {} parameters takes {} of memory, this machine has {}; make the model smaller",
                 printable(from.native()), human_count(count), human_bytes(needed), human_bytes(present));
@@ -73,8 +79,7 @@ void check_memory(const TrainOptions& o, const ModelConfig& config, const fs::pa
 }
 
 double memory_beside_parameters(const TrainOptions& o, const ModelConfig& config) {
-  return static_cast<double>(machine_memory_bytes()) -
-         static_cast<double>(count_parameters(config).total) * parameter_bytes(o);
+  return static_cast<double>(machine_memory_bytes()) - parameter_bytes(o, config);
 }
 
 double tokens_of_pass(const TrainOptions& o) {
@@ -94,13 +99,6 @@ void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
       "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters this machine has {}; give a "
       "smaller --micro-batch or --batch-size, or --recompute selective or full",
       tokens_of_pass(o), human_bytes(needed), human_bytes(std::max(present, 0.0)));
-}
-
-// Of a second state, for saving beside the training.
-double copy_bytes(const TrainOptions& o, const ModelConfig& config) {
-  const double parameters = static_cast<double>(count_parameters(config).total);
-  return parameters *
-         ((o.ema_decay > 0 ? 2 : 1) * sizeof(float) + 2.0 * static_cast<double>(format_bytes(o.moments, 1)));
 }
 
 TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
@@ -413,7 +411,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
   }
   options.saver.mode =
-      resolve_save_mode(options.saver.mode, copy_bytes(options, state.config),
+      resolve_save_mode(options.saver.mode, state_bytes(options, state.config),
                         memory_beside_parameters(options, state.config) - batch_bytes(options, state.config));
   const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
   if (options.sample_every > 0) {

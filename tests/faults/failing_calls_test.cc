@@ -43,7 +43,7 @@ class Failing : public testing::Test {
 };
 
 TEST_F(Failing, EveryCallOfASaveOnce) {
-  const Scratch scratch("failing-calls");
+  const TemporaryDirectory scratch(scratch_root());
   const fs::path& out = scratch.path();
   const auto begin_anew = [&] {
     fs::remove_all(out / "checkpoints");
@@ -105,7 +105,7 @@ TEST_F(Failing, EveryCallOfASaveOnce) {
 }
 
 TEST_F(Failing, FullDisk) {
-  const Scratch scratch("full-disk");
+  const TemporaryDirectory scratch(scratch_root());
   const fs::path& out = scratch.path();
   if (mount("tmpfs", out.c_str(), "tmpfs", 0, "size=4m") != 0) GTEST_SKIP() << "cannot mount: " << std::strerror(errno);
   save(out, 1);
@@ -127,7 +127,7 @@ TEST_F(Failing, FullDisk) {
 
 TEST_F(Failing, SaverStopsOrWarnsAndTriesAgain) {
   for (const SaveMode mode : {SaveMode::sync, SaveMode::async}) {
-    const Scratch scratch("failing-saver");
+    const TemporaryDirectory scratch(scratch_root());
     const fs::path& out = scratch.path();
     Saver warns(out, tokenizer_, {}, {mode, SaveFailure::warn, {}}, 0), stops(out, tokenizer_, {}, {mode}, 0);
     warns.save(state_of(1, small_config()));
@@ -167,7 +167,7 @@ TEST_F(Failing, SaverStopsOrWarnsAndTriesAgain) {
 }
 
 TEST_F(Failing, AStateThatIsNotFiniteIsNotSaved) {
-  const Scratch scratch("not-finite");
+  const TemporaryDirectory scratch(scratch_root());
   save(scratch.path(), 1);
   for (const float value : {std::nanf(""), -INFINITY}) {
     TrainedState state = state_of(2, small_config());
@@ -183,7 +183,7 @@ TEST_F(Failing, AStateThatIsNotFiniteIsNotSaved) {
 }
 
 TEST_F(Failing, EveryAllocationOfALoadOnce) {
-  const Scratch scratch("failing-memory");
+  const TemporaryDirectory scratch(scratch_root());
   save(scratch.path(), 1);
   ASSERT_EQ(loaded(scratch.path()), 1);  // simdjson's choice of its code, once a process, may not run out of memory
   int64_t n = 0;

@@ -42,7 +42,7 @@ class Damage : public testing::Test {
     EXPECT_EQ(step, 1) << name << ": " << how;
   }
 
-  const Scratch root_{"damage"};
+  const TemporaryDirectory root_{scratch_root()};
   const fs::path newest_ = checkpoint_directory(root_.path(), 2);
   Tokenizer tokenizer_ = Tokenizer::load("bytes");
   ThreadPool pool_{1};

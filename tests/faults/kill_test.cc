@@ -57,7 +57,7 @@ Life run_and_kill(const fs::path& out, int64_t first, uint64_t steps, uint64_t m
 
 TEST(Kill, NothingTornAndNothingAcknowledgedLost) {
   const int kills = full_run() ? 10'000 : 300;
-  const Scratch scratch("kill");
+  const TemporaryDirectory scratch(scratch_root());
   set_quiet(true);
   ThreadPool pool(1);
   Rng rng(1);

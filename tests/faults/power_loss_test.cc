@@ -58,7 +58,7 @@ struct Outcome {
 template <class Judge>
 Outcome lose_power(const Log& log, const fs::path& root, int by_chance, const Judge& judge) {
   Outcome outcome;
-  const Scratch scratch("power-loss-state");
+  const TemporaryDirectory scratch(scratch_root());
   TreeDirectory directory(scratch.path());
   Disk disk(root, log.before);
   Rng rng(1);
@@ -119,7 +119,7 @@ class PowerLoss : public testing::Test {
   }
   const fs::path& root() const { return scratch_.path(); }
 
-  Scratch scratch_{"power-loss"};
+  TemporaryDirectory scratch_{scratch_root()};
   Tokenizer tokenizer_ = Tokenizer::load("bytes");
   ThreadPool pool_{1};
 };

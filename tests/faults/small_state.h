@@ -10,6 +10,7 @@
 #include <string>
 
 #include "base/thread_pool.h"
+#include "temporary_directory.h"
 #include "train/saved_state.h"
 
 namespace fathom::test {
@@ -24,26 +25,6 @@ inline bool full_run() {
 inline std::filesystem::path scratch_root() {
   return access("/dev/shm", W_OK) == 0 ? "/dev/shm" : std::filesystem::temp_directory_path();
 }
-
-// An empty folder, removed at the end of the scope.
-class Scratch {
- public:
-  explicit Scratch(const std::string& name)
-      : path_(scratch_root() / ("fathom-" + name + "-" + std::to_string(getpid()))) {
-    std::filesystem::remove_all(path_);
-    std::filesystem::create_directories(path_);
-  }
-  ~Scratch() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  const std::filesystem::path& path() const { return path_; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // Checkpoints of 20 kB and, with a vocabulary of 9000, of 2 MB.
 inline ModelConfig small_config(int64_t vocab_size = 40) {

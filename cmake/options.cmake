@@ -37,7 +37,13 @@ check_pie_supported(LANGUAGES CXX)  # else CMAKE_POSITION_INDEPENDENT_CODE would
 
 find_program(FATHOM_CCACHE ccache)
 if(FATHOM_CCACHE)
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${FATHOM_CCACHE})
+  # Else it would not keep what is compiled with precompiled headers.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_SLOPPINESS=pch_defines,time_macros ${FATHOM_CCACHE})
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    fathom_cxx_options(-fpch-preprocess)
+  else()
+    fathom_cxx_options("SHELL:-Xclang -fno-pch-timestamp")
+  endif()
 endif()
 
 find_package(Threads REQUIRED)
@@ -90,10 +96,12 @@ function(fathom_kernels room)
   endforeach()
 endfunction()
 
-# For code made of other people's templates, which sanitizers make twice as slow to optimize, and which does not take long to run.
+# For code made of other people's templates, which takes longer to compile than to run.
 function(fathom_compile_quickly target)
   if(FATHOM_SANITIZE)
     target_compile_options(${target} PRIVATE -O0)
+  elseif(CMAKE_BUILD_TYPE STREQUAL "Release")
+    target_compile_options(${target} PRIVATE -O1)
   endif()
 endfunction()
 
@@ -105,6 +113,7 @@ function(fathom_tests name)
   target_link_libraries(${name}_test PRIVATE ${TESTS_LIBRARIES} fathom_options GTest::gmock GTest::gtest_main)
   target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/tests)
   target_compile_definitions(${name}_test PRIVATE FATHOM_TEST_DATA="${PROJECT_SOURCE_DIR}/tests/data")
+  target_precompile_headers(${name}_test REUSE_FROM test_headers)
   fathom_compile_quickly(${name}_test)
   gtest_discover_tests(${name}_test TEST_PREFIX ${name}. DISCOVERY_MODE PRE_TEST PROPERTIES TIMEOUT 600)
 endfunction()

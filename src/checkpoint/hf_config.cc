@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/file.h"
+#include "base/json.h"
 #include "base/terminal.h"
 #include "checkpoint/gguf_model.h"
 #include "checkpoint/hf_model.h"

@@ -4,10 +4,11 @@
 
 #include <string>
 
-#include "base/json.h"
 #include "model/config.h"
 
 namespace fathom {
+
+class JsonDocument;
 
 inline constexpr size_t kMaxConfigBytes = size_t{1} << 20;
 

@@ -9,11 +9,12 @@
 #include <unordered_map>
 #include <vector>
 
-#include "base/json.h"
 #include "checkpoint/hf_model.h"
 #include "checkpoint/safetensors.h"
 
 namespace fathom {
+
+class JsonDocument;
 
 inline constexpr size_t kMaxIndexBytes = size_t{64} << 20;
 

@@ -13,11 +13,13 @@
 #include "checkpoint/packed_model.h"
 #include "infer/sampler.h"
 #include "model/forward.h"
-#include "text/chat.h"
 #include "text/tokenizer.h"
 
 namespace CLI {
 class App;
+}
+namespace fathom {
+struct ChatOptions;
 }
 
 namespace fathom::cli {

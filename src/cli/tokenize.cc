@@ -12,6 +12,7 @@
 #include "base/terminal.h"
 #include "cli/command.h"
 #include "text/bpe_trainer.h"
+#include "text/chat.h"
 #include "text/dataset.h"
 #include "text/tokenizer.h"
 

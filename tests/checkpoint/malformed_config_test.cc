@@ -5,6 +5,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/json.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_directory.h"
 #include "checkpoint/tiny_model.h"

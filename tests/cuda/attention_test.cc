@@ -19,6 +19,8 @@ constexpr int64_t kLayers = 2;
 
 using CudaAttention = CudaTest;
 
+class CudaAttentionOf : public CudaTest, public testing::WithParamInterface<Format> {};
+
 struct Lengths {
   int64_t length, n_new;
 };
@@ -231,25 +233,27 @@ const std::vector<Case> kOddCases = {
     {dims_of(17, 140, 6), {{70, 3}}},
 };
 
-TEST_F(CudaAttention, MatchesThePlainTwin) {
-  for (const Format format : kFormats) {
-    for (const auto& [cases, products] : {std::pair{&kCases, true}, {&kOddCases, false}}) {
-      for (const Case& c : *cases) {
-        const bool exact = format == Format::f32 || !products, common = exact || format == Format::bf16;
-        if (!common && c.dims.n_heads > 70) continue;  // nothing new, and slow where it is emulated
-        const Problem p = make_problem(c.dims, format, c.lengths);
-        const Tensor want = attend_plainly(p);
-        for (const int n_processors : {1, 20}) {
-          if (!common && n_processors == 1) continue;
-          if (c.dims.n_heads > 70 && n_processors == 20) continue;
-          EXPECT_LE(max_relative_error(attend(p, n_processors), want), exact ? 5e-6 : 1e-2)
-              << format_traits(format).name << ", " << c.dims.n_heads << " heads, rank " << c.dims.kv_lora_rank << ", "
-              << c.lengths.size() << " sequences, " << n_processors << " processors";
-        }
+TEST_P(CudaAttentionOf, MatchesThePlainTwin) {
+  const Format format = GetParam();
+  for (const auto& [cases, products] : {std::pair{&kCases, true}, {&kOddCases, false}}) {
+    for (const Case& c : *cases) {
+      const bool exact = format == Format::f32 || !products, common = exact || format == Format::bf16;
+      if (!common && c.dims.n_heads > 70) continue;  // nothing new, and slow where it is emulated
+      const Problem p = make_problem(c.dims, format, c.lengths);
+      const Tensor want = attend_plainly(p);
+      for (const int n_processors : {1, 20}) {
+        if (!common && n_processors == 1) continue;
+        if (c.dims.n_heads > 70 && n_processors == 20) continue;
+        EXPECT_LE(max_relative_error(attend(p, n_processors), want), exact ? 5e-6 : 1e-2)
+            << c.dims.n_heads << " heads, rank " << c.dims.kv_lora_rank << ", " << c.lengths.size() << " sequences, "
+            << n_processors << " processors";
       }
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Formats, CudaAttentionOf, testing::ValuesIn(kFormats),
+                         [](const auto& test) { return std::string(format_traits(test.param).name); });
 
 // Queries of few heads keep the precision of f32: what is left are the roundings of the weights.
 TEST_F(CudaAttention, ScoresOfFewHeadsAreExact) {

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_directory.h"

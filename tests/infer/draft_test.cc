@@ -419,7 +419,7 @@ std::vector<double> output_probabilities(Machine& m, const std::vector<int32_t>&
 }
 
 TEST(Draft, SampledOutputsAreDistributedAsTheModelSaysThem) {
-  constexpr int kRuns = test::kSanitized ? 800 : 4000;
+  constexpr int kRuns = test::kSanitized ? 200 : 4000;
   ModelConfig config = tiny_v3();
   config.vocab_size = 5;
   config.initializer_range = 0.2;

@@ -179,7 +179,7 @@ TEST_F(Importance, BringsQuantizedModelsNearer) {
     const std::vector<uint8_t> codes(text.begin(), text.end());
     return cut_windows(std::vector<int32_t>(codes.begin(), codes.end()), 256);
   };
-  const size_t part = test::kSanitized ? 4 : 1;
+  const size_t part = test::kSanitized ? 2 : 1;
   const auto seen = windows("tinyshakespeare-train.txt", 30000 / part);
   const auto held_out = windows("tinyshakespeare-val.txt", 15000 / part);
   const test::TemporaryDirectory scratch;

@@ -159,7 +159,7 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--balance-alpha", o.balance_alpha,
                 "Weight of the balance loss (default: 0.001 with aux and aux-batch, else 0)")
       ->check(CLI::Range(0.0, 100.0));
-  c->add_option("--mtp-weight", o.mtp_weight, "Weight of the MTP loss, where the model has the module")
+  c->add_option("--mtp-weight", o.mtp_weight, "Weight of the MTP loss, where the model has MTP modules")
       ->capture_default_str();
   c->add_option("--mtp-late-at", o.mtp_late_at, "Last step of --mtp-weight (0: the last of all)");
   c->add_option("--mtp-weight-late", o.mtp_weight_late, "Weight of the MTP loss behind it")->capture_default_str();

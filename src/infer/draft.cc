@@ -14,7 +14,8 @@ Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hid
   std::vector<int32_t> rows(ids.size());
   std::iota(rows.begin(), rows.end(), 0);
   const MtpInput input{from_host(ctx, rows), make_batch(ctx, {&ids, 1}, {&first_position, 1})};
-  return mtp_forward(ctx, model, input, hidden, {.caches = caches, .expand_caches = hidden.rows() >= kExpandFrom});
+  return mtp_forward(ctx, model, model.weights.mtp[0], input, hidden,
+                     {.caches = caches, .expand_caches = hidden.rows() >= kExpandFrom});
 }
 
 std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,

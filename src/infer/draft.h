@@ -1,6 +1,6 @@
-// Speculative decoding with the MTP module (V3 section 5.4.3): the module proposes the next tokens one after the other,
-// and the main model, which sees them all in one pass, keeps those that it would have said. What comes out is the main
-// model's: the same tokens when greedy, the same distribution otherwise.
+// Speculative decoding with the first MTP module (V3 section 5.4.3): the module proposes the next tokens one after the
+// other, and the main model, which sees them all in one pass, keeps those that it would have said. What comes out is
+// the main model's: the same tokens when greedy, the same distribution otherwise.
 #pragma once
 
 #include <vector>

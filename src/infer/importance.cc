@@ -96,14 +96,17 @@ Imatrix measure_importance(Context& ctx, const Model& model, std::span<const std
   Sums sums{ctx, imatrix};
   const auto add_group = [&](const Batch& batch) {
     const LayerVisit visit = [&](int64_t layer, const LayerSaved& saved) { sums.add_layer(config, layer, saved); };
-    const Tensor hidden = forward(ctx, model, batch, {.on_layer = &visit});
+    Tensor hidden = forward(ctx, model, batch, {.on_layer = &visit});
     sums.add("lm_head.weight", hidden);
-    const MtpInput next = make_mtp_input(ctx, batch);
-    if (model.weights.mtp.empty() || next.next.n_tokens() == 0) return;
     MtpSaved saved;
-    mtp_forward(ctx, model, next, hidden, {.saved = &saved});
-    sums.add(fmt::format("model.layers.{}.eh_proj.weight", config.num_hidden_layers), saved.concatenated);
-    sums.add_layer(config, config.num_hidden_layers, saved.layer);
+    for (size_t m = 0; m < model.weights.mtp.size(); ++m) {
+      const MtpInput input = make_mtp_input(ctx, m == 0 ? batch : saved.input.next);
+      if (input.next.n_tokens() == 0) break;
+      hidden = mtp_forward(ctx, model, model.weights.mtp[m], input, hidden, {.saved = &saved});
+      const int64_t layer = config.num_hidden_layers + static_cast<int64_t>(m);
+      sums.add(fmt::format("model.layers.{}.eh_proj.weight", layer), saved.concatenated);
+      sums.add_layer(config, layer, saved.layer);
+    }
   };
   for_each_group(ctx, sequences, kGroupTokens, add_group, on_tokens);
   for (const auto& ids : sequences) imatrix.chunk_tokens = std::max(imatrix.chunk_tokens, std::ssize(ids));

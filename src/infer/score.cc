@@ -53,7 +53,7 @@ void collect_group(Context& ctx, const Model& model, const Batch& batch, const S
   }
   if (options.all) out.add(fmt::format("hidden.{}", saved.layers.size()), saved.x);
   if (!options.mtp) return;
-  const Tensor mtp_hidden = mtp_forward(ctx, model, make_mtp_input(ctx, batch), hidden);
+  const Tensor mtp_hidden = mtp_forward(ctx, model, model.weights.mtp[0], make_mtp_input(ctx, batch), hidden);
   out.add("mtp_hidden", mtp_hidden);
   out.add("mtp_logits", head_logits(ctx, model, mtp_hidden));
 }
@@ -116,7 +116,7 @@ ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<
   for (const auto& ids : sequences) {
     const auto length = static_cast<int64_t>(ids.size());
     n_main += length - 1;
-    n_mtp += std::max<int64_t>(length - 2, 0);
+    n_mtp += count_mtp_targets(length, std::ssize(model.weights.mtp));
   }
   LossOptions loss_options{.mtp_weight = options.mtp_weight};
   if (n_main > 0) loss_options.main_scale = 1.0 / static_cast<double>(n_main);

@@ -185,9 +185,8 @@ void backward(Context& ctx, const Model& model, ModelWeights& dw, const Batch& b
   embedding_backward_weight(ctx, dw.embed, d_out, batch.ids);
 }
 
-void mtp_backward_input(Context& ctx, const Model& model, const MtpSaved& s, Tensor d_final_hidden, Tensor d_hidden,
-                        MtpGrads& g, const ScoreGradient& score_gradient) {
-  const MtpWeights& w = model.weights.mtp[0];
+void mtp_backward_input(Context& ctx, const Model& model, const MtpWeights& w, const MtpSaved& s,
+                        Tensor d_hidden_before, Tensor d_hidden, MtpGrads& g, const ScoreGradient& score_gradient) {
   const int64_t hidden = model.config.hidden_size;
   g.hidden = d_hidden;
   const Tensor d_out = new_like(ctx, s.x);
@@ -203,18 +202,18 @@ void mtp_backward_input(Context& ctx, const Model& model, const MtpSaved& s, Ten
   const ArenaScope scope(ctx.arena);
   const Tensor d_hidden_in = new_like(ctx, s.hidden_in);
   rms_norm_backward_input(ctx, d_hidden_in, d_h, s.hidden_in, w.hnorm, s.h_rms, /*accumulate=*/false);
-  embedding_backward_weight(ctx, d_final_hidden, d_hidden_in, s.input.rows);  // scatters rows back
+  embedding_backward_weight(ctx, d_hidden_before, d_hidden_in, s.input.rows);  // scatters rows back
 }
 
-void mtp_backward_weight(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& s, const MtpGrads& g) {
-  MtpWeights& dw = grads.mtp[0];
+void mtp_backward_weight(Context& ctx, const Model& model, MtpWeights& dw, Tensor d_embed, const MtpSaved& s,
+                         const MtpGrads& g) {
   const int64_t hidden = model.config.hidden_size;
   rms_norm_backward_weight(ctx, dw.norm, g.hidden, s.x, s.x_rms);
   layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, g.layer);
   linear_backward_weight(ctx, dw.eh_proj, g.projected, s.concatenated, {model.precision});
   rms_norm_backward_weight(ctx, dw.enorm, g.concatenated.columns(0, hidden), s.embedded, s.e_rms);
   rms_norm_backward_weight(ctx, dw.hnorm, g.concatenated.columns(hidden, hidden), s.hidden_in, s.h_rms);
-  embedding_backward_weight(ctx, grads.embed, g.embedded, s.input.next.ids);
+  embedding_backward_weight(ctx, d_embed, g.embedded, s.input.next.ids);
 }
 
 }  // namespace fathom

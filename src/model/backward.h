@@ -48,11 +48,12 @@ void layer_backward_weight(Context& ctx, const Model& model, LayerWeights& grads
 void backward(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch, const ForwardSaved& saved,
               Tensor d_final_hidden, const ScoreGradient& score_gradient = {});
 
-// The MTP module: d_final_hidden += dL/d(its input) from d_hidden = dL/d(its output). Memory from ctx.arena.
-void mtp_backward_input(Context& ctx, const Model& model, const MtpSaved& saved, Tensor d_final_hidden, Tensor d_hidden,
-                        MtpGrads& inner, const ScoreGradient& score_gradient = {});
-// grads += dL/d(the module's weights and its part of the embedding).
-void mtp_backward_weight(Context& ctx, const Model& model, ModelWeights& grads, const MtpSaved& saved,
+// An MTP module: d_hidden_before += dL/d(its input) from d_hidden = dL/d(its output). Memory from ctx.arena.
+void mtp_backward_input(Context& ctx, const Model& model, const MtpWeights& w, const MtpSaved& saved,
+                        Tensor d_hidden_before, Tensor d_hidden, MtpGrads& inner,
+                        const ScoreGradient& score_gradient = {});
+// grads += dL/d(the module's weights), d_embed += its part of the embedding's gradient.
+void mtp_backward_weight(Context& ctx, const Model& model, MtpWeights& grads, Tensor d_embed, const MtpSaved& saved,
                          const MtpGrads& inner);
 
 }  // namespace fathom

@@ -33,7 +33,7 @@ void check_config(const ModelConfig& c, const std::string& where) {
       {"v_head_dim", c.v_head_dim, 1, 65536},
       {"intermediate_size", c.intermediate_size, 1, kMaxSize},
       {"max_position_embeddings", c.max_position_embeddings, 1, int64_t{1} << 31},
-      {"num_nextn_predict_layers", c.num_nextn_predict_layers, 0, 1},
+      {"num_nextn_predict_layers", c.num_nextn_predict_layers, 0, kMaxMtpModules},
       {"first_k_dense_replace", c.first_k_dense_replace, 0, 10000},
       {"n_routed_experts", r.n_routed_experts, 0, 65536},
   };
@@ -72,7 +72,8 @@ void check_config(const ModelConfig& c, const std::string& where) {
   }
   const bool has_moe = r.n_routed_experts > 0 && c.first_k_dense_replace < c.num_hidden_layers;
   if (c.num_nextn_predict_layers > 0 && r.n_routed_experts == 0) {
-    throw Error("{}: num_nextn_predict_layers is 1 but n_routed_experts is 0: the MTP layer is an MoE layer", where);
+    throw Error("{}: num_nextn_predict_layers is {} but n_routed_experts is 0: an MTP layer is an MoE layer", where,
+                c.num_nextn_predict_layers);
   }
   if (has_moe || c.num_nextn_predict_layers > 0) {
     if (c.moe_intermediate_size < 1 || c.moe_intermediate_size > kMaxSize) {
@@ -149,8 +150,9 @@ double training_flops_a_token(const ModelConfig& config, int64_t seq_len, bool w
     ++longer.num_hidden_layers;
     const double layer = static_cast<double>(count_parameters(longer).active) - parameters;
     const auto hidden = static_cast<double>(config.hidden_size);
-    parameters += layer + 2 * hidden * hidden + hidden * static_cast<double>(config.vocab_size);
-    layers += 1;
+    const auto modules = static_cast<double>(config.num_nextn_predict_layers);
+    parameters += modules * (layer + 2 * hidden * hidden + hidden * static_cast<double>(config.vocab_size));
+    layers += modules;
   }
   const double pairs = (static_cast<double>(seq_len) + 1) / 2;
   return 6 * parameters + 6 * pairs * layers * static_cast<double>(config.num_attention_heads) *

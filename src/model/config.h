@@ -12,6 +12,8 @@
 
 namespace fathom {
 
+inline constexpr int64_t kMaxMtpModules = 16;
+
 struct ModelConfig {
   std::string model_type = "deepseek_v3";  // deepseek_v2 or deepseek_v3
   int64_t vocab_size = 0;
@@ -27,7 +29,7 @@ struct ModelConfig {
   int64_t moe_intermediate_size = 0;  // of one expert
   int64_t n_shared_experts = 0;
   int64_t first_k_dense_replace = 0;     // layers below this are dense
-  int64_t num_nextn_predict_layers = 0;  // MTP modules, 0 or 1
+  int64_t num_nextn_predict_layers = 0;  // MTP modules, up to kMaxMtpModules
   int64_t max_position_embeddings = 0;
   RouterConfig router{};  // n_routed_experts 0: every layer is dense
   double rms_norm_eps = 1e-6;
@@ -63,7 +65,8 @@ ParameterCount count_parameters(const ModelConfig& config);
 
 // Floating-point operations a token of a training step, as PaLM's appendix B counts them for MFU: 6 for each parameter
 // that a token meets, and for attention over itself and what stands before it in its sequence 6 (qk_head_dim +
-// v_head_dim) a pair. What is recomputed does not count. with_mtp: one MTP module with its pass through the head.
+// v_head_dim) a pair. What is recomputed does not count. with_mtp: and its MTP modules with their passes through the
+// head.
 double training_flops_a_token(const ModelConfig& config, int64_t seq_len, bool with_mtp);
 
 }  // namespace fathom

@@ -431,10 +431,8 @@ MtpInput make_mtp_input(Context& ctx, const Batch& batch) {
   return {make_batch(ctx, rows).ids, next};
 }
 
-Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tensor final_hidden,
+Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const MtpInput& input, Tensor hidden_before,
                    const MtpOptions& options) {
-  FATHOM_CHECK(!model.weights.mtp.empty());
-  const MtpWeights& w = model.weights.mtp[0];
   const int64_t tokens = input.next.n_tokens(), hidden = model.config.hidden_size;
   const auto eps = static_cast<float>(model.config.rms_norm_eps);
   FATHOM_CHECK(input.rows.cols() == tokens);
@@ -451,7 +449,7 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tens
   s.h_rms = new_f32(ctx, {tokens});
   s.concatenated = new_f32(ctx, {tokens, 2 * hidden});
   embedding(ctx, s.embedded, input.next.ids, model.weights.embed);
-  embedding(ctx, s.hidden_in, input.rows, final_hidden);  // gathers rows
+  embedding(ctx, s.hidden_in, input.rows, hidden_before);  // gathers rows
   rms_norm(ctx, s.concatenated.columns(0, hidden), s.embedded, w.enorm, eps, s.e_rms);
   rms_norm(ctx, s.concatenated.columns(hidden, hidden), s.hidden_in, w.hnorm, eps, s.h_rms);
   Tensor x = new_f32(ctx, {tokens, hidden});

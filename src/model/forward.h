@@ -133,13 +133,14 @@ void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, co
 // logits [rows, vocab] = hidden W_head^T
 Tensor head_logits(Context& ctx, const Model& model, Tensor hidden);
 
-// What the MTP module (V3 section 2.2) reads: row i of a sequence takes the hidden state at i and token i+1, and
-// predicts token i+2.
+// What an MTP module (V3 section 2.2) reads: row i of a sequence takes the hidden state at i and the token behind those
+// that are in it, and predicts the token behind that: the first module reads token i+1 and predicts token i+2.
 struct MtpInput {
   Tensor rows;  // [mtp_tokens] i32: the row of the hidden states that each row takes
   Batch next;   // the tokens behind those, with the positions and offsets of the rows
 };
-// The rows of a batch whose next token is in it: one less than tokens in each sequence. Memory from ctx.arena.
+// The rows of a batch whose next token is in it: one less than tokens in each sequence. `batch`: what the trunk read,
+// or MtpInput::next of the module before. Memory from ctx.arena.
 MtpInput make_mtp_input(Context& ctx, const Batch& batch);
 
 struct MtpSaved {
@@ -156,8 +157,9 @@ struct MtpOptions {
   bool expand_caches = false;              // as in ForwardOptions
   ExpertLoad* expert_load = nullptr;       // when given, one row is appended
 };
-// Returns hidden [mtp_tokens, hidden], after the module's norm; logits are head_logits of it.
-Tensor mtp_forward(Context& ctx, const Model& model, const MtpInput& input, Tensor final_hidden,
+// The module w of the model, behind final_hidden or what the module before returned. Returns hidden
+// [mtp_tokens, hidden], after the module's norm; logits are head_logits of it.
+Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const MtpInput& input, Tensor hidden_before,
                    const MtpOptions& options = {});
 
 }  // namespace fathom

@@ -10,9 +10,6 @@
 namespace fathom {
 namespace {
 
-// The MTP row i of a sequence predicts token i + 2; its last row has no target.
-Tensor mtp_targets(Context& ctx, const Batch& mtp_batch) { return make_targets(ctx, mtp_batch).main; }
-
 double sum(Context& ctx, Tensor losses) {
   Buffer memory;
   losses = on_host(ctx, losses, memory);
@@ -31,6 +28,24 @@ Tensor whole_batch(Context& ctx, const Batch& batch) {
   return from_host(ctx, std::vector<int32_t>{0, static_cast<int32_t>(batch.n_tokens())});
 }
 
+// What the MTP modules read one after the other, and what of it they predict (of row i, as of the trunk, what row i+1
+// reads), as long as there is something to predict.
+struct MtpStep {
+  const MtpWeights* module;
+  MtpInput input;
+  Targets targets;
+};
+std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options) {
+  std::vector<MtpStep> steps;
+  for (size_t m = 0; m < model.weights.mtp.size() && options.mtp_weight > 0; ++m) {
+    MtpInput input = make_mtp_input(ctx, m == 0 ? batch : steps.back().input.next);
+    Targets targets = make_targets(ctx, input.next);
+    if (targets.n_main == 0) break;
+    steps.push_back({&model.weights.mtp[m], std::move(input), targets});
+  }
+  return steps;
+}
+
 double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
 
 }  // namespace
@@ -41,12 +56,18 @@ LossResult& LossResult::operator+=(const LossResult& part) {
   mtp_loss_sum += part.mtp_loss_sum;
   mtp_targets += part.mtp_targets;
   balance_loss += part.balance_loss;
-  expert_load.resize(std::max(expert_load.size(), part.expert_load.size()));  // the MTP layer's row may be in one only
+  expert_load.resize(std::max(expert_load.size(), part.expert_load.size()));  // the MTP layers' rows may be in one only
   for (size_t l = 0; l < part.expert_load.size(); ++l) {
     expert_load[l].resize(part.expert_load[l].size());
     for (size_t e = 0; e < expert_load[l].size(); ++e) expert_load[l][e] += part.expert_load[l][e];
   }
   return *this;
+}
+
+int64_t count_mtp_targets(int64_t length, int64_t modules) {
+  int64_t n = 0;
+  for (int64_t depth = 1; depth <= modules; ++depth) n += std::max<int64_t>(length - 1 - depth, 0);
+  return n;
 }
 
 Targets make_targets(Context& ctx, const Batch& batch) {
@@ -56,7 +77,6 @@ Targets make_targets(Context& ctx, const Batch& batch) {
     const int32_t begin = batch.offsets[s], end = batch.offsets[s + 1];
     for (int32_t t = begin; t + 1 < end; ++t) next[static_cast<size_t>(t)] = batch.tokens[static_cast<size_t>(t) + 1];
     targets.n_main += std::max(end - begin - 1, 0);
-    targets.n_mtp += std::max(end - begin - 2, 0);
   }
   targets.main = from_host(ctx, next);
   return targets;
@@ -71,13 +91,14 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
   head_cross_entropy(ctx, losses, hidden, model.weights.head, targets.main);
   result.loss_sum = sum(ctx, losses);
   result.main_targets = targets.n_main;
-  if (options.mtp_weight > 0 && targets.n_mtp > 0) {
-    const MtpInput input = make_mtp_input(ctx, batch);
-    const Tensor mtp_hidden = mtp_forward(ctx, model, input, hidden, {.expert_load = wanted_load(ctx, result)});
+  Tensor mtp_hidden = hidden;
+  for (const MtpStep& step : mtp_steps(ctx, model, batch, options)) {
+    mtp_hidden =
+        mtp_forward(ctx, model, *step.module, step.input, mtp_hidden, {.expert_load = wanted_load(ctx, result)});
     const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
-    head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, mtp_targets(ctx, input.next));
-    result.mtp_loss_sum = sum(ctx, mtp_losses);
-    result.mtp_targets = targets.n_mtp;
+    head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, step.targets.main);
+    result.mtp_loss_sum += sum(ctx, mtp_losses);
+    result.mtp_targets += step.targets.n_main;
   }
   return result;
 }
@@ -112,21 +133,29 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
     };
   };
 
-  if (options.mtp_weight > 0 && targets.n_mtp > 0) {
+  {
     const ArenaScope mtp_scope(ctx.arena);
-    const double mtp_scale = options.mtp_weight * (options.mtp_scale > 0 ? options.mtp_scale : per(targets.n_mtp));
-    MtpSaved mtp;
-    const Tensor mtp_hidden = mtp_forward(ctx, model, make_mtp_input(ctx, batch), hidden,
-                                          {.saved = &mtp, .expert_load = &result.expert_load});
-    const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
-    const Tensor d_mtp_hidden = new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()});
-    head_cross_entropy_backward(ctx, mtp_losses, d_mtp_hidden, grads.head, mtp_hidden, model.weights.head,
-                                mtp_targets(ctx, mtp.input.next), static_cast<float>(mtp_scale));
-    result.mtp_loss_sum = sum(ctx, mtp_losses);
-    result.mtp_targets = targets.n_mtp;
-    MtpGrads inner;
-    mtp_backward_input(ctx, model, mtp, d_hidden, d_mtp_hidden, inner, balance(mtp.input.next));
-    mtp_backward_weight(ctx, model, grads, mtp, inner);
+    const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
+    for (const MtpStep& step : steps) result.mtp_targets += step.targets.n_main;
+    const double mtp_scale = options.mtp_weight * (options.mtp_scale > 0 ? options.mtp_scale : per(result.mtp_targets));
+    std::vector<MtpSaved> mtp(steps.size());
+    std::vector<Tensor> d_hiddens = {d_hidden};  // of the trunk's, then of each module's output
+    for (size_t m = 0; m < steps.size(); ++m) {
+      const Tensor mtp_hidden =
+          mtp_forward(ctx, model, *steps[m].module, steps[m].input, m == 0 ? hidden : mtp[m - 1].hidden,
+                      {.saved = &mtp[m], .expert_load = &result.expert_load});
+      const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
+      d_hiddens.push_back(new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()}));
+      head_cross_entropy_backward(ctx, mtp_losses, d_hiddens.back(), grads.head, mtp_hidden, model.weights.head,
+                                  steps[m].targets.main, static_cast<float>(mtp_scale));
+      result.mtp_loss_sum += sum(ctx, mtp_losses);
+    }
+    for (size_t m = steps.size(); m-- > 0;) {
+      MtpGrads inner;
+      mtp_backward_input(ctx, model, *steps[m].module, mtp[m], d_hiddens[m], d_hiddens[m + 1], inner,
+                         balance(steps[m].input.next));
+      mtp_backward_weight(ctx, model, grads.mtp[m], grads.embed, mtp[m], inner);
+    }
   }
   backward(ctx, model, grads, batch, saved, d_hidden, balance(batch));
   return result;

@@ -1,5 +1,5 @@
 // The training objective and its gradient over one packed batch: next-token cross-entropy, plus mtp_weight times the
-// MTP loss (V3 equations 24-25), plus a balance loss when asked for.
+// MTP loss (V3 equations 24-25: the mean over the targets of all modules), plus a balance loss when asked for.
 #pragma once
 
 #include "model/forward.h"
@@ -7,7 +7,7 @@
 namespace fathom {
 
 struct LossOptions {
-  double mtp_weight = 0;     // lambda; 0 leaves the MTP module out
+  double mtp_weight = 0;     // lambda; 0 leaves the MTP modules out
   double balance_alpha = 0;  // of the balance loss
   // Over all tokens of the batch at once, not over each sequence (V3 section 4.5.3): the classic auxiliary loss.
   bool balance_over_batch = false;
@@ -21,10 +21,10 @@ struct LossOptions {
 struct LossResult {
   double loss_sum = 0;  // over main_targets, natural log
   int64_t main_targets = 0;
-  double mtp_loss_sum = 0;
+  double mtp_loss_sum = 0;  // of all modules
   int64_t mtp_targets = 0;
   double balance_loss = 0;  // summed over sequences and layers, alpha included
-  ExpertLoad expert_load;   // the MTP layer's row last
+  ExpertLoad expert_load;   // the MTP layers' rows last
 
   LossResult& operator+=(const LossResult& part);  // of other targets of the same step
   double loss() const { return main_targets > 0 ? loss_sum / static_cast<double>(main_targets) : 0; }
@@ -35,9 +35,10 @@ struct LossResult {
 struct Targets {
   Tensor main;  // [tokens] i32, kNoTarget where there is none
   int64_t n_main;
-  int64_t n_mtp;  // sum over sequences of max(length - 2, 0)
 };
 Targets make_targets(Context& ctx, const Batch& batch);
+// Of a sequence of `length` tokens: the targets that this many MTP modules have.
+int64_t count_mtp_targets(int64_t length, int64_t modules);
 
 // The loss alone.
 LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,

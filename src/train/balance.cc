@@ -11,7 +11,7 @@ double mean_load(const std::vector<int64_t>& load) {
   return static_cast<double>(sum) / static_cast<double>(load.size());
 }
 
-// Of the MoE layers, the MTP layer's last.
+// Of the MoE layers, the MTP layers' last.
 std::vector<Tensor> biases_of(const ModelWeights& weights) {
   std::vector<Tensor> biases;
   for (const LayerWeights& layer : weights.layers) {

@@ -22,7 +22,6 @@ void add_window(Examples& examples, std::span<const int32_t> window, int32_t sep
       examples.next.push_back(last ? kNoTarget : window[i + 1]);
       if (!last) ++examples.n_main;
     }
-    examples.n_mtp += std::max<int64_t>(0, static_cast<int64_t>(sequence.size()) - 2);
     begin = end;
   }
 }
@@ -30,7 +29,6 @@ void add_window(Examples& examples, std::span<const int32_t> window, int32_t sep
 Example make_example(Context& ctx, const Examples& examples) {
   Example example{make_batch(ctx, examples.sequences), {}};
   example.targets = make_targets(ctx, example.batch);
-  FATHOM_CHECK(example.targets.n_mtp == examples.n_mtp);
   example.targets.n_main = examples.n_main;
   std::copy(examples.next.begin(), examples.next.end(), example.targets.main.i32());
   return example;

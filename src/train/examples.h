@@ -13,8 +13,8 @@ inline constexpr int32_t kNoSeparator = -1;
 // On the host: packed sequences, and for each of their tokens the one that follows it.
 struct Examples {
   std::vector<std::vector<int32_t>> sequences;
-  std::vector<int32_t> next;      // [tokens], kNoTarget where none is to be learned
-  int64_t n_main = 0, n_mtp = 0;  // targets
+  std::vector<int32_t> next;  // [tokens], kNoTarget where none is to be learned
+  int64_t n_main = 0;         // targets
   int64_t n_sequences() const { return static_cast<int64_t>(sequences.size()); }
 };
 

@@ -60,7 +60,7 @@ struct TrainOptions {
   double bias_update_speed = 0.001;
   double bias_freeze = 0;  // the part of the steps, at the end, in which the biases stay (V3: 500 B of 14.8 T tokens)
   double balance_alpha = -1;  // of the balance loss; below 0: 0.001 for aux, else 0
-  double mtp_weight = 0.3;    // where the model has an MTP module
+  double mtp_weight = 0.3;    // where the model has MTP modules
   // After step mtp_late_at (0: never) it has another weight (V3 section 4.2: 0.3, and 0.1 for the last third).
   double mtp_weight_late = 0.1;
   int64_t mtp_late_at = 0;

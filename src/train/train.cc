@@ -258,7 +258,9 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
     const auto window = [&](int64_t i) { return Window{phase.sampler.start(all.first + i), phase.seq_len + 1}; };
     parts.push_back(cut_windows(run, first, std::min(phase.micro_batch, all.n - first), window, run.ids));
     n_main += parts.back().n_main;
-    n_mtp += parts.back().n_mtp;
+    for (const std::vector<int32_t>& sequence : parts.back().sequences) {
+      n_mtp += count_mtp_targets(std::ssize(sequence), std::ssize(run.model.weights.mtp));
+    }
     n_sequences += parts.back().n_sequences();
   }
   const TrainOptions& o = run.options;
@@ -342,6 +344,8 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   m.lr = learning_rate(o.lr, step);
   m.grad_norm = std::sqrt(sum_of_squares(run.ctx, run.gradients.trained()));
   LossGuard& guard = run.state.guard;
+  // The losses of longer sequences, whose far positions are new to the model, are no spikes of those before.
+  if (run.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
   run.state.step = step;
   if (std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations); !why.empty()) {
     ++guard.skipped;

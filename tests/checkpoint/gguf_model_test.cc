@@ -56,7 +56,7 @@ ModelConfig sayable(ModelConfig config) {
 
 std::vector<ModelConfig> configs() {
   std::vector<ModelConfig> all;
-  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(), tiny_greedy_v2()}) {
+  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2()}) {
     all.push_back(sayable(config));
   }
   all.push_back(all[0]);

@@ -48,8 +48,11 @@ class HfSave : public testing::Test {
 };
 
 TEST_F(HfSave, GivesTheFilesThatATrainedModelIsSavedAs) {
-  const std::pair<const char*, ModelConfig> configs[] = {
-      {"v3", tiny_v3()}, {"mtp", tiny_mtp()}, {"v2", tiny_v2()}, {"greedy", tiny_greedy_v2()}, {"dense", tiny_dense()}};
+  const std::pair<const char*, ModelConfig> configs[] = {{"v3", tiny_v3()},
+                                                         {"mtp", tiny_mtp(3)},
+                                                         {"v2", tiny_v2()},
+                                                         {"greedy", tiny_greedy_v2()},
+                                                         {"dense", tiny_dense()}};
   for (const auto& [name, config] : configs) {
     const LoadedModel model = random_model(config);
     save_model(at("source"), config, model.parameters.weights, {f32});

@@ -56,7 +56,13 @@ std::vector<float> logits(const ModelConfig& config, const ModelWeights& weights
     const Batch batch = make_batch(ctx, {&ids, 1}, {&first, 1});
     const Tensor hidden = forward(ctx, model, batch, {.caches = caches});
     append(hidden);
-    if (n > 1 && !weights.mtp.empty()) append(mtp_forward(ctx, model, make_mtp_input(ctx, batch), hidden));
+    Tensor state = hidden;
+    MtpInput input;
+    for (size_t m = 0; n > 1 && m < weights.mtp.size(); ++m) {
+      input = make_mtp_input(ctx, m == 0 ? batch : input.next);
+      state = mtp_forward(ctx, model, weights.mtp[m], input, state);
+      append(state);
+    }
   }
   return all;
 }
@@ -155,7 +161,7 @@ bool fits_gguf(const ModelConfig& config) {
   return config.rope_interleave && !(yarn && yarn->mscale != yarn->mscale_all_dim);
 }
 
-// The fixtures, and models that fit nowhere: odd rows, heads that fill no panels, an MTP module.
+// The fixtures, and models that fit nowhere: odd rows, heads that fill no panels, MTP modules.
 class PackedModels : public testing::Test {
  protected:
   PackedModels() {
@@ -163,7 +169,7 @@ class PackedModels : public testing::Test {
       subjects_.push_back({name, kOracle / name});
     }
     subjects_.push_back({"shakespeare", kShakespeare});
-    add("odd", tiny_mtp());
+    add("odd", tiny_mtp(2));
     ModelConfig blocks = tiny_v3();  // odd rows of whole blocks
     blocks.hidden_size = 256;
     blocks.moe_intermediate_size = 32;

@@ -33,9 +33,9 @@ inline ModelConfig tiny_v3() {
   return c;
 }
 
-inline ModelConfig tiny_mtp() {
+inline ModelConfig tiny_mtp(int64_t modules = 1) {
   ModelConfig c = tiny_v3();
-  c.num_nextn_predict_layers = 1;
+  c.num_nextn_predict_layers = modules;
   c.rope_scaling.reset();
   c.rope_interleave = false;
   return c;

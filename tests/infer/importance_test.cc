@@ -120,7 +120,7 @@ TEST_F(Importance, IsTheSumOfWhatGoesIntoEveryMatrix) {
     expect_sums(got, "output.weight", 0, rows_of(hidden));
     if (!packed.weights.mtp.empty()) {
       MtpSaved mtp;
-      mtp_forward(ctx_, model, make_mtp_input(ctx_, batch), hidden, {.saved = &mtp});
+      mtp_forward(ctx_, model, model.weights.mtp[0], make_mtp_input(ctx_, batch), hidden, {.saved = &mtp});
       expect_layer(got, packed.config, packed.config.num_hidden_layers, mtp.layer);
       expect_sums(got, fmt::format("blk.{}.nextn.eh_proj.weight", packed.config.num_hidden_layers), 0,
                   rows_of(mtp.concatenated));

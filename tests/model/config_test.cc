@@ -37,7 +37,7 @@ TEST(Config, ImpossibleNumbersAreRefusedByKey) {
       {"topk_group", [](auto& c) { c.router.topk_group = 5; }},
       {"moe_intermediate_size", [](auto& c) { c.moe_intermediate_size = 0; }},
       {"routed_scaling_factor", [](auto& c) { c.router.routed_scaling_factor = -1; }},
-      {"num_nextn_predict_layers", [](auto& c) { c.num_nextn_predict_layers = 2; }},
+      {"num_nextn_predict_layers", [](auto& c) { c.num_nextn_predict_layers = kMaxMtpModules + 1; }},
       {"parameters", [](auto& c) { c.hidden_size = c.intermediate_size = c.vocab_size = 1 << 24; }},
   };
   for (const auto& [key, spoil] : cases) {

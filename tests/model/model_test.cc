@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "model/backward.h"
 #include "model/loss.h"
@@ -81,6 +82,11 @@ void check_gradient(ModelConfig config, LossOptions options) {
 }
 
 TEST(Gradient, V3WithMtpAndBalanceLoss) { check_gradient(tiny_v3(), kLoss); }
+TEST(Gradient, SeveralMtpModules) {
+  ModelConfig config = tiny_v3();
+  config.num_nextn_predict_layers = 3;
+  check_gradient(config, kLoss);
+}
 TEST(Gradient, V2WithoutQueryLatent) { check_gradient(tiny_v2(), {}); }
 TEST(Gradient, DenseOnly) { check_gradient(tiny_dense(), {}); }
 
@@ -163,7 +169,8 @@ TEST(Gradient, WeightGradientsMayComeLater) {
   ForwardSaved saved;
   MtpSaved mtp;
   const Tensor hidden = forward(machine.ctx, model, batch, {.saved = &saved});
-  mtp_forward(machine.ctx, model, make_mtp_input(machine.ctx, batch), hidden, {.saved = &mtp});
+  const MtpWeights& w = model.weights.mtp[0];
+  mtp_forward(machine.ctx, model, w, make_mtp_input(machine.ctx, batch), hidden, {.saved = &mtp});
   const size_t last = saved.layers.size() - 1;
   std::vector<float> inputs[2];
   for (const bool later : {false, true}) {
@@ -173,12 +180,12 @@ TEST(Gradient, WeightGradientsMayComeLater) {
     std::fill_n(d_hidden.f32(), d_hidden.size(), 0.5f);
     MtpGrads inner;
     LayerGrads layer;
-    mtp_backward_input(machine.ctx, model, mtp, d_hidden, mtp.hidden, inner);
-    if (!later) mtp_backward_weight(machine.ctx, model, grads, mtp, inner);
+    mtp_backward_input(machine.ctx, model, w, mtp, d_hidden, mtp.hidden, inner);
+    if (!later) mtp_backward_weight(machine.ctx, model, grads.mtp[0], grads.embed, mtp, inner);
     layer_backward_input(machine.ctx, model, model.weights.layers[last], batch, saved.layers[last], dx, d_hidden, layer,
                          {});
     layer_backward_weight(machine.ctx, model, grads.layers[last], batch, saved.layers[last], layer);
-    if (later) mtp_backward_weight(machine.ctx, model, grads, mtp, inner);
+    if (later) mtp_backward_weight(machine.ctx, model, grads.mtp[0], grads.embed, mtp, inner);
     inputs[later] = copy(dx);
   }
   EXPECT_EQ(inputs[0], inputs[1]);
@@ -426,7 +433,10 @@ TEST(Config, FlopsOfTrainingFollowTheParameters) {
                                                 (config.qk_head_dim() + config.v_head_dim));
   EXPECT_DOUBLE_EQ(one, 6 * active + pair);
   EXPECT_DOUBLE_EQ(more, 6 * active + 51 * pair);
-  EXPECT_GT(training_flops_a_token(config, 1, true), one);
+  const double with_mtp = training_flops_a_token(config, 1, true);
+  EXPECT_GT(with_mtp, one);
+  config.num_nextn_predict_layers = 3;
+  EXPECT_DOUBLE_EQ(training_flops_a_token(config, 1, true) - one, 3 * (with_mtp - one));
 }
 
 TEST(Loss, SameBitsForAnyNumberOfThreads) {
@@ -464,6 +474,56 @@ TEST(Loss, CountsEveryTokenTimesK) {
     int64_t total = 0;
     for (const int64_t n : result.expert_load[l]) total += n;
     EXPECT_EQ(total, rows[l] * config.router.num_experts_per_tok);
+  }
+}
+
+TEST(Loss, EachMtpModulePredictsATokenFurther) {
+  Machine machine;
+  ModelConfig config = tiny_v3();
+  config.num_nextn_predict_layers = 2;
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const auto loss_of = [&](const std::vector<std::vector<int32_t>>& sequences) {
+    const Batch batch = make_batch(machine.ctx, sequences);
+    return loss(machine.ctx, model, batch, make_targets(machine.ctx, batch), kLoss);
+  };
+  const LossResult whole = loss_of({random_ids(10, config.vocab_size, 1)});
+  EXPECT_EQ(whole.mtp_targets, 8 + 7);
+  EXPECT_EQ(count_mtp_targets(10, 2), 8 + 7);
+  ASSERT_EQ(whole.expert_load.size(), 4u);  // two MoE layers and two MTP layers
+  EXPECT_EQ(std::accumulate(whole.expert_load[3].begin(), whole.expert_load[3].end(), int64_t{0}),
+            8 * config.router.num_experts_per_tok);
+  const LossResult shorter = loss_of({random_ids(3, config.vocab_size, 1), random_ids(2, config.vocab_size, 2)});
+  EXPECT_EQ(shorter.mtp_targets, 1);
+  EXPECT_EQ(shorter.expert_load.size(), 3u);  // the second module has nothing to predict
+  EXPECT_EQ(loss_of({random_ids(2, config.vocab_size, 1)}).mtp_targets, 0);
+  EXPECT_EQ(count_mtp_targets(2, 2), 0);
+  EXPECT_EQ(count_mtp_targets(3, 2), 1);
+}
+
+// Row i of the second module has read token i + 2, and no further one.
+TEST(Forward, MtpModulesReadOneTokenEach) {
+  Machine machine;
+  ModelConfig config = tiny_v3();
+  config.num_nextn_predict_layers = 2;
+  Parameters p = tiny_parameters(config);
+  const Model model = make_model(config, p.weights);
+  const auto second = [&](const std::vector<int32_t>& ids) {
+    const Batch batch = make_batch(machine.ctx, {&ids, 1});
+    Tensor hidden = forward(machine.ctx, model, batch);
+    MtpInput input = make_mtp_input(machine.ctx, batch);
+    hidden = mtp_forward(machine.ctx, model, model.weights.mtp[0], input, hidden);
+    input = make_mtp_input(machine.ctx, input.next);
+    return mtp_forward(machine.ctx, model, model.weights.mtp[1], input, hidden);
+  };
+  std::vector<int32_t> ids = random_ids(9, config.vocab_size, 1);
+  const Tensor before = second(ids);
+  ASSERT_EQ(before.rows(), 7);
+  ids[5] = (ids[5] + 1) % static_cast<int32_t>(config.vocab_size);
+  const Tensor after = second(ids);
+  for (int64_t i = 0; i < 7; ++i) {
+    const bool same = memcmp(before.f32_row(i), after.f32_row(i), sizeof(float) * 20) == 0;
+    EXPECT_EQ(same, i + 2 < 5) << i;
   }
 }
 

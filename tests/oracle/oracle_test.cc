@@ -57,6 +57,8 @@ std::string device_option() {
   return device != nullptr ? fmt::format(" --device {}", device) : "";
 }
 
+void PrintTo(const Fixture& fixture, std::ostream* out) { *out << fixture.folder.filename().string(); }
+
 class Oracle : public testing::TestWithParam<Fixture> {
  protected:
   fs::path folder() const { return GetParam().folder; }

@@ -39,7 +39,6 @@ TEST(Examples, WindowsAreSequences) {
   EXPECT_THAT(whole.sequences, ElementsAre(ElementsAre(5, 1, 9, 7, 9), ElementsAre(5, 1)));
   EXPECT_THAT(whole.next, ElementsAre(1, 9, 7, 9, 9, 1, 9));
   EXPECT_EQ(whole.n_main, 7);
-  EXPECT_EQ(whole.n_mtp, 3);
 }
 
 TEST(Examples, ASeparatorCutsThemIntoDocuments) {
@@ -48,7 +47,6 @@ TEST(Examples, ASeparatorCutsThemIntoDocuments) {
   EXPECT_THAT(cut.sequences, ElementsAre(ElementsAre(5, 1, 4, 9), ElementsAre(7, 9), ElementsAre(9), ElementsAre(3)));
   EXPECT_THAT(cut.next, ElementsAre(1, 4, 9, kNoTarget, 9, kNoTarget, kNoTarget, 2));
   EXPECT_EQ(cut.n_main, 5);
-  EXPECT_EQ(cut.n_mtp, 2);
   ThreadPool pool(1);
   Arena arena;
   Context ctx{pool, arena};

@@ -189,6 +189,13 @@ TEST_F(Train, ExtensionKeepsTheTokensOfAStepAndResumes) {
   run(plain);
   EXPECT_EQ(read_metrics(plain.out / "train.jsonl")[2].loss, read_metrics(o.out / "train.jsonl")[2].loss);
   EXPECT_NE(read_metrics(plain.out / "train.jsonl")[3].loss, read_metrics(o.out / "train.jsonl")[3].loss);
+  // A loss is a spike of those of as long sequences.
+  const auto losses_known = [](const TrainOptions& run) {
+    const std::string state = read_file(checkpoint_directory(run.out, run.steps) / "trainer.json", 1 << 20);
+    return std::stoi(state.substr(state.find("\"taken\":") + 8));
+  };
+  EXPECT_EQ(losses_known(plain), 6);
+  EXPECT_EQ(losses_known(o), 3);
   o.out = folder_ / "cut";
   run(o, 2, 4);
   o.resume = true;

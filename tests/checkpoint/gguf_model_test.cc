@@ -267,7 +267,7 @@ TEST(MalformedGgufModel, MetadataAreRefusedByTheirKey) {
       {"deepseek2.block_count", u32(0xFFFFFFFF), "num_hidden_layers is 4294967295"},
       {"deepseek2.block_count", f32(3), "deepseek2.block_count is f32, not a whole number"},
       {"deepseek2.nextn_predict_layers", u32(9), "num_hidden_layers is -6"},
-      {"deepseek2.nextn_predict_layers", u32(2), "num_nextn_predict_layers is 2, must be between 0 and 1"},
+      {"deepseek2.nextn_predict_layers", u32(2), "missing tensors: model.layers.1.enorm.weight"},
       {"deepseek2.embedding_length", u32(25), "has shape [33, 24], the config asks for [33, 25]"},
       {"deepseek2.vocab_size", u32(34), "has shape [33, 24], the config asks for [34, 24]"},
       {"deepseek2.vocab_size", "", "vocab_size is 0, must be between 1 and"},

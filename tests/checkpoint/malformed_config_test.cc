@@ -53,7 +53,7 @@ const ConfigCase kV3Cases[] = {
     {"/routed_scaling_factor", "-1", "routed_scaling_factor"},
     {"/routed_scaling_factor", "1e300", "routed_scaling_factor"},
     {"/routed_scaling_factor", "\"2\"", "routed_scaling_factor is not a number"},
-    {"/num_nextn_predict_layers", "2", "num_nextn_predict_layers is 2"},
+    {"/num_nextn_predict_layers", "17", "num_nextn_predict_layers is 17"},
     {"/num_nextn_predict_layers", "-1", "num_nextn_predict_layers is -1"},
     {"/num_experts_per_tok", "0", "num_experts_per_tok is 0"},
     {"/num_experts_per_tok", "5", "num_experts_per_tok is 5"},

@@ -99,10 +99,9 @@ Imatrix measure_importance(Context& ctx, const Model& model, std::span<const std
     Tensor hidden = forward(ctx, model, batch, {.on_layer = &visit});
     sums.add("lm_head.weight", hidden);
     MtpSaved saved;
-    for (size_t m = 0; m < model.weights.mtp.size(); ++m) {
-      const MtpInput input = make_mtp_input(ctx, m == 0 ? batch : saved.input.next);
-      if (input.next.n_tokens() == 0) break;
-      hidden = mtp_forward(ctx, model, model.weights.mtp[m], input, hidden, {.saved = &saved});
+    const std::vector<MtpInput> inputs = make_mtp_inputs(ctx, model, batch);
+    for (size_t m = 0; m < inputs.size(); ++m) {
+      hidden = mtp_forward(ctx, model, model.weights.mtp[m], inputs[m], hidden, {.saved = &saved});
       const int64_t layer = config.num_hidden_layers + static_cast<int64_t>(m);
       sums.add(fmt::format("model.layers.{}.eh_proj.weight", layer), saved.concatenated);
       sums.add_layer(config, layer, saved.layer);

@@ -112,14 +112,11 @@ ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<
   if ((options.mtp || options.mtp_weight > 0) && model.weights.mtp.empty()) {
     throw Error("this model has no MTP layer (num_nextn_predict_layers is 0): leave the MTP options out");
   }
-  int64_t n_main = 0, n_mtp = 0;
-  for (const auto& ids : sequences) {
-    const auto length = static_cast<int64_t>(ids.size());
-    n_main += length - 1;
-    n_mtp += count_mtp_targets(length, std::ssize(model.weights.mtp));
-  }
+  int64_t n_main = 0;
+  for (const auto& ids : sequences) n_main += std::ssize(ids) - 1;
   LossOptions loss_options{.mtp_weight = options.mtp_weight};
   if (n_main > 0) loss_options.main_scale = 1.0 / static_cast<double>(n_main);
+  const int64_t n_mtp = count_mtp_targets(sequences, model);
   if (n_mtp > 0) loss_options.mtp_scale = 1.0 / static_cast<double>(n_mtp);
 
   ScoreResult result;

@@ -431,6 +431,16 @@ MtpInput make_mtp_input(Context& ctx, const Batch& batch) {
   return {make_batch(ctx, rows).ids, next};
 }
 
+std::vector<MtpInput> make_mtp_inputs(Context& ctx, const Model& model, const Batch& batch) {
+  std::vector<MtpInput> inputs;
+  for (size_t m = 0; m < model.weights.mtp.size(); ++m) {
+    MtpInput input = make_mtp_input(ctx, m == 0 ? batch : inputs.back().next);
+    if (input.next.n_tokens() == 0) break;
+    inputs.push_back(std::move(input));
+  }
+  return inputs;
+}
+
 Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const MtpInput& input, Tensor hidden_before,
                    const MtpOptions& options) {
   const int64_t tokens = input.next.n_tokens(), hidden = model.config.hidden_size;

@@ -142,6 +142,8 @@ struct MtpInput {
 // The rows of a batch whose next token is in it: one less than tokens in each sequence. `batch`: what the trunk read,
 // or MtpInput::next of the module before. Memory from ctx.arena.
 MtpInput make_mtp_input(Context& ctx, const Batch& batch);
+// Of the model's modules one after the other, as long as there are rows.
+std::vector<MtpInput> make_mtp_inputs(Context& ctx, const Model& model, const Batch& batch);
 
 struct MtpSaved {
   MtpInput input;

@@ -37,11 +37,11 @@ struct MtpStep {
 };
 std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options) {
   std::vector<MtpStep> steps;
-  for (size_t m = 0; m < model.weights.mtp.size() && options.mtp_weight > 0; ++m) {
-    MtpInput input = make_mtp_input(ctx, m == 0 ? batch : steps.back().input.next);
-    Targets targets = make_targets(ctx, input.next);
+  if (options.mtp_weight <= 0) return steps;
+  for (MtpInput& input : make_mtp_inputs(ctx, model, batch)) {
+    const Targets targets = make_targets(ctx, input.next);
     if (targets.n_main == 0) break;
-    steps.push_back({&model.weights.mtp[m], std::move(input), targets});
+    steps.push_back({&model.weights.mtp[steps.size()], std::move(input), targets});
   }
   return steps;
 }
@@ -64,9 +64,11 @@ LossResult& LossResult::operator+=(const LossResult& part) {
   return *this;
 }
 
-int64_t count_mtp_targets(int64_t length, int64_t modules) {
+int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, const Model& model) {
   int64_t n = 0;
-  for (int64_t depth = 1; depth <= modules; ++depth) n += std::max<int64_t>(length - 1 - depth, 0);
+  for (const std::vector<int32_t>& ids : sequences) {
+    for (int64_t m = 1; m <= std::ssize(model.weights.mtp); ++m) n += std::max<int64_t>(std::ssize(ids) - 1 - m, 0);
+  }
   return n;
 }
 

@@ -37,8 +37,8 @@ struct Targets {
   int64_t n_main;
 };
 Targets make_targets(Context& ctx, const Batch& batch);
-// Of a sequence of `length` tokens: the targets that this many MTP modules have.
-int64_t count_mtp_targets(int64_t length, int64_t modules);
+// Those of all MTP modules.
+int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, const Model& model);
 
 // The loss alone.
 LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,

@@ -258,9 +258,7 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
     const auto window = [&](int64_t i) { return Window{phase.sampler.start(all.first + i), phase.seq_len + 1}; };
     parts.push_back(cut_windows(run, first, std::min(phase.micro_batch, all.n - first), window, run.ids));
     n_main += parts.back().n_main;
-    for (const std::vector<int32_t>& sequence : parts.back().sequences) {
-      n_mtp += count_mtp_targets(std::ssize(sequence), std::ssize(run.model.weights.mtp));
-    }
+    n_mtp += count_mtp_targets(parts.back().sequences, run.model);
     n_sequences += parts.back().n_sequences();
   }
   const TrainOptions& o = run.options;

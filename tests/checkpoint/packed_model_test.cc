@@ -57,10 +57,9 @@ std::vector<float> logits(const ModelConfig& config, const ModelWeights& weights
     const Tensor hidden = forward(ctx, model, batch, {.caches = caches});
     append(hidden);
     Tensor state = hidden;
-    MtpInput input;
-    for (size_t m = 0; n > 1 && m < weights.mtp.size(); ++m) {
-      input = make_mtp_input(ctx, m == 0 ? batch : input.next);
-      state = mtp_forward(ctx, model, weights.mtp[m], input, state);
+    const std::vector<MtpInput> inputs = make_mtp_inputs(ctx, model, batch);
+    for (size_t m = 0; m < inputs.size(); ++m) {
+      state = mtp_forward(ctx, model, weights.mtp[m], inputs[m], state);
       append(state);
     }
   }

@@ -487,9 +487,12 @@ TEST(Loss, EachMtpModulePredictsATokenFurther) {
     const Batch batch = make_batch(machine.ctx, sequences);
     return loss(machine.ctx, model, batch, make_targets(machine.ctx, batch), kLoss);
   };
+  const auto counted = [&](const std::vector<std::vector<int32_t>>& sequences) {
+    return count_mtp_targets(sequences, model);
+  };
   const LossResult whole = loss_of({random_ids(10, config.vocab_size, 1)});
   EXPECT_EQ(whole.mtp_targets, 8 + 7);
-  EXPECT_EQ(count_mtp_targets(10, 2), 8 + 7);
+  EXPECT_EQ(counted({random_ids(10, config.vocab_size, 1)}), 8 + 7);
   ASSERT_EQ(whole.expert_load.size(), 4u);  // two MoE layers and two MTP layers
   EXPECT_EQ(std::accumulate(whole.expert_load[3].begin(), whole.expert_load[3].end(), int64_t{0}),
             8 * config.router.num_experts_per_tok);
@@ -497,8 +500,8 @@ TEST(Loss, EachMtpModulePredictsATokenFurther) {
   EXPECT_EQ(shorter.mtp_targets, 1);
   EXPECT_EQ(shorter.expert_load.size(), 3u);  // the second module has nothing to predict
   EXPECT_EQ(loss_of({random_ids(2, config.vocab_size, 1)}).mtp_targets, 0);
-  EXPECT_EQ(count_mtp_targets(2, 2), 0);
-  EXPECT_EQ(count_mtp_targets(3, 2), 1);
+  EXPECT_EQ(counted({random_ids(2, config.vocab_size, 1)}), 0);
+  EXPECT_EQ(counted({random_ids(3, config.vocab_size, 1)}), 1);
 }
 
 // Row i of the second module has read token i + 2, and no further one.

@@ -52,17 +52,13 @@ void attention_backward_input(Context& ctx, const Model& model, const MlaWeights
 void attention_backward_weight(Context& ctx, const Model& model, MlaWeights& dw, const MlaSaved& s, const MlaGrads& g) {
   const int64_t rank = s.latent.cols();
   const Rounding rounding{model.precision};
-  linear_backward_weight(ctx, dw.o, g.out, s.o, attention_out_rounding(model));
-  linear_backward_weight(ctx, dw.kv_b, g.kv, s.latent, rounding);
+  linear_backward_weight(ctx, {{dw.o, g.out, s.o, {}, attention_out_rounding(model)},
+                               {dw.kv_b, g.kv, s.latent, {}, rounding},
+                               {dw.kv_a, g.kv_a, s.input, {}, rounding},
+                               {dw.q_b, g.q, dw.q_a ? s.q_latent : s.input, {}, rounding},
+                               {dw.q_a, g.q_a, s.input, {}, rounding}});
   rms_norm_backward_weight(ctx, dw.kv_a_norm, g.latent, s.kv_a.columns(0, rank), s.kv_a_rms);
-  linear_backward_weight(ctx, dw.kv_a, g.kv_a, s.input, rounding);
-  if (!dw.q_a) {
-    linear_backward_weight(ctx, dw.q_b, g.q, s.input, rounding);
-    return;
-  }
-  linear_backward_weight(ctx, dw.q_b, g.q, s.q_latent, rounding);
-  rms_norm_backward_weight(ctx, dw.q_a_norm, g.q_latent, s.q_a, s.q_a_rms);
-  linear_backward_weight(ctx, dw.q_a, g.q_a, s.input, rounding);
+  if (dw.q_a) rms_norm_backward_weight(ctx, dw.q_a_norm, g.q_latent, s.q_a, s.q_a_rms);
 }
 
 // What SwiGLU's backward pass reads, and the second matrix' input: FP8 keeps the first alone, in tiles of 1 x 128, and
@@ -92,8 +88,9 @@ void mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, c
 }
 
 void mlp_backward_weight(Context& ctx, const Model& model, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g) {
-  linear_backward_weight(ctx, dw.down, g.out, g.activated, {model.precision});
-  linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.input, {model.precision});
+  const Rounding rounding{model.precision};
+  linear_backward_weight(ctx,
+                         {{dw.down, g.out, g.activated, {}, rounding}, {dw.gate_up, g.gate_up, s.input, {}, rounding}});
 }
 
 void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s, Tensor d_input,
@@ -126,12 +123,13 @@ void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, c
 }
 
 void moe_backward_weight(Context& ctx, const Model& model, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g) {
-  linear_backward_weight(ctx, dw.gate, g.logits, s.input);
-  grouped_linear_backward_weight(ctx, dw.down, g.y_sorted, g.activated, s.dispatch.offsets,
-                                 experts_down_rounding(model));
-  grouped_linear_backward_weight(ctx, dw.gate_up, g.gate_up, s.x_sorted, s.dispatch.offsets,
-                                 experts_up_rounding(model));
-  if (dw.shared.gate_up) mlp_backward_weight(ctx, model, dw.shared, s.shared, g.shared);
+  const Tensor offsets = s.dispatch.offsets;
+  const Rounding shared{model.precision};
+  linear_backward_weight(ctx, {{dw.gate, g.logits, s.input},
+                               {dw.down, g.y_sorted, g.activated, offsets, experts_down_rounding(model)},
+                               {dw.gate_up, g.gate_up, s.x_sorted, offsets, experts_up_rounding(model)},
+                               {dw.shared.down, g.shared.out, g.shared.activated, {}, shared},
+                               {dw.shared.gate_up, g.shared.gate_up, s.shared.input, {}, shared}});
 }
 
 }  // namespace
@@ -210,7 +208,7 @@ void mtp_backward_weight(Context& ctx, const Model& model, MtpWeights& dw, Tenso
   const int64_t hidden = model.config.hidden_size;
   rms_norm_backward_weight(ctx, dw.norm, g.hidden, s.x, s.x_rms);
   layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, g.layer);
-  linear_backward_weight(ctx, dw.eh_proj, g.projected, s.concatenated, {model.precision});
+  linear_backward_weight(ctx, {{dw.eh_proj, g.projected, s.concatenated, {}, {model.precision}}});
   rms_norm_backward_weight(ctx, dw.enorm, g.concatenated.columns(0, hidden), s.embedded, s.e_rms);
   rms_norm_backward_weight(ctx, dw.hnorm, g.concatenated.columns(hidden, hidden), s.hidden_in, s.h_rms);
   embedding_backward_weight(ctx, d_embed, g.embedded, s.input.next.ids);

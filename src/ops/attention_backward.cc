@@ -48,11 +48,6 @@ struct Sweep {
   }
 };
 
-// x *= factor. x: [rows, cols], rows ld apart
-void scale_rows(float* x, int64_t ld, int64_t rows, int64_t cols, float factor) {
-  for (int64_t i = 0; i < rows; ++i) kernels().scale_and_add(x + i * ld, factor, nullptr, 0, cols);
-}
-
 void sweep(const Inputs& in, const Sweep& task, const Gradients& out, const Scratch& s) {
   const cpu::AttentionKernels& k = kernels();
   const int64_t heads = in.dims.n_heads, nope = in.dims.qk_nope_head_dim, rope = in.dims.qk_rope_head_dim;
@@ -65,13 +60,12 @@ void sweep(const Inputs& in, const Sweep& task, const Gradients& out, const Scra
     in.copy_keys(s.keys, key_stride, key, head, n_keys);
     transpose_padded(s.keys_transposed, kScoreStride, s.keys, key_stride, n_keys, key_dim, 1);
     transpose_padded(s.values_transposed, kScoreStride, in.value(key, head), in.kv.row_stride, n_keys, v_dim, 1);
-    scale_rows(s.keys, key_stride, n_keys, key_dim, in.scale);
+    k.copy(s.keys, key_stride, s.keys, key_stride, n_keys, key_dim, in.scale);
 
     const int64_t first_query = std::max(task.query_begin, key);
     for (int64_t query = first_query; query < task.query_end; query += kBlock) {
       const int64_t n_queries = std::min(kBlock, task.query_end - query);
-      copy_rows(s.queries, key_stride, in.query(query, head), in.q.row_stride, n_queries, key_dim);
-      scale_rows(s.queries, key_stride, n_queries, key_dim, in.scale);
+      k.copy(s.queries, key_stride, in.query(query, head), in.q.row_stride, n_queries, key_dim, in.scale);
       copy_rows(s.d_out, v_stride, in.d_o.f32_row(query) + head * v_dim, in.d_o.row_stride, n_queries, v_dim);
 
       const bool diagonal = query == key;

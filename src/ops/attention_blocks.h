@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -33,9 +32,7 @@ inline int64_t block_stride(int64_t n) { return padded(n) | 16; }
 inline float* new_floats(Context& ctx, int64_t n) { return new_f32(ctx, {n}).f32(); }
 
 inline void copy_rows(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t rows, int64_t cols) {
-  for (int64_t i = 0; i < rows; ++i) {
-    std::memcpy(to + i * ld_to, from + i * ld_from, static_cast<size_t>(cols) * sizeof(float));
-  }
+  kernels().copy(to, ld_to, from, ld_from, rows, cols, 1);
 }
 
 // to[j, i] = factor * from[i, j], and zeros in the columns of `to` up to padded(rows).

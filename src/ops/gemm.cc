@@ -99,19 +99,22 @@ int64_t work(int64_t rows, int64_t cols, int64_t k) { return (rows + 8) * cols *
 // pack.
 bool packs_on_the_way(const GemmShape& s) { return s.m <= (s.b_transposed ? 1 : 4) * kMaxRows; }
 
-// Cuts the pieces into tiles of at most about `work_of_task`: columns first, but not to where a transposed A is packed
-// for few of them, and rows not to where a panel of B is loaded for few of them.
-std::vector<Task> make_tasks(std::span<const Piece> pieces, int64_t work_of_task) {
+// Cuts the pieces into tiles of at most about `work_of_task`: columns first, but not to where little use is made of
+// what a tile packs, and rows not to where a panel of B is loaded for few of them. Tiles of a transposed A, which pack
+// both operands, are kept larger: up to `most_of_task`.
+std::vector<Task> make_tasks(std::span<const Piece> pieces, int64_t work_of_task, int64_t most_of_task) {
   const auto [mr, nr] = std::pair(kernels().mr, kernels().nr);
   std::vector<Task> tasks;
   for (const Piece& piece : pieces) {
     const GemmShape& s = piece.call->shape;
     int64_t rows = std::min(s.m, kMaxRows), cols = std::min(piece.n_cols, kMaxCols);
-    const auto too_large = [&] { return work(rows, cols, s.k) > work_of_task; };
+    const int64_t limit = s.a_transposed ? most_of_task : work_of_task;
+    const auto more_than = [&](int64_t most) { return work(rows, cols, s.k) > most; };
     const auto halve = [](int64_t n, int64_t multiple) { return round_up(ceil_div(n, 2), multiple); };
-    while (too_large() && cols > 4 * nr) cols = halve(cols, nr);
-    while (too_large() && rows > 8 * mr && !(s.b_transposed && piece.packed_b == nullptr)) rows = halve(rows, mr);
-    while (too_large() && cols > nr) cols = halve(cols, nr);
+    const bool keep_rows = s.b_transposed && piece.packed_b == nullptr;
+    while (more_than(work_of_task) && cols > 4 * nr) cols = halve(cols, nr);
+    while (more_than(limit) && rows > 8 * mr && !keep_rows) rows = halve(rows, mr);
+    while (more_than(limit) && cols > nr) cols = halve(cols, nr);
     for (int64_t row = 0; row < s.m; row += rows) {
       for (int64_t col = 0; col < piece.n_cols; col += cols) {
         tasks.push_back(
@@ -149,7 +152,10 @@ void pack_pieces(Context& ctx, std::span<const Piece> pieces) {
 void run_pieces(Context& ctx, std::span<const Piece> pieces, float* scratch, int64_t scratch_stride) {
   int64_t total = 0;
   for (const Piece& piece : pieces) total += work(piece.call->shape.m, piece.n_cols, piece.call->shape.k);
-  const std::vector<Task> tasks = make_tasks(pieces, std::max(kMinWork, total / (kTasksPerThread * ctx.pool.size())));
+  const auto share = [&](int64_t tasks_per_thread) {
+    return ctx.pool.size() == 1 ? total : std::max(kMinWork, total / (tasks_per_thread * ctx.pool.size()));
+  };
+  const std::vector<Task> tasks = make_tasks(pieces, share(kTasksPerThread), share(2));
   pack_pieces(ctx, pieces);
   ctx.pool.run(static_cast<int64_t>(tasks.size()), [&](int64_t i, int thread) {
     const auto& [piece, tile] = tasks[static_cast<size_t>(i)];

@@ -147,11 +147,23 @@ void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool ac
   gemm_many(ctx, {&call, 1});
 }
 
-void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, const Rounding& r) {
+void linear_backward_weight(Context& ctx, std::initializer_list<WeightGradientCall> calls) {
   const ArenaScope scope(ctx.arena);
-  const GemmCall call = backward_weight_call(dw, round_columns(ctx, dy, {}, r.precision, r.dy_power_of_two),
-                                             round_kept_columns(ctx, x, {}, r));
-  gemm_many(ctx, {&call, 1});
+  std::vector<GemmCall> products;
+  for (const auto& [dw, dy, x, offsets, rounding] : calls) {
+    if (!dw) continue;
+    const Tensor dy_columns = round_columns(ctx, dy, offsets, rounding.precision, rounding.dy_power_of_two);
+    const Tensor x_columns = round_kept_columns(ctx, x, offsets, rounding);
+    if (!offsets) {
+      products.push_back(backward_weight_call(dw, dy_columns, x_columns));
+      continue;
+    }
+    const Tensor of_experts = dw;  // what a lambda can capture
+    for_each_group(offsets, x.rows(), dw, [&](int64_t begin, int64_t n, int64_t e) {
+      products.push_back(backward_weight_call(of_experts[e], dy_columns.slice(begin, n), x_columns.slice(begin, n)));
+    });
+  }
+  gemm_many(ctx, products);
 }
 
 void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tensor offsets, bool accumulate) {
@@ -168,15 +180,6 @@ void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w,
   const Tensor rows = round_rows(ctx, dy, r.precision, r.dy_power_of_two), blocks = round_blocks(ctx, w, r.precision);
   run_grouped(ctx, offsets, dy, w, [&](int64_t begin, int64_t n, int64_t e) {
     return backward_input_call(dx.slice(begin, n), rows.slice(begin, n), blocks[e], accumulate);
-  });
-}
-
-void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets, const Rounding& r) {
-  const ArenaScope scope(ctx.arena);
-  const Tensor dy_columns = round_columns(ctx, dy, offsets, r.precision, r.dy_power_of_two);
-  const Tensor x_columns = round_kept_columns(ctx, x, offsets, r);
-  run_grouped(ctx, offsets, x, dw, [&](int64_t begin, int64_t n, int64_t e) {
-    return backward_weight_call(dw[e], dy_columns.slice(begin, n), x_columns.slice(begin, n));
   });
 }
 

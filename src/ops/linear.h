@@ -49,15 +49,19 @@ void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool ac
                            const Rounding& rounding = {});
 
 // dw[o, i] += sum_t dy[t, o] x[t, i].   dy: [tokens, out], x: [tokens, in], dw: [out, in]
-void linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, const Rounding& rounding = {});
+// Several in one go, as linear() takes them; calls without dw are left out. With offsets, of experts (see below).
+struct WeightGradientCall {
+  Tensor dw, dy, x;
+  Tensor offsets{};
+  Rounding rounding{};
+};
+void linear_backward_weight(Context& ctx, std::initializer_list<WeightGradientCall> calls);
 
 // The same for experts: rows offsets[e] .. offsets[e+1] of x belong to expert e and meet w[e]. No padding; an expert
-// without rows costs nothing (its dw gets nothing added). w: [experts, out, in]; offsets: [experts + 1] i32.
+// without rows costs nothing (its dw gets nothing added). w, dw: [experts, out, in]; offsets: [experts + 1] i32.
 void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tensor offsets, bool accumulate = false);
 void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets,
                                    bool accumulate = false, const Rounding& rounding = {});
-void grouped_linear_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor offsets,
-                                    const Rounding& rounding = {});
 
 namespace plain {
 void linear(Tensor y, Tensor x, Tensor w, bool accumulate = false);

@@ -67,7 +67,7 @@ TEST(AttentionKernels, ProductsOfAnyShape) {
   }
 }
 
-TEST(AttentionKernels, TransposesAnyShape) {
+TEST(AttentionKernels, TransposesAndCopiesAnyShape) {
   for (const cpu::AttentionKernels* kernels : tables()) {
     for (const int64_t rows : {1, 3, 8, 16, 31, 64}) {
       for (const int64_t cols : {1, 5, 8, 16, 35, 96}) {
@@ -77,6 +77,13 @@ TEST(AttentionKernels, TransposesAnyShape) {
           for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(to.f32(j, i), -2 * from.f32(i, j)) << rows << "x" << cols;
         }
         EXPECT_TRUE(gaps_untouched(to));
+
+        const Tensor copied = filled_f32(rows, cols, NAN, cols + 2);
+        kernels->copy(copied.f32(), copied.row_stride, from.f32(), from.row_stride, rows, cols, -2);
+        for (int64_t i = 0; i < rows; ++i) {
+          for (int64_t j = 0; j < cols; ++j) ASSERT_EQ(copied.f32(i, j), -2 * from.f32(i, j)) << rows << "x" << cols;
+        }
+        EXPECT_TRUE(gaps_untouched(copied));
       }
     }
   }

@@ -44,7 +44,7 @@ TEST(LinearBackwardWeight, EqualsItsPlainTwin) {
   for (const auto& [tokens, in, out] : kSizes) {
     const Tensor dy = random_f32(tokens, out, 1, out + 5), x = random_f32(tokens, in, 2, in + 3);
     const Tensor dw = random_f32(out, in, 3, in + 1), want = copy_of(dw);
-    linear_backward_weight(ctx(), dw, dy, x);
+    linear_backward_weight(ctx(), {{dw, dy, x}});
     plain::linear_backward_weight(want, dy, x);
     EXPECT_LT(max_relative_error(dw, want), kTolerance) << tokens << " " << in << " " << out;
     EXPECT_TRUE(gaps_untouched(dw));
@@ -83,7 +83,7 @@ TEST(GroupedLinear, EqualsItsPlainTwin) {
       EXPECT_TRUE(gaps_untouched(dx));
 
       const Tensor dw = copy_of(w), want_dw = copy_of(w);
-      grouped_linear_backward_weight(ctx(), dw, y, x, offsets);
+      linear_backward_weight(ctx(), {{dw, y, x, offsets}});
       plain::grouped_linear_backward_weight(want_dw, y, x, offsets);
       EXPECT_LT(max_relative_error(dw, want_dw), kTolerance);
       EXPECT_TRUE(gaps_untouched(dw));
@@ -94,7 +94,7 @@ TEST(GroupedLinear, EqualsItsPlainTwin) {
 TEST(GroupedLinear, LeavesTheGradientOfAnExpertWithoutRowsAlone) {
   const auto [offsets, w, rows] = make_experts(5, 7);
   const Tensor dw = filled_like(w, -0.0f), before = copy_of(dw);
-  grouped_linear_backward_weight(ctx(), dw, random_f32(rows, 5, 1), random_f32(rows, 7, 2), offsets);
+  linear_backward_weight(ctx(), {{dw, random_f32(rows, 5, 1), random_f32(rows, 7, 2), offsets}});
   for (const int64_t expert : {0, 3, 4, 9}) EXPECT_TRUE(same_bits(dw[expert], before[expert])) << expert;
 }
 
@@ -129,8 +129,8 @@ TEST(Linear, BitsDoNotDependOnTheNumberOfThreads) {
     linear(context, y, x, w[2], true);
     grouped_linear_backward_input(context, dx, y, w, offsets);
     linear_backward_input(context, dx, y, w[1], true);
-    grouped_linear_backward_weight(context, dw, y, x, offsets);
-    linear_backward_weight(context, dw[5], y, x);
+    linear_backward_weight(context, {{dw, y, x, offsets}});
+    linear_backward_weight(context, {{dw[5], y, x}});
     if (threads == 1) {
       first_y = y, first_dx = dx, first_dw = dw;
     } else {
@@ -150,7 +150,7 @@ TEST(Linear, BackwardIsTheGradientOfForward) {
   };
   const Tensor dx = zeros_like(x), dw = zeros_like(w);
   linear_backward_input(ctx(), dx, dy, w);
-  linear_backward_weight(ctx(), dw, dy, x);
+  linear_backward_weight(ctx(), {{dw, dy, x}});
   EXPECT_LT(gradient_error(loss, x, dx), 1e-4);
   EXPECT_LT(gradient_error(loss, w, dw), 1e-4);
 }

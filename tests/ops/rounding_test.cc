@@ -242,7 +242,7 @@ TEST(Fp8Linear, ItsThreeProductsAreThoseOfCodesAndScales) {
     EXPECT_LT(max_relative_error(dx, want_dx), kTolerance) << tokens;
 
     const Tensor dw = random_f32(out, in, 5), want_dw = copy_of(dw);
-    linear_backward_weight(ctx(), dw, dy, x, fp8);
+    linear_backward_weight(ctx(), {{dw, dy, x, {}, fp8}});
     add_products(want_dw, quantize_rows(transposed(dy)), quantize_rows(transposed_rows_dequantized(x)));
     EXPECT_LT(max_relative_error(dw, want_dw), kTolerance) << tokens;
   }
@@ -259,14 +259,14 @@ TEST(Fp8Linear, ExpertsRoundTheirOwnRowsAndWeights) {
     const Tensor y = filled_f32(rows, out, 0), dx = filled_f32(rows, in, 0);
     linear(ctx(), {{y, x, w, offsets, {}, rounding}});
     grouped_linear_backward_input(ctx(), dx, dy, w, offsets, false, rounding);
-    grouped_linear_backward_weight(ctx(), dw, dy, x, offsets, rounding);
+    linear_backward_weight(ctx(), {{dw, dy, x, offsets, rounding}});
     for (int64_t e = 0; e < n; ++e) {
       const int64_t begin = offsets.i32()[e], count = offsets.i32()[e + 1] - begin;
       const Tensor own_y = filled_f32(count, out, 0), own_dx = filled_f32(count, in, 0),
                    own_dw = filled_f32(out, in, 0);
       linear(ctx(), {{own_y, x.slice(begin, count), w[e], {}, {}, rounding}});
       linear_backward_input(ctx(), own_dx, dy.slice(begin, count), w[e], false, rounding);
-      linear_backward_weight(ctx(), own_dw, dy.slice(begin, count), x.slice(begin, count), rounding);
+      linear_backward_weight(ctx(), {{own_dw, dy.slice(begin, count), x.slice(begin, count), {}, rounding}});
       EXPECT_TRUE(same_bits(own_y, y.slice(begin, count))) << e;
       EXPECT_TRUE(same_bits(own_dx, dx.slice(begin, count))) << e;
       EXPECT_TRUE(same_bits(own_dw, dw[e])) << e;

@@ -183,6 +183,15 @@ void transpose(float* to, int64_t ld_to, const float* from, int64_t ld_from, int
   }
 }
 
+void copy(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t rows, int64_t cols, float factor) {
+  const Vec factors = splat(factor);
+  for (int64_t i = 0; i < rows; ++i, to += ld_to, from += ld_from) {
+    int64_t j = 0;
+    for (; j + kWidth <= cols; j += kWidth) store(to + j, load(from + j) * factors);
+    for (; j < cols; ++j) to[j] = from[j] * factor;
+  }
+}
+
 void online_softmax(float* s, int64_t ld, int64_t n_keys, int64_t n_queries, float* largest, float* sum,
                     float* correction) {
   for (int64_t q = 0; q < n_queries; q += kWidth) {
@@ -239,7 +248,7 @@ void scale_and_add(float* y, float factor, const float* x, float weight, int64_t
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {multiply,       multiply_fetching, multiply_transposed, transpose,
+const AttentionKernels attention_kernels = {multiply,       multiply_fetching, multiply_transposed, transpose,    copy,
                                             online_softmax, probabilities,     score_gradients,     scale_and_add};
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

@@ -37,6 +37,8 @@ struct AttentionKernels {
   // to[j, i] = factor * from[i, j] for i < rows, j < cols.
   void (*transpose)(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t rows, int64_t cols,
                     float factor);
+  // to[i, j] = factor * from[i, j] for i < rows, j < cols; both may be the same.
+  void (*copy)(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t rows, int64_t cols, float factor);
 
   // One step of the online softmax of every query over the keys of a block. s: [n_keys, n_queries], a column a query;
   // n_queries is a multiple of 16. Scores become exp(s - largest), largest and sum go on from block to block,

@@ -15,6 +15,9 @@ constexpr int kMr = 6;
 constexpr int kMr = 4;
 #endif
 constexpr int kNr = kVecs * kWidth;
+// Training's operands come from memory, where their rows are too short for the hardware to fetch ahead: packing fetches
+// what it packs so many rows later.
+constexpr int64_t kRowsAhead = 16;
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -22,6 +25,7 @@ void pack_b(float* panel, const float* b, int64_t ldb, bool transposed, int64_t 
   if (!transposed) {
     if (n == kNr) {
       for (int64_t p = 0; p < k; ++p) {
+        __builtin_prefetch(b + smaller(p + kRowsAhead, k - 1) * ldb);
         for (int v = 0; v < kVecs; ++v) store(panel + p * kNr + v * kWidth, load(b + p * ldb + v * kWidth));
       }
       return;
@@ -59,11 +63,11 @@ void pack_a(float* panels, const float* a, int64_t lda, int64_t k, int64_t m) {
   // Some rows of the stored A at a time, so that their lines stay near while panel after panel takes its columns.
   // Whole vectors where they fit: what one writes beyond its mr floats the next row overwrites, and the last row writes
   // no more than its own.
-  constexpr int64_t kRowsAtOnce = 16;
-  for (int64_t begin = 0; begin < k; begin += kRowsAtOnce) {
-    const int64_t end = smaller(begin + kRowsAtOnce, k);
+  for (int64_t begin = 0; begin < k; begin += kRowsAhead) {
+    const int64_t end = smaller(begin + kRowsAhead, k);
     for (int64_t i = 0; i < m; i += kMr) {
       float* panel = panels + i * k;
+      for (int64_t p = end; p < smaller(end + kRowsAhead, k); ++p) __builtin_prefetch(a + p * lda + i);
       int64_t p = begin;
       for (; p < smaller(end, k - 1) && i + kWidth <= m; ++p) store(panel + p * kMr, load(a + p * lda + i));
       const auto n = static_cast<size_t>(smaller(kMr, m - i));
@@ -130,6 +134,11 @@ void multiply_with(const GemmBlock& block) {
     const Tile full = cols > kWidth ? wide : narrow, last = cols > kWidth ? wide_last : narrow_last;
     for (int64_t i = 0; i < m; i += kMr) {
       const float* rows = kPackedA ? a + i * k : a + i * lda;
+      if (!kPackedA && j == 0) {  // the first use of these rows: the next ones' lines come in meanwhile
+        for (int64_t r = i + kMr; r < smaller(i + 2 * kMr, m); ++r) {
+          for (int64_t p = 0; p < k; p += 16) __builtin_prefetch(a + r * lda + p);
+        }
+      }
       (i + kMr <= m ? full : last)(k, rows, lda, panel, c + i * ldc + j, ldc, cols, accumulate);
     }
   }

@@ -2,7 +2,7 @@
 """Training speed and memory beside PyTorch (transformers' DeepseekV3ForCausalLM), turn about in one run.
 
     bench/train_vs_torch.py --fathom build/release/src/fathom --python VENV/bin/python --data data/tinyshakespeare.txt \
-        [--config bench/peers/micro.json] [--batch-size 8] [--seq-len 256] [--steps 12] [--rounds 3] [--threads 2]
+        [--config bench/peers/micro.json] [--impl hf] [--compile] [--batch-size 8] [--seq-len 256] [--steps 12] [--rounds 3] [--threads 2]
 
 Prints a table: tokens/s (median over the steps after the third) and peak resident memory of each round, and the ratios of the medians.
 """
@@ -45,7 +45,8 @@ def run_fathom(options, folder):
 def run_torch(options):
     output, peak = run_measured([options.python, HERE / "peers/torch_train.py", "--config", options.config, "--data",
                                  options.data, "--seq-len", str(options.seq_len), "--batch-size", str(options.batch_size),
-                                 "--steps", str(options.steps), "--impl", options.impl, "--threads", str(options.threads)])
+                                 "--steps", str(options.steps), "--impl", options.impl, "--threads", str(options.threads),
+                                 *(["--compile"] if options.compile else [])])
     return json.loads(output.strip().splitlines()[-1])["tokens_per_s"], peak
 
 
@@ -56,6 +57,7 @@ def main():
     parser.add_argument("--data", required=True)
     parser.add_argument("--config", default=str(HERE / "peers/micro.json"))
     parser.add_argument("--impl", default="hf", choices=["hf", "batched"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile for the peer")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--steps", type=int, default=12)

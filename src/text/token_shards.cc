@@ -312,27 +312,11 @@ TokenDataset open_token_dataset(const fs::path& directory, ThreadPool& pool) {
   return {std::move(info), std::move(ids)};
 }
 
-// XXH3 of bytes that come one after the other.
-struct DatasetWriter::Hash {
-  Hash() : state(XXH3_createState()) {
-    if (state == nullptr) throw std::bad_alloc();
-    XXH3_64bits_reset(state);
-  }
-  ~Hash() { XXH3_freeState(state); }
-  Hash(const Hash&) = delete;
-  Hash& operator=(const Hash&) = delete;
-  void update(const void* data, size_t bytes) { XXH3_64bits_update(state, data, bytes); }
-  uint64_t value() const { return XXH3_64bits_digest(state); }
-  XXH3_state_t* state;
-};
-
 DatasetWriter::DatasetWriter(const fs::path& directory, DatasetInfo info, int64_t max_shard_bytes)
     : directory_(clean(directory)),
       partial_(directory_),
       info_(std::move(info)),
-      shard_tokens_((max_shard_bytes - static_cast<int64_t>(sizeof(ShardHeader))) / info_.token_bytes),
-      shard_hash_(std::make_unique<Hash>()),
-      ids_hash_(std::make_unique<Hash>()) {
+      shard_tokens_((max_shard_bytes - static_cast<int64_t>(sizeof(ShardHeader))) / info_.token_bytes) {
   FATHOM_CHECK(shard_tokens_ > 0);
   check_replaceable(directory_);
   partial_ += ".partial";
@@ -360,7 +344,7 @@ void DatasetWriter::append(std::span<const int32_t> document) {
 }
 
 void DatasetWriter::write_piece() {
-  ids_hash_->update(pending_.data(), pending_.size() * sizeof(int32_t));
+  ids_sum_.update(pending_.data(), pending_.size() * sizeof(int32_t));
   for (size_t done = 0; done < pending_.size();) {
     if (!file_) {
       if (info_.shards.size() == kMaxShards) throw Error("{}: more than {} shards", directory_.string(), kMaxShards);
@@ -368,7 +352,7 @@ void DatasetWriter::write_piece() {
       const ShardHeader unknown_yet;
       file_->write(&unknown_yet, sizeof unknown_yet);
       info_.shards.emplace_back();
-      XXH3_64bits_reset(shard_hash_->state);
+      shard_sum_ = {};
     }
     TokenShard& shard = info_.shards.back();
     const size_t n = std::min(pending_.size() - done, static_cast<size_t>(shard_tokens_ - shard.n_tokens));
@@ -381,7 +365,7 @@ void DatasetWriter::write_piece() {
       std::memcpy(stored_.data(), ids, stored_.size());
     }
     file_->write(stored_.data(), stored_.size());
-    shard_hash_->update(stored_.data(), stored_.size());
+    shard_sum_.update(stored_.data(), stored_.size());
     shard.n_tokens += static_cast<int64_t>(n);
     done += n;
     if (shard.n_tokens == shard_tokens_) end_shard();
@@ -391,7 +375,7 @@ void DatasetWriter::write_piece() {
 
 void DatasetWriter::end_shard() {
   TokenShard& shard = info_.shards.back();
-  shard.xxh3 = shard_hash_->value();
+  shard.xxh3 = shard_sum_.value();
   ShardHeader header;
   header.token_bytes = static_cast<uint32_t>(info_.token_bytes);
   header.n_tokens = static_cast<uint64_t>(shard.n_tokens);
@@ -404,7 +388,7 @@ const DatasetInfo& DatasetWriter::commit() {
   if (info_.n_tokens == 0) throw Error("{}: not written: there is no text in the data", printable(directory_.native()));
   write_piece();
   if (file_) end_shard();
-  info_.ids_xxh3 = ids_hash_->value();
+  info_.ids_xxh3 = ids_sum_.value();
   write_file_atomically(partial_ / kDatasetJson, dataset_json(info_));
   check_replaceable(directory_);
   std::error_code error;

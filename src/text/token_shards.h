@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/checksum.h"
 #include "base/file.h"
 #include "base/thread_pool.h"
 #include "text/documents.h"
@@ -126,8 +127,7 @@ class DatasetWriter {
   std::optional<AtomicFile> file_;  // the shard that is being written
   std::vector<int32_t> pending_;    // ids not in it yet
   std::vector<std::byte> stored_;   // scratch
-  struct Hash;
-  std::unique_ptr<Hash> shard_hash_, ids_hash_;
+  Xxh3 shard_sum_, ids_sum_;
 };
 
 }  // namespace fathom

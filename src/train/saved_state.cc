@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 #include <vector>
 
+#include "base/checksum.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/terminal.h"
@@ -27,9 +28,7 @@ constexpr const char* kAverage = "average.safetensors";
 constexpr const char* kPartial = ".partial";  // behind the name of a checkpoint that is being written
 constexpr const char* kRemoved = ".removed";  // and of one that is being removed
 
-std::string checksum_of(const MappedFile& file) {
-  return fmt::format("{:016x}", XXH3_64bits(file.bytes().data(), file.bytes().size()));
-}
+std::string hex(uint64_t checksum) { return fmt::format("{:016x}", checksum); }
 
 // The N of "step-N"; -1 for any other name.
 int64_t step_of(const fs::path& path) {
@@ -78,14 +77,14 @@ void check_finite(const TrainedState& state) {
 
 // The last line of a manifest of which `before` is the rest: a checksum of that.
 std::string manifest_end(std::string_view before) {
-  return fmt::format(" \"xxh3\": \"{:016x}\"\n}}\n", XXH3_64bits(before.data(), before.size()));
+  return fmt::format(" \"xxh3\": \"{}\"\n}}\n", hex(XXH3_64bits(before.data(), before.size())));
 }
 
 std::string manifest_of(const fs::path& directory) {
   nlohmann::ordered_json files;
   for (const fs::path& path : list_directory(directory)) {
-    const MappedFile file(path);
-    files[path.filename().string()] = {{"bytes", file.bytes().size()}, {"xxh3", checksum_of(file)}};
+    const auto [bytes, xxh3] = checksum_of_file(path);
+    files[path.filename().string()] = {{"bytes", bytes}, {"xxh3", hex(xxh3)}};
   }
   std::string manifest = nlohmann::ordered_json{{"files", files}}.dump(1);
   manifest.resize(manifest.size() - 2);  // the line end and brace that come behind the checksum
@@ -323,7 +322,7 @@ void verify_checkpoint(const fs::path& directory) {
     const uint64_t size = fs::file_size(directory / file, error);
     if (error) throw Error("{}: {}", printable(file), error.message());
     if (size != bytes) throw Error("{}: has {} bytes, was written with {}", printable(file), size, bytes);
-    if (checksum_of(MappedFile(directory / file)) != checksum) {
+    if (hex(checksum_of_file(directory / file).xxh3) != checksum) {
       throw Error("{}: its content changed since it was written", printable(file));
     }
   }

@@ -49,11 +49,14 @@ EXPERIMENTS = {
         "base": "bench/peers/micro.json", "config": {"vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257},
         "options": {"lr": 2e-3}},  # twice as wide
     "balance": {
-        "about": "loss-free balancing, balance loss or neither, 64 experts of which 6 are used", "tokens": 5_000_000,
+        "about": "loss-free balancing, balance loss (of two weights) or neither, 64 experts of which 6 are used", "tokens": 5_000_000,
         "config": {**THIRDS, "n_routed_experts": 64},
-        "references": ["none"], "measures": [*LOSSES, "max_vio", "max_vio_tail", "max_vio_sum", "starved"],
+        # With the demo's learning rate experts change faster than biases follow, and its bias steps are as large as the affinities' gaps.
+        "options": {"lr": 2e-3, "bias-update-speed": 0.003},
+        "references": ["aux"], "measures": [*LOSSES, "max_vio", "max_vio_tail", "max_vio_sum", "starved"],
         "curves": ["loss", "val_loss", "max_violation"],
-        "arms": {name: {"options": {"balance": name}} for name in ("bias", "aux", "none")}},
+        "arms": {"bias": {"options": {"balance": "bias"}}, "aux": {"options": {"balance": "aux"}},
+                 "aux-strong": {"options": {"balance": "aux", "balance-alpha": 0.01}}, "none": {"options": {"balance": "none"}}}},
     "experts": {
         "about": "fine or coarse experts, a shared one or none, groups or free choice; active parameters equal", "tokens": 5_000_000,
         "config": THIRDS,

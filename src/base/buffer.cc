@@ -17,7 +17,7 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 // Smaller blocks are the allocator's: cheaper to make, and sanitizers guard their ends.
 constexpr size_t kMappedFrom = size_t{64} << 10;
-constexpr size_t kArenaBlock = size_t{16} << 20;
+constexpr size_t kLeastBlock = size_t{16} << 20, kMostGrowth = size_t{1} << 30;  // of arenas
 
 void release_memory(void* p, size_t bytes) {
   if (bytes < kMappedFrom) {
@@ -66,7 +66,10 @@ void* Arena::allocate(size_t bytes) {
     ++block_;
     offset_ = 0;
   }
-  if (block_ == blocks_.size()) blocks_.push_back(make_block_(std::max(kArenaBlock, round_up_to(bytes, kHugePage))));
+  if (block_ == blocks_.size()) {
+    const size_t least = std::max(kLeastBlock, grows_ ? std::min(before_, kMostGrowth) : 0);
+    blocks_.push_back(make_block_(std::max(least, round_up_to(bytes, kHugePage))));
+  }
   void* p = static_cast<char*>(blocks_[block_].data()) + offset_;
   offset_ += bytes;
   peak_ = std::max(peak_, before_ + offset_);

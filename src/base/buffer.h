@@ -35,14 +35,16 @@ class Buffer {
 };
 
 // A stack of aligned allocations, uninitialized. Grows by blocks and keeps them, so that a step which repeats allocates
-// nothing after its first round. Not thread-safe: tasks take what they need before they start.
+// nothing after its first round. Of this machine's memory, which is taken when it is touched, each block is as large as
+// all before it: what does not fit in the rest of one and goes to the next leaves pages behind that other steps take.
+// Not thread-safe: tasks take what they need before they start.
 class Arena {
  public:
   struct Mark {
     size_t block = 0, offset = 0;
   };
   Arena() = default;
-  explicit Arena(Buffer (*make_block)(size_t bytes)) : make_block_(make_block) {}  // of another kind of memory
+  explicit Arena(Buffer (*make_block)(size_t bytes)) : make_block_(make_block), grows_(false) {}  // of other memory
   void* allocate(size_t bytes);
   Mark mark() const { return {block_, offset_}; }
   void release(Mark mark);  // frees what was allocated after `mark`
@@ -51,6 +53,7 @@ class Arena {
 
  private:
   Buffer (*make_block_)(size_t bytes) = [](size_t bytes) { return Buffer(bytes); };
+  bool grows_ = true;
   std::vector<Buffer> blocks_;
   size_t block_ = 0, offset_ = 0;
   size_t before_ = 0, peak_ = 0;  // bytes in the blocks before block_; highest use seen

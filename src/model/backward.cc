@@ -61,16 +61,17 @@ void attention_backward_weight(Context& ctx, const Model& model, MlaWeights& dw,
   if (dw.q_a) rms_norm_backward_weight(ctx, dw.q_a_norm, g.q_latent, s.q_a, s.q_a_rms);
 }
 
-// What SwiGLU's backward pass reads, and the second matrix' input: FP8 keeps the first alone, in tiles of 1 x 128, and
-// makes the other again (V3 section 3.3.3).
+// What SwiGLU's backward pass reads, and the second matrix' input, made again where it was not kept: FP8 knows the
+// first alone, in tiles of 1 x 128 (V3 section 3.3.3).
 struct Activation {
   Tensor gate_up, activated;
 };
 Activation kept_activation(Context& ctx, const Model& model, Tensor gate_up, Tensor activated) {
-  if (!is_fp8(model.precision)) return {gate_up, activated};
-  const Activation kept{round_rows(ctx, gate_up, model.precision), new_like(ctx, activated)};
-  swiglu(ctx, kept.activated, kept.gate_up);
-  return kept;
+  if (activated) return {gate_up, activated};
+  const Tensor kept = is_fp8(model.precision) ? round_rows(ctx, gate_up, model.precision) : gate_up;
+  activated = new_f32(ctx, {gate_up.rows(), gate_up.cols() / 2});
+  swiglu(ctx, activated, kept);
+  return {kept, activated};
 }
 
 void mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, const MlpSaved& s, Tensor d_input,
@@ -81,7 +82,7 @@ void mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, c
   const Activation kept = kept_activation(ctx, model, s.gate_up, s.activated);
   g.activated = kept.activated;
   const ArenaScope scope(ctx.arena);
-  const Tensor d_activated = new_like(ctx, s.activated);
+  const Tensor d_activated = new_like(ctx, g.activated);
   linear_backward_input(ctx, d_activated, d_out, w.down, /*accumulate=*/false, rounding);
   swiglu_backward(ctx, g.gate_up, d_activated, kept.gate_up);
   linear_backward_input(ctx, d_input, g.gate_up, w.gate_up, /*accumulate=*/false, rounding);
@@ -101,18 +102,19 @@ void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, c
   } else {
     std::memset(d_input.f32(), 0, static_cast<size_t>(d_input.size_bytes()));
   }
-  g.y_sorted = new_like(ctx, s.y_sorted);
+  g.y_sorted = new_f32(ctx, {s.gate_up.rows(), d_out.cols()});
   g.gate_up = new_like(ctx, s.gate_up);
   g.logits = new_like(ctx, s.logits);
   const Activation kept = kept_activation(ctx, model, s.gate_up, s.activated);
   g.activated = kept.activated;
   const ArenaScope scope(ctx.arena);
-  const Tensor d_weights = new_like(ctx, s.topk_weights), d_activated = new_like(ctx, s.activated);
-  const Tensor d_x_sorted = new_like(ctx, s.x_sorted);
-  combine_backward(ctx, g.y_sorted, d_weights, d_out, s.y_sorted, s.topk_weights, s.dispatch);
+  const Tensor d_weights = new_like(ctx, s.topk_weights), d_activated = new_like(ctx, g.activated);
+  combine_backward(ctx, g.y_sorted, d_out, s.topk_weights, s.dispatch);
   grouped_linear_backward_input(ctx, d_activated, g.y_sorted, w.down, s.dispatch.offsets, /*accumulate=*/false,
                                 experts_down_rounding(model));
+  combine_backward_weights(ctx, d_weights, d_activated, g.activated, s.topk_weights, s.dispatch);
   swiglu_backward(ctx, g.gate_up, d_activated, kept.gate_up);
+  const Tensor d_x_sorted = new_like(ctx, g.y_sorted);
   grouped_linear_backward_input(ctx, d_x_sorted, g.gate_up, w.gate_up, s.dispatch.offsets, /*accumulate=*/false,
                                 experts_up_rounding(model));
   dispatch_backward(ctx, d_input, d_x_sorted, s.dispatch);
@@ -125,9 +127,12 @@ void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, c
 void moe_backward_weight(Context& ctx, const Model& model, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g) {
   const Tensor offsets = s.dispatch.offsets;
   const Rounding shared{model.precision};
+  const ArenaScope scope(ctx.arena);
+  const Tensor x_sorted = new_like(ctx, g.y_sorted);
+  dispatch(ctx, x_sorted, s.input, s.dispatch);
   linear_backward_weight(ctx, {{dw.gate, g.logits, s.input},
                                {dw.down, g.y_sorted, g.activated, offsets, experts_down_rounding(model)},
-                               {dw.gate_up, g.gate_up, s.x_sorted, offsets, experts_up_rounding(model)},
+                               {dw.gate_up, g.gate_up, x_sorted, offsets, experts_up_rounding(model)},
                                {dw.shared.down, g.shared.out, g.shared.activated, {}, shared},
                                {dw.shared.gate_up, g.shared.gate_up, s.shared.input, {}, shared}});
 }

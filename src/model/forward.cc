@@ -174,9 +174,11 @@ void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, const Pass
                const LinearInput& matrix, MlpSaved& s) {
   s.input = input;
   s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
-  s.activated = new_f32(pass.made_again, {input.rows(), w.down.shape[1]});
+  if (!is_fp8(model.precision)) s.activated = new_f32(pass.made_again, {input.rows(), w.down.shape[1]});
   linear(ctx, {call(model, s.gate_up, matrix, w.gate_up)});
-  linear(ctx, {call(model, out, activated_input(ctx, model, s.activated, s.gate_up, w.down), w.down)});
+  const ArenaScope scope(ctx.arena);
+  const Tensor activated = s.activated ? s.activated : new_f32(ctx, {input.rows(), w.down.shape[1]});
+  linear(ctx, {call(model, out, activated_input(ctx, model, activated, s.gate_up, w.down), w.down)});
 }
 
 // Where experts may be on disk: those that the router of this layer has chosen (none in a dense layer) are read, and
@@ -204,13 +206,10 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, cons
   s.scores = new_f32(ctx, {tokens, experts});
   s.topk_ids = new_i32(ctx, {tokens, k});
   s.topk_weights = new_f32(ctx, {tokens, k});
-  LinearInput shared_activated = input;
   if (has_shared) {
     s.shared.input = input;
     s.shared.gate_up = new_f32(ctx, {tokens, w.shared.gate_up.shape[0]});
-    s.shared.activated = new_f32(pass.made_again, {tokens, w.shared.down.shape[1]});
     linear(ctx, {{s.logits, input, w.gate}, call(model, s.shared.gate_up, matrix, w.shared.gate_up)});
-    shared_activated = activated_input(ctx, model, s.shared.activated, s.shared.gate_up, w.shared.down);
   } else {
     linear(ctx, s.logits, input, w.gate);
   }
@@ -219,21 +218,27 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, cons
 
   s.dispatch = make_dispatch(pass.made_again, s.topk_ids, experts);
   s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
-  s.activated = new_f32(pass.made_again, {slots, w.down.shape[2]});
-  s.y_sorted = new_f32(ctx, {slots, input.cols()});
-  const LinearInput sorted = dispatch(pass.made_again, matrix, s.dispatch, w.gate_up);
-  s.x_sorted = sorted.x;
+  if (!is_fp8(model.precision)) {
+    s.activated = new_f32(pass.made_again, {slots, w.down.shape[2]});
+    if (has_shared) s.shared.activated = new_f32(pass.made_again, {tokens, w.shared.down.shape[1]});
+  }
+  const ArenaScope scope(ctx.arena);
+  const Tensor routed = s.activated ? s.activated : new_f32(ctx, {slots, w.down.shape[2]});
+  const Tensor y_sorted = new_f32(ctx, {slots, input.cols()});
+  const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
   linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts, experts_up_rounding(model)}});
-  const LinearInput activated = activated_input(ctx, model, s.activated, s.gate_up, w.down);
-  const LinearCall down{s.y_sorted,         activated,          w.down,
+  const LinearInput activated = activated_input(ctx, model, routed, s.gate_up, w.down);
+  const LinearCall down{y_sorted,           activated,          w.down,
                         s.dispatch.offsets, s.dispatch.experts, experts_down_rounding(model)};
   if (has_shared) {
+    const Tensor shared = s.shared.activated ? s.shared.activated : new_f32(ctx, {tokens, w.shared.down.shape[1]});
+    const LinearInput shared_activated = activated_input(ctx, model, shared, s.shared.gate_up, w.shared.down);
     linear(ctx, {down, call(model, out, shared_activated, w.shared.down)});
   } else {
     fill_zero(ctx, out);
     linear(ctx, {down});
   }
-  combine(ctx, out, s.y_sorted, s.topk_weights, s.dispatch);
+  combine(ctx, out, y_sorted, s.topk_weights, s.dispatch);
 }
 
 // x' = x + Attention(norm(x));  out = x' + MLP or MoE(norm(x'))
@@ -341,7 +346,7 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
   return saved.final_hidden;
 }
 
-int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute) {
+int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute, Precision precision) {
   const RouterConfig& r = c.router;
   const bool selective = recompute == Recompute::selective;
   const int64_t hidden = c.hidden_size, heads = c.num_attention_heads, k = r.num_experts_per_tok;
@@ -353,8 +358,9 @@ int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute) {
   const int64_t inter = (k + c.n_shared_experts) * c.moe_intermediate_size;
   int64_t floats = 0, most = 0;  // of all layers; of the one with most
   for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
-    int64_t layer = kept + (c.is_moe(l) ? 2 * inter + 2 * r.n_routed_experts + k * hidden : 2 * c.intermediate_size);
-    if (!selective) layer += attention + (c.is_moe(l) ? inter + k * hidden : c.intermediate_size);
+    const int64_t activated = c.is_moe(l) ? inter : c.intermediate_size;
+    int64_t layer = kept + 2 * activated + (c.is_moe(l) ? 2 * r.n_routed_experts : 0);
+    if (!selective) layer += attention + (is_fp8(precision) ? 0 : activated);
     floats += layer;
     most = std::max(most, layer);
   }
@@ -377,11 +383,6 @@ void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, co
     rms_norm(ctx, y, of, weight, epsilon);
     return y;
   };
-  const auto swiglu_again = [&](Tensor gate_up) {
-    const Tensor y = new_f32(ctx, {gate_up.rows(), gate_up.cols() / 2});
-    swiglu(ctx, y, gate_up);
-    return y;
-  };
   const MlaDims dims = model.config.mla();
   MlaSaved& a = s.attention;
   a.input = norm_again(x, w.input_norm, eps);
@@ -397,18 +398,14 @@ void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, co
   const Tensor mlp_input = norm_again(s.mid, w.post_attention_norm, eps);
   if (!w.moe.gate) {
     s.mlp.input = mlp_input;
-    s.mlp.activated = swiglu_again(s.mlp.gate_up);
+    s.mlp.activated = {};
     return;
   }
   MoeSaved& moe = s.moe;
   moe.input = mlp_input;
   moe.dispatch = make_dispatch(ctx, moe.topk_ids, model.config.router.n_routed_experts);
-  moe.x_sorted = new_f32(ctx, {moe.gate_up.rows(), hidden});
-  dispatch(ctx, moe.x_sorted, mlp_input, moe.dispatch);
-  moe.activated = swiglu_again(moe.gate_up);
-  if (!w.moe.shared.gate_up) return;
+  moe.activated = moe.shared.activated = {};
   moe.shared.input = mlp_input;
-  moe.shared.activated = swiglu_again(moe.shared.gate_up);
 }
 
 Tensor head_logits(Context& ctx, const Model& model, Tensor hidden) {

@@ -66,13 +66,13 @@ struct MlaSaved {
   Tensor o, lse;  // [tokens, heads * v]; [tokens, heads]
 };
 struct MlpSaved {
-  Tensor input, gate_up, activated;  // [tokens, hidden], [tokens, 2 * inter], [tokens, inter]
+  Tensor input, gate_up, activated;  // [tokens, hidden], [tokens, 2 * inter], [tokens, inter] or absent (FP8)
 };
 struct MoeSaved {
   Tensor input;                                   // [tokens, hidden], after the norm
   Tensor logits, scores, topk_ids, topk_weights;  // [tokens, experts] x 2, [tokens, k] x 2
   Dispatch dispatch;
-  Tensor x_sorted, gate_up, activated, y_sorted;  // [slots, ..]
+  Tensor gate_up, activated;  // [slots, 2 * inter], [slots, inter] or absent (FP8)
   MlpSaved shared;
 };
 struct LayerSaved {
@@ -85,8 +85,8 @@ struct LayerSaved {
 };
 // What of a layer the backward pass makes again, in the same bits, so that a pass that trains needs less memory.
 enum class Recompute {
-  none,
-  selective,  // norms, MLA's up-projections, SwiGLU's output and the experts' copies of their inputs (V3 section 3.2.3)
+  none,       // in any case: the experts' copies of their inputs, and in FP8 SwiGLU's output
+  selective,  // that, SwiGLU, norms and MLA's up-projections (V3 section 3.2.3)
   full        // all but what enters the layer
 };
 
@@ -99,7 +99,7 @@ struct ForwardSaved {
 
 // Floats that a token leaves in the main layers of a forward pass for the backward pass: the greater part of what a
 // training step needs beside parameters, gradients and moments, and never more than that.
-int64_t saved_floats_a_token(const ModelConfig& config, Recompute recompute);
+int64_t saved_floats_a_token(const ModelConfig& config, Recompute recompute, Precision precision);
 
 // Tokens sent to each expert, [MoE layers][experts].
 using ExpertLoad = std::vector<std::vector<int64_t>>;

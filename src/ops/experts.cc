@@ -104,21 +104,32 @@ void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const
   add_choices(ctx, y, y_sorted, topk_weights, d);
 }
 
-void combine_backward(Context& ctx, Tensor dy_sorted, Tensor d_weights, Tensor dy, Tensor y_sorted, Tensor topk_weights,
-                      const Dispatch& d) {
+void combine_backward(Context& ctx, Tensor dy_sorted, Tensor dy, Tensor topk_weights, const Dispatch& d) {
   const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), hidden = dy.cols();
-  FATHOM_CHECK(dy.rows() == tokens && y_sorted.rows() == tokens * k && y_sorted.cols() == hidden);
-  FATHOM_CHECK(dy_sorted.rows() == tokens * k && dy_sorted.cols() == hidden);
+  FATHOM_CHECK(dy.rows() == tokens && dy_sorted.rows() == tokens * k && dy_sorted.cols() == hidden);
+  FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, tokens * k, row_grain(hidden), [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      const int32_t t = d.token_of.i32()[slot];
+      kernel.scale(dy_sorted.f32_row(slot), dy.f32_row(t), topk_weights.f32(t, d.choice_of.i32()[slot]), hidden);
+    }
+  });
+}
+
+void combine_backward_weights(Context& ctx, Tensor d_weights, Tensor d_inner, Tensor inner, Tensor topk_weights,
+                              const Dispatch& d) {
+  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), inter = inner.cols();
+  FATHOM_CHECK(inner.rows() == tokens * k && d_inner.rows() == tokens * k && d_inner.cols() == inter);
   FATHOM_CHECK(d_weights.rows() == tokens && d_weights.cols() == k);
   FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
   const auto& kernel = kernels();
-  ctx.pool.parallel_for(0, tokens, row_grain(2 * k * hidden), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t choice = 0; choice < k; ++choice) {
-        const int32_t slot = slots_of(d, t)[choice];
-        d_weights.f32(t, choice) = kernel.scale_and_dot(dy_sorted.f32_row(slot), dy.f32_row(t), y_sorted.f32_row(slot),
-                                                        topk_weights.f32(t, choice), hidden);
-      }
+  ctx.pool.parallel_for(0, tokens * k, row_grain(inter), [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      const int32_t t = d.token_of.i32()[slot], choice = d.choice_of.i32()[slot];
+      const float weight = topk_weights.f32(t, choice);
+      d_weights.f32(t, choice) =
+          weight != 0 ? kernel.dot(d_inner.f32_row(slot), inner.f32_row(slot), inter) / weight : 0;
     }
   });
 }

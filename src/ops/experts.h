@@ -27,16 +27,20 @@ void dispatch_backward(Context& ctx, Tensor dx, Tensor dx_sorted, const Dispatch
 
 // y[t] += sum_choice weights[t, choice] * y_sorted[slot_of[t, choice]], choices in order.
 void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d);
-// dy_sorted[slot] = weight * dy[token];  d_weights[t, choice] = dy[t] . y_sorted[slot]. Both overwritten.
-void combine_backward(Context& ctx, Tensor dy_sorted, Tensor d_weights, Tensor dy, Tensor y_sorted, Tensor topk_weights,
-                      const Dispatch& d);
+// dy_sorted[slot] = weight * dy[token], overwritten.
+void combine_backward(Context& ctx, Tensor dy_sorted, Tensor dy, Tensor topk_weights, const Dispatch& d);
+// d_weights[t, choice] = dy[t] . y_sorted[slot], overwritten, without y_sorted: that is W inner[slot], W the expert's
+// last matrix, and d_inner = W^T dy_sorted, so that inner . d_inner is the weight times what is asked for. 0 where a
+// weight is 0, whose score has no gradient either.   inner, d_inner: [slots, inter]
+void combine_backward_weights(Context& ctx, Tensor d_weights, Tensor d_inner, Tensor inner, Tensor topk_weights,
+                              const Dispatch& d);
 
 namespace plain {
 void dispatch(Tensor x_sorted, Tensor x, const Dispatch& d);
 void dispatch_backward(Tensor dx, Tensor dx_sorted, const Dispatch& d);
 void combine(Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d);
-void combine_backward(Tensor dy_sorted, Tensor d_weights, Tensor dy, Tensor y_sorted, Tensor topk_weights,
-                      const Dispatch& d);
+void combine_backward(Tensor dy_sorted, Tensor dy, Tensor topk_weights, const Dispatch& d);
+void combine_backward_weights(Tensor d_weights, Tensor d_inner, Tensor inner, Tensor topk_weights, const Dispatch& d);
 }  // namespace plain
 
 }  // namespace fathom

@@ -88,7 +88,7 @@ double tokens_of_pass(const TrainOptions& o) {
 
 // What a micro-batch leaves for its backward pass.
 double batch_bytes(const TrainOptions& o, const ModelConfig& config) {
-  return tokens_of_pass(o) * static_cast<double>(saved_floats_a_token(config, o.recompute)) * sizeof(float);
+  return tokens_of_pass(o) * static_cast<double>(saved_floats_a_token(config, o.recompute, o.precision)) * sizeof(float);
 }
 
 // It must fit beside the parameters.

@@ -352,7 +352,7 @@ TEST(Loss, KeepsWhatSavedFloatsATokenSays) {
     const Batch batch = make_batch(machine.ctx, sequences);
     loss_and_gradients(machine.ctx, model, grads.weights, batch, make_targets(machine.ctx, batch), {});
     const auto said = [&](Recompute recompute) {
-      return static_cast<double>(saved_floats_a_token(config, recompute)) * 800 * sizeof(float);
+      return static_cast<double>(saved_floats_a_token(config, recompute, Precision::f32)) * 800 * sizeof(float);
     };
     const auto used = static_cast<double>(machine.arena.peak_bytes());
     EXPECT_LE(said(Recompute::none), used) << config.model_type;

@@ -27,27 +27,27 @@ void add_weighted(float* y, const float* const* rows, const float* weights, int6
   }
 }
 
-float scale_and_dot(float* out, const float* x, const float* y, float weight, int64_t n) {
-  const Vec w = splat(weight);
+void scale(float* out, const float* x, float factor, int64_t n) {
+  const Vec f = splat(factor);
+  int64_t i = 0;
+  for (; i + kWidth <= n; i += kWidth) store(out + i, f * load(x + i));
+  for (; i < n; ++i) out[i] = factor * x[i];
+}
+
+float dot(const float* x, const float* y, int64_t n) {
   Vec s0 = {}, s1 = {};
   int64_t i = 0;
   for (; i + 2 * kWidth <= n; i += 2 * kWidth) {
-    const Vec x0 = load(x + i), x1 = load(x + i + kWidth);
-    s0 = multiply_add(x0, load(y + i), s0);
-    s1 = multiply_add(x1, load(y + i + kWidth), s1);
-    store(out + i, w * x0);
-    store(out + i + kWidth, w * x1);
+    s0 = multiply_add(load(x + i), load(y + i), s0);
+    s1 = multiply_add(load(x + i + kWidth), load(y + i + kWidth), s1);
   }
   float rest = 0;
-  for (; i < n; ++i) {
-    rest += x[i] * y[i];
-    out[i] = weight * x[i];
-  }
+  for (; i < n; ++i) rest += x[i] * y[i];
   return sum(s0 + s1) + rest;
 }
 
 }  // namespace
 
-const RowKernels row_kernels = {add, add_weighted, scale_and_dot};
+const RowKernels row_kernels = {add, add_weighted, scale, dot};
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

@@ -10,8 +10,8 @@ struct RowKernels {
   void (*add)(float* out, const float* a, const float* b, int64_t n);
   // y += sum_j weights[j] * rows[j], in order of j; absent weights are ones.
   void (*add_weighted)(float* y, const float* const* rows, const float* weights, int64_t n_rows, int64_t n);
-  // out = weight * x; returns x . y.
-  float (*scale_and_dot)(float* out, const float* x, const float* y, float weight, int64_t n);
+  void (*scale)(float* out, const float* x, float factor, int64_t n);  // out = factor * x
+  float (*dot)(const float* x, const float* y, int64_t n);
 };
 
 namespace baseline {

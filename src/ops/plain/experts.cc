@@ -33,17 +33,23 @@ void combine(Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d) 
   }
 }
 
-void combine_backward(Tensor dy_sorted, Tensor d_weights, Tensor dy, Tensor y_sorted, Tensor topk_weights,
-                      const Dispatch& d) {
+void combine_backward(Tensor dy_sorted, Tensor dy, Tensor topk_weights, const Dispatch& d) {
   for (int64_t t = 0; t < dy.rows(); ++t) {
     for (int64_t choice = 0; choice < d.slot_of.cols(); ++choice) {
       const int64_t slot = slot_of(d, t, choice);
+      for (int64_t i = 0; i < dy.cols(); ++i) dy_sorted.f32(slot, i) = topk_weights.f32(t, choice) * dy.f32(t, i);
+    }
+  }
+}
+
+void combine_backward_weights(Tensor d_weights, Tensor d_inner, Tensor inner, Tensor topk_weights, const Dispatch& d) {
+  for (int64_t t = 0; t < d_weights.rows(); ++t) {
+    for (int64_t choice = 0; choice < d_weights.cols(); ++choice) {
+      const int64_t slot = slot_of(d, t, choice);
+      const float weight = topk_weights.f32(t, choice);
       double dot = 0;
-      for (int64_t i = 0; i < dy.cols(); ++i) {
-        dot += static_cast<double>(dy.f32(t, i)) * y_sorted.f32(slot, i);
-        dy_sorted.f32(slot, i) = topk_weights.f32(t, choice) * dy.f32(t, i);
-      }
-      d_weights.f32(t, choice) = static_cast<float>(dot);
+      for (int64_t i = 0; i < inner.cols(); ++i) dot += static_cast<double>(inner.f32(slot, i)) * d_inner.f32(slot, i);
+      d_weights.f32(t, choice) = weight != 0 ? static_cast<float>(dot / weight) : 0;
     }
   }
 }

@@ -109,6 +109,7 @@ void write_files(const fs::path& directory, const TrainedState& state, const Tok
   trainer["loss_guard"] = {
       {"mean", guard.mean}, {"variance", guard.variance}, {"taken", guard.taken}, {"skipped", guard.skipped}};
   if (state.val_loss) trainer["val_loss"] = *state.val_loss;
+  if (state.lr) trainer["lr"] = *state.lr;
   trainer["settings"] = settings;
   write_file_atomically(directory / kTrainer, trainer.dump(1) + "\n");
   write_file_atomically(directory / kManifest, manifest_of(directory));
@@ -167,8 +168,8 @@ Settings read_trainer(const fs::path& directory, TrainedState& state) {
       trainer.root()["settings"].get_object().get(stored) != simdjson::SUCCESS || state.step != step_of(directory)) {
     throw Error("{}: step, tokens, losses or settings are missing or wrong", trainer.where());
   }
-  if (double val_loss; trainer.root()["val_loss"].get_double().get(val_loss) == simdjson::SUCCESS) {
-    state.val_loss = val_loss;
+  for (const auto& [name, into] : {std::pair("val_loss", &state.val_loss), std::pair("lr", &state.lr)}) {
+    if (double value; trainer.root()[name].get_double().get(value) == simdjson::SUCCESS) *into = value;
   }
   for (const auto [key, value] : stored) {
     std::string_view text;
@@ -243,6 +244,7 @@ void copy_state(TrainedState& into, const TrainedState& state) {
   into.step = state.step;
   into.tokens = state.tokens;
   into.loss = state.loss;
+  into.lr = state.lr;
   into.guard = state.guard;
   into.val_loss = state.val_loss;
 }

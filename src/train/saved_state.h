@@ -39,6 +39,7 @@ struct TrainedState {
   double loss = 0;     // of the last step taken
   LossGuard guard;
   std::optional<double> val_loss;  // the last that was measured
+  std::optional<double> lr;        // of the last step; older checkpoints do not tell
 };
 
 // Makes `into` a copy of `state` in memory of its own, which is taken again where it has the size.

@@ -88,7 +88,8 @@ double tokens_of_pass(const TrainOptions& o) {
 
 // What a micro-batch leaves for its backward pass.
 double batch_bytes(const TrainOptions& o, const ModelConfig& config) {
-  return tokens_of_pass(o) * static_cast<double>(saved_floats_a_token(config, o.recompute, o.precision)) * sizeof(float);
+  return tokens_of_pass(o) * static_cast<double>(saved_floats_a_token(config, o.recompute, o.precision)) *
+         sizeof(float);
 }
 
 // It must fit beside the parameters.
@@ -99,6 +100,15 @@ void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
       "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters this machine has {}; give a "
       "smaller --micro-batch or --batch-size, or --recompute selective or full",
       tokens_of_pass(o), human_bytes(needed), human_bytes(std::max(present, 0.0)));
+}
+
+// Other --steps bend the schedule: where the rate had begun to fall it jumps.
+void tell_changed_rate(const TrainOptions& o, const TrainedState& state) {
+  if (!state.lr || state.step >= o.steps) return;
+  const double now = learning_rate(o.lr, state.step);
+  if (std::abs(now - *state.lr) <= 1e-9 * o.lr.peak) return;
+  log("step {} had the learning rate {:.3g}; with --steps {} its schedule has {:.3g} there and goes on from that",
+      state.step, *state.lr, o.steps, now);
 }
 
 TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
@@ -345,6 +355,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   // The losses of longer sequences, whose far positions are new to the model, are no spikes of those before.
   if (run.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
   run.state.step = step;
+  run.state.lr = m.lr;
   if (std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations); !why.empty()) {
     ++guard.skipped;
     log("step {}: skipped: {}", step, why);
@@ -446,6 +457,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     if (auto saved = load_newest_checkpoint(options.out, settings, pool)) {
       state = std::move(*saved);
       log("resuming after step {}", state.step);
+      tell_changed_rate(options, state);
     } else {
       log("no whole checkpoint under {}, starting at the beginning", printable(options.out.native()));
     }

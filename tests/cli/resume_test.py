@@ -114,6 +114,16 @@ class Resume(Case):
         self.assertEqual(told.stderr.count("; training goes on"), (STEPS - 1) // 10)
         self.assertRegex(told.stderr, "fathom: " + reason.format(STEPS))
 
+    def test_tells_where_other_steps_move_the_learning_rate(self):
+        arguments = self.arguments(self.folder / "out")
+        steps = arguments.index("--steps") + 1
+        for n, told in (("20", ""), ("40", "step 20 had the learning rate 0.0003; with --steps 40 its schedule has 0.003 there")):
+            arguments[steps] = n
+            result = fathom(*arguments, "--schedule", "wsd", "--resume")
+            self.assert_done(result)
+            self.assertIn(told, result.stderr)
+            self.assertEqual(told != "", "its schedule has" in result.stderr)
+
     def test_refuses_ways_to_save_that_there_are_not(self):
         for save in (["--save-mode", "later"], ["--save-failure", "ignore"], ["--keep-every", "5"], ["--keep-every", "-1"]):
             self.assert_refused(fathom(*self.arguments(self.folder / "out", save=save)), 2, save[0])

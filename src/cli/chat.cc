@@ -20,6 +20,7 @@
 #include "base/utf8.h"
 #include "cli/command.h"
 #include "infer/generation.h"
+#include "text/answer_parser.h"
 
 namespace fathom::cli {
 namespace {
@@ -30,7 +31,7 @@ constexpr size_t kMaxLineBytes = size_t{16} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
 constexpr int64_t kDefaultContext = 32768;
 constexpr int kPollMs = 200;  // a signal between two looks waits this long at most
-constexpr std::string_view kThinkBegin = "<think>", kThinkEnd = "</think>";
+constexpr std::string_view kThink = "<think>";
 
 constexpr const char* kHelp =
     "/help    this text\n"
@@ -104,12 +105,15 @@ std::string without_controls(std::string_view text) {
 
 // What of an answer later turns see: not the thoughts before it.
 std::string answer_of(std::string_view prompt, std::string_view text) {
-  const size_t last = prompt.find_last_not_of(" \n");
-  const bool thinks = text.starts_with(kThinkBegin) || prompt.substr(0, last + 1).ends_with(kThinkBegin);
-  if (const size_t end = text.find(kThinkEnd); end != std::string_view::npos) {
-    return std::string(text.substr(end + kThinkEnd.size()));
+  const bool thinks = prompt.substr(0, prompt.find_last_not_of(" \n") + 1).ends_with(kThink);
+  AnswerParser parser({.begins_in_reasoning = thinks, .trims_newlines = false});
+  std::vector<AnswerPart> parts = parser.push(text);
+  for (AnswerPart& part : parser.finish()) parts.push_back(std::move(part));
+  std::string content;
+  for (const AnswerPart& part : parts) {
+    if (part.kind == AnswerPart::Kind::content) content += part.text;
   }
-  return thinks ? std::string() : std::string(text);
+  return content;
 }
 
 // The conversation so far: messages, or plain text for a model without a template.

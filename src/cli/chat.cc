@@ -133,13 +133,19 @@ struct Conversation {
   }
 
   // The prompt that asks for the answer to `line`.
-  std::string ask(const std::string& line) {
-    if (plain()) {
-      if (!text.empty() && text.back() != '\n') text += '\n';
-      return text += line;
+  ChatPrompt ask(const Tokenizer& tokenizer, const std::string& line) {
+    if (!plain()) {
+      messages.push_back({{"role", "user"}, {"content", line}});
+      return encode_chat(tokenizer, chat_template, messages, chat);
     }
-    messages.push_back({{"role", "user"}, {"content", line}});
-    return render_chat(chat_template, messages, chat);
+    if (!text.empty() && text.back() != '\n') text += '\n';
+    text += line;
+    ChatPrompt prompt{text, tokenizer.encode(text)};
+    const int32_t bos = tokenizer.bos_id();  // a template writes it itself
+    if (tokenizer.adds_bos() && (prompt.ids.empty() || prompt.ids.front() != bos)) {
+      prompt.ids.insert(prompt.ids.begin(), bos);
+    }
+    return prompt;
   }
 
   void answered(std::string_view prompt, std::string_view answer) {
@@ -162,17 +168,11 @@ struct Chat {
   uint64_t turns = 0;
 };
 
-std::vector<int32_t> read_prompt(const Chat& chat, const std::string& prompt) {
-  std::vector<int32_t> ids = chat.tokenizer.encode(prompt);
-  const int32_t bos = chat.tokenizer.bos_id();
-  // A template writes the begin token itself.
-  const bool wanted = chat.conversation.plain() && chat.tokenizer.adds_bos();
-  if (wanted && (ids.empty() || ids.front() != bos)) ids.insert(ids.begin(), bos);
-  if (const int64_t context = chat.sequence.cache.capacity; static_cast<int64_t>(ids.size()) > context) {
-    throw Error("the conversation has {} tokens, but the context holds {}; /reset begins a new one", ids.size(),
+void check_length(const Chat& chat, const ChatPrompt& prompt) {
+  if (const int64_t context = chat.sequence.cache.capacity; std::ssize(prompt.ids) > context) {
+    throw Error("the conversation has {} tokens, but the context holds {}; /reset begins a new one", prompt.ids.size(),
                 context);
   }
-  return ids;
 }
 
 void print_json(const Generation& g) {
@@ -219,9 +219,10 @@ void answer(Chat& chat, const std::string& line, bool terminal) {
   const Conversation before = chat.conversation;
   Generation result;
   try {
-    const std::string prompt = chat.conversation.ask(line);
-    result = generate_answer(chat, read_prompt(chat, prompt));
-    chat.conversation.answered(prompt, result.text);
+    const ChatPrompt prompt = chat.conversation.ask(chat.tokenizer, line);
+    check_length(chat, prompt);
+    result = generate_answer(chat, prompt.ids);
+    chat.conversation.answered(prompt.text, result.text);
   } catch (const Error&) {
     chat.conversation = before;
     throw;

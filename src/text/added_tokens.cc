@@ -53,6 +53,20 @@ AddedTokenFinder::AddedTokenFinder(const std::vector<AddedToken>& tokens) : toke
   }
 }
 
+bool AddedTokenFinder::begins_mark(std::string_view text, std::span<const std::string_view> kept) const {
+  if (tokens_.empty() || text.empty()) return false;
+  const auto is_mark = [&](const std::string& token) {
+    return utf8_unit(token).bytes < token.size() && std::find(kept.begin(), kept.end(), token) == kept.end();
+  };
+  uint32_t node = 0;
+  for (const char c : text) {
+    node = children_.find(node, static_cast<uint8_t>(c));
+    if (node == PairTable::kNone) return false;
+    if (token_at_[node] >= 0 && is_mark(tokens_[static_cast<size_t>(token_at_[node])].content)) return true;
+  }
+  return true;
+}
+
 bool AddedTokenFinder::find(std::string_view text, size_t from, Match& match) const {
   if (tokens_.empty()) return false;
   for (size_t begin = from; begin < text.size(); ++begin) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -20,6 +21,9 @@ class AddedTokenFinder {
   };
   // The first match in text[from..], false if there is none.
   bool find(std::string_view text, size_t from, Match& match) const;
+  // Does `text` begin with a mark, or is it the beginning of one? A mark is a token of several characters that is not
+  // among `kept`: of one character are letters that some vocabularies add.
+  bool begins_mark(std::string_view text, std::span<const std::string_view> kept) const;
 
  private:
   std::array<bool, 256> first_{};  // bytes that begin a token

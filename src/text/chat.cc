@@ -1,10 +1,73 @@
 #include "text/chat.h"
 
+#include <algorithm>
+
 #include "base/error.h"
+#include "base/utf8.h"
 #include "text/chat_template.h"
 #include "text/deepseek_v32_encoding.h"
 
 namespace fathom {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::string_view kThinkMarks[] = {"<think>", "</think>"};
+
+// A character of private use that stands in none of the texts.
+std::string guard_for(std::initializer_list<std::string_view> texts) {
+  for (char32_t c = 0xE000; c < 0xF8FF; ++c) {
+    std::string guard;
+    append_utf8(guard, c);
+    const auto has = [&](std::string_view text) { return text.find(guard) != std::string_view::npos; };
+    if (std::none_of(texts.begin(), texts.end(), has)) return guard;
+  }
+  throw Error("the conversation has every character of private use");
+}
+
+ordered_json guarded(const Tokenizer& tokenizer, const ordered_json& json, std::string_view guard,
+                     std::span<const std::string_view> kept) {
+  if (json.is_string()) return tokenizer.guarded(json.get_ref<const std::string&>(), guard, kept);
+  if (json.is_array()) {
+    ordered_json list = ordered_json::array();
+    for (const ordered_json& item : json) list.push_back(guarded(tokenizer, item, guard, kept));
+    return list;
+  }
+  if (!json.is_object()) return json;
+  ordered_json object = ordered_json::object();
+  for (const auto& [name, value] : json.items()) {
+    object[tokenizer.guarded(name, guard, kept)] = guarded(tokenizer, value, guard, kept);
+  }
+  return object;
+}
+
+ordered_json guarded_messages(const Tokenizer& tokenizer, const ordered_json& messages, std::string_view guard) {
+  if (!messages.is_array()) return messages;
+  ordered_json list = ordered_json::array();
+  for (const ordered_json& message : messages) {
+    const bool assistant = message.is_object() && message.contains("role") && message["role"] == "assistant";
+    list.push_back(guarded(tokenizer, message, guard, assistant ? kThinkMarks : std::span<const std::string_view>()));
+  }
+  return list;
+}
+
+}  // namespace
+
+ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_template, const ordered_json& messages,
+                       const ChatOptions& options) {
+  const auto dumped = [](const ordered_json& json) {
+    return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+  };
+  const std::string guard = guard_for({chat_template, dumped(messages), dumped(options.tools), dumped(options.kwargs),
+                                       options.bos_token, options.eos_token});
+  ChatOptions with_guards = options;
+  with_guards.tools = guarded(tokenizer, options.tools, guard, {});
+  with_guards.kwargs = guarded(tokenizer, options.kwargs, guard, {});
+  std::string text = render_chat(chat_template, guarded_messages(tokenizer, messages, guard), with_guards);
+  ChatPrompt prompt{{}, tokenizer.encode_guarded(text, guard)};
+  prompt.text = without_guards(text, guard);
+  return prompt;
+}
 
 std::string render_chat(std::string_view chat_template, const nlohmann::ordered_json& messages,
                         const ChatOptions& options) {

@@ -4,6 +4,9 @@
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "text/tokenizer.h"
 
 namespace fathom {
 
@@ -21,5 +24,16 @@ inline constexpr std::string_view kDeepseekV32Encoding = "deepseek-v3.2-encoding
 // `chat_template`: Jinja source, or kDeepseekV32Encoding. `messages`: a list of {role, content, ...}.
 std::string render_chat(std::string_view chat_template, const nlohmann::ordered_json& messages,
                         const ChatOptions& options);
+
+struct ChatPrompt {
+  std::string text;
+  std::vector<int32_t> ids;
+};
+// The same as a model is to read it: the marks that the template writes are special tokens, those that messages, tools
+// and kwargs spell are plain text (<think> and </think> in an assistant's messages apart, which templates look for).
+// Elsewhere the ids are those of `text`. A template that goes by a text's length may notice: where a mark is spelled
+// it sees one character more.
+ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_template,
+                       const nlohmann::ordered_json& messages, const ChatOptions& options);
 
 }  // namespace fathom

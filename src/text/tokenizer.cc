@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <deque>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <unordered_map>
@@ -341,7 +342,38 @@ void Tokenizer::Data::encode_plain(std::string_view text, WordCache& cache, Pret
   });
 }
 
+std::string without_guards(std::string_view text, std::string_view guard) {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    const size_t found = std::min(text.find(guard, at), text.size());
+    out += text.substr(at, found - at);
+    at = found + guard.size();
+  }
+  return out;
+}
+
+std::string Tokenizer::guarded(std::string_view text, std::string_view guard,
+                               std::span<const std::string_view> kept) const {
+  std::string out;
+  for (size_t at = 0; at < text.size();) {
+    const size_t n = utf8_unit(text.substr(at)).bytes;
+    const std::string_view rest = text.substr(at);
+    out += rest.substr(0, n);
+    if (data_->raw_tokens.begins_mark(rest, kept) || data_->normalized_tokens.begins_mark(rest, kept)) out += guard;
+    at += n;
+  }
+  return out;
+}
+
 std::vector<int32_t> Tokenizer::encode(std::string_view text, bool parse_special) const {
+  return encode_text(text, parse_special, {});
+}
+
+std::vector<int32_t> Tokenizer::encode_guarded(std::string_view prompt, std::string_view guard) const {
+  return encode_text(prompt, true, guard);
+}
+
+std::vector<int32_t> Tokenizer::encode_text(std::string_view text, bool parse_special, std::string_view guard) const {
   const Data& data = *data_;
   std::vector<int32_t> ids;
   if (!data.bytes) {
@@ -350,7 +382,11 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool parse_special
   }
   WordCache cache(data.bytes ? 0 : text.size());
   Pretokenizer::Cutter cutter(data.pretokenizer);
+  std::deque<std::string> cleared;  // the cache refers to them
   const auto plain = [&](std::string_view piece) {
+    if (!guard.empty() && piece.find(guard) != std::string_view::npos) {
+      piece = cleared.emplace_back(without_guards(piece, guard));
+    }
     if (data.bytes) {
       for (const char c : piece) ids.push_back(static_cast<uint8_t>(c));
     } else {

@@ -32,6 +32,13 @@ class Tokenizer {
   // Text that is not UTF-8 throws Error with the position of the first bad byte (bytes tokenizer: any text is fine).
   std::vector<int32_t> encode(std::string_view text, bool parse_special = true) const;
 
+  // Text from outside that is to become a part of a prompt: with `guard`, a text that stands nowhere else, put into
+  // whatever would be read as an added token of several characters, but for those in `kept`; at the end into what other
+  // text could make one.
+  std::string guarded(std::string_view text, std::string_view guard, std::span<const std::string_view> kept = {}) const;
+  // Encodes such a prompt. Guards leave no trace but that what they stand in is plain text.
+  std::vector<int32_t> encode_guarded(std::string_view prompt, std::string_view guard) const;
+
   // The exact inverse; bytes that are not UTF-8 come out as they are when raw, else as U+FFFD.
   // An id outside the vocabulary throws Error; a gap inside it decodes to nothing.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false, bool raw = false) const;
@@ -59,8 +66,11 @@ class Tokenizer {
  private:
   struct Data;
   explicit Tokenizer(std::unique_ptr<Data> data);
+  std::vector<int32_t> encode_text(std::string_view text, bool parse_special, std::string_view guard) const;
   std::unique_ptr<Data> data_;
 };
+
+std::string without_guards(std::string_view text, std::string_view guard);
 
 // Decodes one token at a time and never emits half a character: bytes wait until their character is whole.
 class StreamDecoder {

@@ -49,7 +49,7 @@ struct Bench {
       tokens.push_back(random_tokens(n));
       pointers.push_back(&cache);
     }
-    passes.run(ctx, model, tokens, pointers, {.expand_caches = n >= kExpandFrom});
+    passes.run(ctx, model, tokens, pointers, {.expand_from = n >= kExpandFrom ? kExpandAll : kExpandNone});
   }
   void cut(int64_t length) {
     for (LatentCache& cache : caches) cache.length = length;

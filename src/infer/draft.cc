@@ -15,7 +15,7 @@ Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hid
   std::iota(rows.begin(), rows.end(), 0);
   const MtpInput input{from_host(ctx, rows), make_batch(ctx, {&ids, 1}, {&first_position, 1})};
   return mtp_forward(ctx, model, model.weights.mtp[0], input, hidden,
-                     {.caches = caches, .expand_caches = hidden.rows() >= kExpandFrom});
+                     {.caches = caches, .expand_from = hidden.rows() >= kExpandFrom ? kExpandAll : kExpandNone});
 }
 
 std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,

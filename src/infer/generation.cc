@@ -214,9 +214,9 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     const bool whole = piece.size() == unread.size();
     // Row i of the logits judges draft i; the one behind the last draft gives one token more.
     const auto n_drafts = static_cast<int64_t>(drafts.size());
-    const auto [hidden, logits] =
-        read_tokens(ctx, model, sequence, piece, drafts,
-                    {.expand_caches = expand && reads_prompt, .n_logits = whole ? n_drafts + 1 : 0});
+    const auto [hidden, logits] = read_tokens(
+        ctx, model, sequence, piece, drafts,
+        {.expand_from = expand && reads_prompt ? kExpandAll : kExpandNone, .n_logits = whole ? n_drafts + 1 : 0});
     ++result.main_passes;
     if (!whole) {
       if (drafting) read_mtp(ctx, model, sequence.mtp_cache, hidden, unread.subspan(1, piece.size()));

@@ -47,7 +47,7 @@ PassResult Passes::run(Context& ctx, const Model& model, std::span<const std::ve
     n_tokens += std::ssize(sequences[s]);
   }
   const auto compute = [&](Context& where, const Batch& batch) -> PassResult {
-    const Tensor hidden = forward(where, model, batch, {.caches = caches, .expand_caches = options.expand_caches});
+    const Tensor hidden = forward(where, model, batch, {.caches = caches, .expand_from = options.expand_from});
     return {hidden, last_logits(where, model, batch, hidden, options.n_logits)};
   };
   const auto read_logits = [&](PassResult result) {

@@ -11,8 +11,8 @@
 namespace fathom {
 
 struct PassOptions {
-  bool expand_caches = false;  // as in ForwardOptions
-  int64_t n_logits = 1;        // of the last tokens of each sequence; 0: none
+  size_t expand_from = kExpandNone;  // as in ForwardOptions
+  int64_t n_logits = 1;              // of the last tokens of each sequence; 0: none
 };
 
 struct PassResult {

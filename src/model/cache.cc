@@ -17,6 +17,17 @@ LatentCache make_cache(const ModelConfig& config, int64_t capacity, int64_t n_la
 
 }  // namespace
 
+int64_t cache_page_bytes(const ModelConfig& config, int64_t n_layers, Format format) {
+  return n_layers * make_paged_cache(config, format).layer_bytes;
+}
+
+LatentCache make_paged_cache(const ModelConfig& config, Format format) {
+  LatentCache cache;
+  cache.layout = config.mla().cached_row(format);
+  cache.layer_bytes = round_up(kCachePageRows * latent_row_bytes(cache.layout), static_cast<int64_t>(kAlignment));
+  return cache;
+}
+
 LatentCache make_latent_cache(const ModelConfig& config, int64_t capacity, Format format, const Device* device) {
   return make_cache(config, capacity, config.num_hidden_layers, format, device);
 }

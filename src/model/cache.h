@@ -2,8 +2,11 @@
 // values, whatever the number of heads.
 #pragma once
 
+#include <vector>
+
 #include "base/buffer.h"
 #include "model/config.h"
+#include "ops/attention.h"
 #include "ops/device.h"
 #include "ops/latent_rows.h"
 
@@ -15,10 +18,14 @@ struct LatentCache {
   int64_t length = 0;       // tokens in the cache
   int64_t layer_bytes = 0;  // from a layer to the next
   LatentRowLayout layout;
+  std::vector<char*> pages{};  // instead of memory, and somebody else's: [layers, kCachePageRows] rows in each
 
-  // Row `first` of a layer and those behind it.
+  // Row `first` of a layer and those behind it, without pages all.
   void* rows(int64_t layer, int64_t first = 0) const {
-    return static_cast<char*>(memory.data()) + layer * layer_bytes + first * latent_row_bytes(layout);
+    const int64_t row_bytes = latent_row_bytes(layout);
+    if (pages.empty()) return static_cast<char*>(memory.data()) + layer * layer_bytes + first * row_bytes;
+    return pages[static_cast<size_t>(first / kCachePageRows)] + layer * layer_bytes +
+           first % kCachePageRows * row_bytes;
   }
 };
 
@@ -28,5 +35,10 @@ LatentCache make_latent_cache(const ModelConfig& config, int64_t capacity, Forma
 // The MTP module's: one layer, whose row i stands for the token at i and the one behind it.
 LatentCache make_mtp_cache(const ModelConfig& config, int64_t capacity, Format format = Format::f32,
                            const Device* device = nullptr);
+
+// Bytes of a page of a cache of so many layers, and a cache without pages: who owns them appends them and counts
+// `capacity` up.
+int64_t cache_page_bytes(const ModelConfig& config, int64_t n_layers, Format format);
+LatentCache make_paged_cache(const ModelConfig& config, Format format);
 
 }  // namespace fathom

@@ -91,7 +91,14 @@ std::vector<LatentCacheView> extend_caches(Context& ctx, const Batch& batch, int
         std::copy_n(stored.data() + latent.cols(), k_rope.cols(), k);
       }
     });
-    views.push_back({cache.rows(layer), cache.length + n_new, n_new, cache.layout.format});
+    LatentCacheView view{nullptr, cache.length + n_new, n_new, cache.layout.format};
+    if (cache.pages.empty()) {
+      view.rows = cache.rows(layer);
+    } else {
+      view.pages = cache.pages.data();
+      view.page_offset = layer * cache.layer_bytes;
+    }
+    views.push_back(view);
   }
   return views;
 }
@@ -119,11 +126,13 @@ bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const 
   const std::vector<LatentCacheView> seen =
       extend_caches(ctx, pass.batch, layer, s.latent, k_rope, pass.options.caches);
   if (std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; })) return false;
-  if (pass.options.expand_caches) {
-    mla_attention_expanded(ctx, s.o, s.q, w.kv_b, seen, dims, model.softmax_scale);
-  } else {
-    mla_attention_absorbed(ctx, s.o, s.q, w.kv_b, w.k_b, seen, dims, model.softmax_scale);
-  }
+  const auto absorbed = std::span(seen).first(std::min(pass.options.expand_from, seen.size()));
+  const auto expanded = std::span(seen).subspan(absorbed.size());
+  const int64_t n_absorbed = sequence_begin(pass.batch, std::ssize(absorbed)), n_expanded = s.q.rows() - n_absorbed;
+  mla_attention_absorbed(ctx, s.o.slice(0, n_absorbed), s.q.slice(0, n_absorbed), w.kv_b, w.k_b, absorbed, dims,
+                         model.softmax_scale);
+  mla_attention_expanded(ctx, s.o.slice(n_absorbed, n_expanded), s.q.slice(n_absorbed, n_expanded), w.kv_b, expanded,
+                         dims, model.softmax_scale);
   return true;
 }
 
@@ -444,7 +453,7 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const 
   const auto eps = static_cast<float>(model.config.rms_norm_eps);
   FATHOM_CHECK(input.rows.cols() == tokens);
   const ForwardOptions of_layer{
-      .caches = options.caches, .expand_caches = options.expand_caches, .expert_load = options.expert_load};
+      .caches = options.caches, .expand_from = options.expand_from, .expert_load = options.expert_load};
   const Pass pass = make_pass(ctx, ctx, input.next, of_layer);
   MtpSaved unsaved;
   MtpSaved& s = options.saved != nullptr ? *options.saved : unsaved;

@@ -107,8 +107,9 @@ using ExpertLoad = std::vector<std::vector<int64_t>>;
 // Sees what a layer has kept, before it is freed.
 using LayerVisit = std::function<void(int64_t layer, const LayerSaved& saved)>;
 
-// From about so many tokens on a pass over caches is cheaper with expand_caches.
+// From about so many tokens on a pass over caches is cheaper expanded.
 inline constexpr int64_t kExpandFrom = 128;
+inline constexpr size_t kExpandAll = 0, kExpandNone = SIZE_MAX;  // of the sequences of a pass, to be expanded
 
 struct ForwardOptions {
   ForwardSaved* saved = nullptr;  // filled when given (training, scoring); otherwise memory is freed layer by layer
@@ -117,8 +118,9 @@ struct ForwardOptions {
   Arena* scratch = nullptr;
   std::span<LatentCache* const> caches{};  // one a sequence: read, and extended by the new tokens
   // How attention reads caches that are not empty: passes of some hundred tokens are cheaper with keys and values made
-  // again from the latents, others in the absorbed form. A token's bits are the same in any passes of one kind.
-  bool expand_caches = false;
+  // again from the latents, others in the absorbed form. A token's bits are the same in any passes of one kind. From
+  // this sequence on the first, before it the second; where all caches are empty it is the first in any case.
+  size_t expand_from = kExpandNone;
   ExpertLoad* expert_load = nullptr;     // when given, one row a MoE layer is appended
   const LayerVisit* on_layer = nullptr;  // when given, called behind every layer
 };
@@ -156,7 +158,7 @@ struct MtpSaved {
 struct MtpOptions {
   MtpSaved* saved = nullptr;               // filled when given (training)
   std::span<LatentCache* const> caches{};  // the module's own (make_mtp_cache), one a sequence: read and extended
-  bool expand_caches = false;              // as in ForwardOptions
+  size_t expand_from = kExpandNone;        // as in ForwardOptions
   ExpertLoad* expert_load = nullptr;       // when given, one row is appended
 };
 // The module w of the model, behind final_hidden or what the module before returned. Returns hidden

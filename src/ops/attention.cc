@@ -110,14 +110,14 @@ void attend_all(Context& ctx, const ExpandedInputs& in, std::vector<QueryBlock> 
 // A sequence's rows as floats: [length, rank + rope].
 Tensor cached_rows(Context& ctx, const LatentCacheView& sequence, const MlaDims& dims) {
   const LatentRowLayout layout = dims.cached_row(sequence.format);
-  if (sequence.format == Format::f32) {
+  if (sequence.format == Format::f32 && sequence.pages == nullptr) {
     return {const_cast<void*>(sequence.rows), Format::f32, {sequence.length, layout.dim()}};  // NOLINT: a view to read
   }
   const Tensor rows = new_f32(ctx, {sequence.length, layout.dim()});
   const int64_t row_bytes = latent_row_bytes(layout);
-  ctx.pool.parallel_for(0, sequence.length, 64, [&](int64_t begin, int64_t end) {
-    const auto* const first = static_cast<const uint8_t*>(sequence.rows) + begin * row_bytes;
-    read_latent_rows(layout, rows.f32_row(begin), first, end - begin);
+  ctx.pool.run(ceil_div(sequence.length, kCachePageRows), [&](int64_t page, int) {
+    const int64_t begin = page * kCachePageRows, n = std::min(kCachePageRows, sequence.length - begin);
+    read_latent_rows(layout, rows.f32_row(begin), sequence.row(begin, row_bytes), n);
   });
   return rows;
 }

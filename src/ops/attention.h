@@ -38,12 +38,22 @@ void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, T
 void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
                             Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale);
 
+inline constexpr int64_t kCachePageRows = 64;  // of a latent cache in pages
+
 // One sequence's cached rows [c | k_rope] (latent after its norm, rotary key after rotation) and its newest queries.
 struct LatentCacheView {
   const void* rows = nullptr;  // [length], as ops/latent_rows.h stores them, one behind the other
   int64_t length = 0;          // rows in the cache, those of the new tokens included
   int64_t n_new = 0;           // the last n_new rows belong to the new tokens: query i sees length - n_new + i + 1 rows
   Format format = Format::f32;
+  const char* const* pages = nullptr;  // instead of `rows`: kCachePageRows rows begin page_offset bytes behind each
+  int64_t page_offset = 0;
+
+  // Row i, and those behind it as far as the page goes.
+  const char* row(int64_t i, int64_t row_bytes) const {
+    if (pages == nullptr) return static_cast<const char*>(rows) + i * row_bytes;
+    return pages[i / kCachePageRows] + page_offset + i % kCachePageRows * row_bytes;
+  }
 };
 
 // Expanded form over caches (prompts that are read in parts): keys and values of all cached tokens are made again from

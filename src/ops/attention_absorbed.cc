@@ -11,9 +11,10 @@ namespace {
 
 using namespace attention;
 
-constexpr int64_t kGroup = 64;    // queries (pairs of token and head, heads innermost) that share one reading of rows
-constexpr int64_t kChunk = 256;   // rows of the cache in one task
-constexpr int64_t kRound = 8192;  // queries in memory at a time, or one token's
+constexpr int64_t kGroup = 64;   // queries (pairs of token and head, heads innermost) that share one reading of rows
+constexpr int64_t kChunk = 256;  // rows of the cache in one task
+static_assert(kCachePageRows % kBlock == 0 && kChunk % kBlock == 0);  // a tile's rows lie in one page
+constexpr int64_t kRound = 8192;                                      // queries in memory at a time, or one token's
 constexpr int64_t kGroupStride = kGroup | 16;
 constexpr int64_t kPanel = 16;  // queries whose transposes lie together: [row_dim, kPanel], a cache line a row
 
@@ -58,14 +59,12 @@ void attend(const Group& group, int64_t first_key, int64_t next_chunk, const flo
   std::fill_n(out.sum, n_padded, 0.0f);
   for (int64_t key = first_key; key < last; key += kBlock) {
     const int64_t n_keys = std::min(kBlock, last - key);
-    const void* stored = static_cast<const char*>(group.sequence->rows) + key * row_bytes;
+    const char* stored = group.sequence->row(key, row_bytes);
     if (layout.format != Format::f32) read_latent_rows(layout, s.rows, stored, n_keys);
-    const float* rows = layout.format == Format::f32 ? static_cast<const float*>(stored) : s.rows;
+    const float* rows = layout.format == Format::f32 ? reinterpret_cast<const float*>(stored) : s.rows;
     const int64_t next = key + kBlock < last ? key + kBlock : next_chunk;
-    const auto byte_of = [&](int64_t row) {
-      return static_cast<const char*>(group.sequence->rows) + std::min(row, group.sequence->length) * row_bytes;
-    };
-    cpu::Ahead ahead = {byte_of(next), byte_of(next + kBlock)};
+    const char* const fetched = group.sequence->row(std::min(next, group.sequence->length - 1), row_bytes);
+    cpu::Ahead ahead = {fetched, fetched + std::clamp<int64_t>(group.sequence->length - next, 0, kBlock) * row_bytes};
     for (int64_t i = 0; i < n_padded; i += kPanel) {
       k.multiply_fetching({n_keys, kPanel, row_dim}, {rows, row_dim}, {q_panels + i * row_dim, kPanel},
                           {s.scores + i, kGroupStride}, false, ahead);

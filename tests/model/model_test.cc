@@ -326,7 +326,7 @@ TEST(Forward, APromptHasTheSameBitsInAnyPiecesAndAnyBatch) {
             first.push_back(0);
           }
           const Batch batch = make_batch(machine.ctx, sequences, first);
-          const Tensor out = forward(machine.ctx, model, batch, {.caches = caches, .expand_caches = true});
+          const Tensor out = forward(machine.ctx, model, batch, {.caches = caches, .expand_from = kExpandAll});
           hidden.insert(hidden.end(), out.f32(), out.f32() + static_cast<int64_t>(n) * out.cols());
         }
         const std::string cached(static_cast<const char*>(cache.rows(1)),
@@ -339,6 +339,58 @@ TEST(Forward, APromptHasTheSameBitsInAnyPiecesAndAnyBatch) {
         EXPECT_EQ(cached, whole_cache) << piece;
       }
     }
+  }
+}
+
+// One sequence generates in the absorbed form while another's prompt is read in parts: each has the bits that it has
+// alone in memory of its own.
+TEST(Forward, PromptsBesideGenerationInPagesChangeNoBit) {
+  for (const auto& [config, kv_type] : {std::pair{tiny_v3(), Format::f32}, {tiny_v2(), Format::bf16}}) {
+    Machine machine;
+    Parameters p = tiny_parameters(config);
+    const Model model = make_model(config, p.weights);
+    const std::vector<int32_t> first = random_ids(140, config.vocab_size, 1),
+                               second = random_ids(130, config.vocab_size, 2);
+    const size_t prompt = 133, part = 20;
+    const auto run = [&](const std::vector<std::vector<int32_t>>& sequences, const std::vector<LatentCache*>& caches,
+                         size_t expand_from) {
+      std::vector<int64_t> positions;
+      for (const LatentCache* cache : caches) positions.push_back(cache->length);
+      const Tensor out = forward(machine.ctx, model, make_batch(machine.ctx, sequences, positions),
+                                 {.caches = caches, .expand_from = expand_from});
+      return std::vector<float>(out.f32(), out.f32() + out.size());
+    };
+    const auto ids = [](const std::vector<int32_t>& of, size_t begin, size_t n) {
+      return std::vector<int32_t>(of.begin() + static_cast<int64_t>(begin),
+                                  of.begin() + static_cast<int64_t>(std::min(begin + n, of.size())));
+    };
+
+    LatentCache own = make_latent_cache(config, 140, kv_type), other = make_latent_cache(config, 140, kv_type);
+    run({ids(first, 0, prompt)}, {&own}, kExpandAll);
+    std::vector<float> want_generated;
+    for (size_t i = prompt; i < first.size(); ++i) {
+      const std::vector<float> out = run({{first[i]}}, {&own}, kExpandNone);
+      want_generated.insert(want_generated.end(), out.begin(), out.end());
+    }
+    const std::vector<float> want_read = run({second}, {&other}, kExpandAll);
+
+    const int64_t page_bytes = cache_page_bytes(config, config.num_hidden_layers, kv_type);
+    const Buffer memory(static_cast<size_t>(6 * page_bytes));
+    LatentCache paged[] = {make_paged_cache(config, kv_type), make_paged_cache(config, kv_type)};
+    for (int64_t page = 0; page < 6; ++page) {
+      paged[page % 2].pages.push_back(static_cast<char*>(memory.data()) + (5 - page) * page_bytes);
+      paged[page % 2].capacity += kCachePageRows;
+    }
+    run({ids(first, 0, prompt)}, {&paged[0]}, kExpandAll);
+    std::vector<float> generated, read;
+    const auto hidden = static_cast<int64_t>(config.hidden_size);
+    for (size_t i = prompt, at = 0; i < first.size(); ++i, at += part) {
+      const std::vector<float> out = run({{first[i]}, ids(second, at, part)}, {&paged[0], &paged[1]}, 1);
+      generated.insert(generated.end(), out.begin(), out.begin() + hidden);
+      read.insert(read.end(), out.begin() + hidden, out.end());
+    }
+    EXPECT_TRUE(generated == want_generated);
+    EXPECT_TRUE(read == want_read);
   }
 }
 

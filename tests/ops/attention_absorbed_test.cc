@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "ops/attention.h"
@@ -134,6 +135,36 @@ TEST(ExpandedAttention, GivesTheSameBitsInAnyPieces) {
                                p.scale);
       }
       EXPECT_TRUE(same_bits(o, p.o)) << piece;
+    }
+  }
+}
+
+// The same rows in pages that lie anywhere.
+TEST(LatentCachePages, GiveTheSameBits) {
+  constexpr int64_t kOffset = 64;  // of the rows in a page
+  for (const Format format : {Format::f32, Format::bf16, Format::q8_0}) {
+    for (const MlaDims& dims : {kOdd, kMany}) {
+      const Problem p = make_problem(dims, {{1, 1}, {700, 3}, {64, 64}, {65, 1}, {257, 130}}, 0, format);
+      const int64_t row_bytes = latent_row_bytes(dims.cached_row(format));
+      std::vector<LatentCacheView> paged = p.sequences;
+      std::vector<std::vector<const char*>> pages(paged.size());
+      for (size_t s = 0; s < pages.size(); ++s) {
+        const LatentCacheView& view = p.sequences[s];
+        for (int64_t begin = 0; begin < view.length; begin += kCachePageRows) {
+          const int64_t n = std::min(kCachePageRows, view.length - begin);
+          auto* const page = test_memory<char>(kOffset + n * row_bytes, 0);
+          std::memcpy(page + kOffset, view.row(begin, row_bytes), static_cast<size_t>(n * row_bytes));
+          pages[s].push_back(page);
+        }
+        paged[s] = {nullptr, view.length, view.n_new, format, pages[s].data(), kOffset};
+      }
+      const Tensor whole = filled_like(p.o, NAN), in_pages = filled_like(p.o, NAN);
+      mla_attention_expanded(ctx(), whole, p.q, p.kv_b, p.sequences, dims, p.scale);
+      mla_attention_expanded(ctx(), in_pages, p.q, p.kv_b, paged, dims, p.scale);
+      EXPECT_TRUE(same_bits(whole, in_pages)) << "expanded";
+      mla_attention_absorbed(ctx(), whole, p.q, p.kv_b, {}, p.sequences, dims, p.scale);
+      mla_attention_absorbed(ctx(), in_pages, p.q, p.kv_b, {}, paged, dims, p.scale);
+      EXPECT_TRUE(same_bits(whole, in_pages)) << "absorbed";
     }
   }
 }

@@ -115,7 +115,10 @@ void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const Lat
   int64_t t = 0;  // row of q and o
   for (const LatentCacheView& sequence : sequences) {
     std::vector<float> rows(static_cast<size_t>(sequence.length * (rank + rope)));
-    plain::read_latent_rows(dims.cached_row(sequence.format), rows.data(), sequence.rows, sequence.length);
+    const LatentRowLayout layout = dims.cached_row(sequence.format);
+    for (int64_t j = 0; j < sequence.length; ++j) {
+      plain::read_latent_rows(layout, rows.data() + j * layout.dim(), sequence.row(j, latent_row_bytes(layout)), 1);
+    }
     for (int64_t i = 0; i < sequence.n_new; ++i, ++t) {
       for (int64_t h = 0; h < n_heads; ++h) {
         const float* q_nope = q.f32_row(t) + h * (nope + rope);

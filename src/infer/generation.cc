@@ -4,31 +4,15 @@
 
 #include "base/terminal.h"
 #include "infer/draft.h"
+#include "infer/output.h"
 
 namespace fathom {
 namespace {
 
-constexpr uint64_t kSamplingStream = 0x5a3b1e;  // of Rng
 // A longer prompt is read in pieces, so that it can be interrupted and its activations stay small.
 constexpr size_t kPrefillTokens = 4096;
 // With drafts, one pass of these many judges none: beside it the others' gain is told. It costs a hundredth at most.
 constexpr int64_t kPlainPassEvery = 32, kFirstPlainPass = 8;
-
-void check_prompt(const Model& model, const LatentCache& cache, std::span<const int32_t> prompt) {
-  const auto n = static_cast<int64_t>(prompt.size());
-  if (n == 0) throw Error("the prompt is empty: there is no token to continue");
-  if (n > model.config.max_position_embeddings) {
-    throw Error("the prompt has {} tokens, but the model reads {} at most (max_position_embeddings)", n,
-                model.config.max_position_embeddings);
-  }
-  if (n > cache.capacity) throw Error("the prompt has {} tokens, but the context holds {}", n, cache.capacity);
-  for (size_t i = 0; i < prompt.size(); ++i) {
-    if (prompt[i] < 0 || prompt[i] >= model.config.vocab_size) {
-      throw Error("the prompt's token {} at position {} is outside the model's vocabulary of {}", prompt[i], i,
-                  model.config.vocab_size);
-    }
-  }
-}
 
 // Runs the model over `ids` and the drafts behind them, and extends the sequence by both.
 PassResult read_tokens(Context& ctx, const Model& model, Sequence& sequence, std::span<const int32_t> ids,
@@ -58,27 +42,6 @@ int64_t keep_common_prefix(Sequence& sequence, std::span<const int32_t> prompt, 
   cut(sequence, drafting ? read_by_mtp : shared);
   return sequence.cache.length;
 }
-
-// From ids to the text that may be shown.
-class TextStream {
- public:
-  TextStream(const Tokenizer& tokenizer, const std::vector<std::string>& stops)
-      : tokenizer_(tokenizer), decoder_(tokenizer), filter_(stops) {}
-  // A model may have more rows than its tokenizer has ids: those say nothing.
-  std::string push(int32_t id) {
-    return id < tokenizer_.vocab_size() ? filter_.push(decoder_.push(id)) : std::string();
-  }
-  std::string finish() {
-    std::string text = filter_.push(decoder_.finish());
-    return text + filter_.finish();
-  }
-  bool stopped() const { return filter_.stopped(); }
-
- private:
-  const Tokenizer& tokenizer_;
-  StreamDecoder decoder_;
-  StopFilter filter_;
-};
 
 }  // namespace
 
@@ -146,14 +109,29 @@ std::optional<double> Generation::speedup() const {
   return tokens_per_s() * plain_s / static_cast<double>(plain_passes);
 }
 
+void check_prompt(const Model& model, int64_t context, std::span<const int32_t> prompt) {
+  const auto n = static_cast<int64_t>(prompt.size());
+  if (n == 0) throw Error("the prompt is empty: there is no token to continue");
+  if (n > model.config.max_position_embeddings) {
+    throw Error("the prompt has {} tokens, but the model reads {} at most (max_position_embeddings)", n,
+                model.config.max_position_embeddings);
+  }
+  if (n > context) throw Error("the prompt has {} tokens, but the context holds {}", n, context);
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    if (prompt[i] < 0 || prompt[i] >= model.config.vocab_size) {
+      throw Error("the prompt's token {} at position {} is outside the model's vocabulary of {}", prompt[i], i,
+                  model.config.vocab_size);
+    }
+  }
+}
+
 Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer, Sequence& sequence,
                     std::span<const int32_t> prompt, const GenerationOptions& options,
                     const GenerationCallbacks& callbacks) {
-  check_prompt(model, sequence.cache, prompt);
-  check_sampler(options.sampler);
+  check_prompt(model, sequence.cache.capacity, prompt);
+  Output output(tokenizer, options, prompt);
   const int64_t context = std::min(sequence.cache.capacity, model.config.max_position_embeddings);
-  Generation result;
-  result.prompt_tokens = static_cast<int64_t>(prompt.size());
+  Generation& result = output.result;
   const bool drafting = options.draft_tokens > 0 && !model.weights.mtp.empty();
   if (drafting && sequence.mtp_cache.capacity == 0) {
     sequence.mtp_cache =
@@ -161,10 +139,7 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   }
   result.cached_tokens = keep_common_prefix(sequence, prompt, drafting);
 
-  std::optional<TextStream> stream;
-  if (tokenizer != nullptr) stream.emplace(*tokenizer, options.stop);
   const auto show = [&](const std::string& text) {
-    result.text += text;
     if (callbacks.on_text && !text.empty()) callbacks.on_text(text);
   };
   const auto interrupted = [&] { return callbacks.interrupted && callbacks.interrupted(); };
@@ -173,31 +148,13 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
   double first_token_s = start_s;
   const auto experts_seen = [&] { return model.reading != nullptr ? model.reading->seen : ExpertBytes(); };
   ExpertBytes first_token_experts = experts_seen();
-  Rng rng(options.seed, kSamplingStream);
-  std::vector<int32_t> previous(prompt.begin(), prompt.end());
-  const auto n_generated = [&] { return static_cast<int64_t>(result.ids.size()); };
-  // Whether the output goes on behind this token.
-  const auto emit = [&](int32_t id) {
-    if (result.ids.empty()) {
-      first_token_s = monotonic_s();
-      first_token_experts = experts_seen();
-    }
-    result.ids.push_back(id);
-    previous.push_back(id);
-    if (std::find(options.eos_ids.begin(), options.eos_ids.end(), id) != options.eos_ids.end()) {
-      result.finish = FinishReason::eos;
-      return false;
-    }
-    if (stream) show(stream->push(id));
-    if (stream && stream->stopped()) result.finish = FinishReason::stop;
-    return result.finish != FinishReason::stop;
-  };
+  const std::vector<int32_t>& previous = output.previous();
 
   // One form for the whole prompt, however many passes read it: its logits do not depend on the pieces.
   const bool expand = result.prompt_tokens - result.cached_tokens >= kExpandFrom;
   std::vector<Draft> drafts;  // for what follows `previous`
   int64_t passes_behind_prompt = 0;
-  for (bool goes_on = true; goes_on && n_generated() < options.max_tokens;) {
+  while (output.goes_on()) {
     if (interrupted()) {
       result.finish = FinishReason::interrupted;
       break;
@@ -212,7 +169,6 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     const double pass_start_s = monotonic_s();
     const auto piece = unread.first(std::min(unread.size(), kPrefillTokens));
     const bool whole = piece.size() == unread.size();
-    // Row i of the logits judges draft i; the one behind the last draft gives one token more.
     const auto n_drafts = static_cast<int64_t>(drafts.size());
     const auto [hidden, logits] = read_tokens(
         ctx, model, sequence, piece, drafts,
@@ -222,19 +178,12 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
       if (drafting) read_mtp(ctx, model, sequence.mtp_cache, hidden, unread.subspan(1, piece.size()));
       continue;
     }
-    result.drafted += n_drafts;
-    for (int64_t i = 0; goes_on; ++i) {
-      const std::span<float> row(logits.f32_row(i), static_cast<size_t>(logits.cols()));
-      if (i == n_drafts) {
-        goes_on = emit(sample(row, previous, n_generated(), options.sampler, rng));
-        break;
-      }
-      const Draft& draft = drafts[static_cast<size_t>(i)];
-      const int32_t id = verify_draft(distribution(row, previous, n_generated(), options.sampler), draft, rng);
-      goes_on = emit(id);
-      if (id != draft.id) break;
-      ++result.accepted;
+    const std::string text = output.take(logits, drafts);
+    if (reads_prompt) {
+      first_token_s = monotonic_s();
+      first_token_experts = experts_seen();
     }
+    show(text);
     drafts.clear();
     if (n_drafts == 0 && !reads_prompt) {
       ++result.plain_passes;
@@ -243,23 +192,20 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     // The last token of the output has not been read, whether it was drafted or not.
     cut(sequence, static_cast<int64_t>(previous.size()) - 1);
 
-    const int64_t room = std::min(options.max_tokens - n_generated(), context - sequence.cache.length) - 1;
-    if (const int64_t n = std::min(options.draft_tokens, room); drafting && goes_on && n > 0) {
+    const int64_t room = std::min(options.max_tokens - output.n_generated(), context - sequence.cache.length) - 1;
+    if (const int64_t n = std::min(options.draft_tokens, room); drafting && output.goes_on() && n > 0) {
       const Tensor kept = hidden.slice(0, sequence.cache.length - sequence.mtp_cache.length);
       const bool plain = passes_behind_prompt++ % kPlainPassEvery == kFirstPlainPass;
-      drafts = draft_tokens(ctx, model, sequence.mtp_cache, kept, previous, n_generated(), plain ? 0 : n,
-                            options.sampler, rng);
+      drafts = draft_tokens(ctx, model, sequence.mtp_cache, kept, previous, output.n_generated(), plain ? 0 : n,
+                            options.sampler, output.rng());
     }
   }
-  if (stream) {
-    show(stream->finish());
-    if (stream->stopped()) result.finish = FinishReason::stop;
-  }
+  show(output.finish());
   const double end_s = monotonic_s();
   result.experts = experts_seen() - first_token_experts;
   result.prefill_s = (result.ids.empty() ? end_s : first_token_s) - start_s;
   result.decode_s = result.ids.empty() ? 0 : end_s - first_token_s;
-  return result;
+  return std::move(output.result);
 }
 
 }  // namespace fathom

@@ -31,15 +31,24 @@ struct GenerationOptions {
   std::vector<std::string> stop;  // texts that end the output and do not stand in it
   std::vector<int64_t> eos_ids;   // empty: nothing but the limits and `stop` ends the output
   uint64_t seed = 0;
-  int64_t draft_tokens = 0;  // tokens that the MTP module proposes for each pass at most; without a module: none
+  int64_t draft_tokens = 0;   // tokens that the MTP module proposes for each pass at most; without a module: none
+  int64_t top_logprobs = -1;  // >= 0: tell each token's log probability, and those of so many likeliest
+};
+
+// Log probabilities by the model itself, before penalties and temperature.
+struct TokenLogprobs {
+  float logprob;                               // of the token that was taken
+  std::vector<std::pair<int32_t, float>> top;  // the likeliest first; of equal ones the lower id
+  bool operator==(const TokenLogprobs&) const = default;
 };
 
 enum class FinishReason { eos, stop, length, context, interrupted };
 const char* finish_reason_name(FinishReason reason);  // "eos", "stop", "length", "context", "interrupted"
 
 struct Generation {
-  std::vector<int32_t> ids;  // as generated, an end token included
-  std::string text;          // what the ids say, without special tokens, cut before a stop text
+  std::vector<int32_t> ids;             // as generated, an end token included
+  std::vector<TokenLogprobs> logprobs;  // of the ids, where asked for
+  std::string text;                     // what the ids say, without special tokens, cut before a stop text
   FinishReason finish = FinishReason::length;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, found in the sequence
@@ -71,6 +80,10 @@ struct GenerationCallbacks {
 Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer, Sequence& sequence,
                     std::span<const int32_t> prompt, const GenerationOptions& options,
                     const GenerationCallbacks& callbacks = {});
+
+// Throws Error for a prompt that is empty, longer than the model's context or this one, or holds ids outside the
+// vocabulary.
+void check_prompt(const Model& model, int64_t context, std::span<const int32_t> prompt);
 
 // Finds stop texts in text that arrives in pieces.
 class StopFilter {

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
+
 #include "base/error.h"
 #include "model/tiny_models.h"
 
@@ -51,6 +53,33 @@ std::vector<int32_t> greedy_without_cache(Machine& m, std::vector<int32_t> ids, 
     ids.push_back(out.back());
   }
   return out;
+}
+
+TEST(Generation, TellsLogProbabilitiesAsTheModelGaveThem) {
+  Machine m;
+  const Generation greedy = m.run(kPrompt, {.max_tokens = 12, .top_logprobs = 300});
+  const Generation sampled =
+      m.run(kPrompt,
+            {.sampler = {.temperature = 3, .repetition_penalty = 1.5}, .max_tokens = 12, .seed = 5, .top_logprobs = 0});
+  ASSERT_EQ(greedy.logprobs.size(), greedy.ids.size());
+  ASSERT_EQ(sampled.logprobs.size(), sampled.ids.size());
+  for (size_t i = 0; i < greedy.ids.size(); ++i) {
+    const auto& [logprob, top] = greedy.logprobs[i];
+    ASSERT_EQ(top.size(), 300u);
+    EXPECT_EQ(top[0], std::pair(greedy.ids[i], logprob));
+    double sum = 0;
+    for (size_t j = 0; j < top.size(); ++j) {
+      sum += std::exp(top[j].second);
+      EXPECT_TRUE(j == 0 || top[j].second <= top[j - 1].second);
+    }
+    EXPECT_NEAR(sum, 1, 1e-5);
+  }
+  // Neither temperature nor penalties are in them.
+  const auto first = std::find_if(greedy.logprobs[0].top.begin(), greedy.logprobs[0].top.end(),
+                                  [&](const auto& of) { return of.first == sampled.ids[0]; });
+  EXPECT_EQ(sampled.logprobs[0].logprob, first->second);
+  EXPECT_TRUE(sampled.logprobs[0].top.empty());
+  EXPECT_TRUE(m.run(kPrompt, {.max_tokens = 3}).logprobs.empty());
 }
 
 TEST(Generation, CachedGreedyEqualsReadingEverythingAgain) {

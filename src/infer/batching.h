@@ -1,0 +1,88 @@
+// Many requests generated together: every pass gives each sequence that generates its next token and reads a piece of
+// the prompts that wait ("continuous batching", "chunked prefill"). Caches lie in pages, which requests that begin
+// alike share. A request's tokens are those that generate() gives it alone, whatever runs beside it: prompts are read
+// in the expanded form of attention and output in the absorbed one, always, and no operator mixes the rows of a pass.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "infer/output.h"
+#include "infer/page_pool.h"
+
+namespace fathom {
+
+struct BatchingOptions {
+  int64_t max_sequences = 64;       // at a time
+  int64_t pass_tokens = 512;        // of prompts in a pass, beside nothing that generates
+  double pass_s = 0.25;             // beside it: about so long may reading take, and with it the gap between two tokens
+  int64_t cache_tokens = 64 << 10;  // that all caches hold together
+  int64_t context = 32 << 10;       // tokens of one sequence at most
+  Format kv_type = Format::f32;
+};
+
+struct BatchRequest {
+  std::vector<int32_t> prompt;
+  GenerationOptions options;  // without drafts
+  std::string cache_salt;     // only requests with the same share pages
+  // Behind each pass that gave tokens: what may be shown of them, and the tokens.
+  std::function<void(std::string_view text, std::span<const int32_t> ids)> on_tokens;
+  // Once, unless the request was cancelled: the whole, or why it failed.
+  std::function<void(const Generation& result, const std::string& error)> on_end;
+};
+
+// Not thread-safe, and its functions are not to be called from the callbacks.
+class Batching {
+ public:
+  using Id = int64_t;
+
+  // tokenizer may be null, as for generate().
+  Batching(Context& ctx, const Model& model, const Tokenizer* tokenizer, const BatchingOptions& options);
+  ~Batching();
+
+  // Error for a prompt that cannot be read.
+  Id add(BatchRequest request);
+  void cancel(Id id);  // nothing where it has ended
+  // One pass. Returns whether there is more to do.
+  bool step();
+
+  int64_t n_running() const { return std::ssize(running_); }
+  int64_t n_waiting() const { return std::ssize(waiting_); }
+  int64_t n_preempted() const { return n_preempted_; }
+  const PagePool& pages() const { return pool_; }
+
+ private:
+  struct Running;
+  struct Piece {
+    Running* sequence;
+    int64_t n;   // tokens read in this pass
+    bool whole;  // to the end: logits are wanted
+  };
+
+  void admit();
+  std::vector<Piece> next_pieces();
+  bool make_room(Running& sequence, int64_t n);  // false: the sequence itself has been put back
+  void put_back(Running& sequence);
+  void share_pages(Running& sequence);
+  void take_logits(Running& sequence, Tensor logits);
+  void end(Running& sequence, const std::string& error);
+  void release_pages(Running& sequence);
+
+  Context& ctx_;
+  const Model& model_;
+  const Tokenizer* tokenizer_;
+  BatchingOptions options_;
+  PagePool pool_;
+  std::deque<std::unique_ptr<Running>> waiting_;  // the next first
+  std::list<std::unique_ptr<Running>> running_;   // the oldest first
+  std::vector<std::unique_ptr<Running>> ended_;   // in this pass
+  Id n_added_ = 0;
+  int64_t n_preempted_ = 0;
+  double prompt_token_s_ = 0;  // measured: a token of a prompt, in a pass
+};
+
+}  // namespace fathom

@@ -1,0 +1,177 @@
+// Whatever runs beside a request, and whatever is found of its prompt: it gets the tokens that generate() gives it
+// alone.
+#include "infer/batching.h"
+
+#include <gmock/gmock.h>
+
+#include <map>
+
+#include "base/error.h"
+#include "checkpoint/packed_model.h"
+#include "model/tiny_models.h"
+
+namespace fathom {
+namespace {
+
+ModelConfig config_for_bytes() {
+  ModelConfig config = tiny_v3();
+  config.vocab_size = 300;  // room for bytes
+  config.max_position_embeddings = 1024;
+  return config;
+}
+
+struct Machine {
+  ThreadPool pool{2};
+  Arena arena;
+  Context ctx{pool, arena};
+  Tokenizer tokenizer = Tokenizer::bytes();
+  ModelConfig config = config_for_bytes();
+  Parameters parameters = tiny_parameters(config);
+  Model model = make_model(config, parameters.weights);
+
+  Generation alone(const BatchRequest& request, Format kv_type, int64_t context) {
+    Sequence sequence{{}, make_latent_cache(model.config, context, kv_type)};
+    return generate(ctx, model, &tokenizer, sequence, request.prompt, request.options);
+  }
+};
+
+std::vector<int32_t> random_prompt(Rng& rng, int64_t n, int64_t vocab) {
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < n; ++i) ids.push_back(static_cast<int32_t>(rng.below(static_cast<uint64_t>(vocab))));
+  return ids;
+}
+
+// Requests of all sorts: long and short, of which many begin alike, greedy and sampled, with stop texts.
+BatchRequest random_request(Rng& rng, const std::vector<std::vector<int32_t>>& beginnings, int64_t vocab) {
+  BatchRequest request;
+  if (rng.below(3) > 0) request.prompt = beginnings[rng.below(beginnings.size())];
+  for (const int32_t id : random_prompt(rng, 1 + static_cast<int64_t>(rng.below(90)), vocab))
+    request.prompt.push_back(id);
+  request.options.max_tokens = 1 + static_cast<int64_t>(rng.below(40));
+  request.options.seed = rng.below(1000);
+  request.options.top_logprobs = 2;
+  if (rng.below(2) == 0) request.options.sampler.temperature = 0.9;
+  if (rng.below(4) == 0) request.options.sampler.repetition_penalty = 1.2;
+  if (rng.below(4) == 0) request.options.stop = {"a", "th"};
+  if (rng.below(3) == 0) request.options.eos_ids = {7, 8, 9};
+  if (rng.below(3) == 0) request.cache_salt = "other";
+  return request;
+}
+
+struct Seen {
+  BatchRequest request;
+  std::string text;
+  std::vector<int32_t> ids;
+  int ends = 0;
+  bool cancelled = false;
+  Generation result;
+};
+
+void watch(Seen& seen) {
+  seen.request.on_tokens = [&seen](std::string_view text, std::span<const int32_t> ids) {
+    seen.text += text;
+    seen.ids.insert(seen.ids.end(), ids.begin(), ids.end());
+  };
+  seen.request.on_end = [&seen](const Generation& result, const std::string& error) {
+    EXPECT_EQ(error, "");
+    ++seen.ends;
+    seen.result = result;
+  };
+}
+
+// Requests that come and go while others run, some cancelled; then each of them alone.
+void expect_same_as_alone(Machine& m, const BatchingOptions& options, int n_requests, uint64_t seed, bool preempts) {
+  Rng rng(seed);
+  const int64_t vocab = std::min<int64_t>(m.model.config.vocab_size, 256);
+  const std::vector<std::vector<int32_t>> beginnings = {random_prompt(rng, 70, vocab), random_prompt(rng, 150, vocab),
+                                                        random_prompt(rng, 260, vocab)};
+  Batching batching(m.ctx, m.model, &m.tokenizer, options);
+  std::map<Batching::Id, Seen> all;
+  bool more = true;
+  while (more || std::ssize(all) < n_requests) {
+    if (std::ssize(all) < n_requests && rng.below(2) == 0) {
+      Seen seen{random_request(rng, beginnings, vocab)};
+      const auto id = static_cast<Batching::Id>(all.size()) + 1;
+      Seen& kept = all.emplace(id, std::move(seen)).first->second;
+      watch(kept);
+      ASSERT_EQ(batching.add(kept.request), id);
+    }
+    if (!all.empty() && rng.below(25) == 0) {
+      const auto id = static_cast<Batching::Id>(1 + rng.below(all.size()));
+      batching.cancel(id);
+      if (all[id].ends == 0) all[id].cancelled = true;
+    }
+    more = batching.step();
+  }
+  EXPECT_EQ(batching.n_running() + batching.n_waiting(), 0);
+  EXPECT_EQ(batching.pages().n_held(), 0);
+  EXPECT_EQ(batching.n_preempted() > 0, preempts);
+  int64_t cached = 0;
+  for (auto& [id, seen] : all) {
+    const Generation want = m.alone(seen.request, options.kv_type, options.context);
+    ASSERT_EQ(seen.ends, seen.cancelled ? 0 : 1) << id;
+    ASSERT_LE(seen.ids.size(), want.ids.size()) << id;
+    EXPECT_TRUE(std::equal(seen.ids.begin(), seen.ids.end(), want.ids.begin())) << id;
+    if (seen.cancelled) continue;
+    EXPECT_EQ(seen.ids, want.ids) << id;
+    EXPECT_EQ(seen.result.ids, want.ids) << id;
+    EXPECT_EQ(seen.text, want.text) << id;
+    EXPECT_TRUE(seen.result.logprobs == want.logprobs) << id << ": not the same bits";
+    EXPECT_EQ(seen.result.text, want.text) << id;
+    EXPECT_EQ(seen.result.finish, want.finish) << id;
+    EXPECT_EQ(seen.result.prompt_tokens, want.prompt_tokens);
+    cached += seen.result.cached_tokens;
+  }
+  EXPECT_GT(cached, 0) << "nothing was shared";
+}
+
+TEST(Batching, GivesEachRequestWhatItGetsAlone) {
+  Machine m;
+  expect_same_as_alone(m, {.pass_tokens = 48, .context = 700}, 60, 1, false);
+  expect_same_as_alone(m, {.pass_tokens = 512, .context = 320, .kv_type = Format::bf16}, 40, 2, false);
+}
+
+TEST(Batching, RequestsGiveWayWhereCachesAreFullAndGoOnLater) {
+  Machine m;
+  expect_same_as_alone(m, {.pass_tokens = 64, .cache_tokens = 9 * kCachePageRows, .context = 500}, 40, 3, true);
+}
+
+TEST(Batching, SoItIsWithPackedWeights) {
+  Machine m;
+  PackedModel packed = load_packed_model(std::filesystem::path(FATHOM_TEST_DATA) / "oracle" / "v3_mtp", m.pool);
+  m.model = make_model(packed.config, packed.weights);
+  const int64_t context = std::min<int64_t>(m.model.config.max_position_embeddings, 500);
+  expect_same_as_alone(m, {.pass_tokens = 40, .context = context}, 30, 4, false);
+}
+
+TEST(Batching, RefusesPromptsThatItCannotRead) {
+  Machine m;
+  Batching batching(m.ctx, m.model, &m.tokenizer, {.cache_tokens = 128});
+  EXPECT_THROW(batching.add({}), Error);
+  EXPECT_THROW(batching.add({.prompt = std::vector<int32_t>(129, 1)}), Error) << "more than all pages hold";
+  EXPECT_THROW(batching.add({.prompt = {1, 300}}), Error);
+  EXPECT_THROW(batching.add({.prompt = {1}, .options = {.sampler = {.temperature = -1}}}), UsageError);
+  EXPECT_FALSE(batching.step());
+}
+
+// A model that gives no numbers fails the request that met it, and no other.
+TEST(Batching, AFailureEndsItsRequestAlone) {
+  Machine m;
+  m.parameters.weights.embed.f32(5, 0) = NAN;
+  Batching batching(m.ctx, m.model, &m.tokenizer, {});
+  std::string failed, error;
+  Generation whole;
+  batching.add({.prompt = {1, 2, 5}, .on_end = [&](const Generation&, const std::string& e) { failed = e; }});
+  batching.add({.prompt = {1, 2, 3},
+                .options = {.max_tokens = 5},
+                .on_end = [&](const Generation& result, const std::string& e) { whole = result, error = e; }});
+  while (batching.step()) {
+  }
+  EXPECT_NE(failed, "");
+  EXPECT_EQ(error, "");
+  EXPECT_EQ(whole.ids.size(), 5u);
+  EXPECT_EQ(batching.pages().n_held(), 0);
+}
+
+}  // namespace
+}  // namespace fathom

@@ -68,7 +68,7 @@ EXPERIMENTS = {
             "no-shared": {"config": {"n_routed_experts": 51, "num_experts_per_tok": 9, "n_shared_experts": 0}},
             "node-limited": {"config": {"n_group": 4, "topk_group": 2}}}},
     "mtp": {
-        "about": "with and without multi-token prediction", "tokens": 5_000_000,
+        "about": "with and without multi-token prediction", "tokens": 3_000_000,
         "references": ["without"], "measures": [*LOSSES, "acceptance", "acceptance_held_out"], "curves": ["loss", "val_loss"],
         "arms": {"mtp": {"probes": ["bench", "drafts"]},
                  "without": {"config": {"num_nextn_predict_layers": 0}, "options": {"mtp-weight": 0}}}},

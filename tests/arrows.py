@@ -14,7 +14,8 @@ ROOMS = {
     "checkpoint": {"base", "number", "ops", "model"},
     "train": {"base", "number", "ops", "model", "checkpoint", "text"},
     "infer": {"base", "number", "ops", "model", "checkpoint", "text"},
-    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "train", "infer"},
+    "serve": {"base", "number", "ops", "model", "checkpoint", "text", "infer"},
+    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "train", "infer", "serve"},
 }
 # Of the model, files on disk know what is stored and nothing of how it is computed.
 CHECKPOINT_SEES = {"model/config.h", "model/weights.h"}

@@ -83,6 +83,9 @@ void check_sampler(const SamplerOptions& o) {
 Distribution distribution(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
                           const SamplerOptions& options) {
   FATHOM_CHECK(!logits.empty() && n_generated >= 0 && static_cast<size_t>(n_generated) <= previous.size());
+  for (const auto& [id, bias] : options.logit_bias) {
+    if (id >= 0 && static_cast<size_t>(id) < logits.size()) logits[static_cast<size_t>(id)] += bias;
+  }
   apply_penalties(logits, previous, n_generated, options);
   const int32_t best = largest(logits);
   if (options.temperature == 0) return {{best, 1}};

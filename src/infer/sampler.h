@@ -1,4 +1,5 @@
 // From logits to the next token. In this order:
+//   0. logit_bias, added to a token's logit
 //   1. repetition_penalty r, for each token that stands in prompt or output: logit > 0 ? logit / r : logit * r
 //   2. presence and frequency penalty, for each token that stands n > 0 times in the output: logit -= presence + n *
 //   frequency
@@ -12,6 +13,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/rng.h"
@@ -25,6 +27,7 @@ struct SamplerOptions {
   double min_p = 0;
   double repetition_penalty = 1;
   double presence_penalty = 0, frequency_penalty = 0;
+  std::vector<std::pair<int32_t, float>> logit_bias{};  // of tokens; ids beyond the logits say nothing
 };
 
 // Throws UsageError, naming the option, for values outside their range.

@@ -57,6 +57,15 @@ TEST(Sampler, DrawsFromTheSoftmaxAtTheTemperature) {
   }
 }
 
+TEST(Sampler, LogitBiasIsAddedFirst) {
+  Rng rng(1);
+  EXPECT_EQ(sample_once({1, 2, 3}, {.logit_bias = {{0, 2.5f}}}, rng), 0);
+  EXPECT_EQ(sample_once({1, 2, 3}, {.logit_bias = {{1, -100.0f}, {2, -100.0f}, {9, 100.0f}}}, rng), 0);
+  // The penalty sees the sum: (-1 + 3) / 4 < 1.
+  EXPECT_EQ(sample_once({-1, 1}, {.repetition_penalty = 4, .logit_bias = {{0, 3.0f}}}, rng, {0}), 1);
+  EXPECT_THAT(reachable({0, 0, 0}, {.temperature = 1, .logit_bias = {{1, -100.0f}}}), testing::ElementsAre(0, 2));
+}
+
 TEST(Sampler, GreedyTakesTheLowerIdOfEqualLogits) {
   Rng rng(1);
   EXPECT_EQ(sample_once({1, 3, 2, 3, 3}, {}, rng), 1);

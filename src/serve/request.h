@@ -1,0 +1,71 @@
+// The bodies of /v1/chat/completions and /v1/completions -> what is to be done: OpenAI's fields, DeepSeek's (thinking,
+// prefix) and what vLLM and llama.cpp add (top_k, min_p, ...). Hostile input: every number has bounds, fields that
+// nobody knows are ignored, null is as good as absent.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "infer/generation.h"
+
+namespace fathom::serve {
+
+// Why a request is refused, as OpenAI's error object says it.
+struct ApiError : std::runtime_error {
+  ApiError(int http_status, const std::string& message, std::string field = {}, std::string error_code = {});
+  int status;         // 400, 401, 404, ...
+  std::string param;  // the field, "messages[2].role", or empty
+  std::string code;   // "invalid_value", or empty
+};
+// {"error": {"message", "type", "param", "code"}}
+std::string error_json(const ApiError& error);
+
+inline constexpr int64_t kMaxChoices = 128, kMaxPrompts = 1024, kMaxSequences = 4096;  // n; prompts; their product
+inline constexpr int64_t kMaxTopLogprobs = 20, kMaxTools = 128;
+inline constexpr int64_t kMaxStops = 16, kMaxStopBytes = 256;
+
+struct CommonRequest {
+  std::string model;
+  int64_t n = 1;
+  bool stream = false, include_usage = false;
+  std::optional<int64_t> max_tokens;  // absent: as many as the context holds
+  std::optional<uint64_t> seed;
+  GenerationOptions generation;  // max_tokens, seed and eos_ids aside
+  std::string cache_salt;        // user_id or cache_salt: only requests with the same share caches
+};
+
+using Prompt = std::variant<std::string, std::vector<int32_t>>;
+
+struct CompletionRequest : CommonRequest {
+  std::vector<Prompt> prompts;
+  std::optional<std::string> suffix;  // fill in the middle: what follows
+  bool echo = false;
+};
+
+enum class ToolChoice { none, automatic, required, named };
+enum class ResponseFormat { text, json_object, json_schema };
+
+struct ChatRequest : CommonRequest {
+  // {role, content, ...} as chat templates read them: content is a string or null, thoughts are reasoning_content.
+  nlohmann::ordered_json messages;
+  nlohmann::ordered_json tools = nullptr;  // a list, or null
+  ToolChoice tool_choice = ToolChoice::automatic;
+  std::string tool;               // the named one
+  std::optional<bool> thinking;   // by thinking, reasoning_effort or chat_template_kwargs
+  nlohmann::ordered_json kwargs;  // chat_template_kwargs, an object
+  bool continues_last = false;    // the last message is the beginning of the answer (prefix)
+  ResponseFormat response_format = ResponseFormat::text;
+  nlohmann::ordered_json schema = nullptr;
+};
+
+// Throw ApiError.
+CompletionRequest parse_completion_request(std::string_view body);
+ChatRequest parse_chat_request(std::string_view body);
+
+}  // namespace fathom::serve

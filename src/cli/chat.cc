@@ -31,7 +31,6 @@ constexpr size_t kMaxLineBytes = size_t{16} << 20;
 constexpr size_t kMaxTemplateBytes = size_t{1} << 20;
 constexpr int64_t kDefaultContext = 32768;
 constexpr int kPollMs = 200;  // a signal between two looks waits this long at most
-constexpr std::string_view kThink = "<think>";
 
 constexpr const char* kHelp =
     "/help    this text\n"
@@ -104,9 +103,11 @@ std::string without_controls(std::string_view text) {
 }
 
 // What of an answer later turns see: not the thoughts before it.
-std::string answer_of(std::string_view prompt, std::string_view text) {
-  const bool thinks = prompt.substr(0, prompt.find_last_not_of(" \n") + 1).ends_with(kThink);
-  AnswerParser parser({.begins_in_reasoning = thinks, .trims_newlines = false});
+std::string answer_of(std::string_view chat_template, std::string_view prompt, std::string_view text) {
+  AnswerFormat format = answer_format_of(chat_template, prompt);
+  format.calls = CallFormat::none;  // nobody here to call
+  format.trims_newlines = false;
+  AnswerParser parser(format);
   std::vector<AnswerPart> parts = parser.push(text);
   for (AnswerPart& part : parser.finish()) parts.push_back(std::move(part));
   std::string content;
@@ -152,7 +153,7 @@ struct Conversation {
     if (plain()) {
       text += answer;
     } else {
-      messages.push_back({{"role", "assistant"}, {"content", answer_of(prompt, answer)}});
+      messages.push_back({{"role", "assistant"}, {"content", answer_of(chat_template, prompt, answer)}});
     }
   }
 };

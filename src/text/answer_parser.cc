@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "base/error.h"
+#include "text/chat.h"
 
 namespace fathom {
 namespace {
@@ -54,6 +54,18 @@ std::string escaped(std::string_view text) {
 }
 
 }  // namespace
+
+AnswerFormat answer_format_of(std::string_view chat_template, std::string_view prompt) {
+  AnswerFormat format;
+  const auto writes = [&](std::string_view text) { return chat_template.find(text) != std::string_view::npos; };
+  if (chat_template == kDeepseekV32Encoding || writes("DSML")) {
+    format = {.calls = CallFormat::deepseek_v3_2, .trims_newlines = false};
+  } else if (writes(kSeparator)) {
+    format.calls = writes("```json") ? CallFormat::v3 : CallFormat::v3_1;
+  }
+  format.begins_in_reasoning = prompt.substr(0, prompt.find_last_not_of(" \n") + 1).ends_with(kThink);
+  return format;
+}
 
 AnswerParser::AnswerParser(const AnswerFormat& format) : format_(format) {}
 

@@ -27,6 +27,9 @@ struct AnswerFormat {
   bool trims_newlines = true;
 };
 
+// Of answers to `prompt`, which chat_template has written.
+AnswerFormat answer_format_of(std::string_view chat_template, std::string_view prompt);
+
 struct AnswerPart {
   enum class Kind { reasoning, content, call_name, call_arguments };
   Kind kind;

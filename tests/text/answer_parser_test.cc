@@ -120,6 +120,32 @@ const std::vector<Case>& cases() {
   return all;
 }
 
+TEST(AnswerFormat, FollowsFromTemplateAndPrompt) {
+  const std::string folder = std::string(FATHOM_TEST_DATA) + "/chat/";
+  const std::vector<std::pair<const char*, CallFormat>> templates = {{"deepseek-v2", CallFormat::none},
+                                                                     {"deepseek-v3", CallFormat::v3},
+                                                                     {"deepseek-r1", CallFormat::v3},
+                                                                     {"deepseek-v3.1", CallFormat::v3_1},
+                                                                     {"deepseek-v3.2", CallFormat::deepseek_v3_2},
+                                                                     {"kimi-k2", CallFormat::none}};
+  const ordered_json question = ordered_json::array({{{"role", "user"}, {"content", "?"}}});
+  for (const auto& [name, calls] : templates) {
+    const std::string source = read_file(folder + name + ".jinja", 1 << 20);
+    ChatOptions options;
+    options.kwargs["thinking"] = true;
+    const std::string prompt = render_chat(source, question, options);
+    const bool thinks = prompt.find("<think>") != std::string::npos;
+    const AnswerFormat format = answer_format_of(source, prompt);
+    EXPECT_EQ(format.calls, calls) << name;
+    EXPECT_EQ(format.trims_newlines, calls != CallFormat::deepseek_v3_2) << name;
+    EXPECT_EQ(format.begins_in_reasoning, thinks) << name;
+    options.kwargs["thinking"] = false;
+    const bool r1 = std::string_view(name) == "deepseek-r1";
+    EXPECT_EQ(answer_format_of(source, render_chat(source, question, options)).begins_in_reasoning, r1) << name;
+  }
+  EXPECT_EQ(answer_format_of(kDeepseekV32Encoding, "").calls, CallFormat::deepseek_v3_2);
+}
+
 TEST(AnswerParser, TellsReasoningContentAndCalls) {
   for (const Case& c : cases()) EXPECT_EQ(told(parse(c.format, {c.text})), c.want) << c.text;
 }

@@ -52,6 +52,7 @@ class AnswerParser {
   std::vector<AnswerPart> finish();
 
   int64_t n_calls() const { return n_calls_; }  // begun so far
+  bool in_reasoning() const { return state_ == State::reasoning; }
 
  private:
   enum class State {

@@ -1,0 +1,155 @@
+#include "serve/response.h"
+
+#include "base/error.h"
+#include "base/utf8.h"
+
+namespace fathom::serve {
+namespace {
+
+using nlohmann::ordered_json;
+
+// Of one token; half a character reads U+FFFD.
+std::string text_of(const Tokenizer& tokenizer, int32_t id) {
+  return id < tokenizer.vocab_size() ? mend_utf8(tokenizer.token_bytes(id)) : std::string();
+}
+
+ordered_json token_json(const Tokenizer& tokenizer, int32_t id, float logprob) {
+  ordered_json bytes = ordered_json::array();
+  if (id < tokenizer.vocab_size()) {
+    for (const char byte : tokenizer.token_bytes(id)) bytes.push_back(static_cast<uint8_t>(byte));
+  }
+  return {{"token", text_of(tokenizer, id)}, {"logprob", logprob}, {"bytes", std::move(bytes)}};
+}
+
+int64_t characters(std::string_view text) {
+  int64_t n = 0;
+  for (size_t at = 0; at < text.size(); at += utf8_unit(text.substr(at)).bytes) ++n;
+  return n;
+}
+
+}  // namespace
+
+Usage& Usage::operator+=(const Usage& other) {
+  prompt_tokens += other.prompt_tokens;
+  cached_tokens += other.cached_tokens;
+  completion_tokens += other.completion_tokens;
+  reasoning_tokens += other.reasoning_tokens;
+  return *this;
+}
+
+ordered_json usage_json(const Usage& usage) {
+  return {{"prompt_tokens", usage.prompt_tokens},
+          {"completion_tokens", usage.completion_tokens},
+          {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+          {"prompt_tokens_details", {{"cached_tokens", usage.cached_tokens}}},
+          {"completion_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}},
+          {"prompt_cache_hit_tokens", usage.cached_tokens},
+          {"prompt_cache_miss_tokens", usage.prompt_tokens - usage.cached_tokens}};
+}
+
+const char* finish_reason_json(FinishReason reason, bool calls_tools) {
+  switch (reason) {
+    case FinishReason::eos:
+    case FinishReason::stop:
+      return calls_tools ? "tool_calls" : "stop";
+    case FinishReason::length:
+    case FinishReason::context:
+    case FinishReason::interrupted:
+      break;
+  }
+  return "length";
+}
+
+ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
+                                std::span<const TokenLogprobs> logprobs) {
+  FATHOM_CHECK(ids.size() == logprobs.size());
+  ordered_json content = ordered_json::array();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    ordered_json token = token_json(tokenizer, ids[i], logprobs[i].logprob);
+    token["top_logprobs"] = ordered_json::array();
+    for (const auto& [id, logprob] : logprobs[i].top) {
+      token["top_logprobs"].push_back(token_json(tokenizer, id, logprob));
+    }
+    content.push_back(std::move(token));
+  }
+  return {{"content", std::move(content)}};
+}
+
+ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
+                                      std::span<const TokenLogprobs> logprobs, int64_t first_offset) {
+  FATHOM_CHECK(ids.size() == logprobs.size());
+  ordered_json tokens = ordered_json::array(), values = tokens, maps = tokens, offsets = tokens;
+  int64_t offset = first_offset;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const std::string token = text_of(tokenizer, ids[i]);
+    ordered_json map = ordered_json::object();
+    for (const auto& [id, logprob] : logprobs[i].top) map.emplace(text_of(tokenizer, id), logprob);
+    map.emplace(token, logprobs[i].logprob);
+    offsets.push_back(offset);
+    offset += characters(token);
+    tokens.push_back(token);
+    values.push_back(logprobs[i].logprob);
+    maps.push_back(std::move(map));
+  }
+  return {{"tokens", std::move(tokens)},
+          {"token_logprobs", std::move(values)},
+          {"top_logprobs", std::move(maps)},
+          {"text_offset", std::move(offsets)}};
+}
+
+ChatChoice::ChatChoice(const AnswerFormat& format, std::string call_prefix)
+    : parser_(format), call_prefix_(std::move(call_prefix)) {}
+
+std::vector<ordered_json> ChatChoice::push(std::string_view text, int64_t n_tokens) {
+  const std::vector<AnswerPart> parts = parser_.push(text);
+  if (parser_.in_reasoning()) reasoning_tokens_ += n_tokens;
+  return deltas_of(parts);
+}
+
+std::vector<ordered_json> ChatChoice::finish() { return deltas_of(parser_.finish()); }
+
+std::vector<ordered_json> ChatChoice::deltas_of(const std::vector<AnswerPart>& parts) {
+  std::vector<ordered_json> deltas;
+  for (const AnswerPart& part : parts) {
+    switch (part.kind) {
+      case AnswerPart::Kind::reasoning:
+        reasoning_ += part.text;
+        deltas.push_back({{"reasoning_content", part.text}});
+        break;
+      case AnswerPart::Kind::content:
+        content_ += part.text;
+        deltas.push_back({{"content", part.text}});
+        break;
+      case AnswerPart::Kind::call_name:
+        calls_.push_back({part.text, {}});
+        deltas.push_back(
+            {{"tool_calls", ordered_json::array({{{"index", part.call},
+                                                  {"id", id_of(part.call)},
+                                                  {"type", "function"},
+                                                  {"function", {{"name", part.text}, {"arguments", ""}}}}})}});
+        break;
+      case AnswerPart::Kind::call_arguments:
+        calls_[static_cast<size_t>(part.call)].arguments += part.text;
+        deltas.push_back(
+            {{"tool_calls", ordered_json::array({{{"index", part.call}, {"function", {{"arguments", part.text}}}}})}});
+        break;
+    }
+  }
+  return deltas;
+}
+
+ordered_json ChatChoice::message() const {
+  // Null where there are calls and nothing is said, as OpenAI has it.
+  ordered_json message{
+      {"role", "assistant"},
+      {"content", content_.empty() && !calls_.empty() ? ordered_json(nullptr) : ordered_json(content_)}};
+  if (!reasoning_.empty()) message["reasoning_content"] = reasoning_;
+  for (size_t i = 0; i < calls_.size(); ++i) {
+    message["tool_calls"].push_back({{"id", id_of(static_cast<int64_t>(i))},
+                                     {"type", "function"},
+                                     {"function", {{"name", calls_[i].name}, {"arguments", calls_[i].arguments}}}});
+  }
+  return message;
+}
+
+}  // namespace fathom::serve

@@ -1,0 +1,64 @@
+// What is generated -> the objects of OpenAI's API: choices whole or in deltas, log probabilities, usage.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "infer/generation.h"
+#include "text/answer_parser.h"
+#include "text/tokenizer.h"
+
+namespace fathom::serve {
+
+// Both OpenAI's fields and DeepSeek's.
+struct Usage {
+  int64_t prompt_tokens = 0, cached_tokens = 0;  // of the prompt, found in the cache
+  int64_t completion_tokens = 0, reasoning_tokens = 0;
+
+  Usage& operator+=(const Usage& other);
+};
+nlohmann::ordered_json usage_json(const Usage& usage);
+
+// "stop", "length" or "tool_calls".
+const char* finish_reason_json(FinishReason reason, bool calls_tools);
+
+// {"content": [{token, logprob, bytes, top_logprobs}]}, of a chat's choice.
+nlohmann::ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
+                                          std::span<const TokenLogprobs> logprobs);
+// {tokens, token_logprobs, top_logprobs, text_offset}, of a completion's. first_offset: characters of the text before.
+// The map of a token has its own value too, and of tokens that read the same the likelier.
+nlohmann::ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
+                                                std::span<const TokenLogprobs> logprobs, int64_t first_offset);
+
+// One choice of a chat, as its text comes in.
+class ChatChoice {
+ public:
+  // call_prefix: what the ids of its tool calls begin with.
+  ChatChoice(const AnswerFormat& format, std::string call_prefix);
+
+  // Deltas of the message, for a stream. n_tokens: that the text stands for.
+  std::vector<nlohmann::ordered_json> push(std::string_view text, int64_t n_tokens);
+  std::vector<nlohmann::ordered_json> finish();
+
+  // {role, content, reasoning_content, tool_calls} so far.
+  nlohmann::ordered_json message() const;
+  bool calls_tools() const { return parser_.n_calls() > 0; }
+  int64_t reasoning_tokens() const { return reasoning_tokens_; }
+
+ private:
+  struct Call {
+    std::string name, arguments;
+  };
+  std::vector<nlohmann::ordered_json> deltas_of(const std::vector<AnswerPart>& parts);
+  std::string id_of(int64_t call) const { return call_prefix_ + std::to_string(call); }
+
+  AnswerParser parser_;
+  std::string call_prefix_, content_, reasoning_;
+  std::vector<Call> calls_;
+  int64_t reasoning_tokens_ = 0;
+};
+
+}  // namespace fathom::serve

@@ -1,0 +1,111 @@
+#include "serve/response.h"
+
+#include <gmock/gmock.h>
+
+#include "base/rng.h"
+
+namespace fathom::serve {
+namespace {
+
+using nlohmann::ordered_json;
+
+ordered_json json(const char* text) { return ordered_json::parse(text); }
+
+constexpr const char* kAnswer =
+    "hm</think>\n\nI look.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{\"a\": \"ü\"}<｜tool▁call▁end｜>"
+    "<｜tool▁call▁begin｜>g<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>";
+
+// What a client makes of the deltas.
+ordered_json joined(const std::vector<ordered_json>& deltas) {
+  ordered_json message{{"role", "assistant"}, {"content", nullptr}};
+  for (const ordered_json& delta : deltas) {
+    for (const char* name : {"content", "reasoning_content"}) {
+      if (!delta.contains(name)) continue;
+      if (!message.contains(name) || message[name].is_null()) message[name] = "";
+      message[name] = message[name].get<std::string>() + delta[name].get<std::string>();
+    }
+    if (!delta.contains("tool_calls")) continue;
+    for (const ordered_json& call : delta["tool_calls"]) {
+      const auto index = call["index"].get<size_t>();
+      if (call.contains("id")) {
+        EXPECT_EQ(index, message.contains("tool_calls") ? message["tool_calls"].size() : 0);
+        message["tool_calls"].push_back({{"id", call["id"]}, {"type", call["type"]}, {"function", call["function"]}});
+      } else {
+        ordered_json& arguments = message["tool_calls"].at(index)["function"]["arguments"];
+        arguments = arguments.get<std::string>() + call["function"]["arguments"].get<std::string>();
+      }
+    }
+  }
+  return message;
+}
+
+TEST(ChatChoice, DeltasAddUpToTheMessage) {
+  const ordered_json want =
+      json(R"({"role": "assistant", "content": "I look.", "reasoning_content": "hm", "tool_calls": [
+    {"id": "call_7_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": \"ü\"}"}},
+    {"id": "call_7_1", "type": "function", "function": {"name": "g", "arguments": "{}"}}]})");
+  const std::string answer = kAnswer;
+  for (const size_t piece : {answer.size(), size_t{1}, size_t{7}}) {
+    ChatChoice choice({CallFormat::v3_1, true}, "call_7_");
+    std::vector<ordered_json> deltas;
+    const auto add = [&](const std::vector<ordered_json>& more) {
+      deltas.insert(deltas.end(), more.begin(), more.end());
+    };
+    for (size_t at = 0; at < answer.size(); at += piece) add(choice.push(answer.substr(at, piece), 1));
+    add(choice.finish());
+    EXPECT_EQ(joined(deltas), want) << piece;
+    EXPECT_EQ(choice.message(), want) << piece;
+    EXPECT_TRUE(choice.calls_tools());
+    if (piece == 1) {
+      EXPECT_GE(choice.reasoning_tokens(), 2);
+    }
+  }
+}
+
+TEST(ChatChoice, SaysWhatIsMissingAsOpenAIDoes) {
+  ChatChoice nothing({}, "call_");
+  EXPECT_TRUE(nothing.finish().empty());
+  EXPECT_EQ(nothing.message(), json(R"({"role": "assistant", "content": ""})"));
+  ChatChoice only_calls({CallFormat::v3_1}, "call_");
+  only_calls.push("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}", 1);
+  only_calls.finish();
+  EXPECT_TRUE(only_calls.message()["content"].is_null());
+}
+
+TEST(Response, UsageHasBothNamesOfCachedTokens) {
+  Usage usage{.prompt_tokens = 10, .cached_tokens = 4, .completion_tokens = 5, .reasoning_tokens = 2};
+  usage += {.prompt_tokens = 1, .completion_tokens = 1};
+  EXPECT_EQ(usage_json(usage), json(R"({"prompt_tokens": 11, "completion_tokens": 6, "total_tokens": 17,
+    "prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 2},
+    "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 7})"));
+}
+
+TEST(Response, FinishReasons) {
+  EXPECT_STREQ(finish_reason_json(FinishReason::eos, false), "stop");
+  EXPECT_STREQ(finish_reason_json(FinishReason::stop, false), "stop");
+  EXPECT_STREQ(finish_reason_json(FinishReason::eos, true), "tool_calls");
+  EXPECT_STREQ(finish_reason_json(FinishReason::length, true), "length");
+  EXPECT_STREQ(finish_reason_json(FinishReason::context, false), "length");
+}
+
+TEST(Response, LogprobsOfBothApis) {
+  const Tokenizer bytes = Tokenizer::bytes();
+  const std::vector<int32_t> ids = {'a', 0xC3, 0xBC, 'b'};
+  const std::vector<TokenLogprobs> logprobs = {
+      {-0.5f, {{'a', -0.5f}, {'z', -2}}}, {-1, {{0xC4, -0.75f}, {0xC3, -1}}}, {-3, {{'x', -0.25f}}}, {-1.5f, {}}};
+  const ordered_json chat = chat_logprobs_json(bytes, ids, logprobs);
+  ASSERT_EQ(chat["content"].size(), 4u);
+  EXPECT_EQ(chat["content"][0], json(R"({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
+    {"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "z", "logprob": -2.0, "bytes": [122]}]})"));
+  EXPECT_EQ(chat["content"][1]["bytes"], json("[195]"));
+  const ordered_json completion = completion_logprobs_json(bytes, ids, logprobs, 10);
+  EXPECT_EQ(completion["token_logprobs"], json("[-0.5, -1.0, -3.0, -1.5]"));
+  EXPECT_EQ(completion["text_offset"], json("[10, 11, 12, 13]"));
+  EXPECT_EQ(completion["top_logprobs"][0], json(R"({"a": -0.5, "z": -2.0})"));
+  EXPECT_EQ(completion["top_logprobs"][1], json(R"({"\ufffd": -0.75})")) << "both read the same: the likelier stays";
+  EXPECT_EQ(completion["top_logprobs"][2], json(R"({"x": -0.25, "\ufffd": -3.0})")) << "its own is there too";
+  EXPECT_EQ(completion["top_logprobs"][3], json(R"({"b": -1.5})"));
+}
+
+}  // namespace
+}  // namespace fathom::serve

@@ -108,11 +108,11 @@ std::string answer_of(std::string_view chat_template, std::string_view prompt, s
   format.calls = CallFormat::none;  // nobody here to call
   format.trims_newlines = false;
   AnswerParser parser(format);
-  std::vector<AnswerPart> parts = parser.push(text);
-  for (AnswerPart& part : parser.finish()) parts.push_back(std::move(part));
   std::string content;
-  for (const AnswerPart& part : parts) {
-    if (part.kind == AnswerPart::Kind::content) content += part.text;
+  for (const auto& parts : {parser.push(text), parser.finish()}) {
+    for (const AnswerPart& part : parts) {
+      if (part.kind == AnswerPart::Kind::content) content += part.text;
+    }
   }
   return content;
 }

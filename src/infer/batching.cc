@@ -4,7 +4,7 @@
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
-#include "ops/embedding.h"
+#include "infer/passes.h"
 
 namespace fathom {
 namespace {
@@ -89,12 +89,17 @@ void Batching::admit() {
   }
 }
 
-void Batching::put_back(Running& sequence) {
+std::unique_ptr<Batching::Running> Batching::leave(const Running& sequence) {
   const auto found =
       std::find_if(running_.begin(), running_.end(), [&](const auto& s) { return s.get() == &sequence; });
-  release_pages(sequence);
-  waiting_.push_front(std::move(*found));
+  std::unique_ptr<Running> left = std::move(*found);
   running_.erase(found);
+  return left;
+}
+
+void Batching::put_back(Running& sequence) {
+  release_pages(sequence);
+  waiting_.push_front(leave(sequence));
   ++n_preempted_;
 }
 
@@ -181,19 +186,17 @@ void Batching::end(Running& sequence, const std::string& error) {
   result.prefill_s = first_s - sequence.start_s;
   result.decode_s = now_s - first_s;
   release_pages(sequence);
-  const auto found =
-      std::find_if(running_.begin(), running_.end(), [&](const auto& s) { return s.get() == &sequence; });
-  ended_.push_back(std::move(*found));
-  running_.erase(found);
-  if (sequence.request.on_end) sequence.request.on_end(result, error);
+  const std::unique_ptr<Running> ended = leave(sequence);
+  if (ended->request.on_end) ended->request.on_end(result, error);
 }
 
 bool Batching::step() {
-  ended_.clear();
   admit();
-  const std::vector<Piece> pieces = next_pieces();
-  if (pieces.empty()) return !running_.empty() || !waiting_.empty();
+  if (const std::vector<Piece> pieces = next_pieces(); !pieces.empty()) run(pieces);
+  return !running_.empty() || !waiting_.empty();
+}
 
+void Batching::run(const std::vector<Piece>& pieces) {
   const double begin_s = monotonic_s();
   const ArenaScope scope(ctx_.arena);
   std::vector<std::vector<int32_t>> ids;
@@ -218,12 +221,7 @@ bool Batching::step() {
   }
   const Tensor hidden =
       forward(ctx_, model_, make_batch(ctx_, ids, positions), {.caches = caches, .expand_from = n_generating});
-  Tensor logits;
-  if (!rows.empty()) {
-    const Tensor last = new_f32(ctx_, {std::ssize(rows), hidden.cols()});
-    embedding(ctx_, last, from_host(ctx_, rows), hidden);  // gathers rows
-    logits = head_logits(ctx_, model_, last);
-  }
+  const Tensor logits = rows.empty() ? Tensor() : logits_of_rows(ctx_, model_, hidden, rows);
   if (n_prompt_tokens > n_tokens / 2) {
     const double measured = (monotonic_s() - begin_s) / static_cast<double>(n_prompt_tokens);
     prompt_token_s_ = prompt_token_s_ == 0 ? measured : 0.8 * prompt_token_s_ + 0.2 * measured;
@@ -233,7 +231,6 @@ bool Batching::step() {
     share_pages(*sequence);
     if (whole) take_logits(*sequence, logits.slice(row++, 1));
   }
-  return !running_.empty() || !waiting_.empty();
 }
 
 }  // namespace fathom

@@ -65,11 +65,13 @@ class Batching {
 
   void admit();
   std::vector<Piece> next_pieces();
+  void run(const std::vector<Piece>& pieces);
   bool make_room(Running& sequence, int64_t n);  // false: the sequence itself has been put back
   void put_back(Running& sequence);
+  std::unique_ptr<Running> leave(const Running& sequence);  // running_
   void share_pages(Running& sequence);
   void take_logits(Running& sequence, Tensor logits);
-  void end(Running& sequence, const std::string& error);
+  void end(Running& sequence, const std::string& error);  // the sequence is gone then
   void release_pages(Running& sequence);
 
   Context& ctx_;
@@ -79,7 +81,6 @@ class Batching {
   PagePool pool_;
   std::deque<std::unique_ptr<Running>> waiting_;  // the next first
   std::list<std::unique_ptr<Running>> running_;   // the oldest first
-  std::vector<std::unique_ptr<Running>> ended_;   // in this pass
   Id n_added_ = 0;
   int64_t n_preempted_ = 0;
   double prompt_token_s_ = 0;  // measured: a token of a prompt, in a pass

@@ -5,26 +5,13 @@
 #include <cstring>
 #include <numeric>
 
+#include "infer/log_softmax.h"
+
 namespace fathom {
 namespace {
 
 constexpr int64_t kGroupTokens = 2048;  // run together
 constexpr int64_t kLogitRows = 64;      // whose logits are in memory
-
-struct LogSoftmax {
-  const float* logits;
-  double max = 0, log_sum = 0;
-  int64_t best = 0;
-
-  explicit LogSoftmax(std::span<const float> row) : logits(row.data()) {
-    best = std::max_element(row.begin(), row.end()) - row.begin();
-    max = row[static_cast<size_t>(best)];
-    double sum = 0;
-    for (const float x : row) sum += std::exp(x - max);
-    log_sum = std::log(sum);
-  }
-  double operator[](int64_t token) const { return logits[token] - max - log_sum; }
-};
 
 struct TokenDivergence {
   double kl, loss, other_loss;

@@ -5,6 +5,7 @@
 #include "base/terminal.h"
 #include "infer/draft.h"
 #include "infer/output.h"
+#include "text/begun.h"
 
 namespace fathom {
 namespace {
@@ -78,15 +79,7 @@ std::string StopFilter::push(std::string_view text) {
     }
   }
   if (!stopped_) {
-    for (const auto& stop : stops_) {
-      // The longest end of the text that begins this stop text.
-      for (size_t n = std::min(stop.size() - 1, held_.size()); n > held_.size() - cut; --n) {
-        if (held_.ends_with(std::string_view(stop).substr(0, n))) {
-          cut = held_.size() - n;
-          break;
-        }
-      }
-    }
+    for (const auto& stop : stops_) cut = std::min(cut, held_.size() - begun(held_, stop));
   }
   std::string shown = held_.substr(0, cut);
   held_.erase(0, stopped_ ? held_.size() : cut);

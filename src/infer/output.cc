@@ -1,8 +1,9 @@
 #include "infer/output.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
+
+#include "infer/log_softmax.h"
 
 namespace fathom {
 namespace {
@@ -24,22 +25,18 @@ Output::Output(const Tokenizer* tokenizer, const GenerationOptions& options, std
 }
 
 void Output::tell(int32_t id) {
-  const std::vector<float>& logits = logits_;
-  const float largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
-  const double log_sum = largest + std::log(sum);
-  const auto logprob = [&](int32_t of) { return static_cast<float>(logits[static_cast<size_t>(of)] - log_sum); };
-  std::vector<int32_t> order(logits.size());
-  std::iota(order.begin(), order.end(), 0);
-  const int64_t n = std::min(options_.top_logprobs, std::ssize(order));
-  std::partial_sort(order.begin(), order.begin() + n, order.end(), [&](int32_t a, int32_t b) {
-    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
-    return x > y || (x == y && a < b);
-  });
-  TokenLogprobs told{logprob(id), {}};
-  for (int64_t i = 0; i < n; ++i)
-    told.top.emplace_back(order[static_cast<size_t>(i)], logprob(order[static_cast<size_t>(i)]));
+  const LogSoftmax all(logits_);
+  TokenLogprobs told{static_cast<float>(all[id]), {}};
+  if (options_.top_logprobs > 0) {
+    std::vector<int32_t> order(logits_.size());
+    std::iota(order.begin(), order.end(), 0);
+    const auto end = order.begin() + std::min(options_.top_logprobs, std::ssize(order));
+    std::partial_sort(order.begin(), end, order.end(), [&](int32_t a, int32_t b) {
+      const float x = logits_[static_cast<size_t>(a)], y = logits_[static_cast<size_t>(b)];
+      return x > y || (x == y && a < b);
+    });
+    for (auto of = order.begin(); of != end; ++of) told.top.emplace_back(*of, static_cast<float>(all[*of]));
+  }
   result.logprobs.push_back(std::move(told));
 }
 
@@ -62,27 +59,18 @@ std::string Output::emit(int32_t id) {
 
 std::string Output::take(Tensor logits, std::span<const Draft> drafts) {
   std::string text;
-  const auto row = [&](size_t i) {
-    const std::span<float> all(logits.f32_row(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols()));
-    if (options_.top_logprobs >= 0) logits_.assign(all.begin(), all.end());
-    return all;
-  };
   result.drafted += std::ssize(drafts);
-  for (size_t i = 0; goes_on_ && i < drafts.size(); ++i) {
-    const Draft& draft = drafts[i];
-    const int32_t id = verify_draft(distribution(row(i), previous_, n_generated(), options_.sampler), draft, rng_);
+  for (size_t i = 0; goes_on_ && i <= drafts.size(); ++i) {
+    const std::span<float> row(logits.f32_row(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols()));
+    if (options_.top_logprobs >= 0) logits_.assign(row.begin(), row.end());
+    const Draft* const draft = i < drafts.size() ? &drafts[i] : nullptr;
+    const int32_t id = draft == nullptr
+                           ? sample(row, previous_, n_generated(), options_.sampler, rng_)
+                           : verify_draft(distribution(row, previous_, n_generated(), options_.sampler), *draft, rng_);
     if (options_.top_logprobs >= 0) tell(id);
     text += emit(id);
-    if (id != draft.id) {
-      result.text += text;
-      return text;
-    }
+    if (draft == nullptr || id != draft->id) break;
     ++result.accepted;
-  }
-  if (goes_on_) {
-    const int32_t id = sample(row(drafts.size()), previous_, n_generated(), options_.sampler, rng_);
-    if (options_.top_logprobs >= 0) tell(id);
-    text += emit(id);
   }
   result.text += text;
   return text;

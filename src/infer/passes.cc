@@ -18,12 +18,16 @@ Tensor last_logits(Context& ctx, const Model& model, const Batch& batch, Tensor 
   for (size_t s = 1; s < batch.offsets.size(); ++s) {
     for (int64_t i = n; i > 0; --i) rows.push_back(batch.offsets[s] - static_cast<int32_t>(i));
   }
-  const Tensor last = new_f32(ctx, {std::ssize(rows), hidden.cols()});
-  embedding(ctx, last, from_host(ctx, rows), hidden);  // gathers rows
-  return head_logits(ctx, model, last);
+  return logits_of_rows(ctx, model, hidden, rows);
 }
 
 }  // namespace
+
+Tensor logits_of_rows(Context& ctx, const Model& model, Tensor hidden, const std::vector<int32_t>& rows) {
+  const Tensor wanted = new_f32(ctx, {std::ssize(rows), hidden.cols()});
+  embedding(ctx, wanted, from_host(ctx, rows), hidden);  // gathers rows
+  return head_logits(ctx, model, wanted);
+}
 
 Passes::Recorded& Passes::find(std::vector<int64_t> shape) {
   const auto found = std::ranges::find(recorded_, shape, &Recorded::shape);

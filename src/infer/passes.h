@@ -20,6 +20,9 @@ struct PassResult {
   Tensor logits;  // [sequences * n_logits, vocab], for the host to read; likewise
 };
 
+// The logits of these rows of hidden states: [rows, vocab] (arena).
+Tensor logits_of_rows(Context& ctx, const Model& model, Tensor hidden, const std::vector<int32_t>& rows);
+
 class Passes {
  public:
   // One cache a sequence; each is extended by its tokens.

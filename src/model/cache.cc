@@ -5,12 +5,18 @@
 namespace fathom {
 namespace {
 
+// Without memory: layers of so many rows.
+LatentCache layers_of(const ModelConfig& config, int64_t rows, Format format) {
+  LatentCache cache;
+  cache.layout = config.mla().cached_row(format);
+  cache.layer_bytes = round_up(rows * latent_row_bytes(cache.layout), static_cast<int64_t>(kAlignment));
+  return cache;
+}
+
 LatentCache make_cache(const ModelConfig& config, int64_t capacity, int64_t n_layers, Format format,
                        const Device* device) {
-  LatentCache cache;
+  LatentCache cache = layers_of(config, capacity, format);
   cache.capacity = capacity;
-  cache.layout = config.mla().cached_row(format);
-  cache.layer_bytes = round_up(capacity * latent_row_bytes(cache.layout), static_cast<int64_t>(kAlignment));
   cache.memory = allocate_where(device, static_cast<size_t>(n_layers * cache.layer_bytes));
   return cache;
 }
@@ -22,10 +28,7 @@ int64_t cache_page_bytes(const ModelConfig& config, int64_t n_layers, Format for
 }
 
 LatentCache make_paged_cache(const ModelConfig& config, Format format) {
-  LatentCache cache;
-  cache.layout = config.mla().cached_row(format);
-  cache.layer_bytes = round_up(kCachePageRows * latent_row_bytes(cache.layout), static_cast<int64_t>(kAlignment));
-  return cache;
+  return layers_of(config, kCachePageRows, format);
 }
 
 LatentCache make_latent_cache(const ModelConfig& config, int64_t capacity, Format format, const Device* device) {

@@ -20,12 +20,20 @@ struct LatentCache {
   LatentRowLayout layout;
   std::vector<char*> pages{};  // instead of memory, and somebody else's: [layers, kCachePageRows] rows in each
 
+  // A layer with n_new rows behind those that are in it.
+  LatentCacheView view(int64_t layer, int64_t n_new = 0) const {
+    LatentCacheView view{nullptr, length + n_new, n_new, layout.format};
+    if (pages.empty()) {
+      view.rows = static_cast<char*>(memory.data()) + layer * layer_bytes;
+    } else {
+      view.pages = pages.data();
+      view.page_offset = layer * layer_bytes;
+    }
+    return view;
+  }
   // Row `first` of a layer and those behind it, without pages all.
   void* rows(int64_t layer, int64_t first = 0) const {
-    const int64_t row_bytes = latent_row_bytes(layout);
-    if (pages.empty()) return static_cast<char*>(memory.data()) + layer * layer_bytes + first * row_bytes;
-    return pages[static_cast<size_t>(first / kCachePageRows)] + layer * layer_bytes +
-           first % kCachePageRows * row_bytes;
+    return const_cast<char*>(view(layer).row(first, latent_row_bytes(layout)));  // NOLINT: views are to read
   }
 };
 

@@ -91,14 +91,7 @@ std::vector<LatentCacheView> extend_caches(Context& ctx, const Batch& batch, int
         std::copy_n(stored.data() + latent.cols(), k_rope.cols(), k);
       }
     });
-    LatentCacheView view{nullptr, cache.length + n_new, n_new, cache.layout.format};
-    if (cache.pages.empty()) {
-      view.rows = cache.rows(layer);
-    } else {
-      view.pages = cache.pages.data();
-      view.page_offset = layer * cache.layer_bytes;
-    }
-    views.push_back(view);
+    views.push_back(cache.view(layer, n_new));
   }
   return views;
 }

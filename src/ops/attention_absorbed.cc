@@ -11,12 +11,12 @@ namespace {
 
 using namespace attention;
 
-constexpr int64_t kGroup = 64;   // queries (pairs of token and head, heads innermost) that share one reading of rows
-constexpr int64_t kChunk = 256;  // rows of the cache in one task
-static_assert(kCachePageRows % kBlock == 0 && kChunk % kBlock == 0);  // a tile's rows lie in one page
-constexpr int64_t kRound = 8192;                                      // queries in memory at a time, or one token's
+constexpr int64_t kGroup = 64;    // queries (pairs of token and head, heads innermost) that share one reading of rows
+constexpr int64_t kChunk = 256;   // rows of the cache in one task
+constexpr int64_t kRound = 8192;  // queries in memory at a time, or one token's
 constexpr int64_t kGroupStride = kGroup | 16;
 constexpr int64_t kPanel = 16;  // queries whose transposes lie together: [row_dim, kPanel], a cache line a row
+static_assert(kCachePageRows % kBlock == 0 && kChunk % kBlock == 0);  // a tile's rows lie in one page
 
 // Up to kGroup queries of one sequence.
 struct Group {

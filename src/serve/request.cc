@@ -31,49 +31,38 @@ struct Fields {
     if (object[name].get(value) != simdjson::SUCCESS || value.is_null()) return std::nullopt;
     return value;
   }
-  std::optional<double> number(std::string_view name, double least, double most) const {
+  template <class T>
+  std::optional<T> as(std::string_view name, const char* kind) const {
     const auto value = find(name);
     if (!value) return std::nullopt;
-    double x;
-    if (value->get_double().get(x) != simdjson::SUCCESS) refuse(name_of(name), "must be a number", "invalid_type");
-    if (!(x >= least && x <= most)) refuse(name_of(name), fmt::format("must be between {} and {}", least, most));
+    T x;
+    if (value->get(x) != simdjson::SUCCESS) refuse(name_of(name), fmt::format("must be {}", kind), "invalid_type");
     return x;
+  }
+  template <class T>
+  std::optional<T> within(std::string_view name, const char* kind, T least, T most) const {
+    const auto x = as<T>(name, kind);
+    // Written so that NaN is refused too.
+    if (x && !(*x >= least && *x <= most)) refuse(name_of(name), fmt::format("must be between {} and {}", least, most));
+    return x;
+  }
+  std::optional<double> number(std::string_view name, double least, double most) const {
+    return within<double>(name, "a number", least, most);
   }
   std::optional<int64_t> integer(std::string_view name, int64_t least, int64_t most) const {
-    const auto value = find(name);
-    if (!value) return std::nullopt;
-    int64_t x;
-    if (value->get_int64().get(x) != simdjson::SUCCESS) refuse(name_of(name), "must be an integer", "invalid_type");
-    if (x < least || x > most) refuse(name_of(name), fmt::format("must be between {} and {}", least, most));
-    return x;
+    return within<int64_t>(name, "an integer", least, most);
   }
-  std::optional<bool> boolean(std::string_view name) const {
-    const auto value = find(name);
-    if (!value) return std::nullopt;
-    bool x;
-    if (value->get_bool().get(x) != simdjson::SUCCESS) refuse(name_of(name), "must be true or false", "invalid_type");
-    return x;
-  }
+  std::optional<bool> boolean(std::string_view name) const { return as<bool>(name, "true or false"); }
   std::optional<std::string> text(std::string_view name) const {
-    const auto value = find(name);
-    if (!value) return std::nullopt;
-    std::string_view x;
-    if (value->get_string().get(x) != simdjson::SUCCESS) refuse(name_of(name), "must be a string", "invalid_type");
-    return std::string(x);
+    const auto x = as<std::string_view>(name, "a string");
+    return x ? std::optional<std::string>(*x) : std::nullopt;
   }
   std::optional<Fields> fields(std::string_view name) const {
-    const auto value = find(name);
-    if (!value) return std::nullopt;
-    simdjson::dom::object x;
-    if (value->get_object().get(x) != simdjson::SUCCESS) refuse(name_of(name), "must be an object", "invalid_type");
-    return Fields{x, name_of(name) + "."};
+    const auto x = as<simdjson::dom::object>(name, "an object");
+    return x ? std::optional<Fields>({*x, name_of(name) + "."}) : std::nullopt;
   }
   std::optional<simdjson::dom::array> list(std::string_view name) const {
-    const auto value = find(name);
-    if (!value) return std::nullopt;
-    simdjson::dom::array x;
-    if (value->get_array().get(x) != simdjson::SUCCESS) refuse(name_of(name), "must be a list", "invalid_type");
-    return x;
+    return as<simdjson::dom::array>(name, "a list");
   }
   ordered_json json(std::string_view name) const {
     const auto value = find(name);

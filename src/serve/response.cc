@@ -2,29 +2,25 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "text/jinja_text.h"
 
 namespace fathom::serve {
 namespace {
 
 using nlohmann::ordered_json;
 
-// Of one token; half a character reads U+FFFD.
-std::string text_of(const Tokenizer& tokenizer, int32_t id) {
-  return id < tokenizer.vocab_size() ? mend_utf8(tokenizer.token_bytes(id)) : std::string();
+// What a token says, nothing for one of which the model alone knows.
+std::string bytes_of(const Tokenizer& tokenizer, int32_t id) {
+  return id < tokenizer.vocab_size() ? tokenizer.token_bytes(id) : std::string();
 }
+// The same as text; half a character reads U+FFFD.
+std::string text_of(const Tokenizer& tokenizer, int32_t id) { return mend_utf8(bytes_of(tokenizer, id)); }
 
 ordered_json token_json(const Tokenizer& tokenizer, int32_t id, float logprob) {
   ordered_json bytes = ordered_json::array();
-  if (id < tokenizer.vocab_size()) {
-    for (const char byte : tokenizer.token_bytes(id)) bytes.push_back(static_cast<uint8_t>(byte));
-  }
-  return {{"token", text_of(tokenizer, id)}, {"logprob", logprob}, {"bytes", std::move(bytes)}};
-}
-
-int64_t characters(std::string_view text) {
-  int64_t n = 0;
-  for (size_t at = 0; at < text.size(); at += utf8_unit(text.substr(at)).bytes) ++n;
-  return n;
+  const std::string said = bytes_of(tokenizer, id);
+  for (const char byte : said) bytes.push_back(static_cast<uint8_t>(byte));
+  return {{"token", mend_utf8(said)}, {"logprob", logprob}, {"bytes", std::move(bytes)}};
 }
 
 }  // namespace
@@ -86,7 +82,7 @@ ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<cons
     for (const auto& [id, logprob] : logprobs[i].top) map.emplace(text_of(tokenizer, id), logprob);
     map.emplace(token, logprobs[i].logprob);
     offsets.push_back(offset);
-    offset += characters(token);
+    offset += static_cast<int64_t>(jinja::code_points(token));
     tokens.push_back(token);
     values.push_back(logprobs[i].logprob);
     maps.push_back(std::move(map));

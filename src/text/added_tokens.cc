@@ -54,7 +54,7 @@ AddedTokenFinder::AddedTokenFinder(const std::vector<AddedToken>& tokens) : toke
 }
 
 bool AddedTokenFinder::begins_mark(std::string_view text, std::span<const std::string_view> kept) const {
-  if (tokens_.empty() || text.empty()) return false;
+  if (text.empty() || !first_[static_cast<uint8_t>(text[0])]) return false;
   const auto is_mark = [&](const std::string& token) {
     return utf8_unit(token).bytes < token.size() && std::find(kept.begin(), kept.end(), token) == kept.end();
   };

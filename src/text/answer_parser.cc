@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "text/begun.h"
 #include "text/chat.h"
 
 namespace fathom {
@@ -29,14 +30,6 @@ std::string_view without_spaces(std::string_view text) {
   const size_t begin = text.find_first_not_of(" \n\r\t");
   if (begin == kNone) return {};
   return text.substr(begin, text.find_last_not_of(" \n\r\t") - begin + 1);
-}
-
-// How much of the end of `text` may be the beginning of `mark`.
-size_t begun(std::string_view text, std::string_view mark) {
-  for (size_t n = std::min(text.size(), mark.size() - 1); n > 0; --n) {
-    if (text.ends_with(mark.substr(0, n))) return n;
-  }
-  return 0;
 }
 
 // What stands for `text` in a JSON string. Looks at ASCII alone, so that a character may be cut.

@@ -8,26 +8,13 @@
 
 #include "base/error.h"
 #include "checkpoint/packed_model.h"
-#include "model/tiny_models.h"
+#include "infer/bytes_machine.h"
 
 namespace fathom {
 namespace {
 
-ModelConfig config_for_bytes() {
-  ModelConfig config = tiny_v3();
-  config.vocab_size = 300;  // room for bytes
-  config.max_position_embeddings = 1024;
-  return config;
-}
-
-struct Machine {
-  ThreadPool pool{2};
-  Arena arena;
-  Context ctx{pool, arena};
-  Tokenizer tokenizer = Tokenizer::bytes();
-  ModelConfig config = config_for_bytes();
-  Parameters parameters = tiny_parameters(config);
-  Model model = make_model(config, parameters.weights);
+struct Machine : BytesMachine {
+  Machine() : BytesMachine(1024) {}
 
   Generation alone(const BatchRequest& request, Format kv_type, int64_t context) {
     Sequence sequence{{}, make_latent_cache(model.config, context, kv_type)};

@@ -5,32 +5,13 @@
 #include <cmath>
 
 #include "base/error.h"
-#include "model/tiny_models.h"
+#include "infer/bytes_machine.h"
 
 namespace fathom {
 namespace {
 
-ModelConfig tiny_config() {
-  ModelConfig config = tiny_v3();
-  config.vocab_size = 300;  // room for bytes
-  config.max_position_embeddings = 96;
-  return config;
-}
-
-// A model with random weights, and all that a generation needs.
-struct Machine {
-  ModelConfig config = tiny_config();
-  Parameters parameters = allocate_parameters(config);
-  Model model;
-  ThreadPool pool{2};
-  Arena arena;
-  Context ctx{pool, arena};
-  Tokenizer tokenizer = Tokenizer::bytes();
-
-  Machine() {
-    initialize(parameters, config, 11);
-    model = make_model(config, parameters.weights);
-  }
+struct Machine : BytesMachine {
+  Machine() : BytesMachine(96) {}
   Sequence sequence(int64_t capacity = 96) const { return {{}, make_latent_cache(config, capacity)}; }
   Generation run(const std::vector<int32_t>& prompt, const GenerationOptions& options,
                  const GenerationCallbacks& callbacks = {}) {

@@ -1,0 +1,27 @@
+// Log probabilities of one row of logits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <span>
+
+namespace fathom {
+
+// Refers to the row.
+struct LogSoftmax {
+  const float* logits;
+  double max = 0, log_sum = 0;
+  int64_t best = 0;  // the likeliest token; of equal ones the lowest
+
+  explicit LogSoftmax(std::span<const float> row) : logits(row.data()) {
+    best = std::max_element(row.begin(), row.end()) - row.begin();
+    max = row[static_cast<size_t>(best)];
+    double sum = 0;
+    for (const float x : row) sum += std::exp(x - max);
+    log_sum = std::log(sum);
+  }
+  double operator[](int64_t token) const { return logits[token] - max - log_sum; }
+};
+
+}  // namespace fathom

@@ -31,6 +31,8 @@ OPTIONS = {"seq-len": SEQ_LEN, "batch-size": BATCH_SIZE, "lr": 4e-3, "min-lr": 0
            "weight-decay": 0.1, "bias-update-speed": 0.02, "mtp-weight": 0.3}
 DEMO = "models/shakespeare.config.json"
 LOSSES = ["held_out", "train_tail"]
+# With the demo's learning rate experts change faster than biases follow, and its bias steps are as large as the affinities' gaps.
+BALANCED = {"lr": 2e-3, "bias-update-speed": 0.003}
 # The demo's experts cut in three, the shared one's width as it was: active and total parameters are the demo's,
 # but for the router's rows.
 THIRDS = {"moe_intermediate_size": 32, "n_routed_experts": 48, "num_experts_per_tok": 6, "n_shared_experts": 3,
@@ -51,16 +53,16 @@ EXPERIMENTS = {
     "balance": {
         "about": "loss-free balancing, balance loss (of two weights) or neither, 64 experts of which 6 are used", "tokens": 5_000_000,
         "config": {**THIRDS, "n_routed_experts": 64},
-        # With the demo's learning rate experts change faster than biases follow, and its bias steps are as large as the affinities' gaps.
-        "options": {"lr": 2e-3, "bias-update-speed": 0.003},
-        "references": ["aux"], "measures": [*LOSSES, "max_vio", "max_vio_tail", "max_vio_sum", "starved"],
+        "options": BALANCED,
+        "references": ["aux"], "measures": [*LOSSES, "val_max_vio", "val_max_vio_half", "max_vio", "max_vio_half", "max_vio_tail", "max_vio_sum",
+                                             "max_vio_sum_half", "starved"],
         "curves": ["loss", "val_loss", "max_violation"],
         "arms": {"bias": {"options": {"balance": "bias"}}, "aux": {"options": {"balance": "aux"}},
                  "aux-strong": {"options": {"balance": "aux", "balance-alpha": 0.01}}, "none": {"options": {"balance": "none"}}}},
     "experts": {
-        "about": "fine or coarse experts, a shared one or none, groups or free choice; active parameters equal", "tokens": 5_000_000,
-        "config": THIRDS,
-        "references": ["fine"], "measures": [*LOSSES, "max_vio_tail"], "curves": ["loss", "val_loss", "max_violation"],
+        "about": "fine or coarse experts, a shared one or none, groups or free choice; active parameters equal", "tokens": 3_000_000,
+        "config": THIRDS, "options": BALANCED,
+        "references": ["fine"], "measures": [*LOSSES, "val_max_vio", "max_vio_tail"], "curves": ["loss", "val_loss", "max_violation"],
         "arms": {
             "fine": {},
             # One of 8 would leave the router without a gradient: the weights of the chosen are normalised, and one alone is always 1.
@@ -99,9 +101,9 @@ class Run:
     def column(self, key):
         return [(step["step"], step[key]) for step in self.steps if key in step and "skipped" not in step]
 
-    def tail(self, key):
-        """Of the last tenth of the steps."""
-        return [value for step, value in self.column(key) if step > 0.9 * self.steps[-1]["step"]]
+    def tail(self, key, part=0.1):
+        """Of the last tenth of the steps, or another part of them."""
+        return [value for step, value in self.column(key) if step > (1 - part) * self.steps[-1]["step"]]
 
 
 # ---- Training
@@ -151,7 +153,7 @@ def plan(run, arm, config_path, probes, options):
     settings = [text for name, value in arm["options"].items() for text in (f"--{name}", str(value))]
     steps = arm["options"]["steps"]
     commands = {
-        "score": [options.fathom, "score", "--json", *threads, *model, "--text", options.val_data, "--window", str(SEQ_LEN)],
+        "score": [options.fathom, "score", "--json", *threads, *model, "--text", options.val_data, "--window", str(SEQ_LEN + 1)],
         "bench": [options.fathom, "bench", "--json", *threads, *model, "--draft", "mtp", "--gen", "256", "--prompt", "0"],
         "drafts": [sys.executable, str(ROOT / "bench/draft_acceptance.py"), "--fathom", options.fathom, *model, "--text", options.val_data,
                    *threads, "--prompts", "50", "--depths", "1"]}
@@ -241,9 +243,13 @@ def lock_of(folder):
 
 # ---- Tables
 
-def summed_loads(run):
-    """Tokens of each expert of each MoE layer, over the steps of the last tenth that tell them."""
-    return [[sum(loads) for loads in zip(*layers)] for layers in zip(*run.tail("expert_load"))]
+def summed_loads(run, part=0.1):
+    """Tokens of each expert of each MoE layer, over the steps of the last part that tell them (one of 30 or so)."""
+    return [[sum(loads) for loads in zip(*layers)] for layers in zip(*run.tail("expert_load", part))]
+
+
+def max_vio_of_sums(run, part):
+    return max(max(layer) / statistics.mean(layer) - 1 for layer in summed_loads(run, part))
 
 
 def starved(run):
@@ -268,8 +274,12 @@ MEASURES = {  # title, digits, of a run
     "held_out_f32": ("held-out loss, scored in f32", 4, lambda run: probe(run, "score", r'"loss":([^,}]*)')),
     "max_vio": ("MaxVio after warm-up", 2, lambda run: statistics.mean(after_warmup(run, "max_violation"))),
     "max_vio_tail": ("MaxVio, last 10 %", 2, lambda run: statistics.mean(run.tail("max_violation"))),
-    "max_vio_sum": ("MaxVio of the summed loads, last 10 %", 2,
-                    lambda run: max(max(layer) / statistics.mean(layer) - 1 for layer in summed_loads(run))),
+    "max_vio_half": ("MaxVio, second half", 2, lambda run: statistics.mean(run.tail("max_violation", 0.5))),
+    "max_vio_sum": ("MaxVio of the summed loads, last 10 %", 2, lambda run: max_vio_of_sums(run, 0.1)),
+    "max_vio_sum_half": ("MaxVio of the summed loads, second half", 2, lambda run: max_vio_of_sums(run, 0.5)),
+    "val_max_vio": ("MaxVio over the held-out text, at the end", 2, lambda run: run.column("val_max_violation")[-1][1]),
+    "val_max_vio_half": ("MaxVio over the held-out text, second half", 2,
+                         lambda run: statistics.mean(run.tail("val_max_violation", 0.5))),
     "starved": ("experts below a tenth of the mean load, %", 1, starved),
     "acceptance": ("drafts accepted, %", 1, lambda run: probe(run, "bench", r'"acceptance":([^,}]*)', 100)),
     "acceptance_held_out": ("drafts accepted behind held-out text, %", 1, lambda run: probe(run, "drafts", r"\| 1 \| ([0-9.]+)%")),

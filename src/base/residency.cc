@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 
+#include "base/buffer.h"
 #include "base/error.h"
 #include "base/terminal.h"
 
@@ -63,8 +64,11 @@ struct CgroupFiles {
 constexpr CgroupFiles kVersion1 = {"memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"};
 constexpr CgroupFiles kVersion2 = {"memory.max", "memory.current", "file"};
 
-// What this group's limit leaves. A missing file sets none: the topmost group has none, and in a container paths of the
-// host lead nowhere.
+// This group's limit, or what it leaves. A missing file sets none: the topmost group has none, and in a container paths
+// of the host lead nowhere.
+uint64_t limit_in(const fs::path& group, const CgroupFiles& files) {
+  return number_in(group / files.limit).value_or(UINT64_MAX);
+}
 uint64_t left_in(const fs::path& group, const CgroupFiles& files) {
   const auto limit = number_in(group / files.limit), used = number_in(group / files.used);
   if (!limit || !used) return UINT64_MAX;
@@ -72,7 +76,9 @@ uint64_t left_in(const fs::path& group, const CgroupFiles& files) {
   return *limit - std::min(*limit, held);
 }
 
-uint64_t left_in_cgroups(const fs::path& root) {
+// The least of all groups that this process is in.
+template <class In>
+uint64_t least_in_cgroups(const fs::path& root, const In& in) {
   uint64_t left = UINT64_MAX;
   std::ifstream groups(root / "proc/self/cgroup");  // lines "4:memory:/path" (v1), "0::/path" (v2)
   for (std::string line; std::getline(groups, line);) {
@@ -84,7 +90,7 @@ uint64_t left_in_cgroups(const fs::path& root) {
     const fs::path mount = root / (v1 ? "sys/fs/cgroup/memory" : "sys/fs/cgroup");
     fs::path path = fs::path(line.substr(second + 1)).relative_path();
     for (;; path = path.parent_path()) {
-      left = std::min(left, left_in(mount / path, v1 ? kVersion1 : kVersion2));
+      left = std::min(left, in(mount / path, v1 ? kVersion1 : kVersion2));
       if (path.empty()) break;
     }
   }
@@ -95,7 +101,11 @@ uint64_t left_in_cgroups(const fs::path& root) {
 
 uint64_t available_memory_bytes(const fs::path& root) {
   const auto available = number_behind(root / "proc/meminfo", "MemAvailable:");
-  return std::min(available ? *available * 1024 : UINT64_MAX, left_in_cgroups(root));
+  return std::min(available ? *available * 1024 : UINT64_MAX, least_in_cgroups(root, left_in));
+}
+
+uint64_t memory_limit_bytes(const fs::path& root) {
+  return std::min(machine_memory_bytes(), least_in_cgroups(root, limit_in));
 }
 
 uint64_t free_swap_bytes(const fs::path& root) {

@@ -12,6 +12,8 @@ namespace fathom {
 // Bytes that this process may still fill: what the machine has available and what the limits of its cgroups (v1 or v2)
 // leave. Cached file pages count as free, since they give way. `root` stands for / in tests. UINT64_MAX: unknown.
 uint64_t available_memory_bytes(const std::filesystem::path& root = "/");
+// Bytes that this process could have if nobody else had any: of the machine with its swap, or of its cgroups' limits.
+uint64_t memory_limit_bytes(const std::filesystem::path& root = "/");
 // Of the machine's swap, what is free; whether a cgroup may use it is not looked at.
 uint64_t free_swap_bytes(const std::filesystem::path& root = "/");
 

@@ -29,8 +29,13 @@ void log_line(std::string_view line) {
   fmt::print(stderr, "{}\n", line);
 }
 
-Progress::Progress(std::string what, int64_t total)
-    : what_(std::move(what)), total_(total), start_s_(monotonic_s()), terminal_(isatty(STDERR_FILENO) == 1) {}
+Progress::Progress(std::string what, int64_t total, int64_t done)
+    : what_(std::move(what)),
+      total_(total),
+      done_(done),
+      done_before_(done),
+      start_s_(monotonic_s()),
+      terminal_(isatty(STDERR_FILENO) == 1) {}
 
 Progress::~Progress() { finish(); }
 
@@ -49,8 +54,10 @@ void Progress::update(int64_t done, std::string_view note) {
 
 void Progress::draw(double now_s, std::string_view note) {
   const double part = total_ > 0 ? std::clamp(static_cast<double>(done_) / static_cast<double>(total_), 0.0, 1.0) : 0;
-  const double left_s = part > 0 ? (now_s - start_s_) * (1 - part) / part : NAN;
-  const std::string eta = part > 0 ? human_duration(left_s) + " left" : "";
+  std::string eta;
+  if (const int64_t n = done_ - done_before_; n > 0) {
+    eta = human_duration((now_s - start_s_) * static_cast<double>(total_ - done_) / static_cast<double>(n)) + " left";
+  }
   if (!terminal_) {
     fmt::print(stderr, "{} {}/{} {} {}\n", what_, done_, total_, note, eta);
     return;

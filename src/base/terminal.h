@@ -22,7 +22,8 @@ void log(fmt::format_string<Args...> format, Args&&... args) {
 // A bar with rate and time left on a terminal, a plain line about every ten seconds where stderr is none.
 class Progress {
  public:
-  Progress(std::string what, int64_t total);
+  // `done` of them were done before: they say nothing of the time that the rest takes.
+  Progress(std::string what, int64_t total, int64_t done = 0);
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
@@ -33,7 +34,7 @@ class Progress {
  private:
   void draw(double now_s, std::string_view note);
   std::string what_;
-  int64_t total_, done_ = 0;
+  int64_t total_, done_, done_before_;
   double start_s_, drawn_s_ = -1e9;
   bool terminal_, in_view_ = false;
 };

@@ -42,6 +42,7 @@ void add_inspect(CLI::App& app, CommonOptions& common);
 void add_tokenize(CLI::App& app, CommonOptions& common);
 void add_convert(CLI::App& app, CommonOptions& common);
 void add_bench(CLI::App& app, CommonOptions& common);
+void add_serve(CLI::App& app, CommonOptions& common);
 
 // Temperature, filters and penalties, as options of `command`.
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler);

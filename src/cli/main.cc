@@ -84,6 +84,9 @@ void install_signal_handlers() {
   action.sa_flags = SA_RESTART;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  // A terminal that is closed asks too, unless nohup has it ignored.
+  struct sigaction hangup {};
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) sigaction(SIGHUP, &action, nullptr);
 }
 
 // A file opened where stdout or stderr was closed would be taken for it.
@@ -147,6 +150,7 @@ int parse_and_run(int argc, char** argv) {
   add_tokenize(app, common);
   add_convert(app, common);
   add_bench(app, common);
+  add_serve(app, common);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
   }

@@ -104,7 +104,12 @@ void run_training(const Options& options) {
     throw UsageError("tokenize: --train needs --data PATH... and --out FILE");
   }
   if (options.fim_rate != 0) throw UsageError("tokenize: --train makes a vocabulary: leave --fim-rate out");
-  DocumentReader documents(find_text_files(paths_of(options)));
+  const auto files = find_text_files(paths_of(options));
+  for (const auto& file : files) {
+    if (same_path(options.out, file.path))
+      throw UsageError("tokenize: --out {} is a text that is read", printable(options.out));
+  }
+  DocumentReader documents(files);
   write_file_atomically(options.out, train_bpe(documents, options.train));
 }
 

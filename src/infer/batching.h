@@ -27,12 +27,21 @@ struct BatchingOptions {
 
 struct BatchRequest {
   std::vector<int32_t> prompt;
-  GenerationOptions options;  // without drafts
-  std::string cache_salt;     // only requests with the same share pages
-  // Behind each pass that gave tokens: what may be shown of them, and the tokens.
-  std::function<void(std::string_view text, std::span<const int32_t> ids)> on_tokens;
+  GenerationOptions options;         // without drafts; max_tokens may be 0
+  std::string cache_salt;            // only requests with the same share pages
+  int64_t prompt_top_logprobs = -1;  // >= 0: as options.top_logprobs, of the prompt; all of it is computed then
+  // Behind each pass that gave tokens: what may be shown of them, the tokens, and their log probabilities if asked for.
+  std::function<void(std::string_view text, std::span<const int32_t> ids, std::span<const TokenLogprobs> logprobs)>
+      on_tokens;
   // Once, unless the request was cancelled: the whole, or why it failed.
   std::function<void(const Generation& result, const std::string& error)> on_end;
+};
+
+// Since the beginning.
+struct PassCounts {
+  int64_t passes = 0;
+  int64_t prompt_tokens = 0, cached_tokens = 0;  // computed; found in shared pages
+  int64_t generated_tokens = 0;
 };
 
 // Not thread-safe, and its functions are not to be called from the callbacks.
@@ -47,12 +56,16 @@ class Batching {
   // Error for a prompt that cannot be read.
   Id add(BatchRequest request);
   void cancel(Id id);  // nothing where it has ended
-  // One pass. Returns whether there is more to do.
+  // One pass. Returns whether there is more to do. What it throws (a file of the model that cannot be read any more, no
+  // memory) leaves all requests where they cannot go on: fail_all() is due then.
   bool step();
+  void fail_all(const std::string& error);
 
   int64_t n_running() const { return std::ssize(running_); }
   int64_t n_waiting() const { return std::ssize(waiting_); }
   int64_t n_preempted() const { return n_preempted_; }
+  const PassCounts& counts() const { return counts_; }
+  int64_t context() const { return options_.context; }  // as far as the model and the pages go
   const PagePool& pages() const { return pool_; }
 
  private:
@@ -64,12 +77,16 @@ class Batching {
   };
 
   void admit();
+  bool admit(std::unique_ptr<Running>& sequence);  // moved to running_; false: there is no room
+  bool is_read_already(const Running& sequence, int64_t n_found) const;
+  static std::vector<std::pair<Running*, int64_t>> shares_of(const std::vector<Running*>& reading, int64_t room);
   std::vector<Piece> next_pieces();
   void run(const std::vector<Piece>& pieces);
   bool make_room(Running& sequence, int64_t n);  // false: the sequence itself has been put back
   void put_back(Running& sequence);
   std::unique_ptr<Running> leave(const Running& sequence);  // running_
   void share_pages(Running& sequence);
+  void take_prompt_logprobs(Running& sequence, int64_t first_position, Tensor hidden);
   void take_logits(Running& sequence, Tensor logits);
   void end(Running& sequence, const std::string& error);  // the sequence is gone then
   void release_pages(Running& sequence);
@@ -83,6 +100,7 @@ class Batching {
   std::list<std::unique_ptr<Running>> running_;   // the oldest first
   Id n_added_ = 0;
   int64_t n_preempted_ = 0;
+  PassCounts counts_;
   double prompt_token_s_ = 0;  // measured: a token of a prompt, in a pass
 };
 

@@ -46,9 +46,10 @@ enum class FinishReason { eos, stop, length, context, interrupted };
 const char* finish_reason_name(FinishReason reason);  // "eos", "stop", "length", "context", "interrupted"
 
 struct Generation {
-  std::vector<int32_t> ids;             // as generated, an end token included
-  std::vector<TokenLogprobs> logprobs;  // of the ids, where asked for
-  std::string text;                     // what the ids say, without special tokens, cut before a stop text
+  std::vector<int32_t> ids;                      // as generated, an end token included
+  std::vector<TokenLogprobs> logprobs;           // of the ids, where asked for
+  std::vector<TokenLogprobs> prompt_logprobs{};  // of the prompt's, from the second on, where asked for (Batching)
+  std::string text;                              // what the ids say, without special tokens, cut before a stop text
   FinishReason finish = FinishReason::length;
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, found in the sequence
@@ -56,7 +57,8 @@ struct Generation {
   int64_t drafted = 0;        // tokens proposed to these passes
   int64_t accepted = 0;       // of those, tokens in `ids`
   ExpertBytes experts;        // chosen behind the first token; counted where the model does not fit in memory
-  double prefill_s = 0;       // until the first token is known
+  double queue_s = 0;         // before anything was read of the prompt (Batching)
+  double prefill_s = 0;       // until the first token is known, queue_s included
   double decode_s = 0;        // from there to the last
   int64_t plain_passes = 0;   // behind the prompt, that judged no draft
   double plain_s = 0;         // in these

@@ -12,6 +12,21 @@ constexpr uint64_t kSamplingStream = 0x5a3b1e;  // of Rng
 
 }  // namespace
 
+TokenLogprobs token_logprobs(std::span<const float> logits, int32_t id, int64_t n_top) {
+  const LogSoftmax all(logits);
+  TokenLogprobs told{static_cast<float>(all[id]), {}};
+  if (n_top <= 0) return told;
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto end = order.begin() + std::min(n_top, std::ssize(order));
+  std::partial_sort(order.begin(), end, order.end(), [&](int32_t a, int32_t b) {
+    const float x = logits[static_cast<size_t>(a)], y = logits[static_cast<size_t>(b)];
+    return x > y || (x == y && a < b);
+  });
+  for (auto of = order.begin(); of != end; ++of) told.top.emplace_back(*of, static_cast<float>(all[*of]));
+  return told;
+}
+
 Output::Output(const Tokenizer* tokenizer, const GenerationOptions& options, std::span<const int32_t> prompt)
     : options_(options),
       previous_(prompt.begin(), prompt.end()),
@@ -22,22 +37,6 @@ Output::Output(const Tokenizer* tokenizer, const GenerationOptions& options, std
   if (tokenizer == nullptr) return;
   decoder_.emplace(*tokenizer);
   n_readable_ = tokenizer->vocab_size();  // a model may have more rows than its tokenizer has ids
-}
-
-void Output::tell(int32_t id) {
-  const LogSoftmax all(logits_);
-  TokenLogprobs told{static_cast<float>(all[id]), {}};
-  if (options_.top_logprobs > 0) {
-    std::vector<int32_t> order(logits_.size());
-    std::iota(order.begin(), order.end(), 0);
-    const auto end = order.begin() + std::min(options_.top_logprobs, std::ssize(order));
-    std::partial_sort(order.begin(), end, order.end(), [&](int32_t a, int32_t b) {
-      const float x = logits_[static_cast<size_t>(a)], y = logits_[static_cast<size_t>(b)];
-      return x > y || (x == y && a < b);
-    });
-    for (auto of = order.begin(); of != end; ++of) told.top.emplace_back(*of, static_cast<float>(all[*of]));
-  }
-  result.logprobs.push_back(std::move(told));
 }
 
 std::string Output::emit(int32_t id) {
@@ -67,7 +66,7 @@ std::string Output::take(Tensor logits, std::span<const Draft> drafts) {
     const int32_t id = draft == nullptr
                            ? sample(row, previous_, n_generated(), options_.sampler, rng_)
                            : verify_draft(distribution(row, previous_, n_generated(), options_.sampler), *draft, rng_);
-    if (options_.top_logprobs >= 0) tell(id);
+    if (options_.top_logprobs >= 0) result.logprobs.push_back(token_logprobs(logits_, id, options_.top_logprobs));
     text += emit(id);
     if (draft == nullptr || id != draft->id) break;
     ++result.accepted;

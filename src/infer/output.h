@@ -12,6 +12,9 @@
 
 namespace fathom {
 
+// Of one row of logits: the log probability of `id`, and those of the n_top likeliest.
+TokenLogprobs token_logprobs(std::span<const float> logits, int32_t id, int64_t n_top);
+
 class Output {
  public:
   // tokenizer may be null: then there is no text and no stop text. Throws UsageError for options outside their range.
@@ -34,7 +37,6 @@ class Output {
 
  private:
   std::string emit(int32_t id);
-  void tell(int32_t id);  // its log probability, by logits_
 
   GenerationOptions options_;
   std::vector<int32_t> previous_;

@@ -62,13 +62,13 @@ void attention_backward_weight(Context& ctx, const Model& model, MlaWeights& dw,
 }
 
 // What SwiGLU's backward pass reads, and the second matrix' input, made again where it was not kept: FP8 knows the
-// first alone, in tiles of 1 x 128 (V3 section 3.3.3).
+// first alone, in tiles of 1 x 128 of gate and of up (V3 section 3.3.3).
 struct Activation {
   Tensor gate_up, activated;
 };
 Activation kept_activation(Context& ctx, const Model& model, Tensor gate_up, Tensor activated) {
   if (activated) return {gate_up, activated};
-  const Tensor kept = is_fp8(model.precision) ? round_rows(ctx, gate_up, model.precision) : gate_up;
+  const Tensor kept = is_fp8(model.precision) ? round_rows(ctx, gate_up, model.precision, false, 0, 2) : gate_up;
   activated = new_f32(ctx, {gate_up.rows(), gate_up.cols() / 2});
   swiglu(ctx, activated, kept);
   return {kept, activated};
@@ -85,7 +85,7 @@ void mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, c
   const Tensor d_activated = new_like(ctx, g.activated);
   linear_backward_input(ctx, d_activated, d_out, w.down, /*accumulate=*/false, rounding);
   swiglu_backward(ctx, g.gate_up, d_activated, kept.gate_up);
-  linear_backward_input(ctx, d_input, g.gate_up, w.gate_up, /*accumulate=*/false, rounding);
+  linear_backward_input(ctx, d_input, g.gate_up, w.gate_up, /*accumulate=*/false, gate_up_rounding(model));
 }
 
 void mlp_backward_weight(Context& ctx, const Model& model, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g) {

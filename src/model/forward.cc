@@ -46,6 +46,9 @@ Pass make_pass(Context& ctx, Context& made_again, const Batch& batch, const Forw
 LinearCall call(const Model& model, Tensor y, const LinearInput& x, Tensor w) {
   return {y, x, w, {}, {}, {model.precision}};
 }
+LinearCall gate_up_call(const Model& model, Tensor y, const LinearInput& x, Tensor w) {
+  return {y, x, w, {}, {}, gate_up_rounding(model)};
+}
 
 // x as these matrices read it.
 LinearInput matrix_input(Context& ctx, const Model& model, Tensor x, std::initializer_list<Tensor> weights) {
@@ -177,7 +180,7 @@ void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, const Pass
   s.input = input;
   s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
   if (!is_fp8(model.precision)) s.activated = new_f32(pass.made_again, {input.rows(), w.down.shape[1]});
-  linear(ctx, {call(model, s.gate_up, matrix, w.gate_up)});
+  linear(ctx, {gate_up_call(model, s.gate_up, matrix, w.gate_up)});
   const ArenaScope scope(ctx.arena);
   const Tensor activated = s.activated ? s.activated : new_f32(ctx, {input.rows(), w.down.shape[1]});
   linear(ctx, {call(model, out, activated_input(ctx, model, activated, s.gate_up, w.down), w.down)});
@@ -211,7 +214,7 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, cons
   if (has_shared) {
     s.shared.input = input;
     s.shared.gate_up = new_f32(ctx, {tokens, w.shared.gate_up.shape[0]});
-    linear(ctx, {{s.logits, input, w.gate}, call(model, s.shared.gate_up, matrix, w.shared.gate_up)});
+    linear(ctx, {{s.logits, input, w.gate}, gate_up_call(model, s.shared.gate_up, matrix, w.shared.gate_up)});
   } else {
     linear(ctx, s.logits, input, w.gate);
   }

@@ -30,7 +30,10 @@ Model make_model(const ModelConfig& config, const ModelWeights& weights);
 inline Rounding attention_out_rounding(const Model& model) {
   return {model.precision, /*x_power_of_two=*/true, false, /*x_in_e5m6=*/true};
 }
-inline Rounding experts_up_rounding(const Model& model) { return {model.precision, /*x_power_of_two=*/true}; }
+inline Rounding experts_up_rounding(const Model& model) {
+  return {.precision = model.precision, .x_power_of_two = true, .w_parts = 2};
+}
+inline Rounding gate_up_rounding(const Model& model) { return {.precision = model.precision, .w_parts = 2}; }
 inline Rounding experts_down_rounding(const Model& model) { return {model.precision, false, /*dy_power_of_two=*/true}; }
 
 // Packed sequences, one behind the other, without padding.

@@ -1,5 +1,6 @@
 // The training objective and its gradient over one packed batch: next-token cross-entropy, plus mtp_weight times the
-// MTP loss (V3 equations 24-25: the mean over the targets of all modules), plus a balance loss when asked for.
+// MTP loss (V3 equations 24-25, but for the weight of a module: the mean is over the targets of all modules together,
+// of which deeper ones have a token less a sequence each), plus a balance loss when asked for.
 #pragma once
 
 #include "model/forward.h"

@@ -1,6 +1,7 @@
 #include "ops/adamw.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "ops/cpu/isa.h"
@@ -17,7 +18,7 @@ constexpr int64_t kBlock = 16384;  // parameters in one task
 
 }  // namespace
 
-void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span<float> params,
+bool adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span<float> params,
                 std::span<const float> grads, Tensor m, Tensor v, float gradient_scale) {
   const auto n = static_cast<int64_t>(params.size());
   FATHOM_CHECK(step >= 1 && grads.size() == params.size() && m.size() == n && v.size() == n && m.format == v.format &&
@@ -34,15 +35,17 @@ void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span
       .eps = config.eps,
   };
   const auto& kernel = kernels();
+  std::atomic<bool> finite = true;
   ctx.pool.parallel_for(0, n, kBlock, [&](int64_t begin, int64_t end) {
     float* const p = params.data() + begin;
     const float* const g = grads.data() + begin;
-    if (m.format == Format::f32) {
-      kernel.adamw(constants, p, g, m.f32() + begin, v.f32() + begin, end - begin);
-    } else {
-      kernel.adamw_bf16(constants, p, g, m.as<uint16_t>() + begin, v.as<uint16_t>() + begin, end - begin);
-    }
+    const bool part_is_finite =
+        m.format == Format::f32
+            ? kernel.adamw(constants, p, g, m.f32() + begin, v.f32() + begin, end - begin)
+            : kernel.adamw_bf16(constants, p, g, m.as<uint16_t>() + begin, v.as<uint16_t>() + begin, end - begin);
+    if (!part_is_finite) finite = false;
   });
+  return finite;
 }
 
 void move_average(Context& ctx, std::span<float> average, std::span<const float> values, float decay) {

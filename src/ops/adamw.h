@@ -15,8 +15,8 @@ struct AdamwConfig {
 //   p -= lr * weight_decay * p;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2
 //   p -= lr / (1 - b1^step) * m / (sqrt(v) / sqrt(1 - b2^step) + eps)
 // with g = gradient_scale * grad. `step` counts from 1. m, v: [n], both f32 or both bf16 (as V3 keeps them): the step
-// is computed in f32 and uses them before they are rounded.
-void adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span<float> params,
+// is computed in f32 and uses them before they are rounded. Returns whether all of p, m and v are finite behind it.
+bool adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span<float> params,
                 std::span<const float> grads, Tensor m, Tensor v, float gradient_scale);
 
 // average[i] += (1 - decay) (values[i] - average[i]): an exponential moving average of weights.

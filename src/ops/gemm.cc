@@ -31,6 +31,8 @@ int64_t depth_of(int64_t k) {
   return std::max<int64_t>(1, round_up(ceil_div(k, n_blocks), 16));
 }
 
+int64_t depth_of(const GemmCall& call) { return call.depth > 0 ? call.depth : depth_of(call.shape.k); }
+
 int64_t packed_a_floats(int64_t rows, int64_t depth) { return round_up(rows, kernels().mr) * depth + 16; }
 
 void pack_b(float* panel, const GemmCall& call, int64_t k_begin, int64_t k, int64_t col) {
@@ -61,7 +63,7 @@ void multiply(const GemmCall& call, const Tile& tile, int64_t k_begin, int64_t k
 // All of k for one tile, with B packed beforehand: panels of k rows, the first for column `first_col`.
 void multiply_packed(const GemmCall& call, const Tile& tile, const float* packed_b, int64_t first_col,
                      float* packed_a) {
-  const int64_t k = call.shape.k, nr = kernels().nr, depth = depth_of(k);
+  const int64_t k = call.shape.k, nr = kernels().nr, depth = depth_of(call);
   for (int64_t p = 0; p == 0 || p < k; p += depth) {
     multiply(call, tile, p, std::min(depth, k - p), packed_b + (tile.col - first_col) * k + p * nr, k * nr, packed_a);
   }
@@ -69,7 +71,7 @@ void multiply_packed(const GemmCall& call, const Tile& tile, const float* packed
 
 // All of k for one tile, packing B panel by panel on the way: for when nobody else needs this part of B.
 void multiply_packing(const GemmCall& call, const Tile& tile, float* panel, float* packed_a) {
-  const int64_t k = call.shape.k, nr = kernels().nr, depth = depth_of(k);
+  const int64_t k = call.shape.k, nr = kernels().nr, depth = depth_of(call);
   for (int64_t p = 0; p == 0 || p < k; p += depth) {
     const int64_t n_deep = std::min(depth, k - p);
     for (int64_t col = tile.col; col < tile.col + tile.n_cols; col += nr) {
@@ -174,6 +176,7 @@ void gemm_many(Context& ctx, std::span<const GemmCall> calls) {
   const ArenaScope scope(ctx.arena);
   const auto floats = [&](int64_t n) { return static_cast<float*>(ctx.arena.allocate(static_cast<size_t>(n) * 4)); };
   const int64_t nr = kernels().nr;
+  for (const GemmCall& call : calls) FATHOM_CHECK(call.depth <= kMaxDepth);
   const int64_t scratch_stride = round_up(packed_a_floats(kMaxRows, kMaxDepth), 16) + kMaxDepth * nr;
   float* scratch = floats(scratch_stride * ctx.pool.size());
 

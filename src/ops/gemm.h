@@ -26,6 +26,7 @@ struct GemmCall {
   const float* b;
   float* c;
   bool accumulate;
+  int64_t depth = 0;  // sums are of so many products each, then of these sums; 0: as many as is fastest
 };
 void gemm_many(Context& ctx, std::span<const GemmCall> calls);
 

@@ -15,31 +15,37 @@ void check_shapes(Tensor tokens_out, Tensor tokens_in, Tensor w) {
                tokens_in.cols(), w.rows(), w.cols());
 }
 
-GemmCall linear_call(Tensor y, Tensor x, Tensor w, bool accumulate) {
+// What FP8 tensor cores add up before they hand over to f32 (V3 section 3.3.2): as much as has one scale.
+int64_t depth_in(Precision precision) { return is_fp8(precision) ? 128 : 0; }
+
+GemmCall linear_call(Tensor y, Tensor x, Tensor w, bool accumulate, Precision precision = Precision::f32) {
   check_shapes(y, x, w);
   return {{x.rows(), w.rows(), w.cols(), false, true, x.row_stride, w.row_stride, y.row_stride},
           x.f32(),
           w.f32(),
           y.f32(),
-          accumulate};
+          accumulate,
+          depth_in(precision)};
 }
 
-GemmCall backward_input_call(Tensor dx, Tensor dy, Tensor w, bool accumulate) {
+GemmCall backward_input_call(Tensor dx, Tensor dy, Tensor w, bool accumulate, Precision precision) {
   check_shapes(dy, dx, w);
   return {{dy.rows(), w.cols(), w.rows(), false, false, dy.row_stride, w.row_stride, dx.row_stride},
           dy.f32(),
           w.f32(),
           dx.f32(),
-          accumulate};
+          accumulate,
+          depth_in(precision)};
 }
 
-GemmCall backward_weight_call(Tensor dw, Tensor dy, Tensor x) {
+GemmCall backward_weight_call(Tensor dw, Tensor dy, Tensor x, Precision precision) {
   check_shapes(dy, x, dw);
   return {{dw.rows(), dw.cols(), x.rows(), true, false, dy.row_stride, x.row_stride, dw.row_stride},
           dy.f32(),
           x.f32(),
           dw.f32(),
-          true};
+          true,
+          depth_in(precision)};
 }
 
 // visit(first row, rows, expert) for every expert that has rows.
@@ -105,12 +111,12 @@ void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
   RoundedRows rounded_rows(ctx);
   std::vector<GemmCall> in_f32;
   std::vector<PanelCall> in_panels;
-  const auto add = [&](Tensor y, const LinearInput& x, Tensor w) {
+  const auto add = [&](Tensor y, const LinearInput& x, Tensor w, Precision precision) {
     if (w.panels) {
       check_shapes(y, x.x, w);
       in_panels.push_back({y, x, w});
     } else {
-      in_f32.push_back(linear_call(y, x.x, w, false));
+      in_f32.push_back(linear_call(y, x.x, w, false, precision));
     }
   };
   for (const LinearCall& call : calls) {
@@ -120,14 +126,15 @@ void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
     if (rounding.precision != Precision::f32) {
       FATHOM_CHECK(!w.panels);
       x = rounded_rows(call.x.x, rounding);
-      w = round_blocks(ctx, w, rounding.precision);
+      w = round_blocks(ctx, w, rounding.precision, rounding.w_parts);
     }
     if (!call.offsets) {
-      add(call.y, x, w);
+      add(call.y, x, w, rounding.precision);
       continue;
     }
-    for_each_group(call.offsets, x.x.rows(), w,
-                   [&](int64_t begin, int64_t n, int64_t e) { add(call.y.slice(begin, n), x.slice(begin, n), w[e]); });
+    for_each_group(call.offsets, x.x.rows(), w, [&](int64_t begin, int64_t n, int64_t e) {
+      add(call.y.slice(begin, n), x.slice(begin, n), w[e], rounding.precision);
+    });
   }
   if (!in_f32.empty()) gemm_many(ctx, in_f32);
   if (!in_panels.empty()) panel_linear(ctx, in_panels);
@@ -142,8 +149,8 @@ void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumul
 
 void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate, const Rounding& r) {
   const ArenaScope scope(ctx.arena);
-  const GemmCall call = backward_input_call(dx, round_rows(ctx, dy, r.precision, r.dy_power_of_two),
-                                            round_blocks(ctx, w, r.precision), accumulate);
+  const GemmCall call = backward_input_call(dx, round_rows(ctx, dy, r.precision, r.dy_power_of_two, 0, r.w_parts),
+                                            round_blocks(ctx, w, r.precision, r.w_parts), accumulate, r.precision);
   gemm_many(ctx, {&call, 1});
 }
 
@@ -152,15 +159,17 @@ void linear_backward_weight(Context& ctx, std::initializer_list<WeightGradientCa
   std::vector<GemmCall> products;
   for (const auto& [dw, dy, x, offsets, rounding] : calls) {
     if (!dw) continue;
+    const Precision precision = rounding.precision;
     const Tensor dy_columns = round_columns(ctx, dy, offsets, rounding.precision, rounding.dy_power_of_two);
     const Tensor x_columns = round_kept_columns(ctx, x, offsets, rounding);
     if (!offsets) {
-      products.push_back(backward_weight_call(dw, dy_columns, x_columns));
+      products.push_back(backward_weight_call(dw, dy_columns, x_columns, precision));
       continue;
     }
     const Tensor of_experts = dw;  // what a lambda can capture
     for_each_group(offsets, x.rows(), dw, [&](int64_t begin, int64_t n, int64_t e) {
-      products.push_back(backward_weight_call(of_experts[e], dy_columns.slice(begin, n), x_columns.slice(begin, n)));
+      products.push_back(
+          backward_weight_call(of_experts[e], dy_columns.slice(begin, n), x_columns.slice(begin, n), precision));
     });
   }
   gemm_many(ctx, products);
@@ -177,9 +186,10 @@ void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tens
 void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate,
                                    const Rounding& r) {
   const ArenaScope scope(ctx.arena);
-  const Tensor rows = round_rows(ctx, dy, r.precision, r.dy_power_of_two), blocks = round_blocks(ctx, w, r.precision);
+  const Tensor rows = round_rows(ctx, dy, r.precision, r.dy_power_of_two, 0, r.w_parts);
+  const Tensor blocks = round_blocks(ctx, w, r.precision, r.w_parts);
   run_grouped(ctx, offsets, dy, w, [&](int64_t begin, int64_t n, int64_t e) {
-    return backward_input_call(dx.slice(begin, n), rows.slice(begin, n), blocks[e], accumulate);
+    return backward_input_call(dx.slice(begin, n), rows.slice(begin, n), blocks[e], accumulate, r.precision);
   });
 }
 

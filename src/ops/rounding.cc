@@ -23,16 +23,20 @@ float tile_scale(float largest, bool power_of_two, const cpu::FloatGrid& grid) {
 }
 
 void round_tiles_of_rows(Context& ctx, Tensor out, Tensor x, bool power_of_two, const cpu::FloatGrid& grid,
-                         float amax_floor = 0) {
+                         float amax_floor = 0, int64_t parts = 1) {
   const auto& kernel = kernels();
+  const int64_t width = x.cols() / parts;
+  FATHOM_CHECK(width * parts == x.cols());
   ctx.pool.parallel_for(0, x.rows(), row_grain(4 * x.cols()), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const float* in = x.f32_row(t);
       float* to = out.f32_row(t);
-      for (int64_t c = 0; c < x.cols(); c += kTile) {
-        const int64_t n = std::min(kTile, x.cols() - c);
-        const float largest = std::max(kernel.largest(in + c, n), amax_floor);
-        kernel.scaled(to + c, in + c, n, tile_scale(largest, power_of_two, grid), grid);
+      for (int64_t end_of_part = width; end_of_part <= x.cols(); end_of_part += width) {
+        for (int64_t c = end_of_part - width; c < end_of_part; c += kTile) {
+          const int64_t n = std::min(kTile, end_of_part - c);
+          const float largest = std::max(kernel.largest(in + c, n), amax_floor);
+          kernel.scaled(to + c, in + c, n, tile_scale(largest, power_of_two, grid), grid);
+        }
       }
     }
   });
@@ -77,10 +81,10 @@ Tensor as_matrix(Tensor w) {
 
 }  // namespace
 
-Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two, float amax_floor) {
+Tensor round_rows(Context& ctx, Tensor x, Precision precision, bool power_of_two, float amax_floor, int64_t parts) {
   if (precision != Precision::fp8) return round_without_tiles(ctx, x, precision);
   Tensor out = new_f32(ctx, {x.rows(), x.cols()});
-  round_tiles_of_rows(ctx, out, x, power_of_two, cpu::kE4m3, amax_floor);
+  round_tiles_of_rows(ctx, out, x, power_of_two, cpu::kE4m3, amax_floor, parts);
   return out;
 }
 
@@ -115,7 +119,7 @@ Tensor round_columns(Context& ctx, Tensor x, Tensor offsets, Precision precision
   return out;
 }
 
-Tensor round_blocks(Context& ctx, Tensor w, Precision precision) {
+Tensor round_blocks(Context& ctx, Tensor w, Precision precision, int64_t parts) {
   if (precision == Precision::f32) return w;
   const Tensor in = as_matrix(w);
   Tensor out = w;
@@ -125,7 +129,9 @@ Tensor round_blocks(Context& ctx, Tensor w, Precision precision) {
   }
   const Tensor rounded = new_f32(ctx, {in.rows(), in.cols()});
   out.data = rounded.data;
-  const int64_t rows = w.rank == 3 ? w.shape[1] : w.rows(), matrices = in.rows() / std::max<int64_t>(rows, 1);
+  const int64_t rows = (w.rank == 3 ? w.shape[1] : w.rows()) / parts;
+  const int64_t matrices = in.rows() / std::max<int64_t>(rows, 1);
+  FATHOM_CHECK(matrices * rows == in.rows());
   const int64_t down = ceil_div(rows, kTile), across = ceil_div(w.cols(), kTile);
   const auto& kernel = kernels();
   ctx.pool.run(matrices * down * across, [&](int64_t task, int) {

@@ -122,6 +122,7 @@ void read_common(const Fields& body, CommonRequest& request) {
     refuse("best_of", "must be the same as n: choices are not ranked");
   }
   request.stream = body.boolean("stream").value_or(false);
+  request.ignore_eos = body.boolean("ignore_eos").value_or(false);
   if (const auto options = body.fields("stream_options")) {
     request.include_usage = options->boolean("include_usage").value_or(false);
   }
@@ -354,6 +355,19 @@ void read_response_format(const Fields& body, ChatRequest& request) {
   }
 }
 
+void read_chat(const Fields& fields, ChatRequest& request) {
+  read_common(fields, request);
+  if (request.max_tokens == 0) refuse("max_tokens", "must be 1 or more");
+  read_messages(fields, request);
+  read_tools(fields, request);
+  read_thinking(fields, request);
+  read_response_format(fields, request);
+  const bool told = fields.boolean("logprobs").value_or(false);
+  const auto top = fields.integer("top_logprobs", 0, kMaxTopLogprobs);
+  if (top && !told) refuse("top_logprobs", "needs logprobs: true");
+  if (told) request.generation.top_logprobs = top.value_or(0);
+}
+
 // What read() makes of the body's object.
 template <class Request, class Read>
 Request parse(std::string_view body, const Read& read) {
@@ -380,7 +394,7 @@ std::string error_json(const ApiError& error) {
   const char* type = "invalid_request_error";
   if (error.status == 401 || error.status == 403) type = "authentication_error";
   if (error.status == 429) type = "rate_limit_error";
-  if (error.status >= 500) type = "server_error";
+  if (error.status == 500 || error.status == 503) type = "server_error";
   const auto or_null = [](const std::string& text) {
     return text.empty() ? ordered_json(nullptr) : ordered_json(text);
   };
@@ -400,24 +414,37 @@ CompletionRequest parse_completion_request(std::string_view body) {
     request.suffix = fields.text("suffix");
     request.echo = fields.boolean("echo").value_or(false);
     if (request.echo && request.suffix) refuse("echo", "goes with no suffix");
+    request.add_special_tokens = fields.boolean("add_special_tokens").value_or(true);
+    request.parse_special = fields.boolean("parse_special").value_or(true);
     request.generation.top_logprobs = fields.integer("logprobs", 0, kMaxTopLogprobs).value_or(-1);
     if (request.max_tokens == 0 && !request.echo) refuse("max_tokens", "must be 1 or more, but for echo");
     if (!request.max_tokens) request.max_tokens = 16;  // OpenAI's default here
   });
 }
 
-ChatRequest parse_chat_request(std::string_view body) {
-  return parse<ChatRequest>(body, [](const Fields& fields, ChatRequest& request) {
-    read_common(fields, request);
-    if (request.max_tokens == 0) refuse("max_tokens", "must be 1 or more");
-    read_messages(fields, request);
-    read_tools(fields, request);
-    read_thinking(fields, request);
-    read_response_format(fields, request);
-    const bool told = fields.boolean("logprobs").value_or(false);
-    const auto top = fields.integer("top_logprobs", 0, kMaxTopLogprobs);
-    if (top && !told) refuse("top_logprobs", "needs logprobs: true");
-    if (told) request.generation.top_logprobs = top.value_or(0);
+ChatRequest parse_chat_request(std::string_view body) { return parse<ChatRequest>(body, read_chat); }
+
+TokenizeRequest parse_tokenize_request(std::string_view body) {
+  return parse<TokenizeRequest>(body, [](const Fields& fields, TokenizeRequest& request) {
+    request.add_special_tokens =
+        fields.boolean("add_special_tokens").value_or(fields.boolean("add_special").value_or(true));
+    request.parse_special = fields.boolean("parse_special").value_or(true);
+    request.return_token_strs = fields.boolean("return_token_strs").value_or(false);
+    if (fields.find("messages")) {
+      read_chat(fields, request.chat.emplace());
+      return;
+    }
+    auto text = fields.text("prompt");
+    if (!text) text = fields.text("content");
+    if (!text) refuse("prompt", "is missing", "missing_required_parameter");
+    request.text = *std::move(text);
+  });
+}
+
+std::vector<int32_t> parse_detokenize_request(std::string_view body) {
+  return parse<std::vector<int32_t>>(body, [](const Fields& fields, std::vector<int32_t>& ids) {
+    if (!fields.list("tokens")) refuse("tokens", "is missing", "missing_required_parameter");
+    ids = read_ids(*fields.find("tokens"), "tokens");
   });
 }
 

@@ -36,6 +36,7 @@ struct CommonRequest {
   bool stream = false, include_usage = false;
   std::optional<int64_t> max_tokens;  // absent: as many as the context holds
   std::optional<uint64_t> seed;
+  bool ignore_eos = false;
   GenerationOptions generation;  // max_tokens, seed and eos_ids aside
   std::string cache_salt;        // user_id or cache_salt: only requests with the same share caches
 };
@@ -46,6 +47,8 @@ struct CompletionRequest : CommonRequest {
   std::vector<Prompt> prompts;
   std::optional<std::string> suffix;  // fill in the middle: what follows
   bool echo = false;
+  bool add_special_tokens = true;  // the begin token in front of a text
+  bool parse_special = true;       // special tokens spelled in a text are such
 };
 
 enum class ToolChoice { none, automatic, required, named };
@@ -64,7 +67,16 @@ struct ChatRequest : CommonRequest {
   nlohmann::ordered_json schema = nullptr;
 };
 
+// For /tokenize: vLLM's {prompt} or {messages}, llama.cpp's {content}.
+struct TokenizeRequest {
+  std::string text;
+  std::optional<ChatRequest> chat;
+  bool add_special_tokens = true, parse_special = true, return_token_strs = false;
+};
+
 // Throw ApiError.
+TokenizeRequest parse_tokenize_request(std::string_view body);
+std::vector<int32_t> parse_detokenize_request(std::string_view body);  // {tokens}
 CompletionRequest parse_completion_request(std::string_view body);
 ChatRequest parse_chat_request(std::string_view body);
 

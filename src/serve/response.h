@@ -45,6 +45,7 @@ class ChatChoice {
 
   // {role, content, reasoning_content, tool_calls} so far.
   nlohmann::ordered_json message() const;
+  const std::string& call_prefix() const { return call_prefix_; }
   bool calls_tools() const { return parser_.n_calls() > 0; }
   int64_t reasoning_tokens() const { return reasoning_tokens_; }
 

@@ -47,7 +47,8 @@ struct Candidate {
 
 std::vector<AddedToken> special_tokens() {
   std::vector<AddedToken> tokens;
-  for (const char* content : {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"}) {
+  for (const char* content : {"<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<｜fim▁begin｜>",
+                              "<｜fim▁hole｜>", "<｜fim▁end｜>"}) {
     tokens.push_back(
         {.id = static_cast<int32_t>(tokens.size()), .content = content, .special = true, .normalized = false});
   }

@@ -51,6 +51,19 @@ ordered_json guarded_messages(const Tokenizer& tokenizer, const ordered_json& me
   return list;
 }
 
+// What an answer that has begun says behind `prompt`. With reasoning and no content it is still in its reasoning.
+std::string beginning_of(const ordered_json& answer, std::string_view prompt) {
+  const auto part = [&](const char* name) {
+    return answer.contains(name) && answer[name].is_string() ? answer[name].get<std::string>() : std::string();
+  };
+  const std::string content = part("content"), reasoning = part("reasoning_content");
+  const bool is_open = prompt.substr(0, prompt.find_last_not_of(" \n") + 1).ends_with(kThinkMarks[0]);
+  std::string text;
+  if (!reasoning.empty()) text = (is_open ? "" : std::string(kThinkMarks[0])) + reasoning;
+  if (!content.empty() && (is_open || !reasoning.empty())) text += kThinkMarks[1];
+  return text + content;
+}
+
 }  // namespace
 
 ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_template, const ordered_json& messages,
@@ -59,11 +72,12 @@ ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_templat
     return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
   };
   const std::string guard = guard_for({chat_template, dumped(messages), dumped(options.tools), dumped(options.kwargs),
-                                       options.bos_token, options.eos_token});
+                                       dumped(options.begun_answer), options.bos_token, options.eos_token});
   ChatOptions with_guards = options;
   with_guards.tools = guarded(tokenizer, options.tools, guard, {});
   with_guards.kwargs = guarded(tokenizer, options.kwargs, guard, {});
   std::string text = render_chat(chat_template, guarded_messages(tokenizer, messages, guard), with_guards);
+  if (options.begun_answer.is_object()) text += beginning_of(guarded(tokenizer, options.begun_answer, guard, {}), text);
   ChatPrompt prompt{{}, tokenizer.encode_guarded(text, guard)};
   prompt.text = without_guards(text, guard);
   return prompt;

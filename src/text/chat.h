@@ -13,6 +13,8 @@ namespace fathom {
 struct ChatOptions {
   nlohmann::ordered_json tools = nullptr;  // a list of OpenAI-style tools, or null
   bool add_generation_prompt = true;
+  // Where the answer has begun: {content, reasoning_content}, either may be absent or null. For encode_chat().
+  nlohmann::ordered_json begun_answer = nullptr;
   nlohmann::ordered_json kwargs = nlohmann::ordered_json::object();  // thinking, enable_thinking, ...
   std::string bos_token{};
   std::string eos_token{};

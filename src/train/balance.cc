@@ -51,6 +51,14 @@ double max_violation(const ExpertLoad& load) {
   return violations.empty() ? 0 : *std::max_element(violations.begin(), violations.end());
 }
 
+bool biases_are_finite(const ModelWeights& weights) {
+  for (const Tensor bias : biases_of(weights)) {
+    if (bias && !std::all_of(bias.f32(), bias.f32() + bias.size(), [](float b) { return std::isfinite(b); }))
+      return false;
+  }
+  return true;
+}
+
 std::vector<std::array<float, 2>> bias_ranges(const ModelWeights& weights) {
   std::vector<std::array<float, 2>> ranges;
   for (const Tensor bias : biases_of(weights)) {

@@ -16,6 +16,8 @@ void update_biases(ModelWeights& weights, const ExpertLoad& load, double speed);
 std::vector<double> max_violations(const ExpertLoad& load);
 double max_violation(const ExpertLoad& load);
 
+bool biases_are_finite(const ModelWeights& weights);
+
 // The least and the greatest correction bias of each MoE layer, the MTP layer's last. Empty where there are none.
 std::vector<std::array<float, 2>> bias_ranges(const ModelWeights& weights);
 

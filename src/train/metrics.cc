@@ -1,5 +1,8 @@
 #include "train/metrics.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -60,6 +63,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     m.val_loss = optional_number(root, "val_loss");
     m.val_loss_average = optional_number(root, "val_loss_average");
     m.val_max_violation = number<double>(root, "val_max_violation");
+    m.val_layer_violations = numbers<double>(root["val_layer_max_violation"]);
     m.layer_violations = numbers<double>(root["layer_max_violation"]);
     std::string_view skipped, sample;
     if (root["skipped"].get(skipped) == simdjson::SUCCESS) m.skipped = std::string(skipped);
@@ -108,6 +112,7 @@ std::string to_json_line(const StepMetrics& m) {
     object["val_loss"] = *m.val_loss;
     if (m.val_loss_average) object["val_loss_average"] = *m.val_loss_average;
     object["val_max_violation"] = m.val_max_violation;
+    if (!m.val_layer_violations.empty()) object["val_layer_max_violation"] = m.val_layer_violations;
   }
   if (!m.expert_load.empty()) {
     object["expert_load"] = m.expert_load;
@@ -138,16 +143,31 @@ MetricsLog::MetricsLog(const std::filesystem::path& path, int64_t last_step) : p
   }
   // Beside the checkpoint protocol's care a log is no loss: a plain file, but a pipe or device is written to as it is.
   if (!std::filesystem::exists(path) || std::filesystem::is_regular_file(path)) write_file_atomically(path, kept);
-  file_ = std::fopen(path.c_str(), "ae");
-  if (file_ == nullptr) throw Error("{}: cannot write the log: {}", printable(path.native()), std::strerror(errno));
+  fd_ = open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+  if (fd_ < 0) throw Error("{}: cannot write the log: {}", printable(path.native()), std::strerror(errno));
 }
 
-MetricsLog::~MetricsLog() { std::fclose(file_); }
+MetricsLog::~MetricsLog() { close(fd_); }
 
 void MetricsLog::write(const StepMetrics& metrics) {
-  const std::string line = to_json_line(metrics);
-  if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_) != 0) {
-    throw Error("{}: cannot write the log: {}", printable(path_.native()), std::strerror(errno));
+  const std::string line = (broken_line_ ? "\n" : "") + to_json_line(metrics);
+  for (std::string_view left = line; !left.empty();) {
+    const ssize_t n = ::write(fd_, left.data(), left.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      broken_line_ |= left.size() < line.size();
+      throw Error("{}: cannot write the log: {}", printable(path_.native()), std::strerror(errno));
+    }
+    left.remove_prefix(static_cast<size_t>(n));
+  }
+  broken_line_ = false;
+}
+
+void MetricsLog::sync() {
+  while (fdatasync(fd_) != 0) {
+    if (errno == EINTR) continue;
+    if (errno == EINVAL || errno == EROFS) return;  // a pipe, a device
+    throw Error("{}: cannot sync the log: {}", printable(path_.native()), std::strerror(errno));
   }
 }
 

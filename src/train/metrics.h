@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <cstdio>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -24,7 +23,9 @@ struct StepMetrics {
   std::optional<std::string> skipped;  // why the step was not taken; its loss may be no number then
   std::optional<double> val_loss;
   std::optional<double> val_loss_average;  // of the averaged weights
-  double val_max_violation = 0;            // over all that was validated on; with val_loss
+  // MaxVio over all that was validated on, with val_loss: of each MoE layer, and the worst.
+  std::vector<double> val_layer_violations;
+  double val_max_violation = 0;
   // At some steps: tokens of each expert of each MoE layer, and of each layer MaxVio, least and greatest bias.
   ExpertLoad expert_load;
   std::vector<double> layer_violations;
@@ -44,10 +45,12 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
   void write(const StepMetrics& metrics);
+  void sync();  // what was written survives a power loss
 
  private:
   std::filesystem::path path_;
-  std::FILE* file_;
+  int fd_ = -1;
+  bool broken_line_ = false;  // a write failed in the middle of a line
 };
 
 }  // namespace fathom

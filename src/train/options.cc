@@ -1,6 +1,7 @@
 #include "train/options.h"
 
 #include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -57,6 +58,37 @@ bool is_within(const fs::path& path, const fs::path& directory) {
   return false;
 }
 
+// Of OUT, beside checkpoints/ and average/.
+constexpr const char* kOwnFiles[] = {"config.json",
+                                     "generation_config.json",
+                                     "model.safetensors",
+                                     "tokenizer.json",
+                                     "tokenizer_config.json",
+                                     "train.jsonl",
+                                     "report.html",
+                                     "data/train",
+                                     "data/val"};
+
+void check_log(const TrainOptions& o) {
+  if (o.log.empty()) return;
+  const std::string log = printable(o.log.native());
+  for (const char* name : kOwnFiles) {
+    if (name != std::string_view("train.jsonl") && same_path(o.log, o.out / name)) {
+      throw UsageError("train: --log {} is where --out puts its {}", log, name);
+    }
+  }
+  for (const char* folder : {"checkpoints", "data", "average"}) {
+    if (is_within(o.log, o.out / folder)) throw UsageError("train: --log {} lies in a folder of --out", log);
+  }
+  std::error_code error;
+  if (!fs::is_regular_file(o.log, error) || fs::file_size(o.log, error) == 0 || error) return;
+  std::string first(16, '\0');
+  std::ifstream(o.log).read(first.data(), static_cast<std::streamsize>(first.size()));
+  if (!first.starts_with("{\"step\":")) {
+    throw UsageError("train: --log {} holds something that is no log of a run; remove it or give another", log);
+  }
+}
+
 }  // namespace
 
 void check_options(const TrainOptions& o) {
@@ -95,6 +127,8 @@ void check_options(const TrainOptions& o) {
     throw UsageError("train: --batch-ramp is {}, must end before --steps and --extend-at", o.batch_ramp);
   }
   not_negative("--mtp-late-at", o.mtp_late_at);
+  if (o.mtp_late_at > o.steps)
+    throw UsageError("train: --mtp-late-at {} is behind the last of --steps {}", o.mtp_late_at, o.steps);
   not_negative("--extend-seq-len", o.extend_seq_len);
   if (o.extend_seq_len > 0) {
     if (o.extend_at < 1 || o.extend_at >= o.steps) {
@@ -144,8 +178,9 @@ void check_options(const TrainOptions& o) {
   }
 }
 
-// What the run writes must not be what it reads.
+// What the run writes must not be what it reads, nor anything but an earlier log what the log takes the place of.
 void check_files(const TrainOptions& o) {
+  check_log(o);
   std::vector<fs::path> inputs = o.data;
   inputs.insert(inputs.end(), o.val_data.begin(), o.val_data.end());
   if (!o.model_config.empty()) inputs.push_back(o.model_config);
@@ -154,8 +189,7 @@ void check_files(const TrainOptions& o) {
     if (!o.log.empty() && same_path(o.log, input)) {
       throw UsageError("train: --log {} would overwrite what is read", printable(o.log.native()));
     }
-    for (const char* name : {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-                             "tokenizer_config.json", "train.jsonl", "report.html", "data/train", "data/val"}) {
+    for (const char* name : kOwnFiles) {
       if (!same_path(o.out / name, input)) continue;
       throw UsageError("train: --out {} would overwrite {}, which is read; give another --out",
                        printable(o.out.native()), printable(input.native()));
@@ -164,7 +198,8 @@ void check_files(const TrainOptions& o) {
   for (const std::vector<fs::path>* data : {&o.data, &o.val_data}) {
     for (const fs::path& path : *data) {
       if (!path_is_directory(path)) continue;
-      for (const auto& [option, written] : {std::pair("--out", o.out), std::pair("--log", o.log)}) {
+      for (const auto& [option, written] :
+           {std::pair("--out", o.out), std::pair("--log", o.log), std::pair("--tensorboard", o.tensorboard)}) {
         if (written.empty() || !is_within(written, path)) continue;
         throw UsageError("train: {} {} lies in {}, of which all files are read; give another", option,
                          printable(written.native()), printable(path.native()));

@@ -136,24 +136,6 @@ void remove_checkpoint(const fs::path& directory) {
   remove_directory(removed);
 }
 
-// Of those up to the step just saved: later ones were passed over as damaged, and must not push it out. Returns what
-// could not be removed.
-std::string remove_old(const fs::path& out, int64_t saved, Keep keep) {
-  std::vector<int64_t> steps = saved_steps(out);
-  std::erase_if(steps, [&](int64_t step) { return step > saved; });
-  std::string trouble;
-  for (size_t i = 0; keep.newest > 0 && i < steps.size(); ++i) {
-    const bool milestone = keep.every > 0 && steps[i] % keep.every == 0;
-    if (static_cast<int64_t>(i) < keep.newest || milestone) continue;
-    try {
-      remove_checkpoint(checkpoint_directory(out, steps[i]));
-    } catch (const Error& error) {
-      trouble = error.what();
-    }
-  }
-  return trouble;
-}
-
 Settings read_trainer(const fs::path& directory, TrainedState& state) {
   const JsonDocument trainer = JsonDocument::read(directory / kTrainer, kMaxStateJson);
   Settings settings;
@@ -266,8 +248,8 @@ void check_free_space(const fs::path& out, const TrainedState& state) {
   }
 }
 
-std::string save_checkpoint(const fs::path& out, const TrainedState& state, const Tokenizer& tokenizer,
-                            const Settings& settings, Keep keep) {
+void save_checkpoint(const fs::path& out, const TrainedState& state, const Tokenizer& tokenizer,
+                     const Settings& settings) {
   const fs::path directory = checkpoint_directory(out, state.step), partial = with_suffix(directory, kPartial);
   check_finite(state);
   check_free_space(out, state);
@@ -284,7 +266,29 @@ std::string save_checkpoint(const fs::path& out, const TrainedState& state, cons
     throw;
   }
   sync_directory(directory.parent_path());
-  return remove_old(out, state.step, keep);
+}
+
+std::string remove_old_checkpoints(const fs::path& out, int64_t saved, Keep keep) {
+  std::vector<int64_t> steps = saved_steps(out);
+  std::erase_if(steps, [&](int64_t step) { return step > saved; });
+  std::string trouble;
+  for (size_t i = 0; keep.newest > 0 && i < steps.size(); ++i) {
+    const bool milestone = keep.every > 0 && steps[i] % keep.every == 0;
+    if (static_cast<int64_t>(i) < keep.newest || milestone) continue;
+    try {
+      remove_checkpoint(checkpoint_directory(out, steps[i]));
+    } catch (const Error& error) {
+      trouble = error.what();
+    }
+  }
+  return trouble;
+}
+
+int64_t checkpoint_before(const fs::path& out, int64_t step) {
+  for (const int64_t saved : saved_steps(out)) {
+    if (saved < step) return saved;
+  }
+  return 0;
 }
 
 void remove_leftovers(const fs::path& out) {
@@ -330,8 +334,9 @@ void verify_checkpoint(const fs::path& directory) {
   }
 }
 
-std::optional<TrainedState> load_newest_checkpoint(const fs::path& out, const Settings& settings, ThreadPool& pool) {
-  for (const int64_t step : saved_steps(out)) {
+TrainedState load_newest_checkpoint(const fs::path& out, const Settings& settings, ThreadPool& pool) {
+  const std::vector<int64_t> steps = saved_steps(out);
+  for (const int64_t step : steps) {
     const fs::path directory = checkpoint_directory(out, step);
     try {
       verify_checkpoint(directory);
@@ -349,7 +354,8 @@ std::optional<TrainedState> load_newest_checkpoint(const fs::path& out, const Se
     load_average(directory, state);
     return state;
   }
-  return std::nullopt;
+  throw Error("{}: none of its {} checkpoints is whole; remove them to begin anew, or give another --out",
+              printable(out.native()), steps.size());
 }
 
 }  // namespace fathom

@@ -59,12 +59,17 @@ struct Keep {
 // Error when the disk has no room for a checkpoint of `state`.
 void check_free_space(const std::filesystem::path& out, const TrainedState& state);
 
-// When it returns the checkpoint survives a power loss; those that `keep` does not name are removed then, and what
-// could not be removed is returned as a line, empty where nothing failed. Error, with earlier checkpoints untouched and
-// nothing half-written left, when there is no room, writing fails, or a weight is not finite (such a model would not
-// load).
-std::string save_checkpoint(const std::filesystem::path& out, const TrainedState& state, const Tokenizer& tokenizer,
-                            const Settings& settings, Keep keep);
+// When it returns the checkpoint survives a power loss. Error, with earlier checkpoints untouched and nothing
+// half-written left, when there is no room, writing fails, or a weight is not finite (such a model would not load).
+void save_checkpoint(const std::filesystem::path& out, const TrainedState& state, const Tokenizer& tokenizer,
+                     const Settings& settings);
+
+// Removes those up to step `saved` that `keep` does not name; later ones were passed over as damaged, and must not push
+// it out. What could not be removed is returned as a line, empty where nothing failed.
+std::string remove_old_checkpoints(const std::filesystem::path& out, int64_t saved, Keep keep);
+
+// The newest step below `step` of which there is a checkpoint, whole or not; 0 for none.
+int64_t checkpoint_before(const std::filesystem::path& out, int64_t step);
 
 // Removes what saves that were cut off left behind, and names it in the log. For who holds the lock of `out`.
 void remove_leftovers(const std::filesystem::path& out);
@@ -72,10 +77,9 @@ void remove_leftovers(const std::filesystem::path& out);
 // Error that names the file that is not as save_checkpoint wrote it. Any changed byte and any other length is found.
 void verify_checkpoint(const std::filesystem::path& directory);
 
-// The newest checkpoint under `out` that verifies; damaged ones are named in the log and passed over. Nothing when
-// there is none. Error when its settings are not `settings`, or what is whole cannot be loaded.
-std::optional<TrainedState> load_newest_checkpoint(const std::filesystem::path& out, const Settings& settings,
-                                                   ThreadPool& pool);
+// The newest checkpoint under `out` that verifies; damaged ones are named in the log and passed over. Error when there
+// is none, its settings are not `settings`, or what is whole cannot be loaded.
+TrainedState load_newest_checkpoint(const std::filesystem::path& out, const Settings& settings, ThreadPool& pool);
 
 // Whether `out` holds a checkpoint, whole or not.
 bool has_checkpoints(const std::filesystem::path& out);

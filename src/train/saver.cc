@@ -30,8 +30,8 @@ Saver::~Saver() {
 Saver::Saved Saver::write(const TrainedState& state) const {
   const double begin_s = monotonic_s();
   try {
-    std::string trouble = save_checkpoint(out_, state, tokenizer_, settings_, options_.keep);
-    return {state.step, monotonic_s() - begin_s, std::move(trouble)};
+    save_checkpoint(out_, state, tokenizer_, settings_);
+    return {state.step, monotonic_s() - begin_s};
   } catch (const Error& error) {
     throw Error("no checkpoint of step {}: {}; earlier checkpoints are untouched", state.step, error.what());
   }
@@ -39,8 +39,18 @@ Saver::Saved Saver::write(const TrainedState& state) const {
 
 void Saver::tell(const Saved& saved) {
   saved_step_ = saved.step;
+  cleaned_ = false;
   log("step {}: saved in {:.2f} s", saved.step, saved.seconds);
-  if (!saved.trouble.empty()) log("an old checkpoint stays: {}", saved.trouble);
+}
+
+void Saver::remove_needless() {
+  if (std::exchange(cleaned_, true)) return;
+  const std::string trouble = remove_old_checkpoints(out_, saved_step_, options_.keep);
+  if (!trouble.empty()) log("an old checkpoint stays: {}", trouble);
+}
+
+void Saver::taken(int64_t step) {
+  if (saved_step_ < step) remove_needless();
 }
 
 void Saver::settle() {
@@ -66,6 +76,7 @@ void Saver::save(const TrainedState& state) {
 void Saver::save_last(const TrainedState& state) {
   wait();
   if (saved_step_ < state.step) tell(write(state));
+  remove_needless();
 }
 
 void Saver::poll() {

@@ -38,7 +38,11 @@ class Saver {
 
   // Waits for the save before, copies `state` and begins to write it.
   void save(const TrainedState& state);
-  // Returns when a checkpoint of `state` is on disk. None comes after it: Error in any case when that fails.
+  // This step has been taken, so that a checkpoint of an earlier one is known to be good: those that it makes needless
+  // are removed.
+  void taken(int64_t step);
+  // Returns when a checkpoint of `state` is on disk, and needless ones are removed. None comes after it: Error in any
+  // case when it fails.
   void save_last(const TrainedState& state);
   void poll();  // does not wait
   void wait();
@@ -49,17 +53,18 @@ class Saver {
   struct Saved {
     int64_t step;
     double seconds;
-    std::string trouble;  // of removing old ones
   };
   Saved write(const TrainedState& state) const;
   void settle();
   void tell(const Saved& saved);
+  void remove_needless();
 
   std::filesystem::path out_;
   const Tokenizer& tokenizer_;
   Settings settings_;
   SaverOptions options_;
   int64_t saved_step_;
+  bool cleaned_ = true;  // nothing is needless
   TrainedState copy_;
   std::future<Saved> running_;  // on copy_
 };

@@ -126,9 +126,16 @@ void TensorboardLog::write(const StepMetrics& m) {
   for (size_t l = 0; l < m.layer_violations.size(); ++l) {
     append_scalar(summary, fmt::format("balance/max_violation_of_moe_layer_{}", l), m.layer_violations[l]);
   }
+  for (size_t l = 0; l < m.bias_ranges.size(); ++l) {
+    append_scalar(summary, fmt::format("balance/least_bias_of_moe_layer_{}", l), m.bias_ranges[l][0]);
+    append_scalar(summary, fmt::format("balance/greatest_bias_of_moe_layer_{}", l), m.bias_ranges[l][1]);
+  }
   append_scalar(summary, "val/loss", m.val_loss);
   append_scalar(summary, "val/loss_average", m.val_loss_average);
   if (m.val_loss) append_scalar(summary, "val/max_violation", m.val_max_violation);
+  for (size_t l = 0; l < m.val_layer_violations.size(); ++l) {
+    append_scalar(summary, fmt::format("val/max_violation_of_moe_layer_{}", l), m.val_layer_violations[l]);
+  }
   std::string event = event_at(m.step);
   append_bytes(event, kSummary, summary);
   append(event);

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/file.h"
+#include "base/residency.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
@@ -71,15 +72,15 @@ double parameter_bytes(const TrainOptions& o, const ModelConfig& config) {
 // Said before memory is filled that the system cannot back.
 void check_memory(const TrainOptions& o, const ModelConfig& config, const fs::path& from) {
   const auto count = static_cast<double>(count_parameters(config).total);
-  const double needed = parameter_bytes(o, config), present = static_cast<double>(machine_memory_bytes());
+  const double needed = parameter_bytes(o, config), present = static_cast<double>(memory_limit_bytes());
   if (needed > present) {
-    throw Error("{}: training its {} parameters takes {} of memory, this machine has {}; make the model smaller",
+    throw Error("{}: training its {} parameters takes {} of memory, there are {}; make the model smaller",
                 printable(from.native()), human_count(count), human_bytes(needed), human_bytes(present));
   }
 }
 
 double memory_beside_parameters(const TrainOptions& o, const ModelConfig& config) {
-  return static_cast<double>(machine_memory_bytes()) - parameter_bytes(o, config);
+  return static_cast<double>(memory_limit_bytes()) - parameter_bytes(o, config);
 }
 
 double tokens_of_pass(const TrainOptions& o) {
@@ -97,7 +98,7 @@ void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
   const double needed = batch_bytes(o, config), present = memory_beside_parameters(o, config);
   if (needed <= present) return;
   throw Error(
-      "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters this machine has {}; give a "
+      "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters there are {}; give a "
       "smaller --micro-batch or --batch-size, or --recompute selective or full",
       tokens_of_pass(o), human_bytes(needed), human_bytes(std::max(present, 0.0)));
 }
@@ -111,20 +112,26 @@ void tell_changed_rate(const TrainOptions& o, const TrainedState& state) {
       state.step, *state.lr, o.steps, now);
 }
 
-TrainedState initial_state(const TrainOptions& o, ThreadPool& pool) {
+// What is trained, before anything is allocated for it.
+ModelConfig initial_config(const TrainOptions& o, const Tokenizer& tokenizer) {
+  const fs::path& from = o.init.empty() ? o.model_config : o.init;
+  ModelConfig config = read_model_config(from);
+  check_memory(o, config, from);
+  config.weight_block_rows = config.weight_block_cols = 0;  // trained weights are f32
+  if (config.bos_token_id < 0) config.bos_token_id = tokenizer.bos_id();
+  if (config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) config.eos_token_ids = {tokenizer.eos_id()};
+  return config;
+}
+
+TrainedState initial_state(const TrainOptions& o, const ModelConfig& config, ThreadPool& pool) {
   TrainedState state;
   if (!o.init.empty()) {
-    LoadedModel model = load_model(o.init, pool);
-    check_memory(o, model.config, o.init);
-    state.config = model.config;
-    state.parameters = std::move(model.parameters);
+    state.parameters = load_model(o.init, pool).parameters;
   } else {
-    state.config = read_model_config(o.model_config);
-    check_memory(o, state.config, o.model_config);
-    state.parameters = allocate_parameters(state.config);
-    initialize(state.parameters, state.config, o.seed);
+    state.parameters = allocate_parameters(config);
+    initialize(state.parameters, config, o.seed);
   }
-  state.config.weight_block_rows = state.config.weight_block_cols = 0;  // trained weights are f32
+  state.config = config;
   state.first_moment = allocate_moment(state.parameters, o.moments);
   state.second_moment = allocate_moment(state.parameters, o.moments);
   if (o.ema_decay > 0) {
@@ -142,8 +149,8 @@ void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer
   for (const auto& [name, seq_len] :
        {std::pair("--seq-len", o.seq_len), std::pair("--extend-seq-len", o.extend_seq_len)}) {
     if (seq_len > config.max_position_embeddings) {
-      throw Error("{} {} is above the model's max_position_embeddings {}", name, seq_len,
-                  config.max_position_embeddings);
+      throw UsageError("train: {} {} is above the model's max_position_embeddings {}", name, seq_len,
+                       config.max_position_embeddings);
     }
   }
 }
@@ -223,6 +230,9 @@ struct Run {
   int32_t separator;       // of documents, where they are masked
   Arena scratch{};         // of what is made again
   double begin_s = 0, measured_peak = 0;
+  int64_t last_taken = 0;   // step, of this process
+  bool not_finite = false;  // the last step's loss or gradient, or a bias
+  bool broken = false;      // the last step has left weights or moments that are not finite
 
   const Phase& phase(int64_t step) const {
     return phases.size() > 1 && step > options.extend_at ? phases[1] : phases[0];
@@ -289,20 +299,23 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
   return total;
 }
 
-// One step of the optimizer with a gradient of this norm.
-void update(Run& run, int64_t step, const LossResult& loss, double lr, double norm) {
+// One step of the optimizer with a gradient of this norm. Returns whether weights and moments are finite behind it.
+bool update(Run& run, int64_t step, const LossResult& loss, double lr, double norm) {
   const TrainOptions& o = run.options;
   const double scale = o.clip > 0 && norm > o.clip ? o.clip / norm : 1;
+  bool finite = true;
   for (const DecayRun& r : run.decay) {
     const auto begin = static_cast<int64_t>(r.begin), size = static_cast<int64_t>(r.size);
     const AdamwConfig config{static_cast<float>(lr), static_cast<float>(o.beta1), static_cast<float>(o.beta2),
                              static_cast<float>(o.eps), static_cast<float>(r.decays ? o.weight_decay : 0)};
-    adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
-               run.gradients.trained().subspan(r.begin, r.size), run.state.first_moment.values.columns(begin, size),
-               run.state.second_moment.values.columns(begin, size), static_cast<float>(scale));
+    finite &=
+        adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
+                   run.gradients.trained().subspan(r.begin, r.size), run.state.first_moment.values.columns(begin, size),
+                   run.state.second_moment.values.columns(begin, size), static_cast<float>(scale));
   }
   const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
   if (run.balance == Balance::bias && !frozen) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
+  return finite;
 }
 
 // The average moves after every step that is taken, in the first ones faster, so that it forgets the initial weights.
@@ -356,12 +369,19 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   if (run.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
   run.state.step = step;
   run.state.lr = m.lr;
-  if (std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations); !why.empty()) {
+  run.not_finite = !std::isfinite(m.loss) || !std::isfinite(loss.mtp_loss()) || !std::isfinite(m.grad_norm);
+  std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations);
+  if (!biases_are_finite(run.model.weights)) {  // which neither loss nor gradient tells
+    run.not_finite = true;
+    why = "a correction bias of the router is not finite";
+  }
+  if (!why.empty()) {
     ++guard.skipped;
     log("step {}: skipped: {}", step, why);
     m.skipped = std::move(why);
   } else {
-    update(run, step, loss, m.lr, m.grad_norm);
+    run.broken = !update(run, step, loss, m.lr, m.grad_norm);
+    run.last_taken = step;
     average_weights(run, step);
     count_taken(guard, m.loss);
     run.state.tokens += loss.main_targets;
@@ -384,6 +404,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   if (run.val_ids.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
     const LossResult validation = validation_loss(run, run.model, step);
     m.val_loss = run.state.val_loss = validation.loss();
+    m.val_layer_violations = max_violations(validation.expert_load);
     m.val_max_violation = max_violation(validation.expert_load);
     if (o.ema_decay > 0) m.val_loss_average = validation_loss(run, averaged(run), step).loss();
   }
@@ -393,6 +414,15 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     m.sample = o.sample(run.ctx, exact, run.tokenizer, run.prompt, step);
   }
   return m;
+}
+
+// Why the run ends here. Of checkpoints those are good that a step was taken from.
+[[noreturn]] void give_up(const Run& run, int64_t step, const std::string& why) {
+  const int64_t good = checkpoint_before(run.options.out, run.last_taken);
+  throw Error("step {}: {}. {}: try a lower --lr, or a longer --warmup", step, why,
+              good > 0 ? fmt::format("The last good checkpoint is {}",
+                                     printable(checkpoint_directory(run.options.out, good).native()))
+                       : "No good checkpoint was saved before");
 }
 
 // Writes the model directory, that of the averaged weights inside it, and the report.
@@ -405,7 +435,19 @@ void finish(Run& run, const fs::path& log_path, const Settings& settings) {
     run.tokenizer.save(out / "average");
     save_model(out / "average", run.state.config, run.state.average.weights, {.format = run.options.save_format});
   }
+  if (!fs::is_regular_file(log_path))
+    return log("{} cannot be read again: there is no report", printable(log_path.native()));
   write_file_atomically(out / "report.html", training_report(read_metrics(log_path), run.state.config, settings));
+}
+
+// Before a checkpoint: the log must not be older than it.
+void sync_log(MetricsLog& metrics_log, bool goes_on_unlogged) {
+  try {
+    metrics_log.sync();
+  } catch (const Error& error) {
+    if (!goes_on_unlogged) throw;
+    log("{}; training goes on", error.what());
+  }
 }
 
 }  // namespace
@@ -417,27 +459,29 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   check_files(options);
   const double begin_s = monotonic_s();
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
-  TrainedState state = initial_state(options, pool);
-  check_fit(options, state.config, tokenizer);
-  check_batch_memory(options, state.config);
+  const ModelConfig config = initial_config(options, tokenizer);
+  check_fit(options, config, tokenizer);
+  check_batch_memory(options, config);
   if (options.mask_documents && tokenizer.eos_id() < 0) {
     throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
   }
-  options.saver.mode =
-      resolve_save_mode(options.saver.mode, state_bytes(options, state.config),
-                        memory_beside_parameters(options, state.config) - batch_bytes(options, state.config));
+  options.saver.mode = resolve_save_mode(options.saver.mode, state_bytes(options, config),
+                                         memory_beside_parameters(options, config) - batch_bytes(options, config));
   const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
   if (options.sample_every > 0) {
     FATHOM_CHECK(options.sample);
     if (prompt.empty()) throw UsageError("train: --prompt is empty; samples need something to go on from");
-    if (static_cast<int64_t>(prompt.size()) >= state.config.max_position_embeddings) {
+    if (static_cast<int64_t>(prompt.size()) >= config.max_position_embeddings) {
       throw UsageError("train: --prompt has {} tokens, must be below the model's max_position_embeddings {}",
-                       prompt.size(), state.config.max_position_embeddings);
+                       prompt.size(), config.max_position_embeddings);
     }
   }
-  const Balance balance = resolve_balance(options, state.config);
+  const Balance balance = resolve_balance(options, config);
   const bool is_aux = balance == Balance::aux || balance == Balance::aux_batch;
   const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : is_aux ? 1e-3 : 0;
+  // Where a checkpoint is to be gone on from, there may be no room for two states.
+  std::optional<TrainedState> begun;
+  if (!options.resume || !has_checkpoints(options.out)) begun = initial_state(options, config, pool);
   const NewDirectory made(options.out);
   const DirectoryLock alone(options.out);
   if (!options.resume && has_checkpoints(options.out)) {
@@ -449,18 +493,13 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   if (options.extend_seq_len > 0) {
     phases.push_back(make_phase(options, options.extend_seq_len, data.train.ids, data.val));
   }
-  const Settings settings = settings_of(options, state.config, data.train.info, balance, alpha);
-  if (state.config.bos_token_id < 0) state.config.bos_token_id = tokenizer.bos_id();
-  if (state.config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) state.config.eos_token_ids = {tokenizer.eos_id()};
-
-  if (options.resume) {
-    if (auto saved = load_newest_checkpoint(options.out, settings, pool)) {
-      state = std::move(*saved);
-      log("resuming after step {}", state.step);
-      tell_changed_rate(options, state);
-    } else {
-      log("no whole checkpoint under {}, starting at the beginning", printable(options.out.native()));
-    }
+  const Settings settings = settings_of(options, config, data.train.info, balance, alpha);
+  if (begun && options.resume)
+    log("no checkpoint under {}, starting at the beginning", printable(options.out.native()));
+  TrainedState state = begun ? std::move(*begun) : load_newest_checkpoint(options.out, settings, pool);
+  if (!begun) {
+    log("resuming after step {}", state.step);
+    tell_changed_rate(options, state);
   }
   if (state.step > options.steps) {
     throw UsageError("train: the checkpoint is of step {}, --steps is {}", state.step, options.steps);
@@ -508,7 +547,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   TrainResult result;
   if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);
   const std::optional<double>& val_loss = run.state.val_loss;
-  Progress progress("training", options.steps);
+  Progress progress("training", options.steps, run.state.step);
+  const bool goes_on_unlogged = options.saver.on_failure == SaveFailure::warn;
   const int64_t first = run.state.step + 1;
   for (int64_t step = first; step <= options.steps; ++step) {
     const std::optional<StepMetrics> done = train_step(run, step);
@@ -518,15 +558,25 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       break;
     }
     const StepMetrics& m = *done;
-    metrics_log.write(m);
-    if (tensorboard) tensorboard->write(m);
+    try {
+      metrics_log.write(m);
+      if (tensorboard) tensorboard->write(m);
+    } catch (const Error& error) {
+      if (!goes_on_unlogged) {
+        if (run.state.guard.skipped == 0 && !run.broken) saver.save_last(run.state);
+        throw Error("{}; stopped after step {}, go on with --resume", error.what(), saver.saved_step());
+      }
+      log("step {}: {}; training goes on", step, error.what());
+    }
+    if (run.broken) give_up(run, step, "it left weights or moments that are not finite");
+    if (!m.skipped) saver.taken(step);
     if (m.skipped && run.state.guard.skipped > options.max_skips) {
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
+      const std::string why = fmt::format("{}; it is skipped number {} in a row", *m.skipped, n);
+      if (run.not_finite) give_up(run, step, why);
       saver.save_last(run.state);
-      throw Error(
-          "step {}: {}; it is skipped number {} in a row. The weights before are saved in {}: try a lower --lr, "
-          "or a longer --warmup",
-          step, *m.skipped, n, printable(checkpoint_directory(options.out, step).native()));
+      throw Error("step {}: {}. The weights before are saved in {}: try a lower --lr, or a longer --warmup", step, why,
+                  printable(checkpoint_directory(options.out, step).native()));
     }
     if (m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
@@ -537,8 +587,11 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
                           m.tokens_per_s, m.mfu ? fmt::format(", {:.0f} % MFU", 100 * *m.mfu) : ""));
     result.stopped = stop_requested && stop_requested() && step < options.steps;
     saver.poll();
-    const bool due = options.save_every > 0 && step % options.save_every == 0;
-    if (result.stopped || step == options.steps) {
+    // While steps are skipped there is nothing new to save, and what there is may be what they fail at.
+    const bool due = options.save_every > 0 && step % options.save_every == 0 && !m.skipped;
+    const bool is_last = result.stopped || step == options.steps;
+    if (due || is_last) sync_log(metrics_log, goes_on_unlogged);
+    if (is_last) {
       saver.save_last(run.state);
     } else if (due) {
       saver.save(run.state);
@@ -548,6 +601,9 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   progress.finish();
   if (result.stopped) {
     log("stopped after step {}; go on with --resume", saver.saved_step());
+  } else if (run.state.tokens == 0) {
+    throw Error("no token was learned from: no step of {} was taken, or the data has no targets; see {}", options.steps,
+                printable(log_path.native()));
   } else {
     finish(run, log_path, settings);
   }

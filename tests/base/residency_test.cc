@@ -49,6 +49,10 @@ TEST(AvailableMemory, IsWhatACgroupOfVersion2LeavesAndItsCachedFilesCountAsFree)
   root.file(group + "memory.current", std::to_string(250 * kMiB));
   root.file(group + "memory.stat", "anon 5\nfile " + std::to_string(200 * kMiB) + "\nslab 7\n");
   EXPECT_EQ(root.available(), 250 * kMiB);
+  EXPECT_EQ(memory_limit_bytes(root.folder.path()), 300 * kMiB) << "whatever is used of it";
+  root.file("sys/fs/cgroup/a/memory.max", std::to_string(200 * kMiB));
+  EXPECT_EQ(memory_limit_bytes(root.folder.path()), 200 * kMiB) << "the least of all groups around it";
+  root.file("sys/fs/cgroup/a/memory.max", "max\n");
   root.file(group + "memory.max", "max\n");
   EXPECT_EQ(root.available(), 1000 * kMiB);
   // The group above counts too, and a group that is over its limit has nothing left.

@@ -5,6 +5,7 @@ FATHOM_FAULTS=full: 200 steps and 20 kills instead of 40 and 6.
 """
 import json
 import os
+import pathlib
 import random
 import re
 import signal
@@ -40,14 +41,16 @@ class Resume(Case):
 
     def arguments(self, out, threads=1, save=("--save-every", "3", "--keep", "2")):
         return ["train", "--model-config", self.config, "--data", self.text, "--val-data", self.text, "--val-every", "10",
-                "--tokenizer", "bytes", "--out", str(out), "--steps", str(STEPS), "--seq-len", "33", "--batch-size", "8",
-                "--micro-batch", "4", "--lr", "3e-3", "--warmup", "10", "--precision", "fp8", "--threads",
-                str(threads), *save]
+                "--tokenizer", "bytes", "--out", str(out), "--steps", str(STEPS), "--seq-len", "20", "--batch-size", "8",
+                "--micro-batch", "4", "--lr", "3e-3", "--warmup", "10", "--precision", "fp8", "--extend-seq-len", "40", "--extend-at",
+                str(STEPS // 2), "--batch-start", "4", "--batch-ramp", str(STEPS // 4), "--ema-decay", "0.9", "--mtp-late-at",
+                str(STEPS // 3), "--mtp-weight-late", "0.1", "--bias-freeze", "0.2", "--mask-documents", "--threads", str(threads),
+                *save]
 
     def result(self, out):
-        """Weights and log, times aside."""
+        """Weights, their average and log, times aside."""
         log = re.sub(r'"(tokens_per_s|mfu)":[^,}]*,?', "", (out / "train.jsonl").read_text())
-        return (out / "model.safetensors").read_bytes(), log
+        return (out / "model.safetensors").read_bytes() + (out / "average/model.safetensors").read_bytes(), log
 
     def unbroken(self, name, threads=1):
         out = self.folder / name
@@ -74,7 +77,7 @@ class Resume(Case):
                 while run.poll() is None and not self.has_logged(out, step):
                     time.sleep(0.0005)
                 time.sleep(rng.uniform(0, 0.02))
-                sent = rng.choice(list(killed))
+                sent = rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM])
                 run.send_signal(sent)
                 errors = run.communicate(timeout=120)[1]
             removed += errors.count("left by a run that was cut off")
@@ -114,9 +117,44 @@ class Resume(Case):
         self.assertEqual(told.stderr.count("; training goes on"), (STEPS - 1) // 10)
         self.assertRegex(told.stderr, "fathom: " + reason.format(STEPS))
 
+    def test_a_log_that_cannot_be_written_loses_no_step(self):
+        stopped = fathom(*self.arguments(self.folder / "stopped", save=()), "--log", "/dev/full")
+        self.assertEqual(stopped.returncode, 1, stopped.stderr)
+        self.assertIn("cannot write the log: No space left on device; stopped after step 1, go on with --resume", stopped.stderr)
+        self.assertTrue((self.folder / "stopped/checkpoints/step-1").is_dir())
+        told = fathom(*self.arguments(self.folder / "told", save=("--save-failure", "warn")), "--log", "/dev/full")
+        self.assert_done(told)
+        self.assertEqual(told.stderr.count("cannot write the log"), STEPS)
+
+    def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(self):
+        out = self.folder / "out"
+        self.assert_done(fathom(*self.arguments(out)))
+        log = (out / "train.jsonl").read_bytes()
+        for manifest in out.glob("checkpoints/*/manifest.json"):
+            manifest.write_bytes(b"{}")
+        refused = fathom(*self.arguments(out), "--resume")
+        self.assertEqual(refused.returncode, 1, refused.stderr)
+        self.assertIn("none of its 2 checkpoints is whole", refused.stderr)
+        self.assertEqual((out / "train.jsonl").read_bytes(), log)
+
+    def test_what_diverges_names_the_last_good_checkpoint(self):
+        # At this rate, without anything that holds it, weights overflow within a few steps.
+        out = self.folder / "out"
+        arguments = self.arguments(out, save=("--save-every", "1", "--keep", "1", "--max-skips", "3"))
+        for option, value in (("--lr", "100"), ("--precision", "f32")):
+            arguments[arguments.index(option) + 1] = value
+        ended = fathom(*arguments, "--clip", "0", "--weight-decay", "100", "--eps", "1e-30", "--min-lr", "100")
+        self.assertEqual(ended.returncode, 1, ended.stderr)
+        named = re.search(r"The last good checkpoint is (\S+step-(\d+))", ended.stderr)
+        self.assertTrue(named, ended.stderr)
+        self.assertTrue(pathlib.Path(named[1]).is_dir(), ended.stderr)
+        steps = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+        self.assertNotIn("skipped", steps[int(named[2])], "the step behind a good checkpoint was taken")
+
     def test_tells_where_other_steps_move_the_learning_rate(self):
         arguments = self.arguments(self.folder / "out")
         steps = arguments.index("--steps") + 1
+        arguments[arguments.index("--extend-at") + 1] = "10"
         for n, told in (("20", ""), ("40", "step 20 had the learning rate 0.0003; with --steps 40 its schedule has 0.003 there")):
             arguments[steps] = n
             result = fathom(*arguments, "--schedule", "wsd", "--resume")

@@ -34,7 +34,7 @@ class Failing : public testing::Test {
   void SetUp() override { set_quiet(true); }
   void TearDown() override { set_quiet(false); }
   std::string save(const fs::path& out, int64_t step) const {
-    return save_checkpoint(out, state_of(step, small_config()), tokenizer_, {}, {.newest = 1});
+    return save_and_clean(out, state_of(step, small_config()), tokenizer_, {}, {.newest = 1});
   }
   int64_t loaded(const fs::path& out) { return loaded_step(out, pool_); }
 
@@ -115,7 +115,7 @@ TEST_F(Failing, FullDisk) {
   fs::remove(out / "filler");
   // Full in the middle, by what is not foreseen.
   const std::string filled = refusal([&] {
-    save_checkpoint(out, state_of(2, small_config()), tokenizer_, {{"x", std::string(5 << 20, 'x')}}, {});
+    save_and_clean(out, state_of(2, small_config()), tokenizer_, {{"x", std::string(5 << 20, 'x')}}, {});
   });
   EXPECT_NE(filled.find(std::strerror(ENOSPC)), std::string::npos) << filled;
   EXPECT_EQ(loaded(out), 1);
@@ -173,7 +173,7 @@ TEST_F(Failing, AStateThatIsNotFiniteIsNotSaved) {
     TrainedState state = state_of(2, small_config());
     state.parameters.weights.layers[1].moe.gate.f32_row(1)[3] = value;
     try {
-      save_checkpoint(scratch.path(), state, tokenizer_, {}, {.newest = 1});
+      save_and_clean(scratch.path(), state, tokenizer_, {}, {.newest = 1});
       ADD_FAILURE() << "saved";
     } catch (const Error& e) {
       EXPECT_STREQ(e.what(), "model.layers.1.mlp.gate.weight is not finite after step 2");

@@ -22,7 +22,7 @@ class Damage : public testing::Test {
  protected:
   void SetUp() override {
     for (const int64_t step : {1, 2}) {
-      save_checkpoint(root_.path(), state_of(step, small_config()), tokenizer_, {{"lr", "0.1"}}, {});
+      save_and_clean(root_.path(), state_of(step, small_config()), tokenizer_, {{"lr", "0.1"}}, {});
     }
   }
   fs::path file(const std::string& name) const { return newest_ / name; }
@@ -96,9 +96,9 @@ TEST_F(Damage, BitsOfTheDataByChance) {
 
 TEST_F(Damage, ALaterOneDoesNotPushOutWhatIsSaved) {
   put(file("model.safetensors"), "");
-  save_checkpoint(root_.path(), state_of(1, small_config()), tokenizer_, {}, {.newest = 1});
+  save_and_clean(root_.path(), state_of(1, small_config()), tokenizer_, {}, {.newest = 1});
   EXPECT_EQ(loaded_step(root_.path(), pool_), 1);
-  save_checkpoint(root_.path(), state_of(2, small_config()), tokenizer_, {}, {.newest = 1});
+  save_and_clean(root_.path(), state_of(2, small_config()), tokenizer_, {}, {.newest = 1});
   EXPECT_EQ(loaded_step(root_.path(), pool_), 2);
   EXPECT_FALSE(fs::exists(checkpoint_directory(root_.path(), 1)));
 }

@@ -81,7 +81,7 @@ Outcome lose_power(const Log& log, const fs::path& root, int by_chance, const Ju
       if (!judge(scratch.path(), done)) ++outcome.bad;
       if (outcome.distinct % 97 == 0) {  // and the next run works there
         remove_leftovers(scratch.path());
-        save_checkpoint(scratch.path(), state_of(99, small_config()), Tokenizer::load("bytes"), {}, {});
+        save_and_clean(scratch.path(), state_of(99, small_config()), Tokenizer::load("bytes"), {}, {});
         ThreadPool pool(1);
         if (loaded_step(scratch.path(), pool) != 99) ++outcome.bad;
         directory.forget();
@@ -106,7 +106,7 @@ class PowerLoss : public testing::Test {
   // Step 1 is there; so many more are saved, and each takes the place of the one before.
   Log saves(int n) {
     const auto save = [&](int64_t step) {
-      save_checkpoint(root(), state_of(step, small_config()), tokenizer_, {}, {.newest = 1});
+      save_and_clean(root(), state_of(step, small_config()), tokenizer_, {}, {.newest = 1});
     };
     save(1);
     return record(root(), n, [&](int i) { save(i + 2); });
@@ -134,7 +134,7 @@ TEST_F(PowerLoss, LeavesTheOldCheckpointOrTheNewOne) {
 
 TEST_F(PowerLoss, LeavesNothingOrTheFirstCheckpoint) {
   const Log log =
-      record(root(), 1, [&](int) { save_checkpoint(root(), state_of(1, small_config()), tokenizer_, {}, {}); });
+      record(root(), 1, [&](int) { save_and_clean(root(), state_of(1, small_config()), tokenizer_, {}, {}); });
   const Outcome outcome = lose_power_in_saves(log, 0);
   tell("the first save", log, outcome);
   EXPECT_EQ(outcome.bad, 0);

@@ -18,6 +18,7 @@ int main(int argc, char** argv) {
   Saver saver(argv[1], tokenizer, {}, {SaveMode::async, SaveFailure::stop, {.newest = 2, .every = 250}}, first - 1);
   for (int64_t step = first, told = first - 1;; ++step) {
     const TrainedState state = test::state_of(step, config, Format::f32);
+    saver.taken(step);
     saver.save(state);
     if (saver.saved_step() == told) continue;
     told = saver.saved_step();

@@ -53,6 +53,7 @@ inline TrainedState state_of(int64_t step, const ModelConfig& config, Format mom
   state.parameters = allocate_parameters(config);
   state.first_moment = allocate_moment(state.parameters, moments);
   state.second_moment = allocate_moment(state.parameters, moments);
+  state.average = allocate_parameters(config);
   uint32_t place = static_cast<uint32_t>(step) * 40'503;
   const auto next = [&] { return static_cast<float>((place += 2'654'435'761) % 1'000'003) * 1e-6F; };
   for_each_tensor(state.parameters.weights, config, [&](const NamedTensor& named) {
@@ -60,6 +61,7 @@ inline TrainedState state_of(int64_t step, const ModelConfig& config, Format mom
       for (int64_t c = 0; c < named.view.cols(); ++c) named.view.f32_row(r)[c] = next();
     }
   });
+  for (float& value : state.average.all()) value = next();
   for (const Moment* moment : {&state.first_moment, &state.second_moment}) {
     for (size_t i = 0; i + sizeof(float) <= moment->memory.size(); i += sizeof(float)) {
       const float value = next();
@@ -71,25 +73,39 @@ inline TrainedState state_of(int64_t step, const ModelConfig& config, Format mom
   state.loss = 1 / static_cast<double>(step);
   state.guard = {0.25 * static_cast<double>(step), 0.5, step, step % 3};
   state.val_loss = static_cast<double>(step) / 3;
+  state.lr = 0.001 * static_cast<double>(step);
   return state;
+}
+
+// As a run does once it knows that the checkpoint is good. What could not be removed.
+inline std::string save_and_clean(const std::filesystem::path& out, const TrainedState& state,
+                                  const Tokenizer& tokenizer, const Settings& settings, Keep keep) {
+  save_checkpoint(out, state, tokenizer, settings);
+  return remove_old_checkpoints(out, state.step, keep);
 }
 
 inline bool same_bits(const Buffer& a, const Buffer& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
-// The step whose checkpoint is loaded, 0 for none, -1 when it is not bit for bit what was saved.
+// The step whose checkpoint is loaded, 0 for none, -1 when it is not bit for bit what was saved, or none is whole.
 inline int64_t loaded_step(const std::filesystem::path& out, ThreadPool& pool) {
-  const std::optional<TrainedState> found = load_newest_checkpoint(out, {}, pool);
-  if (!found) return 0;
-  const TrainedState made = state_of(found->step, found->config, found->first_moment.values.format);
-  const bool same = same_bits(found->parameters.memory, made.parameters.memory) &&
-                    same_bits(found->first_moment.memory, made.first_moment.memory) &&
-                    same_bits(found->second_moment.memory, made.second_moment.memory) && found->tokens == made.tokens &&
-                    found->loss == made.loss && found->guard.mean == made.guard.mean &&
-                    found->guard.variance == made.guard.variance && found->guard.taken == made.guard.taken &&
-                    found->guard.skipped == made.guard.skipped && found->val_loss == made.val_loss;
-  return same ? found->step : -1;
+  if (!has_checkpoints(out)) return 0;
+  TrainedState found;
+  try {
+    found = load_newest_checkpoint(out, {}, pool);
+  } catch (const Error&) {
+    return -1;
+  }
+  const TrainedState made = state_of(found.step, found.config, found.first_moment.values.format);
+  const bool same = same_bits(found.parameters.memory, made.parameters.memory) &&
+                    same_bits(found.first_moment.memory, made.first_moment.memory) &&
+                    same_bits(found.second_moment.memory, made.second_moment.memory) && found.tokens == made.tokens &&
+                    found.loss == made.loss && found.guard.mean == made.guard.mean &&
+                    found.guard.variance == made.guard.variance && found.guard.taken == made.guard.taken &&
+                    found.guard.skipped == made.guard.skipped && found.val_loss == made.val_loss &&
+                    found.lr == made.lr && same_bits(found.average.memory, made.average.memory);
+  return same ? found.step : -1;
 }
 
 }  // namespace fathom::test

@@ -55,7 +55,8 @@ struct Seen {
 };
 
 void watch(Seen& seen) {
-  seen.request.on_tokens = [&seen](std::string_view text, std::span<const int32_t> ids) {
+  seen.request.on_tokens = [&seen](std::string_view text, std::span<const int32_t> ids,
+                                   std::span<const TokenLogprobs>) {
     seen.text += text;
     seen.ids.insert(seen.ids.end(), ids.begin(), ids.end());
   };

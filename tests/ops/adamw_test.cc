@@ -137,5 +137,49 @@ TEST(SumOfSquares, IsExactInDoubleAndTheSameForAnyThreads) {
   EXPECT_NEAR(sum_of_squares(ctx(), all(big)), 3e60, 1e54);
 }
 
+TEST(Adamw, TellsWhatIsNotFiniteBehindIt) {
+  constexpr int64_t n = 40'000;
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  for (const Format format : {Format::f32, Format::bf16}) {
+    const Tensor p = random_f32(1, n, 1), g = random_f32(1, n, 2);
+    std::vector<float> wide_m(n, 0.1F), wide_v(n, 0.1F);
+    std::vector<uint16_t> narrow_m(n, f32_to_bf16(0.1F)), narrow_v(n, f32_to_bf16(0.1F));
+    const bool wide = format == Format::f32;
+    const Tensor m(wide ? static_cast<void*>(wide_m.data()) : narrow_m.data(), format, {n});
+    const Tensor v(wide ? static_cast<void*>(wide_v.data()) : narrow_v.data(), format, {n});
+    const auto step = [&] { return adamw_step(ctx(), kConfig, 3, all(p), all(g), m, v, 1); };
+    EXPECT_TRUE(step());
+    for (const int64_t i : {int64_t{0}, int64_t{20'003}, n - 1}) {
+      for (const float value : {nan, infinity, -infinity}) {
+        const auto at = static_cast<size_t>(i);
+        const float p_before = p.f32()[i];
+        p.f32()[i] = value;
+        EXPECT_FALSE(step()) << "weight " << i << " " << value;
+        p.f32()[i] = p_before;
+        for (auto* moments : {&wide_m, &wide_v}) {
+          if (!wide) continue;
+          const float before = (*moments)[at];
+          (*moments)[at] = value;
+          EXPECT_FALSE(step()) << "moment " << i << " " << value;
+          (*moments)[at] = before;
+          p.f32()[i] = p_before;
+          for (auto* mend : {&wide_m, &wide_v}) (*mend)[at] = 0.1F;
+        }
+        for (auto* moments : {&narrow_m, &narrow_v}) {
+          if (wide) continue;
+          (*moments)[at] = f32_to_bf16(value);
+          EXPECT_FALSE(step()) << "moment " << i << " " << value;
+          p.f32()[i] = p_before;
+          for (auto* mend : {&narrow_m, &narrow_v}) (*mend)[at] = f32_to_bf16(0.1F);
+        }
+        p.f32()[i] = p_before;
+        EXPECT_TRUE(step());
+      }
+    }
+    g.f32()[7] = 1e20F;  // its square overflows
+    EXPECT_FALSE(step());
+  }
+}
+
 }  // namespace
 }  // namespace fathom

@@ -36,6 +36,17 @@ TEST(Embedding, CopiesRowsAndSumsGradientsInOrder) {
   }
 }
 
+TEST(Embedding, GradientIsThatOfTheFunction) {
+  const Tensor ids = i32_tensor({3, 0, 3, 1, 3}), table = random_f32(5, 7, 1), dy = random_f32(5, 7, 2);
+  const Tensor y = filled_f32(5, 7, 0), dtable = zeros_like(table);
+  embedding_backward_weight(ctx(), dtable, dy, ids);
+  const auto loss = [&] {
+    embedding(ctx(), y, ids, table);
+    return dot(y, dy);
+  };
+  EXPECT_LT(gradient_error(loss, table, dtable), 1e-3);
+}
+
 TEST(Embedding, RefusesIdsOutsideTheVocabulary) {
   const Tensor table = random_f32(4, 3, 1), y = filled_f32(2, 3, 0);
   for (const int32_t bad : {-1, 4, INT32_MAX, INT32_MIN}) {

@@ -91,6 +91,22 @@ TEST(GroupedLinear, EqualsItsPlainTwin) {
   }
 }
 
+TEST(GroupedLinear, GradientsAreThoseOfTheFunction) {
+  const Tensor offsets = i32_tensor({0, 3, 3, 4, 9});
+  Tensor w = random_f32(4 * 5, 6, 1), dw = zeros_like(w);
+  const Tensor flat_w = w, flat_dw = dw;
+  for (Tensor* t : {&w, &dw}) t->rank = 3, t->shape[0] = 4, t->shape[1] = 5, t->shape[2] = 6;
+  const Tensor x = random_f32(9, 6, 2), dy = random_f32(9, 5, 3), y = zeros_like(dy), dx = zeros_like(x);
+  grouped_linear_backward_input(ctx(), dx, dy, w, offsets);
+  linear_backward_weight(ctx(), {{dw, dy, x, offsets}});
+  const auto loss = [&] {
+    grouped_linear(ctx(), y, x, w, offsets);
+    return dot(y, dy);
+  };
+  EXPECT_LT(gradient_error(loss, x, dx), 1e-3);
+  EXPECT_LT(gradient_error(loss, flat_w, flat_dw), 1e-3);
+}
+
 TEST(GroupedLinear, LeavesTheGradientOfAnExpertWithoutRowsAlone) {
   const auto [offsets, w, rows] = make_experts(5, 7);
   const Tensor dw = filled_like(w, -0.0f), before = copy_of(dw);

@@ -8,6 +8,7 @@
 #include "number/formats.h"
 #include "ops/cpu/rounding_kernels.h"
 #include "ops/each_isa.h"
+#include "ops/fp8_twin.h"
 #include "ops/linear.h"
 #include "ops/test_tensors.h"
 
@@ -142,109 +143,52 @@ TEST(Rounding, EverySetRoundsToTheNearest) {
   }
 }
 
-// The three products of a linear layer as V3 section 3.3 has them, value by value: codes, a scale for each tile of
-// either operand, sums of 128 products in f32, each scaled and added up. at(operand, i, k): code * scale.
-struct Operand {
-  Tensor codes, scales;  // [rows, K] and [rows, K / 128], K the dimension that is summed over
-};
-Operand quantize_rows(Tensor x) {  // [rows, K] in tiles of 1 x 128
-  const int64_t tiles = (x.cols() + 127) / 128;
-  const Operand o{zeros_like(x), filled_f32(x.rows(), tiles, 0)};
-  for (int64_t r = 0; r < x.rows(); ++r) {
-    for (int64_t t = 0; t < tiles; ++t) {
-      float largest = 0;
-      for (int64_t k = t * 128; k < std::min(x.cols(), t * 128 + 128); ++k) {
-        largest = std::max(largest, std::fabs(x.f32(r, k)));
-      }
-      const float scale = o.scales.f32(r, t) = std::max(largest / 448, 0x1p-126F);
-      for (int64_t k = t * 128; k < std::min(x.cols(), t * 128 + 128); ++k) {
-        o.codes.f32(r, k) = f8_e4m3_to_f32(f32_to_f8_e4m3(x.f32(r, k) / scale));
-      }
-    }
-  }
-  return o;
-}
-Operand quantize_blocks(Tensor w) {  // [rows, K] in blocks of 128 x 128
-  const Operand o{zeros_like(w), filled_f32(w.rows(), (w.cols() + 127) / 128, 0)};
-  for (int64_t top = 0; top < w.rows(); top += 128) {
-    for (int64_t left = 0; left < w.cols(); left += 128) {
-      const int64_t bottom = std::min(w.rows(), top + 128), right = std::min(w.cols(), left + 128);
-      float largest = 0;
-      for (int64_t r = top; r < bottom; ++r) {
-        for (int64_t k = left; k < right; ++k) largest = std::max(largest, std::fabs(w.f32(r, k)));
-      }
-      const float scale = std::max(largest / 448, 0x1p-126F);
-      for (int64_t r = top; r < bottom; ++r) {
-        o.scales.f32(r, left / 128) = scale;
-        for (int64_t k = left; k < right; ++k) {
-          o.codes.f32(r, k) = f8_e4m3_to_f32(f32_to_f8_e4m3(w.f32(r, k) / scale));
-        }
-      }
-    }
-  }
-  return o;
-}
-Tensor transposed(Tensor x) {
-  const Tensor t = filled_f32(x.cols(), x.rows(), 0);
-  for (int64_t r = 0; r < x.rows(); ++r) {
-    for (int64_t c = 0; c < x.cols(); ++c) t.f32(c, r) = x.f32(r, c);
-  }
-  return t;
-}
-Tensor transposed_rows_dequantized(Tensor x) {
-  const Operand o = quantize_rows(x);
-  const Tensor t = filled_f32(x.cols(), x.rows(), 0);
-  for (int64_t r = 0; r < x.rows(); ++r) {
-    for (int64_t c = 0; c < x.cols(); ++c) t.f32(c, r) = o.codes.f32(r, c) * o.scales.f32(r, c / 128);
-  }
-  return t;
-}
-// y[i, j] += sum_k a[i, k] b[j, k]
-void add_products(Tensor y, const Operand& a, const Operand& b) {
-  const int64_t k_end = a.codes.cols();
-  for (int64_t i = 0; i < y.rows(); ++i) {
-    for (int64_t j = 0; j < y.cols(); ++j) {
-      float total = 0;
-      for (int64_t first = 0; first < k_end; first += 128) {
-        float part = 0;
-        for (int64_t k = first; k < std::min(k_end, first + 128); ++k) part += a.codes.f32(i, k) * b.codes.f32(j, k);
-        total += part * a.scales.f32(i, first / 128) * b.scales.f32(j, first / 128);
-      }
-      y.f32(i, j) += total;
-    }
-  }
-}
-// W read along its other dimension has the same blocks.
-Operand other_way(const Operand& w) {
-  const Operand t{transposed(w.codes), filled_f32(w.codes.cols(), (w.codes.rows() + 127) / 128, 0)};
-  for (int64_t r = 0; r < t.codes.rows(); ++r) {
-    for (int64_t k = 0; k < t.scales.cols(); ++k) t.scales.f32(r, k) = w.scales.f32(k * 128, r / 128);
-  }
-  return t;
-}
-
 TEST(Fp8Linear, ItsThreeProductsAreThoseOfCodesAndScales) {
   struct Sizes {
     int64_t tokens, in, out;
   };
   constexpr double kTolerance = 2e-6;
-  for (const auto& [tokens, in, out] : {Sizes{1, 1, 1}, {5, 130, 7}, {130, 257, 140}, {150, 64, 129}}) {
+  for (const auto& [tokens, in, out] : {Sizes{1, 1, 2}, {5, 130, 6}, {130, 257, 140}, {150, 64, 258}, {9, 70, 300}}) {
     const Tensor x = spread_f32(tokens, in, 1, in + 2), w = spread_f32(out, in, 2), dy = spread_f32(tokens, out, 3);
-    const Rounding fp8{Precision::fp8};
-    const Tensor y = filled_f32(tokens, out, 0), want_y = zeros_like(y);
-    linear(ctx(), {{y, x, w, {}, {}, fp8}});
-    add_products(want_y, quantize_rows(x), quantize_blocks(w));
-    EXPECT_LT(max_relative_error(y, want_y), kTolerance) << tokens;
+    for (int flags = 0; flags < 16; ++flags) {
+      const Rounding fp8{Precision::fp8, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0,
+                         (flags & 8) != 0 ? 2 : 1};
+      const Tensor y = filled_f32(tokens, out, 0), want_y = zeros_like(y);
+      linear(ctx(), {{y, x, w, {}, {}, fp8}});
+      fp8_forward(want_y, x, w, fp8);
+      EXPECT_LT(max_relative_error(y, want_y), kTolerance) << tokens << " " << flags;
 
-    const Tensor dx = random_f32(tokens, in, 4), want_dx = copy_of(dx);
-    linear_backward_input(ctx(), dx, dy, w, /*accumulate=*/true, fp8);
-    add_products(want_dx, quantize_rows(dy), other_way(quantize_blocks(w)));
-    EXPECT_LT(max_relative_error(dx, want_dx), kTolerance) << tokens;
+      const Tensor dx = random_f32(tokens, in, 4), want_dx = copy_of(dx);
+      linear_backward_input(ctx(), dx, dy, w, /*accumulate=*/true, fp8);
+      fp8_backward_input(want_dx, dy, w, fp8);
+      EXPECT_LT(max_relative_error(dx, want_dx), kTolerance) << tokens << " " << flags;
 
-    const Tensor dw = random_f32(out, in, 5), want_dw = copy_of(dw);
-    linear_backward_weight(ctx(), {{dw, dy, x, {}, fp8}});
-    add_products(want_dw, quantize_rows(transposed(dy)), quantize_rows(transposed_rows_dequantized(x)));
-    EXPECT_LT(max_relative_error(dw, want_dw), kTolerance) << tokens;
+      const Tensor dw = random_f32(out, in, 5), want_dw = copy_of(dw);
+      linear_backward_weight(ctx(), {{dw, dy, x, {}, fp8}});
+      fp8_backward_weight(want_dw, dy, x, fp8);
+      EXPECT_LT(max_relative_error(dw, want_dw), kTolerance) << tokens << " " << flags;
+    }
+  }
+}
+
+// A large product among the first 128, and small ones behind them, which are lost unless their sum is made apart.
+TEST(Fp8Linear, SumsOf128ProductsAreAddedUp) {
+  const Tensor x = filled_f32(3, 256, 0), w = filled_f32(5, 256, 0);
+  for (int64_t k = 128; k < 256; ++k) {
+    for (int64_t r = 0; r < 3; ++r) x.f32(r, k) = 1;
+    for (int64_t r = 0; r < 5; ++r) w.f32(r, k) = 1;
+  }
+  for (int64_t r = 0; r < 3; ++r) x.f32(r, 7) = 4096;
+  for (int64_t r = 0; r < 5; ++r) w.f32(r, 7) = 4096;
+  const Rounding fp8{Precision::fp8, /*x_power_of_two=*/true, /*dy_power_of_two=*/true};
+  const Tensor y = filled_f32(3, 5, 0), dx = filled_f32(3, 5, 0);
+  linear(ctx(), {{y, x, w, {}, {}, fp8}});
+  linear_backward_input(ctx(), dx, x, transposed(w), false, fp8);
+  for (int64_t r = 0; r < 3; ++r) {
+    for (int64_t c = 0; c < 5; ++c) {
+      EXPECT_NEAR(y.f32(r, c), 0x1p24 + 128, 4) << "the large product alone is 2^24";
+      EXPECT_NEAR(dx.f32(r, c), 0x1p24 + 128, 4);
+    }
   }
 }
 

@@ -9,6 +9,7 @@
 #include <deque>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "base/rng.h"
@@ -137,7 +138,8 @@ inline double dot(Tensor a, Tensor b) {
 // `max_points` elements spread evenly over x. Returns the largest error as a part of the largest gradient.
 inline double gradient_error(const std::function<double()>& loss, Tensor x, Tensor gradient, float step = 1e-2f,
                              int64_t max_points = 100) {
-  const int64_t stride = std::max<int64_t>(1, x.size() / max_points) | 1;
+  int64_t stride = std::max<int64_t>(1, x.size() / max_points);
+  while (std::gcd(stride, x.cols()) != 1) ++stride;  // or some columns would never be looked at
   double worst = 0;
   for (int64_t i = 0; i < x.size(); i += stride) {
     float& value = x.f32(i / x.cols(), i % x.cols());

@@ -432,21 +432,65 @@ TEST_F(Train, LossThatIsNotFiniteStopsAndNamesTheStep) {
   o.max_skips = 3;
   o.save_every = 1;
   o.saver.keep.newest = 1;
+  std::string why;
   try {
     run(o);
     FAIL() << "weights multiplied by -9999 a step stayed finite";
   } catch (const Error& e) {
     EXPECT_NE(std::string(e.what()).find("not finite"), std::string::npos) << e.what();
     EXPECT_NE(std::string(e.what()).find("number 4 in a row"), std::string::npos) << e.what();
+    why = e.what();
   }
   const auto steps = read_metrics(o.out / "train.jsonl");
   const auto first =
       std::find_if(steps.begin(), steps.end(), [](const StepMetrics& m) { return m.skipped.has_value(); });
   ASSERT_EQ(steps.end() - first, 4);
-  // The weights are those before the first of them, and finite.
+  // Named is the newest checkpoint that a step was taken from: not that of the last step taken, whose weights are those
+  // that failed.
+  const fs::path good = checkpoint_directory(o.out, first->step - 2);
+  EXPECT_NE(why.find("The last good checkpoint is " + good.string()), std::string::npos) << why;
   ThreadPool pool(1);
-  const LoadedModel kept = load_model(checkpoint_directory(o.out, steps.back().step), pool);
+  const LoadedModel kept = load_model(good, pool);
   for (const float w : kept.parameters.trained()) ASSERT_TRUE(std::isfinite(w));
+  EXPECT_FALSE(fs::exists(checkpoint_directory(o.out, first->step))) << "nothing is saved while steps are skipped";
+}
+
+TEST_F(Train, ABiasThatIsNotFiniteIsSeen) {
+  for (const float value : {std::nanf(""), INFINITY, -INFINITY}) {
+    TrainOptions o = options(fmt::format("out{}", value));
+    o.max_skips = 1;
+    o.save_every = 1;
+    o.sample_every = 1;
+    o.sample = [&](Context&, const Model& model, const Tokenizer&, std::span<const int32_t>, int64_t step) {
+      if (step == 3) model.weights.layers[1].moe.e_score_correction_bias.f32()[2] = value;
+      return std::string();
+    };
+    try {
+      run(o);
+      FAIL() << "nobody saw it";
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("step 5: a correction bias of the router is not finite"), std::string::npos)
+          << e.what();
+      EXPECT_NE(std::string(e.what()).find("step-2"), std::string::npos) << e.what();
+    }
+  }
+}
+
+TEST_F(Train, ARunThatLearnsNothingFails) {
+  TrainOptions o = options("out");
+  o.max_skips = 100;
+  o.lr.warmup = 0;
+  o.sample_every = 0;
+  o.init = o.out.parent_path() / "broken";
+  {
+    ModelConfig config = read_model_config(o.model_config);
+    Parameters p = allocate_parameters(config);
+    initialize(p, config, 1);
+    std::ranges::fill(std::span(p.weights.embed.f32(), static_cast<size_t>(p.weights.embed.size())), 1e25F);
+    save_model(o.init, config, p.weights, {.format = Format::f32});
+  }
+  o.model_config.clear();
+  EXPECT_THROW(run(o), Error);
 }
 
 // A number becomes NaN or infinite in the middle of step 4 and is mended after step 5: both are skipped, with all that
@@ -460,6 +504,7 @@ TEST_F(Train, StepsThatAreNotFiniteChangeNothingThatIsKept) {
       o.moments = Format::bf16;
       o.micro_batch = 2;
       o.save_every = o.sample_every = 1;
+      o.steps = 5;  // which is saved though it is skipped: no other comes
       o.saver = {SaveMode::async, SaveFailure::warn, {}};
       float* number = nullptr;
       o.sample = [&](Context&, const Model& model, const Tokenizer&, std::span<const int32_t>, int64_t) {
@@ -480,7 +525,7 @@ TEST_F(Train, StepsThatAreNotFiniteChangeNothingThatIsKept) {
       };
       for (const char* name : {"model.safetensors", "optimizer.safetensors"}) {
         EXPECT_TRUE(kept(3, name) == kept(5, name)) << name;
-        EXPECT_FALSE(kept(5, name) == kept(6, name)) << name;
+        EXPECT_FALSE(kept(2, name) == kept(3, name)) << name;
       }
       EXPECT_FALSE(fs::exists(checkpoint_directory(o.out, 4)));
       for (const StepMetrics& m : read_metrics(o.out / "train.jsonl")) {

@@ -37,7 +37,10 @@ float sum_of_squares(const float* x, int64_t n) {
 }
 
 float rms_norm(float* y, const float* x, const float* w, int64_t n, float eps) {
-  const float inv_rms = 1.0f / sqrtf(sum_of_squares(x, n) / static_cast<float>(n) + eps);
+  const float squares = sum_of_squares(x, n);
+  // An overflow must not make zeros of the row.
+  const float inv_rms =
+      squares <= __FLT_MAX__ ? 1.0f / sqrtf(squares / static_cast<float>(n) + eps) : __builtin_nanf("");
   const Vec r = splat(inv_rms);
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) store(y + i, load(x + i) * r * load(w + i));

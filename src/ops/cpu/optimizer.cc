@@ -18,10 +18,17 @@ void narrow(uint16_t* to, float x) {  // to nearest, ties to even; moments are n
   *to = static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
 
+uint32_t magnitude(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits & 0x7FFFFFFF;
+}
+
 template <class Moment>
-void adamw(const AdamwStep& step, float* __restrict params, const float* __restrict grads, Moment* __restrict m,
+bool adamw(const AdamwStep& step, float* __restrict params, const float* __restrict grads, Moment* __restrict m,
            Moment* __restrict v, int64_t n) {
   const AdamwStep s = step;
+  uint32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
     const float g = grads[i] * s.gradient_scale;
     const float m_old = widen(m[i]);
@@ -29,8 +36,13 @@ void adamw(const AdamwStep& step, float* __restrict params, const float* __restr
     const float v_new = s.beta2 * widen(v[i]) + s.beta2_rest * (g * g);
     narrow(m + i, m_new);
     narrow(v + i, v_new);
-    params[i] = params[i] * s.decay - s.step_size * m_new / (sqrtf(v_new) / s.root_correction2 + s.eps);
+    const float p = params[i] * s.decay - s.step_size * m_new / (sqrtf(v_new) / s.root_correction2 + s.eps);
+    params[i] = p;
+    const uint32_t of_moments = magnitude(m_new) > magnitude(v_new) ? magnitude(m_new) : magnitude(v_new);
+    const uint32_t of_all = magnitude(p) > of_moments ? magnitude(p) : of_moments;
+    largest = of_all > largest ? of_all : largest;
   }
+  return largest < 0x7F800000;
 }
 
 double sum_of_squares(const float* values, int64_t n) {

@@ -16,8 +16,9 @@ struct AdamwStep {
 };
 
 struct OptimizerKernels {
-  void (*adamw)(const AdamwStep& step, float* params, const float* grads, float* m, float* v, int64_t n);
-  void (*adamw_bf16)(const AdamwStep& step, float* params, const float* grads, uint16_t* m, uint16_t* v, int64_t n);
+  // Whether all of what they write is finite.
+  bool (*adamw)(const AdamwStep& step, float* params, const float* grads, float* m, float* v, int64_t n);
+  bool (*adamw_bf16)(const AdamwStep& step, float* params, const float* grads, uint16_t* m, uint16_t* v, int64_t n);
   double (*sum_of_squares)(const float* values, int64_t n);
 };
 

@@ -1,6 +1,7 @@
 #include "ops/rms_norm.h"
 
 #include <cmath>
+#include <limits>
 
 namespace fathom::plain {
 
@@ -8,7 +9,8 @@ void rms_norm(Tensor y, Tensor x, Tensor w, float eps, Tensor inv_rms) {
   for (int64_t t = 0; t < x.rows(); ++t) {
     double sum = 0;
     for (int64_t d = 0; d < x.cols(); ++d) sum += static_cast<double>(x.f32(t, d)) * x.f32(t, d);
-    const float inverse = static_cast<float>(1 / std::sqrt(sum / static_cast<double>(x.cols()) + eps));
+    const float root = static_cast<float>(1 / std::sqrt(sum / static_cast<double>(x.cols()) + eps));
+    const float inverse = sum <= std::numeric_limits<float>::max() ? root : std::numeric_limits<float>::quiet_NaN();
     for (int64_t d = 0; d < x.cols(); ++d) y.f32(t, d) = x.f32(t, d) * inverse * w.f32()[d];
     if (inv_rms) inv_rms.f32()[t] = inverse;
   }

@@ -1,0 +1,226 @@
+// fathom serve: answers requests over HTTP.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/error.h"
+#include "base/terminal.h"
+#include "cli/command.h"
+#include "serve/service.h"
+#include "text/chat.h"
+
+namespace fathom::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr double kFlushS = 2;  // for clients to take what was said last
+
+struct Options {
+  std::string model, model_name, host = "127.0.0.1", key_file, template_file, thinking, kv_type = "auto";
+  uint16_t port = 8080;
+  bool without_key = false, no_log = false;
+  std::vector<std::string> cors_origins, allowed_hosts;
+  int64_t max_waiting = 256;
+  double drain_s = 30;
+  serve::HttpLimits limits;
+  BatchingOptions batching;
+  PlacementOptions placement;
+};
+
+// What answers, once it is loaded; taken down in the order opposite to this.
+struct Loaded {
+  ThreadPool pool;
+  Tokenizer tokenizer;
+  ReadyModel ready;
+  Arena arena;
+  Context ctx;
+  std::unique_ptr<serve::Engine> engine;
+
+  Loaded(const Options& o, const CommonOptions& common)
+      : pool(make_pool(o.placement, common)),
+        tokenizer(load_tokenizer(o.model)),
+        ready(load_ready_model(o.model, o.placement, pool)),
+        ctx{pool, arena} {
+    check_vocabulary(tokenizer, ready.model.config, o.model);
+  }
+};
+
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.") || host.starts_with("unix:");
+}
+
+std::string url_of(const std::string& host, uint16_t port) {
+  if (host.starts_with("unix:")) return host;
+  return fmt::format("http://{}:{}", host.find(':') == std::string::npos ? host : "[" + host + "]", port);
+}
+
+std::string name_of(const fs::path& model) {
+  fs::path name = model.lexically_normal();
+  if (!name.has_filename()) name = name.parent_path();
+  if (name.extension() == ".gguf") name.replace_extension();
+  return name.filename().string();
+}
+
+serve::ServiceOptions service_options(const Options& o, const CommonOptions& common) {
+  serve::ServiceOptions s;
+  s.model_name = o.model_name.empty() ? name_of(o.model) : o.model_name;
+  s.version = version_text();
+  s.version.resize(s.version.find('\n'));
+  if (!o.key_file.empty()) s.keys = serve::ApiKeys::read(o.key_file);
+  if (!s.keys.required() && !is_loopback(o.host) && !o.without_key) {
+    throw UsageError("serve: --host {} lets other machines in: give --api-key-file FILE, or --no-key if that is meant",
+                     printable(o.host));
+  }
+  s.cors_origins = o.cors_origins;
+  s.allowed_hosts = o.allowed_hosts;
+  if (is_loopback(o.host) && !o.host.starts_with("unix:")) {
+    for (const char* name : {"localhost", "127.0.0.1", "[::1]"}) s.allowed_hosts.emplace_back(name);
+    s.allowed_hosts.push_back(o.host);
+  }
+  s.log_requests = !o.no_log;
+  s.seed = common.seed;
+  return s;
+}
+
+serve::Served served_of(const Options& o, const Loaded& loaded) {
+  const Model& model = loaded.ready.model;
+  serve::PromptSource prompts{loaded.tokenizer, load_chat_template(o.template_file, loaded.tokenizer),
+                              begin_and_end_of(loaded.tokenizer)};
+  if (prompts.chat_template.empty()) {
+    prompts.chat_template = serve::default_template(loaded.tokenizer, model.config.model_type);
+    log("the model has no chat template: {}",
+        prompts.chat_template.find("User") == std::string::npos && prompts.chat_template != kDeepseekV32Encoding
+            ? "messages are put one behind the other as they stand"
+            : "that of its family serves");
+  }
+  if (!o.thinking.empty())
+    prompts.chat.kwargs = {{"thinking", o.thinking == "on"}, {"enable_thinking", o.thinking == "on"}};
+  std::vector<int64_t> eos_ids = model.config.eos_token_ids;
+  if (loaded.tokenizer.eos_id() >= 0) eos_ids.push_back(loaded.tokenizer.eos_id());
+  return {model, loaded.tokenizer, std::move(prompts), *loaded.engine, std::move(eos_ids), o.max_waiting};
+}
+
+void run(const Options& o, const CommonOptions& common) {
+  require_cpu(common, "serve");
+  const Tokenizer is_there = load_tokenizer(o.model);  // before anybody is told to wait
+  read_model_config(o.model);
+  serve::ServiceOptions service = service_options(o, common);
+  const std::string name = service.model_name;
+
+  std::unique_ptr<serve::Service> answers;
+  serve::HttpServer server(o.host, o.port, o.limits, [&](serve::HttpRequest request, serve::HttpReply reply) {
+    answers->handle(std::move(request), std::move(reply));
+  });
+  answers = std::make_unique<serve::Service>(server, std::move(service));
+  const std::string url = url_of(o.host, server.port());
+  write_stdout(common.json
+                   ? nlohmann::ordered_json{{"url", url}, {"port", server.port()}, {"model", name}}.dump() + "\n"
+                   : url + "\n");
+
+  std::unique_ptr<Loaded> loaded;
+  std::optional<std::string> failure;
+  std::thread loading([&] {
+    try {
+      const double begin_s = monotonic_s();
+      loaded = std::make_unique<Loaded>(o, common);
+      BatchingOptions batching = o.batching;
+      batching.kv_type = cache_format(o.kv_type, nullptr);
+      loaded->engine = std::make_unique<serve::Engine>(loaded->ctx, loaded->ready.model, &loaded->tokenizer, batching,
+                                                       o.max_waiting, [&server](serve::Engine::Events events) {
+                                                         server.post([events = std::move(events)] {
+                                                           for (const auto& event : events) event();
+                                                         });
+                                                       });
+      server.post([&, seconds = monotonic_s() - begin_s] {
+        answers->serve(served_of(o, *loaded));
+        log("{}: ready after {:.1f} s at {}; {} tokens of context, {} of cache", name, seconds, url,
+            loaded->engine->context(), o.batching.cache_tokens);
+      });
+    } catch (const std::exception& error) {
+      failure = error.what();
+      server.post([&server] { server.stop(); });
+    }
+  });
+
+  double drained_s = 0, abandoned_s = 0;
+  server.every(0.05, [&] {
+    if (interrupted_by == 0) return;
+    const double now_s = monotonic_s();
+    if (drained_s == 0) {
+      drained_s = now_s;
+      log("shutting down: answers that are begun have {:.0f} s to end", o.drain_s);
+      answers->drain();
+    }
+    if (abandoned_s == 0 && (answers->idle() || now_s - drained_s > o.drain_s)) {
+      abandoned_s = now_s;
+      answers->abandon();
+    }
+    if (abandoned_s > 0 && (server.n_connections() == 0 || now_s - abandoned_s > kFlushS)) server.stop();
+  });
+  server.run();
+  loading.join();
+  if (loaded) loaded->engine.reset();
+  if (failure) throw Error(*failure);
+}
+
+}  // namespace
+
+void add_serve(CLI::App& app, CommonOptions& common) {
+  const auto o = std::make_shared<Options>();
+  CLI::App* c = app.add_subcommand("serve", "Answer requests over HTTP, as OpenAI's and DeepSeek's APIs do");
+  c->option_defaults()->always_capture_default();
+  c->add_option("--model", o->model, "Model directory or .gguf file")->required()->type_name("MODEL");
+  c->add_option("--model-name", o->model_name, "What answers call it (default: the name of the directory or file)");
+  c->add_option("--host", o->host, "Address to listen on, or unix:PATH");
+  c->add_option("--port", o->port, "Port to listen on; 0 takes a free one, which stdout tells");
+  c->add_option("--api-key-file", o->key_file, "Who asks must have one of these keys, one a line (chmod 600)")
+      ->type_name("FILE");
+  c->add_flag("--no-key", o->without_key, "Let other machines in without a key");
+  c->add_option("--cors-origin", o->cors_origins,
+                "Origin whose pages may ask, or * (may be given again; default: none)")
+      ->allow_extra_args(false);
+  c->add_option("--allowed-host", o->allowed_hosts,
+                "Name that requests may give the server (may be given again; default: any, on this machine its own)")
+      ->allow_extra_args(false);
+  c->add_option("--template", o->template_file, "Jinja file, or deepseek-v3.2-encoding (default: model's)")
+      ->type_name("FILE");
+  c->add_option("--thinking", o->thinking, "Thoughts before answers where a request does not say: on, off")
+      ->check(CLI::IsMember({"on", "off"}));
+  const auto count = [&](const char* option, int64_t& value, int64_t most, const char* help) {
+    c->add_option(option, value, help)->check(CLI::Range(int64_t{1}, most));
+  };
+  count("--max-batch", o->batching.max_sequences, 4096, "Sequences generated at a time");
+  count("--ctx", o->batching.context, int64_t{1} << 30,
+        "Tokens of one sequence at most (the model's limit is the other)");
+  count("--cache-tokens", o->batching.cache_tokens, int64_t{1} << 34,
+        "Tokens that the caches of all sequences hold together");
+  count("--pass-tokens", o->batching.pass_tokens, 1 << 16, "Tokens of prompts read in one pass at most");
+  count("--max-waiting", o->max_waiting, 1 << 20, "Sequences that may wait; more are answered 429");
+  add_kv_type_option(*c, o->kv_type);
+  count("--max-connections", o->limits.connections, 1 << 20, "Open connections; more are answered 503");
+  c->add_option("--max-body-bytes", o->limits.body_bytes, "Bytes of a request's body at most")
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 40));
+  const auto seconds = [&](const char* option, double& value, const char* help) {
+    c->add_option(option, value, help)->check(CLI::Range(0.1, 1e6));
+  };
+  seconds("--header-timeout", o->limits.header_s, "Seconds for a request's header");
+  seconds("--body-timeout", o->limits.body_s, "Seconds for a request's body");
+  seconds("--idle-timeout", o->limits.idle_s, "Seconds that a connection may stay without a request");
+  seconds("--write-timeout", o->limits.write_s, "Seconds for a client to take what is written");
+  c->add_option("--drain-timeout", o->drain_s, "Seconds for begun answers to end on SIGTERM")
+      ->check(CLI::Range(0.0, 1e6));
+  c->add_flag("--no-access-log", o->no_log, "Do not tell each request on stderr");
+  add_placement_options(*c, o->placement);
+  c->callback([o, &common] { run(*o, common); });
+}
+
+}  // namespace fathom::cli

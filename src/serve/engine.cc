@@ -1,0 +1,127 @@
+#include "serve/engine.h"
+
+#include <utility>
+
+namespace fathom::serve {
+
+Engine::Engine(Context& ctx, const Model& model, const Tokenizer* tokenizer, const BatchingOptions& options,
+               int64_t max_waiting, std::function<void(Events)> deliver)
+    : max_waiting_(max_waiting),
+      deliver_(std::move(deliver)),
+      batching_(ctx, model, tokenizer, options),
+      context_(batching_.context()) {
+  state_.pages = batching_.pages().n_pages();
+  thread_ = std::thread([this] { run(); });
+}
+
+Engine::~Engine() {
+  {
+    const std::lock_guard lock(mutex_);
+    stops_ = true;
+  }
+  wake_.notify_one();
+  thread_.join();
+}
+
+std::vector<Engine::Ticket> Engine::submit(std::vector<BatchRequest> requests) {
+  std::vector<Ticket> tickets;
+  {
+    const std::lock_guard lock(mutex_);
+    const int64_t waiting = state_.waiting + std::ssize(submitted_);
+    // A request of more sequences than may wait must be possible too.
+    if (waiting > 0 && waiting + std::ssize(requests) > max_waiting_) return tickets;
+    for (BatchRequest& request : requests) {
+      tickets.push_back(++n_submitted_);
+      submitted_.emplace_back(n_submitted_, std::move(request));
+    }
+  }
+  wake_.notify_one();
+  return tickets;
+}
+
+void Engine::cancel(Ticket ticket) {
+  {
+    const std::lock_guard lock(mutex_);
+    cancelled_.push_back(ticket);
+  }
+  wake_.notify_one();
+}
+
+EngineState Engine::state() const {
+  const std::lock_guard lock(mutex_);
+  EngineState state = state_;
+  state.waiting += std::ssize(submitted_);
+  return state;
+}
+
+PassCounts Engine::counts() const {
+  const std::lock_guard lock(mutex_);
+  return counts_;
+}
+
+// What other threads have asked for since.
+void Engine::take_orders() {
+  std::vector<std::pair<Ticket, BatchRequest>> submitted;
+  std::vector<Ticket> cancelled;
+  {
+    const std::lock_guard lock(mutex_);
+    submitted.swap(submitted_);
+    state_.waiting += std::ssize(submitted);
+    cancelled.swap(cancelled_);
+  }
+  for (auto& [ticket, request] : submitted) {
+    BatchRequest wrapped = std::move(request);
+    const auto on_tokens = std::move(wrapped.on_tokens);
+    const auto on_end = std::move(wrapped.on_end);
+    wrapped.on_tokens = [this, on_tokens](std::string_view text, std::span<const int32_t> ids,
+                                          std::span<const TokenLogprobs> logprobs) {
+      if (!on_tokens) return;
+      events_.push_back([on_tokens, text = std::string(text), ids = std::vector<int32_t>(ids.begin(), ids.end()),
+                         logprobs = std::vector<TokenLogprobs>(logprobs.begin(), logprobs.end())] {
+        on_tokens(text, ids, logprobs);
+      });
+    };
+    wrapped.on_end = [this, on_end, ticket = ticket](const Generation& result, const std::string& error) {
+      ended_.push_back(ticket);
+      if (on_end) events_.push_back([on_end, result, error] { on_end(result, error); });
+    };
+    try {
+      running_[ticket] = batching_.add(std::move(wrapped));
+    } catch (const Error& error) {
+      if (on_end) events_.push_back([on_end, message = std::string(error.what())] { on_end({}, message); });
+    }
+  }
+  for (const Ticket ticket : cancelled) {
+    const auto found = running_.find(ticket);
+    if (found == running_.end()) continue;
+    batching_.cancel(found->second);
+    running_.erase(found);
+  }
+}
+
+void Engine::run() {
+  for (;;) {
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return stops_ || !submitted_.empty() || !cancelled_.empty() || !running_.empty(); });
+      if (stops_) return;
+    }
+    take_orders();
+    try {
+      batching_.step();
+    } catch (const std::exception& error) {
+      batching_.fail_all(error.what());
+    }
+    for (const Ticket ticket : std::exchange(ended_, {})) running_.erase(ticket);
+    {
+      const PagePool& pages = batching_.pages();
+      const std::lock_guard lock(mutex_);
+      state_ = {batching_.n_running(), batching_.n_waiting(), pages.n_pages(),        pages.n_held(),
+                pages.n_shared(),      pages.n_evicted(),     batching_.n_preempted()};
+      counts_ = batching_.counts();
+    }
+    if (!events_.empty()) deliver_(std::exchange(events_, {}));
+  }
+}
+
+}  // namespace fathom::serve

@@ -1,0 +1,268 @@
+#include "serve/job.h"
+
+#include <openssl/rand.h>
+
+#include <ctime>
+
+#include "base/error.h"
+#include "base/terminal.h"
+#include "text/jinja_text.h"
+
+namespace fathom::serve {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr int kClientGone = 499;  // nginx's number, for the log
+constexpr const char* kAlive = ": keep-alive\n\n";
+
+std::string event(const ordered_json& json) { return "data: " + json_text(json) + "\n\n"; }
+
+}  // namespace
+
+std::string random_id(std::string_view prefix) {
+  constexpr std::string_view kCharacters = "0123456789abcdefghijklmnopqrstuv";
+  unsigned char bytes[24];
+  FATHOM_CHECK(RAND_bytes(bytes, sizeof bytes) == 1);
+  std::string id(prefix);
+  for (const unsigned char byte : bytes) id += kCharacters[byte % kCharacters.size()];
+  return id;
+}
+
+std::string json_text(const ordered_json& json) {
+  return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+}
+
+ordered_json timings_json(const Generation& g) {
+  const int64_t computed = g.prompt_tokens - g.cached_tokens;
+  const auto rate = [](int64_t n, double seconds) { return seconds > 0 ? static_cast<double>(n) / seconds : 0; };
+  const double prompt_s = g.prefill_s - g.queue_s;
+  return {{"cache_n", g.cached_tokens},
+          {"prompt_n", computed},
+          {"prompt_ms", prompt_s * 1e3},
+          {"prompt_per_second", rate(computed, prompt_s)},
+          {"predicted_n", g.ids.size()},
+          {"predicted_ms", g.decode_s * 1e3},
+          {"predicted_per_second", g.tokens_per_s()},
+          {"queue_ms", g.queue_s * 1e3},
+          {"draft_n", g.drafted},
+          {"draft_n_accepted", g.accepted}};
+}
+
+Job::Job(JobInput input, const Tokenizer& tokenizer, std::string model, HttpReply reply, HttpHeaders headers,
+         Metrics& metrics, OnEnd on_end)
+    : input_(std::move(input)),
+      tokenizer_(tokenizer),
+      id_(random_id(input_.chat ? "chatcmpl-" : "cmpl-")),
+      model_(std::move(model)),
+      created_(std::time(nullptr)),
+      reply_(std::move(reply)),
+      headers_(std::move(headers)),
+      metrics_(metrics),
+      on_end_(std::move(on_end)),
+      start_s_(monotonic_s()) {}
+
+void Job::start(Engine& engine, const std::vector<int64_t>& eos_ids, const std::string& cache_salt, uint64_t seed) {
+  CommonRequest& request = input_.request;
+  GenerationOptions options = request.generation;
+  if (!request.ignore_eos) options.eos_ids = eos_ids;
+  options.max_tokens = request.max_tokens.value_or(int64_t{1} << 40);  // the context ends it
+  std::vector<BatchRequest> batch;
+  n_left_ = input_.prompts.size() * static_cast<size_t>(request.n);
+  choices_.reserve(n_left_);  // the callbacks point into it
+  for (size_t i = 0; i < n_left_; ++i) {
+    const size_t prompt = i / static_cast<size_t>(request.n);
+    choices_.push_back({prompt, ChatChoice(input_.format, random_id("call_") + "_"), {}, {}, {}, {}, {}, start_s_});
+    Choice& choice = choices_.back();
+    if (!input_.begun.empty()) choice.chat.push(input_.begun, 0);
+    options.seed = seed + i;
+    batch.push_back(
+        {.prompt = input_.prompts[prompt],
+         .options = options,
+         .cache_salt = cache_salt,
+         .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
+         .on_tokens = [self = shared_from_this(), &choice](
+                          auto text, auto ids, auto logprobs) { self->take_tokens(choice, text, ids, logprobs); },
+         .on_end = [self = shared_from_this(), &choice](
+                       const Generation& result, const std::string& error) { self->take_end(choice, result, error); }});
+  }
+  tickets_ = engine.submit(std::move(batch));
+  if (tickets_.empty()) throw ApiError(429, "the server is busy: too many requests wait", "", "server_busy");
+  engine_ = &engine;
+  reply_.on_gone([self = shared_from_this()] {
+    self->cancel_all();
+    self->over(kClientGone);
+  });
+  if (request.stream) {
+    HttpHeaders headers = headers_;
+    headers.emplace_back("Cache-Control", "no-cache");
+    headers.emplace_back("X-Accel-Buffering", "no");
+    reply_.begin(200, "text/event-stream; charset=utf-8", kAlive, headers);
+  }
+}
+
+void Job::cancel_all() {
+  for (const Engine::Ticket ticket : tickets_) engine_->cancel(ticket);
+}
+
+void Job::over(int status) {
+  if (std::exchange(over_, true)) return;
+  on_end_(status, totals_);
+}
+
+void Job::fail(const ApiError& error) {
+  if (over_) return;
+  cancel_all();
+  if (input_.request.stream) {
+    reply_.write("data: " + error_json(error) + "\n\ndata: [DONE]\n\n");
+    reply_.end();
+  } else {
+    HttpHeaders headers = headers_;
+    if (error.status == 503) headers.emplace_back("Retry-After", "5");
+    reply_.send(error.status, "application/json", error_json(error), headers);
+  }
+  over(error.status);
+}
+
+ordered_json Job::envelope(bool chunk) const {
+  const char* kind = !input_.chat ? "text_completion" : chunk ? "chat.completion.chunk" : "chat.completion";
+  return {{"id", id_}, {"object", kind}, {"created", created_}, {"model", model_}, {"system_fingerprint", "fathom"}};
+}
+
+void Job::stream_choice(const Choice& choice, ordered_json fields, ordered_json logprobs, const char* finish) {
+  ordered_json chunk = envelope(true);
+  ordered_json told = {{"index", index_of(choice)}};
+  told.update(fields);
+  told["logprobs"] = std::move(logprobs);
+  told["finish_reason"] = finish != nullptr ? ordered_json(finish) : ordered_json(nullptr);
+  chunk["choices"] = ordered_json::array({std::move(told)});
+  if (input_.request.include_usage) chunk["usage"] = nullptr;
+  reply_.write(event(chunk));
+}
+
+// The first chunk of a choice bears the role; log probabilities stand beside the first delta.
+void Job::stream_deltas(Choice& choice, std::vector<ordered_json> deltas, ordered_json logprobs) {
+  if (std::exchange(choice.first, false)) {
+    stream_choice(choice, {{"delta", {{"role", "assistant"}, {"content", ""}}}}, nullptr, nullptr);
+    if (!input_.begun.empty()) {
+      // A call that the request asked for has begun in the prompt.
+      ChatChoice begun(input_.format, choice.chat.call_prefix());
+      std::vector<ordered_json> heads = begun.push(input_.begun, 0);
+      deltas.insert(deltas.begin(), heads.begin(), heads.end());
+    }
+  }
+  if (deltas.empty() && !logprobs.is_null()) deltas.push_back(ordered_json::object());
+  for (ordered_json& delta : deltas) {
+    stream_choice(choice, {{"delta", std::move(delta)}}, std::exchange(logprobs, nullptr), nullptr);
+  }
+}
+
+ordered_json Job::logprobs_json(const Choice& choice, std::span<const int32_t> ids,
+                                std::span<const TokenLogprobs> logprobs) const {
+  if (!wants_logprobs() || ids.empty()) return nullptr;
+  if (input_.chat) return chat_logprobs_json(tokenizer_, ids, logprobs);
+  return completion_logprobs_json(tokenizer_, ids, logprobs, static_cast<int64_t>(jinja::code_points(choice.text)));
+}
+
+void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
+                      std::span<const TokenLogprobs> logprobs) {
+  if (over_) return;
+  const double now_s = monotonic_s();
+  if (choice.ids.empty()) {
+    if (totals_.first_token_s == 0) totals_.first_token_s = now_s - start_s_;
+  } else {
+    metrics_.observe_token_gap(now_s - choice.last_token_s);
+  }
+  choice.last_token_s = now_s;
+  const bool streams = input_.request.stream;
+  ordered_json told = streams ? logprobs_json(choice, ids, logprobs) : ordered_json(nullptr);
+  choice.ids.insert(choice.ids.end(), ids.begin(), ids.end());
+  if (!streams) choice.logprobs.insert(choice.logprobs.end(), logprobs.begin(), logprobs.end());
+  if (input_.chat) {
+    std::vector<ordered_json> deltas = choice.chat.push(text, std::ssize(ids));
+    if (streams) stream_deltas(choice, std::move(deltas), std::move(told));
+    return;
+  }
+  choice.text += text;
+  if (!streams) return;
+  std::string shown(text);
+  if (std::exchange(choice.first, false) && input_.echo)
+    shown = tokenizer_.decode(input_.prompts[choice.prompt]) + shown;
+  if (!shown.empty() || !told.is_null()) stream_choice(choice, {{"text", shown}}, std::move(told), nullptr);
+}
+
+void Job::take_end(Choice& choice, const Generation& result, const std::string& error) {
+  if (over_) return;
+  metrics_.count_end(result, !error.empty());
+  if (!error.empty()) return fail(ApiError(500, error));
+  choice.result = result;
+  std::vector<ordered_json> rest = choice.chat.finish();
+  choice.finish = totals_.finish = finish_reason_json(result.finish, choice.chat.calls_tools());
+  // The choices of a prompt read it once.
+  const bool first_of_prompt = index_of(choice) % static_cast<size_t>(input_.request.n) == 0;
+  totals_.usage += {first_of_prompt ? result.prompt_tokens : 0, first_of_prompt ? result.cached_tokens : 0,
+                    std::ssize(result.ids), choice.chat.reasoning_tokens()};
+  if (input_.request.stream) {
+    if (input_.chat) {
+      stream_deltas(choice, std::move(rest), nullptr);
+      stream_choice(choice, {{"delta", ordered_json::object()}}, nullptr, choice.finish.c_str());
+    } else {
+      const bool unsaid = std::exchange(choice.first, false) && input_.echo;
+      stream_choice(choice, {{"text", unsaid ? tokenizer_.decode(input_.prompts[choice.prompt]) : ""}}, nullptr,
+                    choice.finish.c_str());
+    }
+  }
+  if (--n_left_ == 0) answer();
+}
+
+ordered_json Job::whole_choice(Choice& choice) const {
+  ordered_json told = {{"index", index_of(choice)}};
+  if (input_.chat) {
+    told["message"] = choice.chat.message();
+    told["logprobs"] = logprobs_json(choice, choice.ids, choice.logprobs);
+  } else {
+    const std::vector<int32_t>& prompt = input_.prompts[choice.prompt];
+    told["text"] = (input_.echo ? tokenizer_.decode(prompt) : "") + choice.text;
+    told["logprobs"] = nullptr;
+    if (wants_logprobs()) {
+      std::vector<int32_t> ids = choice.ids;
+      std::vector<TokenLogprobs> logprobs = choice.logprobs;
+      if (input_.echo) {
+        ids.insert(ids.begin(), prompt.begin(), prompt.end());
+        logprobs.insert(logprobs.begin(), choice.result.prompt_logprobs.begin(), choice.result.prompt_logprobs.end());
+        logprobs.insert(logprobs.begin(), TokenLogprobs{0, {}});
+      }
+      told["logprobs"] = completion_logprobs_json(tokenizer_, ids, logprobs, 0);
+      if (input_.echo) {  // nothing stands before the first
+        told["logprobs"]["token_logprobs"][0] = nullptr;
+        told["logprobs"]["top_logprobs"][0] = nullptr;
+      }
+    }
+  }
+  told["finish_reason"] = choice.finish;
+  return told;
+}
+
+void Job::answer() {
+  if (input_.request.stream) {
+    if (input_.request.include_usage) {
+      ordered_json chunk = envelope(true);
+      chunk["choices"] = ordered_json::array();
+      chunk["usage"] = usage_json(totals_.usage);
+      chunk["timings"] = timings_json(choices_[0].result);
+      reply_.write(event(chunk));
+    }
+    reply_.write("data: [DONE]\n\n");
+    reply_.end();
+  } else {
+    ordered_json whole = envelope(false);
+    whole["choices"] = ordered_json::array();
+    for (Choice& choice : choices_) whole["choices"].push_back(whole_choice(choice));
+    whole["usage"] = usage_json(totals_.usage);
+    whole["timings"] = timings_json(choices_[0].result);
+    reply_.send(200, "application/json", json_text(whole), headers_);
+  }
+  over(200);
+}
+
+}  // namespace fathom::serve

@@ -1,0 +1,98 @@
+// One request that generates: its choices as their tokens come, streamed or gathered. On the server's thread alone.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "serve/engine.h"
+#include "serve/http.h"
+#include "serve/metrics.h"
+#include "serve/prompt.h"
+#include "serve/response.h"
+
+namespace fathom::serve {
+
+// What a request is about, ready to be generated.
+struct JobInput {
+  bool chat = true;
+  CommonRequest request;
+  bool echo = false;
+  std::vector<std::vector<int32_t>> prompts;
+  AnswerFormat format{};  // of a chat
+  std::string begun{};
+};
+
+struct JobTotals {
+  Usage usage;
+  std::string finish;  // of the last choice to end
+  double first_token_s = 0;
+};
+
+class Job : public std::enable_shared_from_this<Job> {
+ public:
+  using OnEnd = std::function<void(int status, const JobTotals& totals)>;
+
+  // model: the name in the answer. on_end: called once, when all is answered or the client is gone (status 499).
+  Job(JobInput input, const Tokenizer& tokenizer, std::string model, HttpReply reply, HttpHeaders headers,
+      Metrics& metrics, OnEnd on_end);
+
+  // Throws ApiError 429 where the queue is full.
+  void start(Engine& engine, const std::vector<int64_t>& eos_ids, const std::string& cache_salt, uint64_t seed);
+  // Ends what has not ended with an error.
+  void fail(const ApiError& error);
+
+ private:
+  struct Choice {
+    size_t prompt;
+    ChatChoice chat;
+    std::string text;
+    std::vector<int32_t> ids;
+    std::vector<TokenLogprobs> logprobs;
+    std::string finish;
+    Generation result;  // timings
+    double last_token_s = 0;
+    bool first = true;  // nothing has been streamed
+  };
+
+  void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
+                   std::span<const TokenLogprobs> logprobs);
+  void take_end(Choice& choice, const Generation& result, const std::string& error);
+  void stream_choice(const Choice& choice, nlohmann::ordered_json fields, nlohmann::ordered_json logprobs,
+                     const char* finish);
+  void stream_deltas(Choice& choice, std::vector<nlohmann::ordered_json> deltas, nlohmann::ordered_json logprobs);
+  nlohmann::ordered_json logprobs_json(const Choice& choice, std::span<const int32_t> ids,
+                                       std::span<const TokenLogprobs> logprobs) const;
+  nlohmann::ordered_json whole_choice(Choice& choice) const;
+  nlohmann::ordered_json envelope(bool chunk) const;
+  void answer();
+  void cancel_all();
+  void over(int status);
+  size_t index_of(const Choice& choice) const { return static_cast<size_t>(&choice - choices_.data()); }
+  bool wants_logprobs() const { return input_.request.generation.top_logprobs >= 0; }
+
+  JobInput input_;
+  const Tokenizer& tokenizer_;
+  std::string id_, model_;
+  int64_t created_;
+  HttpReply reply_;
+  HttpHeaders headers_;
+  Metrics& metrics_;
+  OnEnd on_end_;
+  Engine* engine_ = nullptr;
+  std::vector<Engine::Ticket> tickets_;
+  std::vector<Choice> choices_;
+  size_t n_left_ = 0;
+  JobTotals totals_;
+  double start_s_;
+  bool over_ = false;
+};
+
+std::string random_id(std::string_view prefix);             // and 24 random characters
+std::string json_text(const nlohmann::ordered_json& json);  // on one line; what is no UTF-8 becomes U+FFFD
+nlohmann::ordered_json timings_json(const Generation& result);
+
+}  // namespace fathom::serve

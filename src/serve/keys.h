@@ -1,0 +1,29 @@
+// API keys: who may ask, and whose requests share caches.
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fathom::serve {
+
+class ApiKeys {
+ public:
+  // Nobody has to have a key.
+  ApiKeys() = default;
+  // One a line; empty lines and those that begin with '#' aside. Error for a file without one, for one that others than
+  // its owner may read, and for keys that no header can carry.
+  static ApiKeys read(const std::filesystem::path& file);
+  explicit ApiKeys(const std::vector<std::string>& keys);
+
+  bool required() const { return !digests_.empty(); }
+  // Which of the keys this is. Takes as long for every text of a length.
+  std::optional<size_t> find(std::string_view key) const;
+
+ private:
+  std::vector<std::string> digests_;  // SHA-256; the keys themselves are not kept
+};
+
+}  // namespace fathom::serve

@@ -1,0 +1,131 @@
+#include "serve/metrics.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace fathom::serve {
+namespace {
+
+const std::vector<double> kSeconds = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600};
+const std::vector<double> kTokens = {1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000};
+
+// Writes families, each with its labels behind `model_name`.
+struct Writer {
+  std::string labels;
+  std::string text = {};
+
+  void family(std::string_view name, std::string_view type, std::string_view help) {
+    text += fmt::format("# HELP fathom:{0} {1}\n# TYPE fathom:{0} {2}\n", name, help, type);
+  }
+  template <class T>
+  void value(std::string_view name, T x, std::string_view more_labels = "") {
+    text += fmt::format("fathom:{}{{{}{}}} {}\n", name, labels, more_labels, x);
+  }
+  template <class T>
+  void gauge(std::string_view name, std::string_view help, T x) {
+    family(name, "gauge", help);
+    value(name, x);
+  }
+  void counter(std::string_view name, std::string_view help, int64_t x) {
+    family(name, "counter", help);
+    value(name, x);
+  }
+  void histogram(std::string_view name, std::string_view help, const Histogram& h) {
+    family(name, "histogram", help);
+    int64_t n = 0;
+    const std::string bucket = fmt::format("{}_bucket", name);
+    for (size_t i = 0; i < h.counts.size(); ++i) {
+      n += h.counts[i];
+      value(bucket, n, i < h.bounds.size() ? fmt::format(",le=\"{}\"", h.bounds[i]) : ",le=\"+Inf\"");
+    }
+    value(fmt::format("{}_sum", name), h.sum);
+    value(fmt::format("{}_count", name), n);
+  }
+};
+
+std::string escaped(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += c == '\n' ? ' ' : c;
+  }
+  return out;
+}
+
+}  // namespace
+
+Histogram::Histogram(std::vector<double> upper_bounds) : bounds(std::move(upper_bounds)), counts(bounds.size() + 1) {}
+
+void Histogram::observe(double value) {
+  ++counts[static_cast<size_t>(std::lower_bound(bounds.begin(), bounds.end(), value) - bounds.begin())];
+  sum += value;
+}
+
+Metrics::Metrics(std::string model_name)
+    : model_name_(std::move(model_name)),
+      first_token_(kSeconds),
+      token_gap_(kSeconds),
+      per_token_(kSeconds),
+      request_(kSeconds),
+      queue_(kSeconds),
+      prefill_(kSeconds),
+      decode_(kSeconds),
+      prompt_tokens_(kTokens),
+      generated_tokens_(kTokens) {}
+
+void Metrics::count_http(std::string_view route, int status) { ++http_[{std::string(route), status}]; }
+
+void Metrics::count_end(const Generation& g, bool failed) {
+  ++ended_[failed ? "error" : finish_reason_name(g.finish)];
+  if (failed) return;
+  queue_.observe(g.queue_s);
+  prefill_.observe(g.prefill_s - g.queue_s);
+  prompt_tokens_.observe(static_cast<double>(g.prompt_tokens));
+  generated_tokens_.observe(static_cast<double>(g.ids.size()));
+  if (g.ids.empty()) return;
+  first_token_.observe(g.prefill_s);
+  decode_.observe(g.decode_s);
+  if (g.ids.size() > 1) per_token_.observe(g.decode_s / static_cast<double>(g.ids.size() - 1));
+}
+
+std::string Metrics::text(const EngineState& state, const PassCounts& counts, int64_t connections) const {
+  Writer w{fmt::format("model_name=\"{}\"", escaped(model_name_))};
+  w.gauge("num_requests_running", "Sequences that are read or generated.", state.running);
+  w.gauge("num_requests_waiting", "Sequences that wait for room.", state.waiting);
+  const auto share = [](int64_t a, int64_t b) { return b > 0 ? static_cast<double>(a) / static_cast<double>(b) : 0.0; };
+  w.gauge("kv_cache_usage_perc", "Part of the cache's pages that running sequences hold, 1 is all.",
+          share(state.pages_held, state.pages));
+  w.gauge("kv_cache_pages_shared", "Pages that later sequences can share.", state.pages_shared);
+  w.counter("kv_cache_evictions_total", "Pages forgotten for the sake of room.", state.pages_evicted);
+  w.counter("num_preemptions_total", "Sequences put back for the sake of older ones.", state.preemptions);
+  w.counter("prefix_cache_queries_total", "Tokens of prompts that were looked up.",
+            counts.prompt_tokens + counts.cached_tokens);
+  w.counter("prefix_cache_hits_total", "Of these, found.", counts.cached_tokens);
+  w.counter("prompt_tokens_total", "Tokens of prompts computed.", counts.prompt_tokens);
+  w.counter("prompt_tokens_cached_total", "Tokens of prompts found in the cache.", counts.cached_tokens);
+  w.counter("generation_tokens_total", "Tokens generated.", counts.generated_tokens);
+  w.counter("iterations_total", "Passes of the model.", counts.passes);
+  w.counter("admission_rejections_total", "Requests answered 429.", refused_);
+  w.gauge("http_connections", "Open connections.", connections);
+  w.family("request_success_total", "counter", "Sequences ended, by reason.");
+  for (const auto& [reason, n] : ended_)
+    w.value("request_success_total", n, fmt::format(",finished_reason=\"{}\"", reason));
+  w.family("http_requests_total", "counter", "Requests answered, by route and status.");
+  for (const auto& [key, n] : http_) {
+    w.value("http_requests_total", n, fmt::format(",route=\"{}\",status=\"{}\"", escaped(key.first), key.second));
+  }
+  w.histogram("time_to_first_token_seconds", "From a sequence's arrival to its first token.", first_token_);
+  w.histogram("inter_token_latency_seconds", "Between two pieces of a sequence's output.", token_gap_);
+  w.histogram("request_time_per_output_token_seconds", "Mean time of a sequence's tokens behind the first.",
+              per_token_);
+  w.histogram("e2e_request_latency_seconds", "From a request's arrival to its end.", request_);
+  w.histogram("request_queue_time_seconds", "From a sequence's arrival until its prompt is read.", queue_);
+  w.histogram("request_prefill_time_seconds", "From there to the first token.", prefill_);
+  w.histogram("request_decode_time_seconds", "From the first token to the last.", decode_);
+  w.histogram("request_prompt_tokens", "Tokens of a sequence's prompt.", prompt_tokens_);
+  w.histogram("request_generation_tokens", "Tokens generated for a sequence.", generated_tokens_);
+  return std::move(w.text);
+}
+
+}  // namespace fathom::serve

@@ -1,0 +1,128 @@
+#include "serve/prompt.h"
+
+#include "base/error.h"
+
+namespace fathom::serve {
+namespace {
+
+using nlohmann::ordered_json;
+
+// What a model of this format writes in front of a call's arguments; without a name, as far as it does not matter.
+std::string call_head(CallFormat format, const std::string& name) {
+  const std::string begin = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", separator = "<｜tool▁sep｜>";
+  switch (format) {
+    case CallFormat::v3:
+      return begin + "function" + separator + (name.empty() ? "" : name + "\n```json\n");
+    case CallFormat::v3_1:
+      return begin + (name.empty() ? "" : name + separator);
+    case CallFormat::deepseek_v3_2:
+      return "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"" + (name.empty() ? "" : name + "\">\n");
+    case CallFormat::none:
+      break;
+  }
+  throw ApiError(400, "tool_choice: the model's chat template has no tool calls", "tool_choice", "unsupported_value");
+}
+
+}  // namespace
+
+std::string default_template(const Tokenizer& tokenizer, std::string_view model_type) {
+  const std::string bos = tokenizer.adds_bos() && tokenizer.bos_id() >= 0 ? "{{ bos_token }}" : "";
+  if (tokenizer.id_of("<｜User｜>") < 0) {
+    return bos +
+           "{% for message in messages %}{% if message.role != 'assistant' and not loop.first %}{{ '\n' }}{% endif %}"
+           "{{ message.content }}{% endfor %}";
+  }
+  if (model_type == "deepseek_v32") return std::string(kDeepseekV32Encoding);
+  return bos +
+         "{% for message in messages %}{% if message.role == 'user' %}<｜User｜>{{ message.content }}"
+         "{% elif message.role == 'assistant' %}<｜Assistant｜>{{ message.content }}{{ eos_token }}"
+         "{% else %}{{ message.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif "
+         "%}";
+}
+
+ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
+  ChatOptions chat = source.chat;
+  const bool uses_tools = !request.tools.is_null() && request.tool_choice != ToolChoice::none;
+  if (uses_tools) chat.tools = request.tools;
+  ordered_json messages = request.messages;
+  std::optional<bool> thinking = request.thinking;
+  bool in_reasoning = false;
+  if (request.continues_last) {
+    chat.begun_answer = messages.back();
+    messages.erase(messages.size() - 1);
+    if (messages.empty())
+      throw ApiError(400, "messages: there is nothing that the last one answers", "messages", "invalid_value");
+    const auto says = [&](const char* name) {
+      return chat.begun_answer.contains(name) && chat.begun_answer[name].is_string() && chat.begun_answer[name] != "";
+    };
+    if (says("reasoning_content")) thinking = true;
+    in_reasoning = says("reasoning_content") && !says("content");
+  }
+  if (thinking) chat.kwargs["thinking"] = chat.kwargs["enable_thinking"] = *thinking;  // templates know either name
+  for (const auto& [name, value] : request.kwargs.items()) chat.kwargs[name] = value;
+  const bool forced =
+      uses_tools && (request.tool_choice == ToolChoice::required || request.tool_choice == ToolChoice::named);
+  if (forced && request.continues_last)
+    throw ApiError(400, "tool_choice: goes with no answer that has begun", "tool_choice", "invalid_value");
+  ChatInput input;
+  try {
+    ChatPrompt prompt = encode_chat(source.tokenizer, source.chat_template, messages, chat);
+    input.format = answer_format_of(source.chat_template, prompt.text);
+    input.format.begins_in_reasoning |= in_reasoning;
+    if (!uses_tools) input.format.calls = CallFormat::none;
+    if (forced) {
+      // A call that must come leaves no choice of what to think.
+      if (input.format.begins_in_reasoning) input.begun = "</think>";
+      input.begun += call_head(input.format.calls, request.tool);
+      const std::vector<int32_t> head = source.tokenizer.encode(input.begun);
+      prompt.ids.insert(prompt.ids.end(), head.begin(), head.end());
+      prompt.text += input.begun;
+    }
+    input.ids = std::move(prompt.ids);
+    input.text = std::move(prompt.text);
+  } catch (const Error& error) {
+    throw ApiError(400, fmt::format("messages: {}", error.what()), "messages", "invalid_value");
+  }
+  return input;
+}
+
+std::vector<int32_t> text_ids(const Tokenizer& tokenizer, std::string_view text, bool add_special_tokens,
+                              bool parse_special) {
+  std::vector<int32_t> ids = tokenizer.encode(text, parse_special);
+  const int32_t bos = tokenizer.bos_id();
+  if (add_special_tokens && tokenizer.adds_bos() && bos >= 0 && (ids.empty() || ids.front() != bos))
+    ids.insert(ids.begin(), bos);
+  return ids;
+}
+
+std::vector<std::vector<int32_t>> completion_inputs(const PromptSource& source, const CompletionRequest& request) {
+  const Tokenizer& tokenizer = source.tokenizer;
+  std::vector<std::vector<int32_t>> inputs;
+  for (const Prompt& prompt : request.prompts) {
+    const std::string* text = std::get_if<std::string>(&prompt);
+    if (!request.suffix) {
+      inputs.push_back(text != nullptr ? text_ids(tokenizer, *text, request.add_special_tokens, request.parse_special)
+                                       : std::get<std::vector<int32_t>>(prompt));
+      continue;
+    }
+    const int32_t begin = tokenizer.id_of("<｜fim▁begin｜>"), hole = tokenizer.id_of("<｜fim▁hole｜>"),
+                  end = tokenizer.id_of("<｜fim▁end｜>");
+    if (begin < 0 || hole < 0 || end < 0) {
+      throw ApiError(400, "suffix: the model's tokenizer has no marks to fill in between", "suffix",
+                     "unsupported_value");
+    }
+    std::vector<int32_t> ids;
+    const auto append = [&](const std::vector<int32_t>& more) { ids.insert(ids.end(), more.begin(), more.end()); };
+    if (request.add_special_tokens && tokenizer.adds_bos() && tokenizer.bos_id() >= 0)
+      ids.push_back(tokenizer.bos_id());
+    ids.push_back(begin);
+    append(text != nullptr ? tokenizer.encode(*text, false) : std::get<std::vector<int32_t>>(prompt));
+    ids.push_back(hole);
+    append(tokenizer.encode(*request.suffix, false));
+    ids.push_back(end);
+    inputs.push_back(std::move(ids));
+  }
+  return inputs;
+}
+
+}  // namespace fathom::serve

@@ -1,0 +1,42 @@
+// Requests -> the tokens that the model is to continue.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "serve/request.h"
+#include "text/answer_parser.h"
+#include "text/chat.h"
+#include "text/tokenizer.h"
+
+namespace fathom::serve {
+
+// What prompts are made with.
+struct PromptSource {
+  const Tokenizer& tokenizer;
+  std::string chat_template;  // never empty
+  ChatOptions chat;  // of every conversation: begin and end token, kwargs that hold unless a request has others
+};
+
+// For a model that has no template: that of its family where its tokenizer has the marks, else the messages as they
+// stand, an answer behind what it answers.
+std::string default_template(const Tokenizer& tokenizer, std::string_view model_type);
+
+struct ChatInput {
+  std::vector<int32_t> ids;
+  std::string text;
+  AnswerFormat format;
+  std::string begun;  // of the answer: what of it stands in the prompt and is to be parsed with it (a tool call's head)
+};
+
+// Throw ApiError.
+ChatInput chat_input(const PromptSource& source, const ChatRequest& request);
+// One for each prompt.
+std::vector<std::vector<int32_t>> completion_inputs(const PromptSource& source, const CompletionRequest& request);
+
+// The ids of a text, behind the begin token where it belongs there and is asked for.
+std::vector<int32_t> text_ids(const Tokenizer& tokenizer, std::string_view text, bool add_special_tokens,
+                              bool parse_special);
+
+}  // namespace fathom::serve

@@ -1,0 +1,472 @@
+#include "serve/service.h"
+
+#include <algorithm>
+#include <ctime>
+
+#include "base/error.h"
+#include "base/terminal.h"
+#include "base/utf8.h"
+
+namespace fathom::serve {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr int64_t kMostPrepared = 256;  // requests that wait to be read
+constexpr size_t kMostIdBytes = 128;    // of an X-Request-Id
+constexpr const char* kJson = "application/json";
+
+std::string_view without_port(std::string_view host) {
+  const size_t colon = host.rfind(':');
+  return colon == std::string_view::npos || host.find(']', colon) != std::string_view::npos ? host
+                                                                                            : host.substr(0, colon);
+}
+
+std::string utc_now() {
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  gmtime_r(&now, &parts);
+  char text[32];
+  return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &parts)};
+}
+
+}  // namespace
+
+struct Service::Call {
+  HttpRequest request;
+  HttpReply reply;
+  double start_s = monotonic_s();
+  std::string id{};
+  std::string route{};
+  std::optional<size_t> key{};
+  std::string allowed_origin{};
+  bool gone = false;
+};
+
+struct Service::Route {
+  const char* method;
+  const char* path;  // one that ends in * is a beginning
+  void (Service::*handle)(const CallPtr& call);
+  bool open = false;  // to everybody
+};
+
+const std::vector<Service::Route>& Service::routes() {
+  static const std::vector<Route> all = {
+      {"GET", "/health", &Service::get_health, true},
+      {"GET", "/ready", &Service::get_ready, true},
+      {"GET", "/version", &Service::get_version},
+      {"GET", "/metrics", &Service::get_metrics},
+      {"GET", "/v1/models", &Service::get_models},
+      {"GET", "/v1/models/*", &Service::get_models},
+      {"GET", "/models", &Service::get_models},
+      {"GET", "/tokenizer_info", &Service::get_tokenizer_info},
+      {"POST", "/v1/chat/completions", &Service::post_chat},
+      {"POST", "/chat/completions", &Service::post_chat},
+      {"POST", "/beta/chat/completions", &Service::post_chat},
+      {"POST", "/v1/completions", &Service::post_completion},
+      {"POST", "/completions", &Service::post_completion},
+      {"POST", "/beta/completions", &Service::post_completion},
+      {"POST", "/tokenize", &Service::post_tokenize},
+      {"POST", "/detokenize", &Service::post_detokenize},
+      {"POST", "/apply-template", &Service::post_apply_template},
+  };
+  return all;
+}
+
+Service::Service(HttpServer& server, ServiceOptions options)
+    : server_(server),
+      options_(std::move(options)),
+      metrics_(options_.model_name),
+      created_(std::time(nullptr)),
+      preparing_([this] { run_preparations(); }) {}
+
+Service::~Service() {
+  {
+    const std::lock_guard lock(mutex_);
+    stops_ = true;
+  }
+  wake_.notify_one();
+  preparing_.join();
+}
+
+void Service::serve(const Served& served) { served_.emplace(served); }
+
+const Served& Service::served() const {
+  if (draining_) throw ApiError(503, "the server is shutting down", "", "shutting_down");
+  if (!served_) throw ApiError(503, "the model is being loaded", "", "loading");
+  return *served_;
+}
+
+void Service::drain() {
+  draining_ = true;
+  server_.drain();
+}
+
+void Service::abandon() {
+  const auto jobs = jobs_;
+  for (const auto& job : jobs) job->fail(ApiError(503, "the server is shutting down", "", "shutting_down"));
+}
+
+// ---- Calls
+
+void Service::handle(HttpRequest request, HttpReply reply) {
+  const auto call = std::make_shared<Call>(Call{std::move(request), std::move(reply)});
+  const std::string* given = call->request.header("x-request-id");
+  const bool usable =
+      given != nullptr && !given->empty() && given->size() <= kMostIdBytes &&
+      std::all_of(given->begin(), given->end(), [](char c) { return c > 0x20 && c < 0x7f && c != '"' && c != '\\'; });
+  call->id = usable ? *given : random_id("req-");
+  call->reply.on_gone([call] { call->gone = true; });
+  try {
+    check_origin(*call);
+    if (const std::string* origin = call->request.header("origin")) {
+      for (const std::string& allowed : options_.cors_origins) {
+        if (allowed == "*" || allowed == *origin) call->allowed_origin = *origin;
+      }
+    }
+    std::string_view method = call->request.method;
+    if (method == "HEAD") method = "GET";
+    std::string methods;
+    for (const Route& route : routes()) {
+      const std::string_view path = route.path;
+      const bool fits = path.ends_with('*') ? call->request.path.starts_with(path.substr(0, path.size() - 1))
+                                            : call->request.path == path;
+      if (!fits) continue;
+      call->route = path;
+      if (method == route.method) {
+        if (!route.open) check_key(*call);
+        return (this->*route.handle)(call);
+      }
+      methods += route.method;
+    }
+    if (methods.empty())
+      throw ApiError(404, fmt::format("there is no {}", printable(call->request.path)), "", "not_found");
+    if (method == "OPTIONS") return answer(call, 204, "", "");
+    throw ApiError(405, fmt::format("{} takes {} alone", call->route, methods), "", "method_not_allowed");
+  } catch (const ApiError& error) {
+    refuse(call, error);
+  }
+}
+
+// A page of somebody else's must not speak to a server on its reader's machine, by its name or by a name of the page's.
+void Service::check_origin(const Call& call) const {
+  const std::string* host = call.request.header("host");
+  if (!options_.allowed_hosts.empty() && host != nullptr) {  // no browser speaks HTTP/1.0, which has none
+    const std::string_view name = without_port(*host);
+    const bool allowed =
+        std::find(options_.allowed_hosts.begin(), options_.allowed_hosts.end(), name) != options_.allowed_hosts.end();
+    if (!allowed) throw ApiError(403, "the Host header names no host of this server", "", "host_not_allowed");
+  }
+  const std::string* origin = call.request.header("origin");
+  if (origin == nullptr) return;
+  const bool own = host != nullptr && (*origin == "http://" + *host || *origin == "https://" + *host);
+  const auto is_it = [&](const std::string& allowed) { return allowed == "*" || allowed == *origin; };
+  if (!own && std::none_of(options_.cors_origins.begin(), options_.cors_origins.end(), is_it)) {
+    throw ApiError(403, "pages of this origin may not ask here", "", "origin_not_allowed");
+  }
+}
+
+void Service::check_key(Call& call) const {
+  if (!options_.keys.required()) return;
+  constexpr std::string_view kBearer = "Bearer ";
+  std::string_view key;
+  if (const std::string* header = call.request.header("authorization");
+      header != nullptr && header->starts_with(kBearer)) {
+    key = std::string_view(*header).substr(kBearer.size());
+  } else if (const std::string* plain = call.request.header("x-api-key")) {
+    key = *plain;
+  }
+  call.key = options_.keys.find(key);
+  if (!call.key)
+    throw ApiError(401, key.empty() ? "an API key is needed: Authorization: Bearer KEY" : "this API key is not known",
+                   "", "invalid_api_key");
+}
+
+HttpHeaders Service::headers_of(const Call& call) const {
+  HttpHeaders headers = {{"X-Request-Id", call.id}, {"X-Content-Type-Options", "nosniff"}};
+  if (!call.allowed_origin.empty()) {
+    headers.emplace_back("Access-Control-Allow-Origin", call.allowed_origin);
+    headers.emplace_back("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+    headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Api-Key, X-Request-Id");
+    headers.emplace_back("Vary", "Origin");
+  }
+  return headers;
+}
+
+void Service::answer(const CallPtr& call, int status, std::string_view content_type, std::string_view body) {
+  call->reply.send(status, content_type, body, headers_of(*call));
+  log(*call, status, nullptr);
+  metrics_.count_http(call->route, status);
+}
+
+void Service::answer_json(const CallPtr& call, const ordered_json& json) { answer(call, 200, kJson, json_text(json)); }
+
+void Service::refuse(const CallPtr& call, const ApiError& error) {
+  HttpHeaders headers = headers_of(*call);
+  if (error.status == 429 || error.status == 503) headers.emplace_back("Retry-After", error.status == 429 ? "1" : "5");
+  if (error.status == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
+  if (error.status == 429) metrics_.count_refusal();
+  call->reply.send(error.status, kJson, error_json(error), headers);
+  log(*call, error.status, nullptr);
+  metrics_.count_http(call->route, error.status);
+}
+
+// One object a line. Neither prompts nor answers are told.
+void Service::log(const Call& call, int status, const JobTotals* totals) const {
+  if (!options_.log_requests || quiet()) return;
+  ordered_json line{{"time", utc_now()},
+                    {"id", call.id},
+                    {"method", call.request.method},
+                    {"path", printable(call.request.path)},
+                    {"status", status},
+                    {"seconds", monotonic_s() - call.start_s}};
+  if (call.key) line["key"] = *call.key;
+  if (totals != nullptr) {
+    line["prompt_tokens"] = totals->usage.prompt_tokens;
+    line["cached_tokens"] = totals->usage.cached_tokens;
+    line["completion_tokens"] = totals->usage.completion_tokens;
+    line["first_token_s"] = totals->first_token_s;
+    line["finish_reason"] = totals->finish;
+  }
+  log_line(json_text(line));
+}
+
+// ---- Work that takes long
+
+void Service::run_preparations() {
+  for (;;) {
+    std::function<void()> work;
+    {
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, [&] { return stops_ || !preparations_.empty(); });
+      if (stops_) return;
+      work = std::move(preparations_.front());
+      preparations_.pop_front();
+    }
+    work();
+  }
+}
+
+template <class Prepare, class Use>
+void Service::prepare(const CallPtr& call, Prepare prepare, Use use) {
+  if (n_prepared_ >= kMostPrepared)
+    throw ApiError(429, "the server is busy: too many requests wait", "", "server_busy");
+  ++n_prepared_;
+  auto work = [this, call, prepare = std::move(prepare), use = std::move(use)] {
+    using Prepared = decltype(prepare(call->request.body));
+    std::shared_ptr<Prepared> prepared;
+    std::optional<ApiError> error;
+    try {
+      prepared = std::make_shared<Prepared>(prepare(call->request.body));
+    } catch (const ApiError& refusal) {
+      error = refusal;
+    } catch (const std::exception& failure) {
+      error = ApiError(500, failure.what());
+    }
+    server_.post([this, call, prepared, error, use] {
+      --n_prepared_;
+      if (call->gone) return log(*call, 499, nullptr);
+      try {
+        if (error) throw *error;
+        use(std::move(*prepared));
+      } catch (const ApiError& refusal) {
+        refuse(call, refusal);
+      }
+    });
+  };
+  {
+    const std::lock_guard lock(mutex_);
+    preparations_.push_back(std::move(work));
+  }
+  wake_.notify_one();
+}
+
+// ---- Generation
+
+void Service::check_room() const {
+  if (served().engine.state().waiting >= served_->max_waiting) {
+    throw ApiError(429, "the server is busy: too many requests wait", "", "server_busy");
+  }
+}
+
+namespace {
+
+// Checks what the engine takes for granted.
+void check_prompts(const Served& served, const JobInput& input) {
+  for (const std::vector<int32_t>& prompt : input.prompts) {
+    try {
+      check_prompt(served.model, served.engine.context(), prompt);
+    } catch (const Error& error) {
+      const bool too_long = std::ssize(prompt) > served.engine.context();
+      throw ApiError(400, error.what(), input.chat ? "messages" : "prompt",
+                     too_long ? "context_length_exceeded" : "invalid_value");
+    }
+  }
+}
+
+}  // namespace
+
+void Service::post_chat(const CallPtr& call) {
+  const Served& s = served();
+  check_room();
+  prepare(
+      call,
+      [&s](const std::string& body) {
+        ChatRequest request = parse_chat_request(body);
+        // DeepSeek's names for one model with and without thoughts.
+        if (!request.thinking && request.model == "deepseek-reasoner") request.thinking = true;
+        if (!request.thinking && request.model == "deepseek-chat") request.thinking = false;
+        if (request.response_format != ResponseFormat::text) {
+          throw ApiError(400, "response_format: is not supported yet", "response_format", "unsupported_value");
+        }
+        ChatInput chat = chat_input(s.prompts, request);
+        JobInput input{
+            .chat = true, .prompts = {std::move(chat.ids)}, .format = chat.format, .begun = std::move(chat.begun)};
+        input.request = std::move(request);
+        check_prompts(s, input);
+        return input;
+      },
+      [this, call](JobInput input) { start(call, std::move(input)); });
+}
+
+void Service::post_completion(const CallPtr& call) {
+  const Served& s = served();
+  check_room();
+  prepare(
+      call,
+      [&s](const std::string& body) {
+        CompletionRequest request = parse_completion_request(body);
+        if (request.stream && request.echo && request.generation.top_logprobs >= 0) {
+          throw ApiError(400, "stream: echo with logprobs comes in one piece", "stream", "unsupported_value");
+        }
+        JobInput input{.chat = false, .echo = request.echo, .prompts = completion_inputs(s.prompts, request)};
+        input.request = std::move(request);
+        check_prompts(s, input);
+        return input;
+      },
+      [this, call](JobInput input) { start(call, std::move(input)); });
+}
+
+void Service::start(const CallPtr& call, JobInput input) {
+  const Served& s = served();
+  const uint64_t seed = input.request.seed.value_or(options_.seed + 0x9e3779b97f4a7c15 * ++n_jobs_);
+  // Caches are shared among requests with one key and one salt.
+  const std::string salt = fmt::format("{}:{}", call->key ? std::to_string(*call->key) : "", input.request.cache_salt);
+  auto holder = std::make_shared<std::weak_ptr<Job>>();
+  const auto job =
+      std::make_shared<Job>(std::move(input), s.tokenizer, options_.model_name, call->reply, headers_of(*call),
+                            metrics_, [this, call, holder](int status, const JobTotals& totals) {
+                              log(*call, status, &totals);
+                              metrics_.count_http(call->route, status);
+                              metrics_.count_request(monotonic_s() - call->start_s);
+                              if (const auto ended = holder->lock()) jobs_.erase(ended);
+                            });
+  *holder = job;
+  job->start(s.engine, s.eos_ids, salt, seed);
+  jobs_.insert(job);
+}
+
+// ---- The rest
+
+void Service::get_health(const CallPtr& call) {
+  if (!served_) throw ApiError(503, "the model is being loaded", "", "loading");
+  answer_json(call, {{"status", "ok"}});
+}
+
+void Service::get_ready(const CallPtr& call) {
+  served();
+  answer_json(call, {{"status", "ready"}});
+}
+
+void Service::get_version(const CallPtr& call) { answer_json(call, {{"version", options_.version}}); }
+
+void Service::get_metrics(const CallPtr& call) {
+  const EngineState state = served_ ? served_->engine.state() : EngineState();
+  const PassCounts counts = served_ ? served_->engine.counts() : PassCounts();
+  answer(call, 200, "text/plain; version=0.0.4; charset=utf-8", metrics_.text(state, counts, server_.n_connections()));
+}
+
+ordered_json Service::model_json() const {
+  ordered_json model{{"id", options_.model_name}, {"object", "model"}, {"created", created_}, {"owned_by", "fathom"}};
+  if (served_) {
+    const ModelConfig& config = served_->model.config;
+    model["max_model_len"] = served_->engine.context();
+    model["meta"] = {{"vocab_size", config.vocab_size},
+                     {"n_ctx_train", config.max_position_embeddings},
+                     {"n_embd", config.hidden_size},
+                     {"n_layer", config.num_hidden_layers}};
+  }
+  return model;
+}
+
+void Service::get_models(const CallPtr& call) {
+  constexpr std::string_view kOne = "/v1/models/";
+  if (!call->request.path.starts_with(kOne)) {
+    return answer_json(call, {{"object", "list"}, {"data", ordered_json::array({model_json()})}});
+  }
+  const std::string name = call->request.path.substr(kOne.size());
+  if (name != options_.model_name) {
+    throw ApiError(404, fmt::format("there is no model {}, only {}", printable(name), options_.model_name), "model",
+                   "model_not_found");
+  }
+  answer_json(call, model_json());
+}
+
+void Service::get_tokenizer_info(const CallPtr& call) {
+  const Served& s = served();
+  const auto token = [&](int32_t id) {
+    return id >= 0 ? ordered_json(s.tokenizer.token_bytes(id)) : ordered_json(nullptr);
+  };
+  answer_json(call, {{"tokenizer_class", "PreTrainedTokenizerFast"},
+                     {"bos_token", token(s.tokenizer.bos_id())},
+                     {"eos_token", token(s.tokenizer.eos_id())},
+                     {"pad_token", token(s.tokenizer.eos_id())},
+                     {"add_bos_token", s.tokenizer.adds_bos()},
+                     {"vocab_size", s.tokenizer.vocab_size()},
+                     {"model_max_length", s.engine.context()},
+                     {"chat_template", s.prompts.chat_template}});
+}
+
+void Service::post_tokenize(const CallPtr& call) {
+  const Served& s = served();
+  prepare(
+      call,
+      [&s](const std::string& body) {
+        const TokenizeRequest request = parse_tokenize_request(body);
+        const std::vector<int32_t> ids =
+            request.chat ? chat_input(s.prompts, *request.chat).ids
+                         : text_ids(s.tokenizer, request.text, request.add_special_tokens, request.parse_special);
+        ordered_json out{{"count", ids.size()}, {"max_model_len", s.engine.context()}, {"tokens", ids}};
+        if (request.return_token_strs) {
+          for (const int32_t id : ids) out["token_strs"].push_back(mend_utf8(s.tokenizer.token_bytes(id)));
+        }
+        return out;
+      },
+      [this, call](const ordered_json& out) { answer_json(call, out); });
+}
+
+void Service::post_detokenize(const CallPtr& call) {
+  const Served& s = served();
+  prepare(
+      call,
+      [&s](const std::string& body) {
+        try {
+          const std::string text = s.tokenizer.decode(parse_detokenize_request(body));
+          return ordered_json{{"prompt", text}, {"content", text}};
+        } catch (const Error& error) {
+          throw ApiError(400, fmt::format("tokens: {}", error.what()), "tokens", "invalid_value");
+        }
+      },
+      [this, call](const ordered_json& out) { answer_json(call, out); });
+}
+
+void Service::post_apply_template(const CallPtr& call) {
+  const Served& s = served();
+  prepare(
+      call, [&s](const std::string& body) { return chat_input(s.prompts, parse_chat_request(body)).text; },
+      [this, call](const std::string& text) {
+        answer_json(call, {{"prompt", text}});
+      });
+}
+
+}  // namespace fathom::serve

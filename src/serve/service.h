@@ -1,0 +1,109 @@
+// The routes: who may ask for what, and what is answered. On the server's thread, but for what takes long (reading
+// bodies, templates, tokenizing), which a thread of its own does.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <unordered_set>
+#include <vector>
+
+#include "serve/engine.h"
+#include "serve/http.h"
+#include "serve/job.h"
+#include "serve/keys.h"
+#include "serve/metrics.h"
+#include "serve/prompt.h"
+
+namespace fathom::serve {
+
+struct ServiceOptions {
+  std::string model_name, version;
+  ApiKeys keys;
+  std::vector<std::string> cors_origins;   // pages of these may ask; "*": all
+  std::vector<std::string> allowed_hosts;  // that Host may name; empty: any
+  bool log_requests = true;
+  uint64_t seed = 0;  // of requests without one, each of which gets another
+};
+
+// What is there once the model is loaded. All of it outlives the service.
+struct Served {
+  const Model& model;
+  const Tokenizer& tokenizer;
+  PromptSource prompts;
+  Engine& engine;
+  std::vector<int64_t> eos_ids;
+  int64_t max_waiting;
+};
+
+class Service {
+ public:
+  Service(HttpServer& server, ServiceOptions options);
+  ~Service();
+
+  void handle(HttpRequest request, HttpReply reply);
+  void serve(const Served& served);  // from now on
+  // No more work. What runs may end until abandon().
+  void drain();
+  void abandon();
+  bool idle() const { return jobs_.empty() && n_prepared_ == 0; }
+
+ private:
+  struct Call;
+  struct Route;
+  using CallPtr = std::shared_ptr<Call>;
+  static const std::vector<Route>& routes();
+
+  void refuse(const CallPtr& call, const ApiError& error);
+  void answer(const CallPtr& call, int status, std::string_view content_type, std::string_view body);
+  void answer_json(const CallPtr& call, const nlohmann::ordered_json& json);
+  void log(const Call& call, int status, const JobTotals* totals) const;
+  HttpHeaders headers_of(const Call& call) const;
+  void check_origin(const Call& call) const;
+  void check_key(Call& call) const;
+  const Served& served() const;  // ApiError 503 while there is no model
+  void check_room() const;
+
+  void get_health(const CallPtr& call);
+  void get_ready(const CallPtr& call);
+  void get_version(const CallPtr& call);
+  void get_metrics(const CallPtr& call);
+  void get_models(const CallPtr& call);
+  void get_tokenizer_info(const CallPtr& call);
+  void post_chat(const CallPtr& call);
+  void post_completion(const CallPtr& call);
+  void post_tokenize(const CallPtr& call);
+  void post_detokenize(const CallPtr& call);
+  void post_apply_template(const CallPtr& call);
+  nlohmann::ordered_json model_json() const;
+
+  // prepare() on the other thread, then use() of what it returned on this one, unless the client is gone. ApiErrors of
+  // both are answered.
+  template <class Prepare, class Use>
+  void prepare(const CallPtr& call, Prepare prepare, Use use);
+  void start(const CallPtr& call, JobInput input);
+  void run_preparations();
+
+  HttpServer& server_;
+  ServiceOptions options_;
+  Metrics metrics_;
+  std::optional<Served> served_;
+  bool draining_ = false;
+  std::unordered_set<std::shared_ptr<Job>> jobs_;
+  uint64_t n_jobs_ = 0;
+  int64_t created_;
+
+  int64_t n_prepared_ = 0;  // waiting for it, or in it
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> preparations_;
+  bool stops_ = false;
+  std::thread preparing_;
+};
+
+}  // namespace fathom::serve

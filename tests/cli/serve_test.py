@@ -1,0 +1,437 @@
+#!/usr/bin/env python3
+"""fathom serve as its clients see it: answers, streams, errors, hostile bytes, cancelling, shutting down."""
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import time
+import unittest
+
+from program import PROGRAM, Case, fathom
+
+SHAKESPEARE = str(pathlib.Path(__file__).resolve().parents[2] / "models/shakespeare")
+
+
+class Server:
+    """Ready to answer; ended by SIGTERM, with a check that it ended well."""
+
+    def __init__(self, case, *arguments, model=SHAKESPEARE):
+        self.log = open(case.folder / f"serve-{id(self)}.log", "w+")
+        self.process = subprocess.Popen([PROGRAM, "serve", "--model", model, "--port", "0", "--threads", "2", *arguments],
+                                        stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8")
+        self.url = self.process.stdout.readline().strip()
+        self.port = int(self.url.rsplit(":", 1)[1]) if "unix:" not in self.url else None
+        self.case = case
+
+    def __enter__(self):
+        for _ in range(1200):
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(OSError):
+                if self.get("/ready")[0] == 200:
+                    return self
+            time.sleep(0.05)
+        raise AssertionError("the server is not ready: " + self.logged())
+
+    def __exit__(self, kind, value, trace):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(timeout=60)
+        self.process.stdout.close()
+        text = self.logged()
+        self.log.close()
+        if kind is None:
+            self.case.assertEqual(code, 0, text)
+
+    def logged(self):
+        self.log.flush()
+        return pathlib.Path(self.log.name).read_text()
+
+    def connect(self, timeout=60):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def request(self, method, path, body=None, headers=None):
+        connection = self.connect()
+        try:
+            connection.request(method, path, body if body is None or isinstance(body, (str, bytes)) else json.dumps(body), headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read(), {name.lower(): value for name, value in answer.getheaders()}
+        finally:
+            connection.close()
+
+    def get(self, path, headers=None):
+        return self.request("GET", path, headers=headers)
+
+    def post(self, path, body, headers=None):
+        status, text, _ = self.request("POST", path, body, headers)
+        return status, json.loads(text)
+
+    def done(self, path, body, headers=None):
+        status, answer = self.post(path, body, headers)
+        self.case.assertEqual(status, 200, answer)
+        return answer
+
+    def events(self, path, body, headers=None):
+        """The objects of a stream, which must end in [DONE]."""
+        status, text, _ = self.request("POST", path, {**body, "stream": True}, headers)
+        self.case.assertEqual(status, 200, text)
+        lines = [line for line in text.decode().split("\n\n") if line and not line.startswith(":")]
+        self.case.assertTrue(all(line.startswith("data: ") for line in lines), text)
+        self.case.assertEqual(lines[-1], "data: [DONE]")
+        return [json.loads(line[6:]) for line in lines[:-1]]
+
+    def metric(self, name):
+        text = self.get("/metrics")[1].decode()
+        return sum(float(value) for value in re.findall(rf"^fathom:{name}\{{[^}}]*\}} (\S+)$", text, re.M))
+
+    def raw(self, *pieces, wait=0.0):
+        """All that comes back for these bytes until the server closes, or ten seconds have passed."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as s:
+            with contextlib.suppress(OSError):
+                for piece in pieces:
+                    s.sendall(piece if isinstance(piece, bytes) else piece.encode())
+                    time.sleep(wait)
+            received = b""
+            with contextlib.suppress(OSError):
+                while block := s.recv(65536):
+                    received += block
+            return received
+
+
+def status_of(raw):
+    return int(raw.split(b" ", 2)[1]) if raw.startswith(b"HTTP/1.1 ") else None
+
+
+USER = [{"role": "user", "content": "ROMEO:"}]
+
+
+class Answers(Case):
+    def test_greedy_answers_are_those_of_generate_whatever_else_runs(self):
+        prompts = ["ROMEO:\n", "First Citizen:\nBefore we proceed", "The king", "O"] * 3
+        wanted = {}
+        for prompt in set(prompts):
+            result = json.loads(self.assert_done(fathom("generate", "--model", SHAKESPEARE, "--prompt", prompt, "--max-tokens", "40", "--json")))
+            wanted[prompt] = (result["text"], result["ids"])
+        with Server(self, "--max-batch", "5", "--cache-tokens", "2048") as server:
+            def ask(i):
+                body = {"prompt": prompts[i], "max_tokens": 40, "temperature": 0}
+                if i % 2:
+                    return "".join(e["choices"][0]["text"] for e in server.events("/v1/completions", body))
+                return server.done("/v1/completions", body)["choices"][0]["text"]
+            with concurrent.futures.ThreadPoolExecutor(12) as pool:
+                texts = list(pool.map(ask, range(len(prompts))))
+            self.assertEqual(texts, [wanted[prompt][0] for prompt in prompts])
+
+    def test_chat_streamed_and_whole_say_the_same(self):
+        with Server(self) as server:
+            body = {"messages": USER, "max_tokens": 30, "seed": 5, "n": 2, "logprobs": True, "top_logprobs": 2}
+            whole = server.done("/v1/chat/completions", body)
+            events = server.events("/v1/chat/completions", {**body, "stream_options": {"include_usage": True}})
+            self.assertEqual(whole["object"], "chat.completion")
+            self.assertEqual({e["object"] for e in events}, {"chat.completion.chunk"})
+            self.assertEqual(events[-1]["choices"], [])
+            for index, choice in enumerate(whole["choices"]):
+                mine = [c for e in events for c in e["choices"] if c["index"] == index]
+                self.assertEqual(mine[0]["delta"], {"role": "assistant", "content": ""})
+                self.assertEqual("".join(c["delta"].get("content") or "" for c in mine), choice["message"]["content"])
+                self.assertEqual(mine[-1]["finish_reason"], choice["finish_reason"])
+                self.assertEqual([t for c in mine if c["logprobs"] for t in c["logprobs"]["content"]], choice["logprobs"]["content"])
+                self.assertEqual(len(choice["logprobs"]["content"]), 30)
+            self.assertNotEqual(*(c["message"]["content"] for c in whole["choices"]))
+            usage = dict(whole["usage"])
+            self.assertEqual(usage["completion_tokens"], 60)
+            self.assertEqual(usage["prompt_tokens"], len("ROMEO:"))
+            self.assertEqual(events[-1]["usage"]["completion_tokens"], 60)
+            self.assertIn("predicted_per_second", whole["timings"])
+
+    def test_echo_with_logprobs_scores_a_prompt(self):
+        with Server(self) as server:
+            text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3
+            ids = server.done("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
+            body = {"prompt": [ids, ids[:5]], "max_tokens": 1, "temperature": 0, "logprobs": 1, "echo": True, "seed": 1234}
+            for _ in range(2):  # the second time its pages are there already
+                answer = server.done("/v1/completions", body)
+                told = answer["choices"][0]["logprobs"]
+                self.assertEqual(len(told["tokens"]), len(ids) + 1)
+                self.assertIsNone(told["token_logprobs"][0])
+                self.assertIsNone(told["top_logprobs"][0])
+                self.assertTrue(answer["choices"][0]["text"].startswith(text))
+                for value, top in zip(told["token_logprobs"][1:], told["top_logprobs"][1:]):
+                    self.assertIn(value, top.values())
+            score = json.loads(self.assert_done(fathom("score", "--model", SHAKESPEARE, "--text", self.write("t.txt", text), "--json")))
+            mean = -sum(told["token_logprobs"][1:-1]) / (len(ids) - 1)
+            self.assertAlmostEqual(mean, score["loss"], places=5)
+            none = server.done("/v1/completions", {"prompt": "abc", "max_tokens": 0, "echo": True, "logprobs": 0})
+            self.assertEqual(none["choices"][0]["text"], "abc")
+            self.assertEqual(len(none["choices"][0]["logprobs"]["token_logprobs"]), 3)
+
+    def test_shared_beginnings_are_found(self):
+        with Server(self) as server:
+            text = "To be, or not to be, that is the question. " * 8
+            first = server.done("/v1/completions", {"prompt": text, "max_tokens": 4, "temperature": 0})
+            second = server.done("/v1/completions", {"prompt": text + "Whether", "max_tokens": 4, "temperature": 0})
+            other = server.done("/v1/completions", {"prompt": text, "max_tokens": 4, "temperature": 0, "user_id": "somebody else"})
+            self.assertEqual(first["usage"]["prompt_cache_hit_tokens"], 0)
+            self.assertEqual(second["usage"]["prompt_cache_hit_tokens"], len(text) // 64 * 64)
+            self.assertEqual(second["usage"]["prompt_tokens_details"]["cached_tokens"], len(text) // 64 * 64)
+            self.assertEqual(other["usage"]["prompt_cache_hit_tokens"], 0, "caches of other users are not shared")
+            self.assertEqual(other["choices"], first["choices"])
+            self.assertGreater(server.metric("prefix_cache_hits_total"), 0)
+
+    def test_what_operators_and_tools_ask(self):
+        with Server(self, "--model-name", "bard") as server:
+            self.assertEqual(json.loads(server.get("/health")[1]), {"status": "ok"})
+            models = json.loads(server.get("/v1/models")[1])
+            self.assertEqual(models["data"][0]["id"], "bard")
+            self.assertEqual(json.loads(server.get("/v1/models/bard")[1])["object"], "model")
+            self.assertEqual(server.get("/v1/models/other")[0], 404)
+            info = json.loads(server.get("/tokenizer_info")[1])
+            self.assertIn("eos_token", info)
+            ids = server.done("/tokenize", {"content": "héllo"})["tokens"]
+            self.assertEqual(server.done("/detokenize", {"tokens": ids})["prompt"], "héllo")
+            self.assertEqual(server.done("/apply-template", {"messages": USER})["prompt"], "ROMEO:")
+            status, text, headers = server.get("/metrics")
+            self.assertEqual(status, 200)
+            self.assertTrue(headers["content-type"].startswith("text/plain"))
+            for name in ("num_requests_running", "time_to_first_token_seconds_bucket", "kv_cache_usage_perc", "http_requests_total"):
+                self.assertIn(f"fathom:{name}{{", text.decode())
+            status, _, headers = server.request("GET", "/health", headers={"X-Request-Id": "mine-1"})
+            self.assertEqual(headers["x-request-id"], "mine-1")
+            self.assertEqual(server.request("HEAD", "/health")[:2], (200, b""))
+
+    def test_errors_are_openais(self):
+        with Server(self, "--ctx", "128") as server:
+            for path, body, status, code in (
+                    ("/v1/chat/completions", "{", 400, "invalid_json"), ("/v1/chat/completions", {"messages": []}, 400, "invalid_value"),
+                    ("/v1/completions", {"prompt": "x" * 200}, 400, "context_length_exceeded"),
+                    ("/v1/completions", {"prompt": [1, 99999]}, 400, "invalid_value"), ("/v1/completions", {"prompt": ""}, 400, "invalid_value"),
+                    ("/v1/completions", {"prompt": "x", "suffix": "y"}, 400, "unsupported_value"),
+                    ("/detokenize", {"tokens": [77777]}, 400, "invalid_value"), ("/nowhere", {}, 404, "not_found"),
+                    ("/health", {}, 405, "method_not_allowed")):
+                answered, error = server.post(path, body)
+                self.assertEqual((answered, error["error"]["code"]), (status, code), (path, body, error))
+            self.assertEqual(server.get("/v1/completions")[0], 405)
+            status, answer = server.post("/v1/completions", {"prompt": "x" * 100, "max_tokens": 1000, "temperature": 0})
+            self.assertEqual((status, answer["choices"][0]["finish_reason"]), (200, "length"))
+
+    def test_keys_hosts_and_origins(self):
+        keys = self.write("keys", "# ours\nsecret-1\nsecret-2\n")
+        self.assert_refused(fathom("serve", "--model", SHAKESPEARE, "--port", "0", "--api-key-file", keys), 1, "chmod 600")
+        os.chmod(keys, 0o600)
+        self.assert_refused(fathom("serve", "--model", SHAKESPEARE, "--port", "0", "--host", "0.0.0.0"), 2, "--api-key-file")
+        with Server(self, "--api-key-file", keys, "--cors-origin", "http://good.example") as server:
+            text = "x" * 100
+            body = {"prompt": text, "max_tokens": 1}
+            self.assertEqual(server.get("/health")[0], 200)
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret-1"}, {"X-Api-Key": ""}):
+                status, answer = server.post("/v1/completions", body, headers)
+                self.assertEqual((status, answer["error"]["code"]), (401, "invalid_api_key"))
+            for headers in ({"Authorization": "Bearer secret-1"}, {"X-Api-Key": "secret-2"}):
+                usage = server.done("/v1/completions", body, headers)["usage"]
+                self.assertEqual(usage["prompt_cache_hit_tokens"], 0, "keys share no caches")
+            self.assertEqual(server.done("/v1/completions", body, {"X-Api-Key": "secret-2"})["usage"]["prompt_cache_hit_tokens"], 64)
+            key = {"X-Api-Key": "secret-1"}
+            self.assertEqual(server.request("GET", "/v1/models", headers={**key, "Host": "evil.example"})[0], 403)
+            self.assertEqual(server.request("GET", "/v1/models", headers={**key, "Origin": "http://evil.example"})[0], 403)
+            status, _, headers = server.request("GET", "/v1/models", headers={**key, "Origin": "http://good.example"})
+            self.assertEqual((status, headers["access-control-allow-origin"]), (200, "http://good.example"))
+            status, _, headers = server.request("OPTIONS", "/v1/models", headers={"Origin": "http://good.example"})
+            self.assertEqual((status, headers["access-control-allow-methods"]), (204, "GET, POST, OPTIONS"))
+
+    def test_a_unix_socket(self):
+        path = self.folder / "s"
+        process = subprocess.Popen([PROGRAM, "serve", "--model", SHAKESPEARE, "--host", f"unix:{path}", "--quiet"], stdout=subprocess.PIPE,
+                                   encoding="utf-8")
+        self.assertEqual(process.stdout.readline().strip(), f"unix:{path}")
+        with socket.socket(socket.AF_UNIX) as s:
+            s.connect(str(path))
+            s.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: s.recv(4096), b""))
+        self.assertIn(b" 200 ", answer.split(b"\r\n")[0])
+        process.terminate()
+        self.assertEqual(process.wait(timeout=30), 0)
+        process.stdout.close()
+        self.assertFalse(path.exists())
+
+
+class Hostile(Case):
+    def test_raw_requests(self):
+        host = "Host: localhost\r\n"
+        post = "POST /v1/completions HTTP/1.1\r\n" + host
+        cases = [  # what is sent, status (None: closed without an answer), how many answers
+            ("GET /health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 200),
+            ("\r\n\r\nGET /health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 200),
+            ("GET /health HTTP/1.0\r\n\r\n", 200),
+            ("GET /health HTTP/1.1\r\n\r\n", 400),
+            ("GET /health HTTP/1.1\r\n" + host + host + "\r\n", 400),
+            ("GET /health HTTP/2.0\r\n" + host + "\r\n", 505),
+            ("GET /health HTTP/1.2\r\n" + host + "\r\n", 505),
+            ("GET /health\r\n\r\n", 400),
+            ("GET  /health HTTP/1.1\r\n" + host + "\r\n", 400),
+            ("GET health HTTP/1.1\r\n" + host + "\r\n", 400),
+            ("GET http://localhost/health HTTP/1.1\r\n" + host + "\r\n", 400),
+            ("CONNECT localhost:1 HTTP/1.1\r\n" + host + "\r\n", 501),
+            ("TRACE / HTTP/1.1\r\n" + host + "\r\n", 501),
+            ("BREW / HTTP/1.1\r\n" + host + "\r\n", 501),
+            ("get /health HTTP/1.1\r\n" + host + "\r\n", 501),
+            ("GET /health HTTP/1.1\n" + "Host: localhost\n\n", 400),
+            ("GET /health HTTP/1.1\r\n" + "Host : localhost\r\n\r\n", 400),
+            ("GET /health HTTP/1.1\r\n" + host + "X: a\0b\r\n\r\n", 400),
+            ("GET /health HTTP/1.1\r\n" + host + "X\x01: a\r\n\r\n", 400),
+            ("GET /health HTTP/1.1\r\n" + host + ": a\r\n\r\n", 400),
+            ("GET /health HTTP/1.1\r\n" + host + "no colon\r\n\r\n", 400),
+            ("GET /\x7f HTTP/1.1\r\n" + host + "\r\n", 400),
+            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 200, 400),  # TLS
+            ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+            ("GET /health HTTP/1.1\r\n" + host + "X: " + "a" * 20000 + "\r\n\r\n", 431),
+            ("GET /health HTTP/1.1\r\n" + host + "A: b\r\n" * 200 + "\r\n", 431),
+            ("GET /" + "a" * 20000 + " HTTP/1.1\r\n" + host + "\r\n", 431),
+            (post + "Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
+            (post + "Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd", 400),
+            (post + "Content-Length: 3, 3\r\n\r\nabc", 400),
+            (post + "Content-Length: -1\r\n\r\n", 400),
+            (post + "Content-Length: +3\r\n\r\nabc", 400),
+            (post + "Content-Length: 0x3\r\n\r\nabc", 400),
+            (post + "Content-Length: 99999999999999999999\r\n\r\n", 400),
+            (post + "Content-Length: 999999999999\r\n\r\n", 413),
+            (post + "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+            (post + "Transfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n", 400),
+            (post + "Transfer-Encoding: gzip\r\n\r\n", 501),
+            (post + "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+            (post + "Transfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 501),
+            (post + "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
+            (post + "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+            ("POST /v1/completions HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+            (post + "Transfer-Encoding: chunked\r\n\r\n-1\r\n", 400),
+            (post + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+            (post + "Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nabc", 413),
+            (post + "Transfer-Encoding: chunked\r\n\r\n10000000000000000\r\n", 400),
+            (post + "Transfer-Encoding: chunked\r\n\r\n3\r\nabcX\r\n0\r\n\r\n", 400),
+            (post + "Transfer-Encoding: chunked\r\n\r\n" + "100000\r\n" + "a" * 0x100000 + "\r\n" * 1 + ("100000\r\n" + "a" * 0x100000 + "\r\n") * 9, 413),
+            (post + "Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n\r\n", 400),  # a body that is no JSON
+            (post + "Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n1;ext=\"a\"\r\n{\r\n0\r\nX-Api-Key: k\r\n\r\n", 400),
+            (post + "Content-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc", 415),
+            (post + "Expect: something\r\nContent-Length: 3\r\n\r\nabc", 417),
+            ("OPTIONS * HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 404),
+            ("DELETE /v1/models HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 405),
+            ("GET /../../etc/passwd HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 404),
+            ("GET /%2e%2e/%00 HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 404),
+            ("GET /health HTTP/1.1\r\n" + host + "Upgrade: h2c\r\nConnection: upgrade, close\r\n\r\n", 200),
+            ("GET /health HTTP/1.1\r\nHost: localhost@evil\r\nConnection: close\r\n\r\n", 403),
+            ("GET /health HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", 403),
+        ]
+        with Server(self) as server:
+            for sent, status in cases:
+                with self.subTest(sent=sent[:160]):
+                    answer = server.raw(sent)
+                    self.assertEqual(status_of(answer), status, (sent[:200], answer[:300]))
+                    self.assertEqual(len(re.findall(rb"HTTP/1\.1 \d", answer)), 1, (sent[:200], answer[:600]))
+                    if status >= 400:
+                        self.assertIn("message", json.loads(answer.split(b"\r\n\r\n", 1)[1])["error"])
+            # In order, however the bytes are cut.
+            three = ("GET /health HTTP/1.1\r\n" + host + "\r\n") * 2 + "GET /nowhere HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n"
+            for cut in (1, 7, 1000):
+                answer = server.raw(*(three[i:i + cut] for i in range(0, len(three), cut)))
+                self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answer), [b"200", b"200", b"404"])
+            continued = server.raw(post + "Connection: close\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n", "{", wait=0.3)
+            self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", continued), [b"100", b"400"])
+            # What stands in a chunked body's trailer is no header.
+            self.assertEqual(server.get("/health")[0], 200)
+
+    def test_slow_clients_are_closed_and_harm_nobody(self):
+        with Server(self, "--header-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2", "--write-timeout", "1") as server:
+            begin = time.monotonic()
+            sockets = []
+            for i in range(60):
+                s = socket.create_connection(("127.0.0.1", server.port))
+                s.sendall((b"GET /health HT", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{", b"")[i % 3])
+                sockets.append(s)
+            self.assertEqual(server.get("/health")[0], 200)
+            for i, s in enumerate(sockets):
+                s.settimeout(20)
+                answer = s.recv(100)
+                self.assertEqual(status_of(answer), None if i % 3 == 2 else 408)
+                s.close()
+            self.assertLess(time.monotonic() - begin, 15)
+
+    def test_who_goes_leaves_nothing_behind(self):
+        with Server(self) as server:
+            body = json.dumps({"prompt": "O", "max_tokens": 900, "ignore_eos": True, "stream": True}).encode()
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+            for i in range(60):
+                with socket.create_connection(("127.0.0.1", server.port)) as s:
+                    s.sendall((head + body)[: len(head) + len(body) - (i % 3 == 0)])
+                    if i % 3 == 1:
+                        s.recv(200)
+                    time.sleep(0.002 * (i % 5))
+            for _ in range(200):
+                if server.metric("num_requests_running") + server.metric("num_requests_waiting") == 0 and server.metric("http_connections") <= 1:
+                    break
+                time.sleep(0.05)
+            self.assertEqual(server.metric("num_requests_running"), 0)
+            self.assertEqual(server.metric("kv_cache_usage_perc"), 0)
+            self.assertLessEqual(server.metric("http_connections"), 1)
+
+    def test_more_than_there_is_room_for_is_told_at_once(self):
+        with Server(self, "--max-batch", "1", "--max-waiting", "2") as server:
+            body = {"prompt": "O", "max_tokens": 400, "ignore_eos": True}
+            statuses = []
+
+            def ask(_):
+                begin = time.monotonic()
+                status, text, headers = server.request("POST", "/v1/completions", body)
+                if status == 429:
+                    self.assertIn("retry-after", headers)
+                    self.assertLess(time.monotonic() - begin, 5)
+                return status
+            with concurrent.futures.ThreadPoolExecutor(20) as pool:
+                statuses = list(pool.map(ask, range(20)))
+            self.assertEqual(set(statuses), {200, 429})
+            self.assertEqual(server.metric("admission_rejections_total"), statuses.count(429))
+        with Server(self, "--max-connections", "3") as server:
+            held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+            time.sleep(0.2)
+            self.assertEqual(status_of(server.raw("")), 503)
+            for s in held:
+                s.close()
+
+
+class Ending(Case):
+    def test_begun_answers_end_and_cut_ones_say_so(self):
+        for drain, ends_well in (("30", True), ("0", False)):
+            with Server(self, "--drain-timeout", drain) as server:
+                body = {"prompt": "O", "max_tokens": 300 if ends_well else 1000, "ignore_eos": True, "stream": True}
+                connection = server.connect()
+                connection.request("POST", "/v1/completions", json.dumps(body))
+                answer = connection.getresponse()
+                answer.readline()
+                server.process.send_signal(signal.SIGTERM)
+                text = answer.read().decode()
+                connection.close()
+                self.assertTrue(text.endswith("data: [DONE]\n\n"), text[-300:])
+                self.assertEqual("shutting_down" in text, not ends_well, text[-300:])
+                self.assertEqual(server.process.wait(timeout=30), 0, server.logged())
+
+    def test_a_model_that_is_none_is_told_before_anybody_waits(self):
+        self.assert_refused(fathom("serve", "--model", str(self.folder / "none"), "--port", "0"), 1, "none")
+        self.assert_refused(fathom("serve", "--model", SHAKESPEARE, "--port", "0", "--host", "no.such.host.invalid"), 2, "--api-key-file")
+        with Server(self) as server:
+            taken = fathom("serve", "--model", SHAKESPEARE, "--port", str(server.port))
+            self.assert_refused(taken, 1, "cannot listen on", "in use")
+
+    def test_the_log_tells_requests_and_not_what_they_say(self):
+        with Server(self) as server:
+            server.done("/v1/completions", {"prompt": "a secret", "max_tokens": 3}, {"X-Request-Id": "abc"})
+            line = next(line for line in server.logged().splitlines() if '"abc"' in line)
+            self.assertEqual(json.loads(line)["completion_tokens"], 3)
+            self.assertNotIn("secret", server.logged())
+
+
+if __name__ == "__main__":
+    unittest.main()

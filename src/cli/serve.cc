@@ -32,6 +32,7 @@ struct Options {
   int64_t max_waiting = 256;
   double drain_s = 30;
   serve::HttpLimits limits;
+  DraftOptions draft;
   BatchingOptions batching;
   PlacementOptions placement;
 };
@@ -106,7 +107,13 @@ serve::Served served_of(const Options& o, const Loaded& loaded) {
     prompts.chat.kwargs = {{"thinking", o.thinking == "on"}, {"enable_thinking", o.thinking == "on"}};
   std::vector<int64_t> eos_ids = model.config.eos_token_ids;
   if (loaded.tokenizer.eos_id() >= 0) eos_ids.push_back(loaded.tokenizer.eos_id());
-  return {model, loaded.tokenizer, std::move(prompts), *loaded.engine, std::move(eos_ids), o.max_waiting};
+  return {model,
+          loaded.tokenizer,
+          std::move(prompts),
+          *loaded.engine,
+          std::move(eos_ids),
+          o.max_waiting,
+          draft_tokens(o.draft, model)};
 }
 
 void run(const Options& o, const CommonOptions& common) {
@@ -134,6 +141,7 @@ void run(const Options& o, const CommonOptions& common) {
       loaded = std::make_unique<Loaded>(o, common);
       BatchingOptions batching = o.batching;
       batching.kv_type = cache_format(o.kv_type, nullptr);
+      batching.draft_tokens = draft_tokens(o.draft, loaded->ready.model);
       loaded->engine = std::make_unique<serve::Engine>(loaded->ctx, loaded->ready.model, &loaded->tokenizer, batching,
                                                        o.max_waiting, [&server](serve::Engine::Events events) {
                                                          server.post([events = std::move(events)] {
@@ -205,6 +213,8 @@ void add_serve(CLI::App& app, CommonOptions& common) {
         "Tokens that the caches of all sequences hold together");
   count("--pass-tokens", o->batching.pass_tokens, 1 << 16, "Tokens of prompts read in one pass at most");
   count("--max-waiting", o->max_waiting, 1 << 20, "Sequences that may wait; more are answered 429");
+  add_draft_options(*c, o->draft);
+  count("--draft-sequences", o->batching.draft_sequences, 4096, "With --draft: no drafts while more are generated");
   add_kv_type_option(*c, o->kv_type);
   count("--max-connections", o->limits.connections, 1 << 20, "Open connections; more are answered 503");
   c->add_option("--max-body-bytes", o->limits.body_bytes, "Bytes of a request's body at most")

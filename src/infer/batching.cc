@@ -20,14 +20,19 @@ struct Batching::Running {
   Id id;
   BatchRequest request;
   Output output;
-  LatentCache cache;
-  std::vector<PageId> pages;  // those of the cache
-  int64_t n_shared = 0;       // of these, from the first on
+  LatentCache cache, mtp_cache;
+  std::vector<PageId> pages;   // those of the caches
+  std::vector<Draft> drafts;   // of what comes behind `previous`
+  bool ended = false;          // in this pass
+  std::string error;           // why, if it failed
+  int64_t n_shared = 0;        // of these, from the first on
+  int64_t first_position = 0;  // of what this pass reads
   double start_s, admitted_s = 0, first_token_s = 0;
 
   // Of `previous`: what the caches do not hold.
   int64_t unread() const { return std::ssize(output.previous()) - cache.length; }
   bool reads_prompt() const { return cache.length < output.n_prompt(); }
+  bool drafts_wanted() const { return request.options.draft_tokens > 0; }
   // Tokens of the prompt whose log probabilities are still to be told.
   bool wants_prompt_logprobs() const {
     return request.prompt_top_logprobs >= 0 && std::ssize(output.result.prompt_logprobs) + 1 < output.n_prompt();
@@ -39,8 +44,10 @@ Batching::Batching(Context& ctx, const Model& model, const Tokenizer* tokenizer,
       model_(model),
       tokenizer_(tokenizer),
       options_(options),
-      pool_(cache_page_bytes(model.config, model.config.num_hidden_layers, options.kv_type), kCachePageRows,
-            std::max<int64_t>(1, options.cache_tokens / kCachePageRows)) {
+      drafts_(options.draft_tokens > 0 && !model.weights.mtp.empty()),
+      // The module's row for a page's last token knows the token behind it.
+      pool_(cache_page_bytes(model.config, model.config.num_hidden_layers + (drafts_ ? 1 : 0), options.kv_type),
+            kCachePageRows, std::max<int64_t>(1, options.cache_tokens / kCachePageRows), drafts_ ? 1 : 0) {
   FATHOM_CHECK(ctx.device == nullptr);
   options_.context =
       std::min({options.context, model.config.max_position_embeddings, pool_.n_pages() * kCachePageRows});
@@ -51,10 +58,13 @@ Batching::~Batching() = default;
 Batching::Id Batching::add(BatchRequest request) {
   check_prompt(model_, options_.context, request.prompt);
   Output output(tokenizer_, request.options, request.prompt);
+  // Who drafts leaves pages that the module has read too.
+  if (drafts_ && request.options.draft_tokens > 0) request.cache_salt += "+drafts";
   waiting_.push_back(std::make_unique<Running>(Running{.id = ++n_added_,
                                                        .request = std::move(request),
                                                        .output = std::move(output),
                                                        .cache = make_paged_cache(model_.config, options_.kv_type),
+                                                       .mtp_cache = make_paged_cache(model_.config, options_.kv_type),
                                                        .start_s = monotonic_s()}));
   return n_added_;
 }
@@ -71,20 +81,34 @@ void Batching::cancel(Id id) {
 void Batching::release_pages(Running& sequence) {
   for (const PageId page : sequence.pages) pool_.release(page);
   sequence.pages.clear();
-  sequence.cache.pages.clear();
-  sequence.cache.capacity = sequence.cache.length = sequence.n_shared = 0;
+  sequence.drafts.clear();
+  for (LatentCache* cache : {&sequence.cache, &sequence.mtp_cache}) {
+    cache->pages.clear();
+    cache->capacity = cache->length = 0;
+  }
+  sequence.n_shared = 0;
+}
+
+// The module's rows are those behind the model's in a page.
+void Batching::add_page(Running& sequence, PageId page) {
+  char* const data = pool_.data(page);
+  sequence.pages.push_back(page);
+  sequence.cache.pages.push_back(data);
+  sequence.cache.capacity += kCachePageRows;
+  if (!drafts_) return;
+  sequence.mtp_cache.pages.push_back(data + model_.config.num_hidden_layers * sequence.cache.layer_bytes);
+  sequence.mtp_cache.capacity += kCachePageRows;
 }
 
 // Whether somebody is reading more of this prompt than there is in pages: it will be there soon.
 bool Batching::is_read_already(const Running& sequence, int64_t n_found) const {
   const auto& prompt = sequence.request.prompt;
-  const auto n_wanted = static_cast<size_t>((n_found + 1) * kCachePageRows);
-  if (prompt.size() <= n_wanted || sequence.wants_prompt_logprobs()) return false;
+  const int64_t n_page = (n_found + 1) * kCachePageRows, n_key = n_page + (drafts_ ? 1 : 0);
+  if (std::ssize(prompt) <= n_page || std::ssize(prompt) < n_key || sequence.wants_prompt_logprobs()) return false;
   return std::any_of(running_.begin(), running_.end(), [&](const std::unique_ptr<Running>& other) {
     const auto& read = other->request.prompt;
     return other->reads_prompt() && other->request.cache_salt == sequence.request.cache_salt &&
-           read.size() >= n_wanted &&
-           std::equal(read.begin(), read.begin() + static_cast<int64_t>(n_wanted), prompt.begin());
+           std::ssize(read) >= n_key && std::equal(read.begin(), read.begin() + n_key, prompt.begin());
   });
 }
 
@@ -98,10 +122,10 @@ bool Batching::admit(std::unique_ptr<Running>& waiting) {
     for (const PageId page : found) pool_.release(page);
     return fits;
   }
-  sequence.pages = found;
-  for (const PageId page : found) sequence.cache.pages.push_back(pool_.data(page));
+  for (const PageId page : found) add_page(sequence, page);
   sequence.n_shared = std::ssize(found);
-  sequence.cache.length = sequence.cache.capacity = sequence.n_shared * kCachePageRows;
+  sequence.cache.length = sequence.n_shared * kCachePageRows;
+  if (drafts_) sequence.mtp_cache.length = sequence.cache.length;
   Generation& result = sequence.output.result;
   if (sequence.admitted_s == 0) {
     sequence.admitted_s = monotonic_s();
@@ -139,9 +163,7 @@ void Batching::put_back(Running& sequence) {
 bool Batching::make_room(Running& sequence, int64_t n) {
   while (sequence.cache.length + n > sequence.cache.capacity) {
     if (const auto page = pool_.take()) {
-      sequence.pages.push_back(*page);
-      sequence.cache.pages.push_back(pool_.data(*page));
-      sequence.cache.capacity += kCachePageRows;
+      add_page(sequence, *page);
       continue;
     }
     Running& youngest = *running_.back();
@@ -189,8 +211,11 @@ std::vector<Batching::Piece> Batching::next_pieces() {
   const auto add = [&](Running* sequence, int64_t n) {
     const bool still_runs =
         std::any_of(running_.begin(), running_.end(), [&](const auto& s) { return s.get() == sequence; });
-    if (!still_runs || !make_room(*sequence, n)) return;
-    pieces.push_back({sequence, n, n == sequence->unread()});
+    const bool whole = n == sequence->unread();
+    if (!whole) sequence->drafts.clear();
+    const int64_t n_drafts = std::ssize(sequence->drafts);
+    if (!still_runs || !make_room(*sequence, n + n_drafts)) return;
+    pieces.push_back({sequence, n, n_drafts, whole});
   };
   for (Running* sequence : generating) add(sequence, std::min(sequence->unread(), options_.pass_tokens));
   for (const auto& [sequence, n] : shares_of(reading, room)) add(sequence, n);
@@ -199,16 +224,23 @@ std::vector<Batching::Piece> Batching::next_pieces() {
   return pieces;
 }
 
-// Pages of prompts alone: what a sequence generates it computes in another form than a prompt that repeats it.
+// Pages of prompts alone, and those of which all is known: what a sequence generates it computes in another form than a
+// prompt that repeats it.
 void Batching::share_pages(Running& sequence) {
   const auto prompt = std::span<const int32_t>(sequence.request.prompt);
-  const int64_t n_full = std::min(sequence.cache.length, sequence.output.n_prompt()) / kCachePageRows;
+  const int64_t ahead = drafts_ ? 1 : 0;
+  int64_t n_full = std::min(sequence.cache.length, sequence.output.n_prompt() - ahead) / kCachePageRows;
+  if (sequence.drafts_wanted()) n_full = std::min(n_full, sequence.mtp_cache.length / kCachePageRows);
   for (int64_t& n = sequence.n_shared; n < n_full; ++n) {
     const auto i = static_cast<size_t>(n);
     const auto before = n > 0 ? std::optional(sequence.pages[i - 1]) : std::nullopt;
-    const auto ids = prompt.subspan(i * kCachePageRows, kCachePageRows);
+    const auto ids = prompt.subspan(i * kCachePageRows, static_cast<size_t>(kCachePageRows + ahead));
     sequence.pages[i] = pool_.share(sequence.request.cache_salt, before, ids, sequence.pages[i]);
-    sequence.cache.pages[i] = pool_.data(sequence.pages[i]);
+    char* const data = pool_.data(sequence.pages[i]);
+    sequence.cache.pages[i] = data;
+    if (drafts_) {
+      sequence.mtp_cache.pages[i] = data + model_.config.num_hidden_layers * sequence.cache.layer_bytes;
+    }
   }
 }
 
@@ -231,12 +263,18 @@ void Batching::take_prompt_logprobs(Running& sequence, int64_t first_position, T
 void Batching::take_logits(Running& sequence, Tensor logits) {
   Output& output = sequence.output;
   std::string text, error;
-  const int64_t before = output.n_generated();
+  const int64_t before = output.n_generated(), accepted = output.result.accepted;
   try {
-    text = output.take(logits);
+    text = output.take(logits, sequence.drafts);
   } catch (const Error& e) {
     error = e.what();
   }
+  counts_.generated_tokens += output.n_generated() - before;
+  counts_.drafted += std::ssize(sequence.drafts);
+  counts_.accepted += output.result.accepted - accepted;
+  sequence.drafts.clear();
+  // The last token of the output has not been read, whether it was drafted or not.
+  sequence.cache.length = std::min(sequence.cache.length, std::ssize(output.previous()) - 1);
   if (before == 0) sequence.first_token_s = monotonic_s();
   bool goes_on = error.empty() && output.goes_on();
   if (goes_on && std::ssize(output.previous()) > options_.context) {
@@ -248,7 +286,8 @@ void Batching::take_logits(Running& sequence, Tensor logits) {
   const auto& all_logprobs = output.result.logprobs;
   const auto logprobs = std::span(all_logprobs).subspan(std::min(static_cast<size_t>(before), all_logprobs.size()));
   if (sequence.request.on_tokens && (!ids.empty() || !text.empty())) sequence.request.on_tokens(text, ids, logprobs);
-  if (!goes_on) end(sequence, error);
+  sequence.ended = !goes_on;
+  sequence.error = std::move(error);
 }
 
 void Batching::end(Running& sequence, const std::string& error) {
@@ -272,31 +311,122 @@ void Batching::fail_all(const std::string& error) {
   while (!running_.empty()) end(*running_.front(), error);
 }
 
+// The module reads what the model has just read, and proposes what comes next: its cache is as long as the model's
+// then. first_rows: where in `hidden` each piece begins; the first n_generating pieces generate.
+void Batching::make_drafts(const std::vector<Piece>& pieces, const std::vector<int64_t>& first_rows, Tensor hidden,
+                           size_t n_generating) {
+  std::vector<MtpPiece> read;
+  std::vector<Running*> drafting;
+  std::vector<int32_t> last_rows;  // of those, in what the module returns
+  size_t n_absorbed = 0;
+  int64_t n_rows = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    Running& s = *pieces[i].sequence;
+    if (!s.drafts_wanted()) continue;
+    const std::vector<int32_t>& previous = s.output.previous();
+    const int64_t from = s.mtp_cache.length, to = std::min(s.cache.length, std::ssize(previous) - 1);
+    if (to <= from) continue;
+    FATHOM_CHECK(from == s.first_position);
+    const int64_t row = first_rows[i];
+    read.push_back({&s.mtp_cache, row, {previous.begin() + from + 1, previous.begin() + to + 1}});
+    if (i < n_generating) ++n_absorbed;
+    n_rows += to - from;
+    if (!pieces[i].whole || s.ended) continue;
+    drafting.push_back(&s);
+    last_rows.push_back(static_cast<int32_t>(n_rows - 1));
+  }
+  if (read.empty()) return;
+  Tensor state = read_mtp(ctx_, model_, hidden, read, n_absorbed);
+  if (drafting.empty() || std::ssize(drafting) > options_.draft_sequences) return;
+
+  const auto wanted = [&](const Running& s) {
+    const Output& output = s.output;
+    const int64_t room =
+        std::min(output.options().max_tokens - output.n_generated(), options_.context - s.cache.length) - 1;
+    // Deeper proposals are rows of the module's cache until they are judged.
+    return std::min(
+        {output.options().draft_tokens, options_.draft_tokens, room, s.mtp_cache.capacity - s.cache.length + 1});
+  };
+  for (;;) {
+    for (size_t i = drafting.size(); i-- > 0;) {
+      if (std::ssize(drafting[i]->drafts) < wanted(*drafting[i])) continue;
+      drafting.erase(drafting.begin() + static_cast<ptrdiff_t>(i));
+      last_rows.erase(last_rows.begin() + static_cast<ptrdiff_t>(i));
+    }
+    if (drafting.empty()) break;
+    const Tensor logits = logits_of_rows(ctx_, model_, state, last_rows);
+    std::vector<MtpPiece> deeper;
+    for (size_t i = 0; i < drafting.size(); ++i) {
+      Running& s = *drafting[i];
+      std::vector<int32_t> previous = s.output.previous();
+      for (const Draft& draft : s.drafts) previous.push_back(draft.id);
+      const int64_t n_generated = s.output.n_generated() + std::ssize(s.drafts);
+      const auto row = static_cast<int64_t>(i);
+      Distribution q = distribution({logits.f32_row(row), static_cast<size_t>(logits.cols())}, previous, n_generated,
+                                    s.output.options().sampler);
+      const int32_t id = draw(q, s.output.rng());
+      s.drafts.push_back({id, std::move(q)});
+      deeper.push_back({&s.mtp_cache, last_rows[i], {id}});
+    }
+    const bool more = std::any_of(drafting.begin(), drafting.end(),
+                                  [&](const Running* s) { return std::ssize(s->drafts) < wanted(*s); });
+    if (!more) break;
+    state = read_mtp(ctx_, model_, state, deeper, kExpandNone);
+    std::iota(last_rows.begin(), last_rows.end(), 0);
+  }
+  for (const Piece& piece : pieces) {
+    Running& s = *piece.sequence;
+    s.mtp_cache.length = std::min(s.mtp_cache.length, s.cache.length);
+  }
+}
+
 void Batching::run(const std::vector<Piece>& pieces) {
   const double begin_s = monotonic_s();
   const ArenaScope scope(ctx_.arena);
   std::vector<std::vector<int32_t>> ids;
   std::vector<LatentCache*> caches;
-  std::vector<int64_t> positions;
+  std::vector<int64_t> positions, first_rows;
   std::vector<int32_t> rows;  // whose logits are wanted
   size_t n_generating = 0;
   int64_t n_tokens = 0, n_prompt_tokens = 0;
-  for (const auto& [sequence, n, whole] : pieces) {
+  bool counts_experts = false;
+  for (const auto& [sequence, n, n_drafts, whole] : pieces) {
     const auto next = sequence->output.previous().begin() + sequence->cache.length;
-    ids.emplace_back(next, next + n);
+    std::vector<int32_t>& of_piece = ids.emplace_back(next, next + n);
+    for (const Draft& draft : sequence->drafts) of_piece.push_back(draft.id);
     caches.push_back(&sequence->cache);
     positions.push_back(sequence->cache.length);
-    n_tokens += n;
-    if (whole && sequence->output.goes_on()) rows.push_back(static_cast<int32_t>(n_tokens - 1));
+    sequence->first_position = sequence->cache.length;
+    first_rows.push_back(n_tokens);
+    n_tokens += n + n_drafts;
+    for (int64_t row = n_tokens - n_drafts - 1; whole && sequence->output.goes_on() && row < n_tokens; ++row) {
+      rows.push_back(static_cast<int32_t>(row));
+    }
     if (sequence->reads_prompt()) {
       n_prompt_tokens += n;
     } else {
       ++n_generating;
+      counts_experts |= sequence->request.count_experts;
     }
     ++sequence->output.result.main_passes;
   }
+  // Of the rows that generate, to which expert each went.
+  size_t moe_layer = 0;
+  const LayerVisit count = [&](int64_t, const LayerSaved& layer) {
+    if (!layer.moe.topk_ids) return;
+    for (size_t i = 0; i < n_generating; ++i) {
+      if (!pieces[i].sequence->request.count_experts) continue;
+      ExpertLoad& load = pieces[i].sequence->output.result.expert_load;
+      if (load.size() <= moe_layer) load.emplace_back(static_cast<size_t>(model_.config.router.n_routed_experts));
+      const int32_t* chosen = layer.moe.topk_ids.i32() + first_rows[i] * layer.moe.topk_ids.cols();
+      for (int64_t k = 0; k < (pieces[i].n + pieces[i].n_drafts) * layer.moe.topk_ids.cols(); ++k)
+        ++load[moe_layer][static_cast<size_t>(chosen[k])];
+    }
+    ++moe_layer;
+  };
   const Tensor hidden =
-      forward(ctx_, model_, make_batch(ctx_, ids, positions), {.caches = caches, .expand_from = n_generating});
+      forward(ctx_, model_, make_batch(ctx_, ids, positions),
+              {.caches = caches, .expand_from = n_generating, .on_layer = counts_experts ? &count : nullptr});
   const Tensor logits = rows.empty() ? Tensor() : logits_of_rows(ctx_, model_, hidden, rows);
   if (n_prompt_tokens > n_tokens / 2) {
     const double measured = (monotonic_s() - begin_s) / static_cast<double>(n_prompt_tokens);
@@ -304,19 +434,23 @@ void Batching::run(const std::vector<Piece>& pieces) {
   }
   ++counts_.passes;
   counts_.prompt_tokens += n_prompt_tokens;
-  counts_.generated_tokens += std::ssize(rows);
-  int64_t row = 0, first = 0;
+  int64_t row = 0;
   for (size_t i = 0; i < pieces.size(); ++i) {
-    const auto& [sequence, n, whole] = pieces[i];
-    share_pages(*sequence);
-    if (sequence->wants_prompt_logprobs()) take_prompt_logprobs(*sequence, positions[i], hidden.slice(first, n));
-    first += n;
+    const auto& [sequence, n, n_drafts, whole] = pieces[i];
+    if (sequence->wants_prompt_logprobs())
+      take_prompt_logprobs(*sequence, positions[i], hidden.slice(first_rows[i], n));
     if (!whole) continue;
     if (sequence->output.goes_on()) {
-      take_logits(*sequence, logits.slice(row++, 1));
+      take_logits(*sequence, logits.slice(row, n_drafts + 1));
+      row += n_drafts + 1;
     } else {  // nothing was to be generated
-      end(*sequence, {});
+      sequence->ended = true;
     }
+  }
+  if (drafts_) make_drafts(pieces, first_rows, hidden, n_generating);
+  for (const Piece& piece : pieces) {
+    share_pages(*piece.sequence);
+    if (piece.sequence->ended) end(*piece.sequence, piece.sequence->error);
   }
 }
 

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "infer/draft.h"
 #include "infer/output.h"
 #include "infer/page_pool.h"
 
@@ -23,12 +24,15 @@ struct BatchingOptions {
   int64_t cache_tokens = 64 << 10;  // that all caches hold together
   int64_t context = 32 << 10;       // tokens of one sequence at most
   Format kv_type = Format::f32;
+  int64_t draft_tokens = 0;     // that the MTP module may propose for a sequence and pass; 0, or no module: none
+  int64_t draft_sequences = 4;  // no drafts while more generate: passes are not worth saving then
 };
 
 struct BatchRequest {
   std::vector<int32_t> prompt;
-  GenerationOptions options;         // without drafts; max_tokens may be 0
-  std::string cache_salt;            // only requests with the same share pages
+  GenerationOptions options;  // max_tokens may be 0. With drafts the same distribution, and when greedy the same tokens
+  std::string cache_salt;     // only requests with the same share pages
+  bool count_experts = false;        // tell which the output used
   int64_t prompt_top_logprobs = -1;  // >= 0: as options.top_logprobs, of the prompt; all of it is computed then
   // Behind each pass that gave tokens: what may be shown of them, the tokens, and their log probabilities if asked for.
   std::function<void(std::string_view text, std::span<const int32_t> ids, std::span<const TokenLogprobs> logprobs)>
@@ -42,6 +46,7 @@ struct PassCounts {
   int64_t passes = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0;  // computed; found in shared pages
   int64_t generated_tokens = 0;
+  int64_t drafted = 0, accepted = 0;
 };
 
 // Not thread-safe, and its functions are not to be called from the callbacks.
@@ -72,13 +77,15 @@ class Batching {
   struct Running;
   struct Piece {
     Running* sequence;
-    int64_t n;   // tokens read in this pass
-    bool whole;  // to the end: logits are wanted
+    int64_t n;         // tokens read in this pass
+    int64_t n_drafts;  // and behind them
+    bool whole;        // to the end: logits are wanted
   };
 
   void admit();
   bool admit(std::unique_ptr<Running>& sequence);  // moved to running_; false: there is no room
   bool is_read_already(const Running& sequence, int64_t n_found) const;
+  void add_page(Running& sequence, PageId page);
   static std::vector<std::pair<Running*, int64_t>> shares_of(const std::vector<Running*>& reading, int64_t room);
   std::vector<Piece> next_pieces();
   void run(const std::vector<Piece>& pieces);
@@ -88,6 +95,8 @@ class Batching {
   void share_pages(Running& sequence);
   void take_prompt_logprobs(Running& sequence, int64_t first_position, Tensor hidden);
   void take_logits(Running& sequence, Tensor logits);
+  void make_drafts(const std::vector<Piece>& pieces, const std::vector<int64_t>& first_rows, Tensor hidden,
+                   size_t n_generating);
   void end(Running& sequence, const std::string& error);  // the sequence is gone then
   void release_pages(Running& sequence);
 
@@ -95,6 +104,7 @@ class Batching {
   const Model& model_;
   const Tokenizer* tokenizer_;
   BatchingOptions options_;
+  const bool drafts_;
   PagePool pool_;
   std::deque<std::unique_ptr<Running>> waiting_;  // the next first
   std::list<std::unique_ptr<Running>> running_;   // the oldest first

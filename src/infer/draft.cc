@@ -1,21 +1,30 @@
 #include "infer/draft.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace fathom {
 
 Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,
                 std::span<const int32_t> next_ids) {
   FATHOM_CHECK(hidden.rows() == static_cast<int64_t>(next_ids.size()));
-  const std::vector<int32_t> ids(next_ids.begin(), next_ids.end());
-  const int64_t first_position = cache.length;
-  LatentCache* const caches[] = {&cache};
-  std::vector<int32_t> rows(ids.size());
-  std::iota(rows.begin(), rows.end(), 0);
-  const MtpInput input{from_host(ctx, rows), make_batch(ctx, {&ids, 1}, {&first_position, 1})};
-  return mtp_forward(ctx, model, model.weights.mtp[0], input, hidden,
-                     {.caches = caches, .expand_from = hidden.rows() >= kExpandFrom ? kExpandAll : kExpandNone});
+  const MtpPiece piece{&cache, 0, {next_ids.begin(), next_ids.end()}};
+  return read_mtp(ctx, model, hidden, {&piece, 1}, hidden.rows() >= kExpandFrom ? kExpandAll : kExpandNone);
+}
+
+Tensor read_mtp(Context& ctx, const Model& model, Tensor hidden, std::span<const MtpPiece> pieces, size_t expand_from) {
+  std::vector<int32_t> rows;
+  std::vector<std::vector<int32_t>> ids;
+  std::vector<int64_t> positions;
+  std::vector<LatentCache*> caches;
+  for (const MtpPiece& piece : pieces) {
+    for (size_t i = 0; i < piece.next_ids.size(); ++i)
+      rows.push_back(static_cast<int32_t>(piece.first_row) + static_cast<int32_t>(i));
+    ids.push_back(piece.next_ids);
+    positions.push_back(piece.cache->length);
+    caches.push_back(piece.cache);
+  }
+  const MtpInput input{from_host(ctx, rows), make_batch(ctx, ids, positions)};
+  return mtp_forward(ctx, model, model.weights.mtp[0], input, hidden, {.caches = caches, .expand_from = expand_from});
 }
 
 std::vector<Draft> draft_tokens(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden,

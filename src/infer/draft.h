@@ -19,6 +19,15 @@ struct Draft {
 // and next_ids [n], the token behind each. Returns the module's own hidden states (arena), shaped the same.
 Tensor read_mtp(Context& ctx, const Model& model, LatentCache& cache, Tensor hidden, std::span<const int32_t> next_ids);
 
+// The same for several sequences in one pass, whose rows of `hidden` begin anywhere. Returns theirs one behind the
+// other.
+struct MtpPiece {
+  LatentCache* cache;
+  int64_t first_row;
+  std::vector<int32_t> next_ids;
+};
+Tensor read_mtp(Context& ctx, const Model& model, Tensor hidden, std::span<const MtpPiece> pieces, size_t expand_from);
+
 // n proposals for what follows `previous` (prompt and output so far, the last n_generated output). hidden: those of the
 // tokens that the module has not read, which are all but the last of `previous`; it reads them, for n = 0 too. Deeper
 // proposals take the module's own hidden state for the main model's; their rows do not stay in the cache.

@@ -56,12 +56,13 @@ struct Generation {
   int64_t main_passes = 0;    // of the main model, the prompt's included
   int64_t drafted = 0;        // tokens proposed to these passes
   int64_t accepted = 0;       // of those, tokens in `ids`
-  ExpertBytes experts;        // chosen behind the first token; counted where the model does not fit in memory
-  double queue_s = 0;         // before anything was read of the prompt (Batching)
-  double prefill_s = 0;       // until the first token is known, queue_s included
-  double decode_s = 0;        // from there to the last
-  int64_t plain_passes = 0;   // behind the prompt, that judged no draft
-  double plain_s = 0;         // in these
+  ExpertLoad expert_load{};  // of each MoE layer, tokens of the output that each expert got, where asked for (Batching)
+  ExpertBytes experts;       // chosen behind the first token; counted where the model does not fit in memory
+  double queue_s = 0;        // before anything was read of the prompt (Batching)
+  double prefill_s = 0;      // until the first token is known, queue_s included
+  double decode_s = 0;       // from there to the last
+  int64_t plain_passes = 0;  // behind the prompt, that judged no draft
+  double plain_s = 0;        // in these
 
   double tokens_per_s() const { return decode_s > 0 ? static_cast<double>(ids.size() - 1) / decode_s : 0; }
   // Of the drafts; nothing where there were none.

@@ -6,9 +6,10 @@
 
 namespace fathom {
 
-PagePool::PagePool(int64_t page_bytes, int64_t page_tokens, int64_t n_pages)
+PagePool::PagePool(int64_t page_bytes, int64_t page_tokens, int64_t n_pages, int64_t ahead)
     : page_bytes_(page_bytes),
       page_tokens_(page_tokens),
+      ahead_(ahead),
       memory_(static_cast<size_t>(page_bytes * n_pages)),
       pages_(static_cast<size_t>(n_pages)) {
   for (int64_t page = n_pages; page-- > 0;) free_.push_back(static_cast<PageId>(page));
@@ -45,9 +46,10 @@ void PagePool::note_if_idle(PageId id) {
 std::vector<PageId> PagePool::find(std::string_view salt, std::span<const int32_t> ids) {
   std::vector<PageId> found;
   const auto n = static_cast<size_t>(page_tokens_);
-  while ((found.size() + 1) * n < ids.size()) {
+  const auto n_key = static_cast<size_t>(page_tokens_ + ahead_);
+  while ((found.size() + 1) * n < ids.size() && found.size() * n + n_key <= ids.size()) {
     const auto before = found.empty() ? std::nullopt : std::optional(found.back());
-    const auto next = shared_.find(key_of(salt, before, ids.subspan(found.size() * n, n)));
+    const auto next = shared_.find(key_of(salt, before, ids.subspan(found.size() * n, n_key)));
     if (next == shared_.end()) break;
     found.push_back(next->second);
   }
@@ -69,7 +71,7 @@ std::optional<PageId> PagePool::take() {
 }
 
 PageId PagePool::share(std::string_view salt, std::optional<PageId> before, std::span<const int32_t> ids, PageId id) {
-  FATHOM_CHECK(std::ssize(ids) == page_tokens_);
+  FATHOM_CHECK(std::ssize(ids) == page_tokens_ + ahead_);
   const auto [found, is_new] = shared_.try_emplace(key_of(salt, before, ids), id);
   if (!is_new) {
     if (found->second == id) return id;

@@ -20,8 +20,9 @@ using PageId = int32_t;
 
 class PagePool {
  public:
-  // n_pages of page_bytes each, which are taken from the system when they are touched.
-  PagePool(int64_t page_bytes, int64_t page_tokens, int64_t n_pages);
+  // n_pages of page_bytes each, which are taken from the system when they are touched. ahead: tokens behind a page that
+  // what it holds depends on too.
+  PagePool(int64_t page_bytes, int64_t page_tokens, int64_t n_pages, int64_t ahead = 0);
 
   // The longest row of shared pages whose tokens `ids` begins with; each is held by the caller, as are taken ones.
   // Pages that would reach beyond the last but one of `ids` are left out: something must be left to compute.
@@ -29,7 +30,7 @@ class PagePool {
   // A page of one's own. Nothing when all are held.
   std::optional<PageId> take();
   // Shares a taken page that is full, behind `before` (its sequence's page before it, which is shared too, or nothing).
-  // Where an equal one is shared already the caller gets that, and holds it instead. page_tokens ids.
+  // Where an equal one is shared already the caller gets that, and holds it instead. page_tokens + ahead ids.
   PageId share(std::string_view salt, std::optional<PageId> before, std::span<const int32_t> ids, PageId page);
   // Ends the caller's hold. What is not shared is free then.
   void release(PageId page);
@@ -68,7 +69,7 @@ class PagePool {
   void note_if_idle(PageId page);  // that nobody needs it
   void forget(PageId page);        // an idle one
 
-  int64_t page_bytes_, page_tokens_;
+  int64_t page_bytes_, page_tokens_, ahead_;
   Buffer memory_;
   std::vector<Page> pages_;
   std::vector<PageId> free_;

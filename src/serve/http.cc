@@ -134,7 +134,11 @@ void RequestReader::read_header() {
                                   std::string(field.value()));
     const auto& [name, value] = request_.headers.back();
     n_host += name == "host";
-    n_length += name == "content-length";
+    if (name == "content-length") {
+      ++n_length;
+      if (value.find_first_not_of("0123456789") != std::string::npos)
+        throw HttpRefusal(400, "Content-Length is no number");
+    }
     if (name == "transfer-encoding") {
       ++n_coding;
       // Whoever reads another end of the body than the proxy in front of it takes a body for the next request.

@@ -62,10 +62,13 @@ Job::Job(JobInput input, const Tokenizer& tokenizer, std::string model, HttpRepl
       on_end_(std::move(on_end)),
       start_s_(monotonic_s()) {}
 
-void Job::start(Engine& engine, const std::vector<int64_t>& eos_ids, const std::string& cache_salt, uint64_t seed) {
+void Job::start(Engine& engine, const JobSettings& settings) {
   CommonRequest& request = input_.request;
   GenerationOptions options = request.generation;
-  if (!request.ignore_eos) options.eos_ids = eos_ids;
+  if (!request.ignore_eos) options.eos_ids = settings.eos_ids;
+  // With drafts a seed would give other tokens whenever more or fewer are made: who asks for the same gets none.
+  if (options.sampler.temperature == 0 || !request.seed) options.draft_tokens = settings.draft_tokens;
+  moe_layers_ = settings.moe_layers;
   options.max_tokens = request.max_tokens.value_or(int64_t{1} << 40);  // the context ends it
   std::vector<BatchRequest> batch;
   n_left_ = input_.prompts.size() * static_cast<size_t>(request.n);
@@ -75,11 +78,12 @@ void Job::start(Engine& engine, const std::vector<int64_t>& eos_ids, const std::
     choices_.push_back({prompt, ChatChoice(input_.format, random_id("call_") + "_"), {}, {}, {}, {}, {}, start_s_});
     Choice& choice = choices_.back();
     if (!input_.begun.empty()) choice.chat.push(input_.begun, 0);
-    options.seed = seed + i;
+    options.seed = settings.seed + i;
     batch.push_back(
         {.prompt = input_.prompts[prompt],
          .options = options,
-         .cache_salt = cache_salt,
+         .cache_salt = settings.cache_salt,
+         .count_experts = request.expert_counts,
          .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
          .on_tokens = [self = shared_from_this(), &choice](
                           auto text, auto ids, auto logprobs) { self->take_tokens(choice, text, ids, logprobs); },
@@ -243,13 +247,27 @@ ordered_json Job::whole_choice(Choice& choice) const {
   return told;
 }
 
+// What is told beside the choices.
+void Job::add_facts(ordered_json& object) const {
+  object["usage"] = usage_json(totals_.usage);
+  object["timings"] = timings_json(choices_[0].result);
+  if (!input_.request.expert_counts) return;
+  ExpertLoad sum = choices_[0].result.expert_load;
+  for (size_t i = 1; i < choices_.size(); ++i) {
+    const ExpertLoad& load = choices_[i].result.expert_load;
+    for (size_t l = 0; l < std::min(sum.size(), load.size()); ++l) {
+      for (size_t e = 0; e < load[l].size(); ++e) sum[l][e] += load[l][e];
+    }
+  }
+  object["experts"] = {{"layers", moe_layers_}, {"counts", sum}};
+}
+
 void Job::answer() {
   if (input_.request.stream) {
     if (input_.request.include_usage) {
       ordered_json chunk = envelope(true);
       chunk["choices"] = ordered_json::array();
-      chunk["usage"] = usage_json(totals_.usage);
-      chunk["timings"] = timings_json(choices_[0].result);
+      add_facts(chunk);
       reply_.write(event(chunk));
     }
     reply_.write("data: [DONE]\n\n");
@@ -258,8 +276,7 @@ void Job::answer() {
     ordered_json whole = envelope(false);
     whole["choices"] = ordered_json::array();
     for (Choice& choice : choices_) whole["choices"].push_back(whole_choice(choice));
-    whole["usage"] = usage_json(totals_.usage);
-    whole["timings"] = timings_json(choices_[0].result);
+    add_facts(whole);
     reply_.send(200, "application/json", json_text(whole), headers_);
   }
   over(200);

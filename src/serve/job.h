@@ -26,6 +26,15 @@ struct JobInput {
   std::string begun{};
 };
 
+// How it is generated.
+struct JobSettings {
+  std::vector<int64_t> eos_ids;
+  std::string cache_salt;
+  uint64_t seed = 0;
+  int64_t draft_tokens = 0;         // for requests whose tokens do not hang on them
+  std::vector<int64_t> moe_layers;  // their numbers
+};
+
 struct JobTotals {
   Usage usage;
   std::string finish;  // of the last choice to end
@@ -41,7 +50,7 @@ class Job : public std::enable_shared_from_this<Job> {
       Metrics& metrics, OnEnd on_end);
 
   // Throws ApiError 429 where the queue is full.
-  void start(Engine& engine, const std::vector<int64_t>& eos_ids, const std::string& cache_salt, uint64_t seed);
+  void start(Engine& engine, const JobSettings& settings);
   // Ends what has not ended with an error.
   void fail(const ApiError& error);
 
@@ -68,6 +77,7 @@ class Job : public std::enable_shared_from_this<Job> {
                                        std::span<const TokenLogprobs> logprobs) const;
   nlohmann::ordered_json whole_choice(Choice& choice) const;
   nlohmann::ordered_json envelope(bool chunk) const;
+  void add_facts(nlohmann::ordered_json& object) const;
   void answer();
   void cancel_all();
   void over(int status);
@@ -83,6 +93,7 @@ class Job : public std::enable_shared_from_this<Job> {
   Metrics& metrics_;
   OnEnd on_end_;
   Engine* engine_ = nullptr;
+  std::vector<int64_t> moe_layers_;
   std::vector<Engine::Ticket> tickets_;
   std::vector<Choice> choices_;
   size_t n_left_ = 0;

@@ -106,6 +106,8 @@ std::string Metrics::text(const EngineState& state, const PassCounts& counts, in
   w.counter("prompt_tokens_cached_total", "Tokens of prompts found in the cache.", counts.cached_tokens);
   w.counter("generation_tokens_total", "Tokens generated.", counts.generated_tokens);
   w.counter("iterations_total", "Passes of the model.", counts.passes);
+  w.counter("spec_decode_num_draft_tokens_total", "Tokens that the MTP module proposed.", counts.drafted);
+  w.counter("spec_decode_num_accepted_tokens_total", "Of these, accepted.", counts.accepted);
   w.counter("admission_rejections_total", "Requests answered 429.", refused_);
   w.gauge("http_connections", "Open connections.", connections);
   w.family("request_success_total", "counter", "Sequences ended, by reason.");

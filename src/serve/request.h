@@ -37,6 +37,7 @@ struct CommonRequest {
   std::optional<int64_t> max_tokens;  // absent: as many as the context holds
   std::optional<uint64_t> seed;
   bool ignore_eos = false;
+  bool expert_counts = false;    // tell which experts the answer used
   GenerationOptions generation;  // max_tokens, seed and eos_ids aside
   std::string cache_salt;        // user_id or cache_salt: only requests with the same share caches
 };

@@ -362,7 +362,12 @@ void Service::start(const CallPtr& call, JobInput input) {
                               if (const auto ended = holder->lock()) jobs_.erase(ended);
                             });
   *holder = job;
-  job->start(s.engine, s.eos_ids, salt, seed);
+  JobSettings settings{s.eos_ids, salt, seed, s.draft_tokens, {}};
+  const ModelConfig& config = s.model.config;
+  for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
+    if (config.is_moe(l)) settings.moe_layers.push_back(l);
+  }
+  job->start(s.engine, settings);
   jobs_.insert(job);
 }
 

@@ -39,6 +39,7 @@ struct Served {
   Engine& engine;
   std::vector<int64_t> eos_ids;
   int64_t max_waiting;
+  int64_t draft_tokens;  // 0: none
 };
 
 class Service {

@@ -171,6 +171,27 @@ class Answers(Case):
             self.assertEqual(none["choices"][0]["text"], "abc")
             self.assertEqual(len(none["choices"][0]["logprobs"]["token_logprobs"]), 3)
 
+    def test_drafts_change_no_greedy_answer_and_are_told(self):
+        body = {"prompt": "First Citizen:\nBefore we proceed any further", "max_tokens": 60, "temperature": 0}
+        with Server(self) as server:
+            plain = server.done("/v1/completions", body)
+        with Server(self, "--draft", "mtp", "--draft-tokens", "2") as server:
+            drafted = server.done("/v1/completions", body)
+            self.assertEqual(drafted["choices"], plain["choices"])
+            self.assertEqual((plain["timings"]["draft_n"], drafted["timings"]["draft_n"] > 20), (0, True))
+            self.assertGreater(drafted["timings"]["draft_n_accepted"], 10)
+            self.assertEqual(server.metric("spec_decode_num_accepted_tokens_total"), drafted["timings"]["draft_n_accepted"])
+            seeded = server.done("/v1/completions", {**body, "temperature": 1, "seed": 3})
+            self.assertEqual(seeded["timings"]["draft_n"], 0, "a seed gives the same tokens whatever is being served")
+
+    def test_experts_of_an_answer_are_counted_where_asked_for(self):
+        with Server(self) as server:
+            answer = server.done("/v1/completions", {"prompt": "O", "max_tokens": 11, "ignore_eos": True, "expert_counts": True})
+            config = json.loads((pathlib.Path(SHAKESPEARE) / "config.json").read_text())
+            experts = answer["experts"]
+            self.assertEqual(experts["layers"], list(range(config["first_k_dense_replace"], config["num_hidden_layers"])))
+            self.assertEqual([sum(layer) for layer in experts["counts"]], [10 * config["num_experts_per_tok"]] * len(experts["layers"]))
+
     def test_shared_beginnings_are_found(self):
         with Server(self) as server:
             text = "To be, or not to be, that is the question. " * 8

@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 
 #include <map>
+#include <numeric>
 
 #include "base/error.h"
 #include "checkpoint/packed_model.h"
@@ -29,7 +30,8 @@ std::vector<int32_t> random_prompt(Rng& rng, int64_t n, int64_t vocab) {
 }
 
 // Requests of all sorts: long and short, of which many begin alike, greedy and sampled, with stop texts.
-BatchRequest random_request(Rng& rng, const std::vector<std::vector<int32_t>>& beginnings, int64_t vocab) {
+BatchRequest random_request(Rng& rng, const std::vector<std::vector<int32_t>>& beginnings, int64_t vocab,
+                            int64_t draft_tokens) {
   BatchRequest request;
   if (rng.below(3) > 0) request.prompt = beginnings[rng.below(beginnings.size())];
   for (const int32_t id : random_prompt(rng, 1 + static_cast<int64_t>(rng.below(90)), vocab))
@@ -42,6 +44,10 @@ BatchRequest random_request(Rng& rng, const std::vector<std::vector<int32_t>>& b
   if (rng.below(4) == 0) request.options.stop = {"a", "th"};
   if (rng.below(3) == 0) request.options.eos_ids = {7, 8, 9};
   if (rng.below(3) == 0) request.cache_salt = "other";
+  // Drafts change no greedy token; drawn ones keep their distribution alone.
+  const bool greedy = request.options.sampler.temperature == 0;
+  if (greedy && draft_tokens > 0 && rng.below(4) > 0)
+    request.options.draft_tokens = 1 + static_cast<int64_t>(rng.below(3));
   return request;
 }
 
@@ -78,7 +84,7 @@ void expect_same_as_alone(Machine& m, const BatchingOptions& options, int n_requ
   bool more = true;
   while (more || std::ssize(all) < n_requests) {
     if (std::ssize(all) < n_requests && rng.below(2) == 0) {
-      Seen seen{random_request(rng, beginnings, vocab)};
+      Seen seen{random_request(rng, beginnings, vocab, options.draft_tokens)};
       const auto id = static_cast<Batching::Id>(all.size()) + 1;
       Seen& kept = all.emplace(id, std::move(seen)).first->second;
       watch(kept);
@@ -96,7 +102,9 @@ void expect_same_as_alone(Machine& m, const BatchingOptions& options, int n_requ
   EXPECT_EQ(batching.n_preempted() > 0, preempts);
   int64_t cached = 0;
   for (auto& [id, seen] : all) {
-    const Generation want = m.alone(seen.request, options.kv_type, options.context);
+    BatchRequest without_drafts = seen.request;
+    without_drafts.options.draft_tokens = 0;
+    const Generation want = m.alone(without_drafts, options.kv_type, options.context);
     ASSERT_EQ(seen.ends, seen.cancelled ? 0 : 1) << id;
     ASSERT_LE(seen.ids.size(), want.ids.size()) << id;
     EXPECT_TRUE(std::equal(seen.ids.begin(), seen.ids.end(), want.ids.begin())) << id;
@@ -122,6 +130,48 @@ TEST(Batching, GivesEachRequestWhatItGetsAlone) {
 TEST(Batching, RequestsGiveWayWhereCachesAreFullAndGoOnLater) {
   Machine m;
   expect_same_as_alone(m, {.pass_tokens = 64, .cache_tokens = 9 * kCachePageRows, .context = 500}, 40, 3, true);
+}
+
+TEST(Batching, DraftsChangeNoGreedyToken) {
+  Machine m;
+  expect_same_as_alone(m, {.pass_tokens = 48, .context = 700, .draft_tokens = 3, .draft_sequences = 100}, 60, 5, false);
+  expect_same_as_alone(m, {.pass_tokens = 64, .cache_tokens = 9 * kCachePageRows, .context = 500, .draft_tokens = 2},
+                       40, 6, true);
+}
+
+// The model that ships drafts well: passes are saved, behind prompts that were found in pages too.
+TEST(Batching, DraftsSavePasses) {
+  ThreadPool pool(2);
+  Arena arena;
+  Context ctx{pool, arena};
+  const auto folder = std::filesystem::path(FATHOM_TEST_DATA).parent_path().parent_path() / "models" / "shakespeare";
+  const PackedModel packed = load_packed_model(folder, pool);
+  const Model model = make_model(packed.config, packed.weights);
+  const Tokenizer tokenizer = Tokenizer::load(folder);
+  std::string text = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n\n";
+  const std::vector<int32_t> prompt = tokenizer.encode(text + text);
+  Generation results[2];
+  Batching batching(ctx, model, &tokenizer, {.context = 1024, .draft_tokens = 2});
+  for (Generation& result : results) {
+    BatchRequest request{.prompt = prompt, .options = {.max_tokens = 100, .draft_tokens = 2}, .count_experts = true};
+    request.on_end = [&](const Generation& g, const std::string&) { result = g; };
+    batching.add(request);
+    while (batching.step()) continue;
+    EXPECT_EQ(result.ids.size(), 100u);
+    EXPECT_LT(result.main_passes, 70);
+    EXPECT_GT(result.accepted, 30);
+    const int64_t rows = std::ssize(result.ids) - 1 + result.drafted - result.accepted;
+    EXPECT_EQ(std::ssize(result.expert_load), model.config.num_hidden_layers - model.config.first_k_dense_replace);
+    for (const auto& layer : result.expert_load) {
+      EXPECT_NEAR(std::accumulate(layer.begin(), layer.end(), int64_t{0}),
+                  rows * model.config.router.num_experts_per_tok, 3 * model.config.router.num_experts_per_tok);
+    }
+  }
+  EXPECT_EQ(results[0].cached_tokens, 0);
+  EXPECT_EQ(results[1].cached_tokens, std::ssize(prompt) / kCachePageRows * kCachePageRows);
+  EXPECT_EQ(results[0].ids, results[1].ids);
+  EXPECT_EQ(results[0].accepted, results[1].accepted) << "the module has read what is found too";
+  EXPECT_EQ(batching.counts().accepted, 2 * results[0].accepted);
 }
 
 TEST(Batching, SoItIsWithPackedWeights) {

@@ -1,0 +1,153 @@
+#include "serve/prompt.h"
+
+#include <gmock/gmock.h>
+
+#include "serve/response.h"
+#include "text/tokenizer_fixture.h"
+
+namespace fathom::serve {
+namespace {
+
+const Tokenizer& deepseek_v3() {
+  static const Tokenizer tokenizer = test::released_tokenizer("deepseek-v3");
+  return tokenizer;
+}
+
+PromptSource source_of(const std::string& name) {
+  const std::string file = std::string(FATHOM_TEST_DATA) + "/chat/" + name + ".jinja";
+  return {deepseek_v3(),
+          name == kDeepseekV32Encoding ? name : test::slurp(file),
+          {.bos_token = "<｜begin▁of▁sentence｜>", .eos_token = "<｜end▁of▁sentence｜>"}};
+}
+ChatInput chat(const PromptSource& source, const std::string& messages, const std::string& fields = "") {
+  return chat_input(source, parse_chat_request(R"({"messages": )" + messages + fields + "}"));
+}
+
+const std::string kHi = R"([{"role": "user", "content": "Hi"}])";
+const std::string kTools =
+    R"(, "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}])";
+
+TEST(ChatInput, AnAnswerThatHasBegunIsGoneOnWith) {
+  const PromptSource v3 = source_of("deepseek-v3"), v3_1 = source_of("deepseek-v3.1");
+  const std::string begun =
+      R"([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "He<｜User｜>", "prefix": true}])";
+  const ChatInput plain = chat(v3, kHi), gone_on = chat(v3, begun);
+  EXPECT_EQ(gone_on.text, plain.text + "He<｜User｜>");
+  EXPECT_EQ(std::count(gone_on.ids.begin(), gone_on.ids.end(), deepseek_v3().id_of("<｜User｜>")), 1)
+      << "spelled, not meant";
+  EXPECT_FALSE(gone_on.format.begins_in_reasoning);
+
+  const auto with = [&](const std::string& parts) {
+    return chat(v3_1, R"([{"role": "user", "content": "Hi"}, {"role": "assistant", "prefix": true, )" + parts + "}]");
+  };
+  const ChatInput thinking = with(R"("content": "", "reasoning_content": "Hm")");
+  EXPECT_TRUE(thinking.text.ends_with("<｜Assistant｜><think>Hm")) << thinking.text;
+  EXPECT_TRUE(thinking.format.begins_in_reasoning);
+  const ChatInput thought = with(R"("content": "It", "reasoning_content": "Hm")");
+  EXPECT_TRUE(thought.text.ends_with("<think>Hm</think>It")) << thought.text;
+  EXPECT_FALSE(thought.format.begins_in_reasoning);
+  EXPECT_TRUE(with(R"("content": "It")").text.ends_with("<｜Assistant｜></think>It"));
+  EXPECT_THROW(chat(v3, R"([{"role": "assistant", "content": "He", "prefix": true}])"), ApiError);
+}
+
+TEST(ChatInput, ThoughtsAreSwitchedByRequest) {
+  const PromptSource v3_1 = source_of("deepseek-v3.1");
+  EXPECT_TRUE(chat(v3_1, kHi).text.ends_with("</think>"));
+  for (const char* fields : {R"(, "thinking": {"type": "enabled"})", R"(, "reasoning_effort": "high")",
+                             R"(, "chat_template_kwargs": {"thinking": true})"}) {
+    const ChatInput input = chat(v3_1, kHi, fields);
+    EXPECT_TRUE(input.text.ends_with("<think>")) << fields;
+    EXPECT_TRUE(input.format.begins_in_reasoning);
+  }
+}
+
+// Whose call the answer must be stands in the prompt, as the model would write it, and the answer goes on behind it.
+TEST(ChatInput, ACallThatMustComeHasBegun) {
+  struct Case {
+    std::string name, end, rest;
+  };
+  for (const auto& [name, end, rest] :
+       {Case{"deepseek-v3", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n",
+             "{\"x\": 1}\n```<｜tool▁call▁end｜>"},
+        Case{"deepseek-v3.1", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>",
+             "{\"x\": 1}<｜tool▁call▁end｜>"},
+        Case{std::string(kDeepseekV32Encoding), "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"get_weather\">\n",
+             "{\"x\": 1}</｜DSML｜invoke>"}}) {
+    const PromptSource source = source_of(name);
+    const ChatInput named =
+        chat(source, kHi, kTools + R"(, "tool_choice": {"type": "function", "function": {"name": "get_weather"}})");
+    EXPECT_TRUE(named.text.ends_with(end)) << name << ": " << named.text;
+    EXPECT_TRUE(named.begun.ends_with(end)) << name;
+    EXPECT_EQ(deepseek_v3().decode(named.ids), named.text) << name;
+    ChatChoice choice(named.format, "call_");
+    choice.push(named.begun, 0);
+    choice.push(rest, 9);
+    choice.finish();
+    const auto message = choice.message();
+    ASSERT_TRUE(choice.calls_tools()) << name;
+    EXPECT_EQ(message["tool_calls"][0]["function"]["name"], "get_weather");
+    EXPECT_EQ(nlohmann::json::parse(message["tool_calls"][0]["function"]["arguments"].get<std::string>()),
+              nlohmann::json({{"x", 1}}))
+        << name;
+
+    const ChatInput required = chat(source, kHi, kTools + R"(, "tool_choice": "required")");
+    ASSERT_FALSE(required.begun.empty());
+    EXPECT_EQ(required.begun.find("get_weather"), std::string::npos);
+    EXPECT_TRUE(named.begun.starts_with(required.begun)) << name;
+    const ChatInput none = chat(source, kHi, kTools + R"(, "tool_choice": "none")");
+    EXPECT_EQ(none.text, chat(source, kHi).text);
+    EXPECT_EQ(none.format.calls, CallFormat::none);
+    EXPECT_NE(chat(source, kHi, kTools).format.calls, CallFormat::none);
+  }
+  EXPECT_THROW(chat(source_of("deepseek-v2"), kHi, kTools + R"(, "tool_choice": "required")"), ApiError);
+}
+
+TEST(ChatInput, ATemplatesComplaintIsTheRequestsFault) {
+  PromptSource source = source_of("deepseek-v3");
+  source.chat_template = "{{ raise_exception('no ' ~ messages[0].role) }}";
+  try {
+    chat(source, kHi);
+    FAIL();
+  } catch (const ApiError& error) {
+    EXPECT_EQ(error.status, 400);
+    EXPECT_THAT(error.what(), testing::HasSubstr("no user"));
+  }
+}
+
+TEST(CompletionInputs, TextsIdsAndWhatStandsBetween) {
+  const PromptSource source = source_of("deepseek-v3");
+  const Tokenizer& t = deepseek_v3();
+  const auto inputs = [&](const std::string& fields) {
+    return completion_inputs(source, parse_completion_request("{" + fields + "}"));
+  };
+  const std::vector<int32_t> hi = t.encode("Hi");
+  std::vector<int32_t> with_bos = hi;
+  with_bos.insert(with_bos.begin(), t.bos_id());
+  EXPECT_EQ(inputs(R"("prompt": ["Hi", "<｜begin▁of▁sentence｜>Hi"])"), (std::vector{with_bos, with_bos}));
+  EXPECT_EQ(inputs(R"("prompt": [1, 2])"), (std::vector<std::vector<int32_t>>{{1, 2}}));
+  EXPECT_EQ(inputs(R"("prompt": "Hi", "add_special_tokens": false)").at(0), hi);
+  EXPECT_EQ(inputs(R"("prompt": "<｜User｜>", "add_special_tokens": false)").at(0), std::vector{t.id_of("<｜User｜>")});
+  EXPECT_GT(inputs(R"("prompt": "<｜User｜>", "add_special_tokens": false, "parse_special": false)").at(0).size(), 1u);
+  const auto between = inputs(R"("prompt": "a<｜fim▁hole｜>", "suffix": "b")").at(0);
+  const std::vector<int32_t> marks = {t.id_of("<｜fim▁begin｜>"), t.id_of("<｜fim▁hole｜>"), t.id_of("<｜fim▁end｜>")};
+  EXPECT_EQ(between[1], marks[0]);
+  EXPECT_EQ(between.back(), marks[2]);
+  EXPECT_EQ(std::count(between.begin(), between.end(), marks[1]), 1) << "what is spelled is none";
+  EXPECT_EQ(t.decode(between), "<｜begin▁of▁sentence｜><｜fim▁begin｜>a<｜fim▁hole｜><｜fim▁hole｜>b<｜fim▁end｜>");
+}
+
+TEST(DefaultTemplate, IsThatOfTheFamilyOrNone) {
+  const auto render = [](const Tokenizer& tokenizer, const std::string& type) {
+    const PromptSource source{tokenizer, default_template(tokenizer, type), {.bos_token = "<s>", .eos_token = "</s>"}};
+    return chat(
+               source,
+               R"([{"role": "system", "content": "S"}, {"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}])")
+        .text;
+  };
+  EXPECT_EQ(render(deepseek_v3(), "deepseek_v3"), "<s>S<｜User｜>A<｜Assistant｜>B</s><｜User｜>C<｜Assistant｜>");
+  EXPECT_EQ(render(Tokenizer::bytes(), "deepseek_v3"), "S\nAB\nC");
+  EXPECT_EQ(default_template(deepseek_v3(), "deepseek_v32"), kDeepseekV32Encoding);
+}
+
+}  // namespace
+}  // namespace fathom::serve

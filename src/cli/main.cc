@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -131,9 +132,23 @@ void check_device(const std::string& device) {
   throw UsageError("--device {}: must be cpu, cuda or cuda:N", printable(device));
 }
 
+// FATHOM_SERVE_PORT for --port of `serve`, FATHOM_THREADS for --threads of every command. Only those that are set are
+// named, so that --help stays short.
+void read_environment(CLI::App& app, const std::string& prefix) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_lnames().empty() || !option->get_configurable()) continue;
+    std::string name = prefix + option->get_lnames()[0];
+    for (char& c : name) c = c == '-' ? '_' : static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+    if (std::getenv(name.c_str()) != nullptr) option->envname(name);
+  }
+  for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    read_environment(*command, prefix + command->get_name() + "_");
+  }
+}
+
 int parse_and_run(int argc, char** argv) {
   CommonOptions common;
-  CLI::App app("fathom: one engine for the DeepSeek-V3 family: train, score, generate", "fathom");
+  CLI::App app("fathom: one engine for the DeepSeek-V3 family: train, score, generate, serve", "fathom");
   app.fallthrough();
   app.require_subcommand(0, 1);
   app.get_formatter()->column_width(34);
@@ -154,6 +169,7 @@ int parse_and_run(int argc, char** argv) {
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
   }
+  read_environment(app, "FATHOM_");
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& request) {  // --help, --version

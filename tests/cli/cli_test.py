@@ -94,6 +94,18 @@ class ConfigFile(Case):
         self.assertEqual(len(self.ids('quiet = true\nthreads = 1\n[generate]\ntokens = "0,5"\nmax-tokens = 4\n')), 4)
         self.assertEqual(len(self.ids('tokens = "0,5"\nmax-tokens = 3\n', "--max-tokens", "6")), 6)
 
+    def test_environment_variables_are_options_too(self):
+        def ids(*arguments, **variables):
+            return self.generate_json("--tokens", "0,5", "--ignore-eos", *arguments, env={**os.environ, **variables})["ids"]
+        self.assertEqual(len(ids(FATHOM_GENERATE_MAX_TOKENS="3")), 3)
+        self.assertEqual(len(ids("--max-tokens", "2", FATHOM_GENERATE_MAX_TOKENS="3")), 2)
+        self.assertEqual(len(ids("--config", self.write("options.toml", "max-tokens = 4"), FATHOM_GENERATE_MAX_TOKENS="3")), 4)
+        refused = self.generate("--tokens", "0", env={**os.environ, "FATHOM_GENERATE_TOP_P": "2"})
+        self.assert_refused(refused, 2, "--top-p")
+        refused = self.generate("--tokens", "0", env={**os.environ, "FATHOM_THREADS": "many"})
+        self.assert_refused(refused, 2, "--threads")
+        self.assertNotIn("Env:", fathom("generate", "--help").stdout)
+
     def test_strings_keep_their_characters(self):
         for text in (r'"a # b, \"c\" [d] = \u00e9"', "'a # b, \"c\" [d] = é'"):
             path = self.write("options.toml", f"prompt = {text}\nmax-tokens = 1")

@@ -1,7 +1,9 @@
 #include "infer/batching.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
+#include <set>
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
@@ -23,6 +25,7 @@ struct Batching::Running {
   LatentCache cache, mtp_cache;
   std::vector<PageId> pages;   // those of the caches
   std::vector<Draft> drafts;   // of what comes behind `previous`
+  bool skipped = false;        // for now: somebody reads its prompt already
   bool ended = false;          // in this pass
   std::string error;           // why, if it failed
   int64_t n_shared = 0;        // of these, from the first on
@@ -137,12 +140,55 @@ bool Batching::admit(std::unique_ptr<Running>& waiting) {
   return true;
 }
 
-// Where there is no room for the next one's prompt beside what runs, it waits, and all behind it.
-void Batching::admit() {
-  for (auto& waiting : waiting_) {
-    if (n_running() >= options_.max_sequences || !admit(waiting)) break;
+// The next to be admitted: of the owner of whom the fewest sequences run, then of the request of which the fewest have
+// been admitted, the oldest of equals. Each second of waiting makes up for one, so that nobody is put off for ever. An
+// eighth of the places is for requests of which nothing runs.
+std::deque<std::unique_ptr<Batching::Running>>::iterator Batching::next_waiting() {
+  std::map<std::string_view, int64_t> of_owner;
+  std::set<int64_t> running_groups;
+  for (const auto& sequence : running_) {
+    ++of_owner[sequence->request.owner];
+    running_groups.insert(sequence->request.group);
   }
-  std::erase(waiting_, nullptr);
+  const bool is_crowded = n_running() >= options_.max_sequences - options_.max_sequences / 8;
+  const double now_s = monotonic_s();
+  const auto cost = [&](const Running& s) {
+    const double waited_s = now_s - s.start_s;
+    const auto left = [&](int64_t n) { return std::max(0.0, static_cast<double>(n) - waited_s); };
+    const auto admitted = admitted_of_group_.find(s.request.group);
+    return std::pair(left(of_owner[s.request.owner]),
+                     left(admitted != admitted_of_group_.end() ? admitted->second : 0));
+  };
+  auto best = waiting_.end();
+  std::pair<double, double> least;
+  for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
+    const Running& s = **it;
+    if (s.skipped || (is_crowded && running_groups.contains(s.request.group))) continue;
+    if (const auto c = cost(s); best == waiting_.end() || c < least) {
+      best = it;
+      least = c;
+    }
+  }
+  return best;
+}
+
+// Where there is no room for the next one's prompt beside what runs, it waits, and all others.
+void Batching::admit() {
+  for (auto& sequence : waiting_) sequence->skipped = false;
+  while (n_running() < options_.max_sequences) {
+    // Who gave way goes on first: it is older than all that have not begun.
+    const auto preempted =
+        std::find_if(waiting_.begin(), waiting_.end(), [](const auto& s) { return s->admitted_s > 0; });
+    const auto next = preempted != waiting_.end() && !(*preempted)->skipped ? preempted : next_waiting();
+    if (next == waiting_.end() || !admit(*next)) break;
+    if (*next == nullptr) {
+      ++admitted_of_group_[running_.back()->request.group];
+      waiting_.erase(next);
+    } else {
+      (*next)->skipped = true;
+    }
+  }
+  if (waiting_.empty()) admitted_of_group_.clear();
 }
 
 std::unique_ptr<Batching::Running> Batching::leave(const Running& sequence) {

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +33,8 @@ struct BatchRequest {
   std::vector<int32_t> prompt;
   GenerationOptions options;  // max_tokens may be 0. With drafts the same distribution, and when greedy the same tokens
   std::string cache_salt;     // only requests with the same share pages
+  std::string owner{};        // who asks, and
+  int64_t group = 0;          // with which request: those of whom less runs are admitted first
   bool count_experts = false;        // tell which the output used
   int64_t prompt_top_logprobs = -1;  // >= 0: as options.top_logprobs, of the prompt; all of it is computed then
   // Behind each pass that gave tokens: what may be shown of them, the tokens, and their log probabilities if asked for.
@@ -82,6 +85,7 @@ class Batching {
     bool whole;        // to the end: logits are wanted
   };
 
+  std::deque<std::unique_ptr<Running>>::iterator next_waiting();
   void admit();
   bool admit(std::unique_ptr<Running>& sequence);  // moved to running_; false: there is no room
   bool is_read_already(const Running& sequence, int64_t n_found) const;
@@ -108,6 +112,7 @@ class Batching {
   PagePool pool_;
   std::deque<std::unique_ptr<Running>> waiting_;  // the next first
   std::list<std::unique_ptr<Running>> running_;   // the oldest first
+  std::map<int64_t, int64_t> admitted_of_group_;  // since last nobody waited
   Id n_added_ = 0;
   int64_t n_preempted_ = 0;
   PassCounts counts_;

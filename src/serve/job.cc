@@ -83,6 +83,8 @@ void Job::start(Engine& engine, const JobSettings& settings) {
         {.prompt = input_.prompts[prompt],
          .options = options,
          .cache_salt = settings.cache_salt,
+         .owner = settings.owner,
+         .group = settings.request,
          .count_experts = request.expert_counts,
          .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
          .on_tokens = [self = shared_from_this(), &choice](

@@ -30,6 +30,8 @@ struct JobInput {
 struct JobSettings {
   std::vector<int64_t> eos_ids;
   std::string cache_salt;
+  std::string owner;    // who asks
+  int64_t request = 0;  // its number
   uint64_t seed = 0;
   int64_t draft_tokens = 0;         // for requests whose tokens do not hang on them
   std::vector<int64_t> moe_layers;  // their numbers

@@ -362,7 +362,9 @@ void Service::start(const CallPtr& call, JobInput input) {
                               if (const auto ended = holder->lock()) jobs_.erase(ended);
                             });
   *holder = job;
-  JobSettings settings{s.eos_ids, salt, seed, s.draft_tokens, {}};
+  JobSettings settings{
+      s.eos_ids,      salt, call->key ? std::to_string(*call->key) : "", static_cast<int64_t>(n_jobs_), seed,
+      s.draft_tokens, {}};
   const ModelConfig& config = s.model.config;
   for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
     if (config.is_moe(l)) settings.moe_layers.push_back(l);

@@ -182,6 +182,36 @@ TEST(Batching, SoItIsWithPackedWeights) {
   expect_same_as_alone(m, {.pass_tokens = 40, .context = context}, 30, 4, false);
 }
 
+// A request of many sequences does not keep others out, nor do many requests of one owner.
+TEST(Batching, WhoHasLittleRunningIsAdmittedFirst) {
+  Machine m;
+  Batching batching(m.ctx, m.model, &m.tokenizer, {.max_sequences = 4});
+  std::vector<std::string> ended;
+  const auto add = [&](const std::string& owner, int64_t group, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      BatchRequest request{
+          .prompt = {static_cast<int32_t>(i + 1)}, .options = {.max_tokens = 10}, .owner = owner, .group = group};
+      request.on_end = [&ended, name = owner + std::to_string(group)](const Generation&, const std::string&) {
+        ended.push_back(name);
+      };
+      batching.add(std::move(request));
+    }
+  };
+  add("a", 1, 20);
+  batching.step();
+  add("a", 2, 1);
+  for (int64_t group = 10; group < 20; ++group) add("b", group, 1);
+  add("c", 3, 1);
+  while (batching.step()) continue;
+  const auto place = [&](const std::string& name) {
+    return std::find(ended.begin(), ended.end(), name) - ended.begin();
+  };
+  EXPECT_LT(place("c3"), 9) << "an owner with nothing running";
+  EXPECT_LT(place("b10"), 9);
+  EXPECT_LT(place("a2"), 16) << "a request with nothing running, of an owner with much";
+  EXPECT_EQ(ended.size(), 32u);
+}
+
 TEST(Batching, RefusesPromptsThatItCannotRead) {
   Machine m;
   Batching batching(m.ctx, m.model, &m.tokenizer, {.cache_tokens = 128});

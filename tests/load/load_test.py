@@ -1,0 +1,404 @@
+#!/usr/bin/env python3
+"""fathom serve under load and abuse, measured as its clients see it. usage: load_test.py PROGRAM [--full] [--only NAME,...]
+
+Without --full each part takes seconds, as ctest runs it; with it the figures of docs/serving.md. Prints one JSON object a part; exit code 1
+when something that must hold does not. Standard library alone; the clients share the machine with the server.
+"""
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models/shakespeare"
+TEXT = (ROOT / "data/tinyshakespeare-val.txt").read_text()
+
+
+class Failed(Exception):
+    pass
+
+
+def expect(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+class Server:
+    def __init__(self, program, *arguments, model=MODEL):
+        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+        self.process = subprocess.Popen([program, "serve", "--model", str(model), "--port", "0", "--no-access-log", *arguments],
+                                        stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8")
+        self.port = int(self.process.stdout.readline().strip().rsplit(":", 1)[1])
+
+    async def __aenter__(self):
+        for _ in range(1200):
+            with contextlib.suppress(OSError):
+                if (await self.get("/ready"))[0] == 200:
+                    return self
+            await asyncio.sleep(0.05)
+        raise Failed("the server is not ready")
+
+    async def __aexit__(self, kind, value, trace):
+        if self.process.poll() is None:
+            self.process.terminate()
+        code = await asyncio.to_thread(self.process.wait, 60)
+        self.process.stdout.close()
+        if kind is None and code != 0:
+            raise Failed(f"the server ended with {code}: {pathlib.Path(self.log.name).read_text()[-500:]}")
+
+    async def open(self):
+        return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22)
+
+    async def get(self, path):
+        reader, writer = await self.open()
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        return int(answer.split(b" ", 2)[1]), answer.split(b"\r\n\r\n", 1)[1].decode()
+
+    async def metric(self, name):
+        text = (await self.get("/metrics"))[1]
+        return sum(float(v) for v in re.findall(rf"^fathom:{name}\{{[^}}]*\}} (\S+)$", text, re.M))
+
+    async def settled(self):
+        """Nothing runs, waits or is held any more."""
+        for _ in range(400):
+            busy = [await self.metric(name) for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")]
+            if not any(busy) and await self.metric("http_connections") <= 1:
+                return
+            await asyncio.sleep(0.05)
+        raise Failed(f"something is still held: running, waiting, pages {busy}, connections {await self.metric('http_connections')}")
+
+    def rss(self):
+        return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{self.process.pid}/status").read_text())[1]) * 1024
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def request_of(body, path="/v1/completions"):
+    data = json.dumps(body).encode()
+    return b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data
+
+
+class Stream:
+    """One streamed completion: its text, finish reason, when pieces came; `status` where it is no stream."""
+
+    def __init__(self):
+        self.begin = time.monotonic()
+        self.text, self.times, self.status, self.done, self.error, self.logprobs = "", [], None, False, None, []
+        self.finish = self.usage = None
+
+    async def run(self, server, body, stop_after=None):
+        reader, writer = await server.open()
+        try:
+            writer.write(request_of({**body, "stream": True, "stream_options": {"include_usage": True}}))
+            head = await reader.readuntil(b"\r\n\r\n")
+            self.status = int(head.split(b" ", 2)[1])
+            self.head = head.decode().lower()
+            if self.status != 200:
+                self.ended = time.monotonic()
+                return self
+            held = ""
+            while size := int((await reader.readline()).split(b";")[0], 16):
+                held += (await reader.readexactly(size + 2))[:-2].decode()
+                *events, held = held.split("\n\n")
+                for event in events:
+                    self.take(event)
+                if stop_after is not None and len(self.times) >= stop_after:
+                    return self
+        except (asyncio.IncompleteReadError, ConnectionError, ValueError) as error:
+            self.error = self.error or f"cut: {error}"
+        finally:
+            writer.close()
+        return self
+
+    def take(self, event):
+        if not event.startswith("data: "):
+            return
+        if event == "data: [DONE]":
+            self.done = True
+            return
+        chunk = json.loads(event[6:])
+        if "error" in chunk:
+            self.error = chunk["error"]["message"]
+            return
+        self.usage = chunk.get("usage") or self.usage
+        for choice in chunk["choices"]:
+            self.finish = choice["finish_reason"] or self.finish
+            if choice["text"]:
+                self.text += choice["text"]
+                self.times.append(time.monotonic())
+            if choice.get("logprobs"):
+                self.logprobs += choice["logprobs"]["token_logprobs"]
+
+
+def percentile(values, part):
+    values = sorted(values)
+    return values[min(len(values) - 1, int(part * len(values)))] if values else float("nan")
+
+
+def prompts_of(n, rng, most=300):
+    prompts = []
+    for _ in range(n):
+        begin = rng.randrange(len(TEXT) - most)
+        prompts.append(TEXT[begin:begin + rng.randrange(20, most)])
+    return prompts
+
+
+async def offline(server, bodies):
+    """What each says when nothing else runs."""
+    return [(await Stream().run(server, body)).text for body in bodies]
+
+
+async def streams(o):
+    """Many streams at a time: every text is its offline text, nobody starves, memory stays."""
+    n, seconds = (256, 600) if o.full else (48, 4)
+    rng = random.Random(1)
+    async with Server(o.program, "--max-batch", "512", "--max-waiting", "1024", "--ctx", "512", "--cache-tokens", str(1 << 18)) as server:
+        bodies = [{"prompt": p, "max_tokens": rng.randrange(40, 200), "temperature": 0, "ignore_eos": True} for p in prompts_of(64, rng)]
+        wanted = await offline(server, bodies)
+        end = time.monotonic() + seconds
+        first, gaps, tokens, memory = [], [], [0] * n, []
+
+        async def client(i):
+            mine = random.Random(i)
+            while time.monotonic() < end:
+                k = mine.randrange(len(bodies))
+                s = await Stream().run(server, bodies[k])
+                expect(s.status == 200 and s.done and not s.error, f"a stream failed: {s.status} {s.error}")
+                expect(s.text == wanted[k], f"other text than offline: {s.text!r} {wanted[k]!r}")
+                first.append(s.times[0] - s.begin)
+                gaps.extend(b - a for a, b in zip(s.times, s.times[1:]))
+                tokens[i] += s.usage["completion_tokens"]
+
+        async def watch():
+            while time.monotonic() < end:
+                memory.append(server.rss())
+                await asyncio.sleep(0.5)
+        await asyncio.gather(watch(), *(client(i) for i in range(n)))
+        settled_memory = memory[len(memory) // 3:]
+        growth = max(settled_memory) / settled_memory[0] - 1
+        await server.settled()
+        fairness = max(tokens) / min(tokens)
+        if o.full:
+            expect(growth < 0.02, f"memory grew by {100 * growth:.1f} %")
+            expect(fairness < 1.5, f"the fastest stream got {fairness:.2f} times the slowest")
+        return {"streams": n, "seconds": seconds, "texts": len(first), "tokens_per_s": round(sum(tokens) / seconds), "first_token_p50_s": round(percentile(first, 0.5), 3),
+                "first_token_p99_s": round(percentile(first, 0.99), 3), "gap_p50_ms": round(1e3 * percentile(gaps, 0.5), 1), "gap_p99_ms": round(1e3 * percentile(gaps, 0.99), 1),
+                "fastest_to_slowest": round(fairness, 3), "memory_MB": round(memory[-1] / 1e6), "memory_growth_percent": round(100 * growth, 2)}
+
+
+async def invariance(o):
+    """Log probabilities are the same to the last bit alone and in any company, with shared prefixes and prompts read in pieces."""
+    n = 1000 if o.full else 60
+    rng = random.Random(2)
+    common = prompts_of(4, rng, 200)
+    bodies = []
+    for p in prompts_of(n, rng, 200):
+        prompt = (rng.choice(common) if rng.random() < 0.5 else "") + p
+        bodies.append({"prompt": prompt, "max_tokens": rng.randrange(1, 24), "temperature": rng.choice([0, 0, 0.9]), "seed": rng.randrange(1000), "logprobs": 3})
+    async with Server(o.program, "--pass-tokens", "4096", "--max-batch", "1") as server:
+        alone = [await Stream().run(server, body) for body in bodies]
+    async with Server(o.program, "--pass-tokens", "48", "--max-batch", "64", "--max-waiting", "1024", "--cache-tokens", "8192") as server:
+        together = [None] * n
+
+        async def group(first, size):
+            async def one(i):
+                await asyncio.sleep(rng.random() * 0.05)
+                together[i] = await Stream().run(server, bodies[i])
+            await asyncio.gather(*(one(i) for i in range(first, min(first + size, n))))
+        first = 0
+        while first < n:
+            size = rng.randrange(2, 65)
+            await group(first, size)
+            first += size
+        hits = await server.metric("prefix_cache_hits_total")
+    for a, b in zip(alone, together):
+        expect(a.text == b.text and a.logprobs == b.logprobs, f"not the same in company: {a.text!r} {b.text!r}")
+    expect(hits > 0, "nothing was shared")
+    return {"prompts": n, "tokens_compared": sum(len(a.logprobs) for a in alone), "tokens_found_in_cache": int(hits)}
+
+
+async def cancels(o):
+    """Clients that go at any moment leave no place, page or descriptor behind, and health answers all the while."""
+    n = 10_000 if o.full else 300
+    rng = random.Random(3)
+    slowest = 0.0
+    async with Server(o.program, "--max-batch", "32", "--max-waiting", "4096") as server:
+        await offline(server, [{"prompt": "O", "max_tokens": 4}])
+        before, busy = server.descriptors(), True
+
+        async def one():
+            reader, writer = await server.open()
+            data = request_of({"prompt": rng.choice(TEXT.split("\n\n"))[:200] or "O", "max_tokens": 400, "ignore_eos": True, "stream": rng.random() < 0.7, "n": rng.choice([1, 1, 3])})
+            writer.write(data[: rng.randrange(1, len(data) + 1) if rng.random() < 0.3 else len(data)])
+            await asyncio.sleep(rng.random() * 0.1)
+            if rng.random() < 0.5:
+                writer.transport.abort()
+            else:
+                writer.close()
+
+        async def health():
+            nonlocal slowest
+            while busy:
+                begin = time.monotonic()
+                await server.get("/health")
+                slowest = max(slowest, time.monotonic() - begin)
+                await asyncio.sleep(0.05)
+        watching = asyncio.create_task(health())
+        for _ in range(n // 20):
+            await asyncio.gather(*(one() for _ in range(20)))
+        busy = False
+        await watching
+        await server.settled()
+        expect(server.descriptors() <= before, f"{server.descriptors()} descriptors, {before} before")
+        return {"cancelled": n, "health_slowest_ms": round(1e3 * slowest, 1)}
+
+
+async def overload(o):
+    """Ten times what there is room for: the excess is told at once, the others keep their pace."""
+    seconds = 60 if o.full else 4
+    rng = random.Random(4)
+    async with Server(o.program, "--max-batch", "8", "--max-waiting", "8") as server:
+        bodies = [{"prompt": p, "max_tokens": 100, "temperature": 0, "ignore_eos": True} for p in prompts_of(32, rng, 100)]
+
+        async def load(clients, seconds):
+            end, gaps, refused, served = time.monotonic() + seconds, [], [], 0
+
+            async def client(i):
+                nonlocal served
+                while time.monotonic() < end:
+                    s = await Stream().run(server, bodies[i % len(bodies)])
+                    if s.status == 429:
+                        expect("retry-after: " in s.head, "429 without Retry-After")
+                        refused.append(s.ended - s.begin)
+                        await asyncio.sleep(0.5)
+                        continue
+                    expect(s.status == 200 and s.done and not s.error, f"{s.status} {s.error}")
+                    served += 1
+                    gaps.extend(b - a for a, b in zip(s.times, s.times[1:]))
+            await asyncio.gather(*(client(i) for i in range(clients)))
+            return gaps, refused, served
+        calm, none, _ = await load(8, seconds / 2)
+        gaps, refused, served = await load(160, seconds)
+        expect(not none and refused, "overload was not told, or told where there was none")
+        result = {"served": served, "refused": len(refused), "refusal_p50_ms": round(1e3 * percentile(refused, 0.5), 1), "refusal_p99_ms": round(1e3 * percentile(refused, 0.99), 1),
+                  "gap_p99_ms": round(1e3 * percentile(gaps, 0.99), 1), "gap_p99_calm_ms": round(1e3 * percentile(calm, 0.99), 1)}
+        if o.full:
+            expect(percentile(refused, 0.99) < 0.05, f"refusals take long: {result}")
+            expect(percentile(gaps, 0.99) < 2 * percentile(calm, 0.99), f"who is served suffers: {result}")
+        return result
+
+
+async def slow(o):
+    """Headers and bodies that never come and answers that nobody reads are closed in time; the others notice nothing."""
+    n = 200 if o.full else 8
+    limit = 3.0
+    timeouts = [v for name in ("--header-timeout", "--body-timeout", "--idle-timeout", "--write-timeout") for v in (name, str(limit))]
+    async with Server(o.program, *timeouts, "--max-waiting", "4096", "--max-batch", "256") as server:
+        body = {"prompt": "O", "max_tokens": 100, "temperature": 0, "ignore_eos": True}
+        [wanted] = await offline(server, [body])
+        # A megabyte of answer into a socket whose client never reads.
+        unread = request_of({"prompt": "O", "max_tokens": 500, "ignore_eos": True, "n": 20, "logprobs": 20, "stream": True})
+        kinds = [b"GET /health HTTP/1.1\r\nHost: loc", b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\n{", unread]
+        sockets = []
+        for i in range(3 * n):
+            s = socket.socket()
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.connect(("127.0.0.1", server.port))
+            s.sendall(kinds[i % 3])
+            sockets.append(s)
+        begin = time.monotonic()
+        worst = 0.0
+        while time.monotonic() - begin < 4 * limit + 20:
+            s = await Stream().run(server, body)
+            expect(s.text == wanted and s.done, "a well-behaved client was harmed")
+            worst = max(worst, s.times[0] - s.begin)
+            if await server.metric("http_connections") <= 1:
+                break
+            await asyncio.sleep(0.2)
+        took = time.monotonic() - begin
+        expect(await server.metric("http_connections") <= 1, "slow clients are still there")
+        for s in sockets:
+            s.close()
+        await server.settled()
+        return {"slow_clients": 3 * n, "limit_s": limit, "all_closed_after_s": round(took, 1), "others_first_token_worst_s": round(worst, 2)}
+
+
+async def ending(o):
+    """SIGTERM in the middle of work: no stream is cut without a word, and the exit code is 0 within the time."""
+    n = 50 if o.full else 4
+    rng = random.Random(5)
+    ended, told = 0, 0
+    for i in range(n):
+        drain = rng.choice([0.0, 0.05, 5.0])
+        server = Server(o.program, "--drain-timeout", str(drain))
+        async with server:
+            all_streams = [Stream() for _ in range(12)]
+            running = [asyncio.create_task(s.run(server, {"prompt": "O", "max_tokens": 450, "ignore_eos": True})) for s in all_streams]
+            await asyncio.sleep(0.02 + rng.random() * 0.1)
+            begin = time.monotonic()
+            server.process.terminate()
+            await asyncio.gather(*running, return_exceptions=True)
+            code = await asyncio.to_thread(server.process.wait, 60)
+            took = time.monotonic() - begin
+            expect(code == 0 and took < drain + 5, f"exit code {code} after {took:.1f} s of {drain}")
+            for s in all_streams:
+                if s.status is None:
+                    continue  # came too late to be let in
+                if s.status == 200 and not s.error:
+                    expect(s.done, "a stream was cut without a word")
+                    ended += 1
+                else:
+                    expect(s.status in (200, 503) and not str(s.error).startswith("cut"), f"{s.status} {s.error}")
+                    told += 1
+    return {"times": n, "streams_ended": ended, "streams_told": told}
+
+
+async def prefix(o):
+    """A long beginning that is there already costs next to nothing the second time."""
+    async with Server(o.program) as server:
+        first, second = [], []
+        for i in range(20 if o.full else 5):
+            text = TEXT[i * 500:i * 500 + 480]
+            for times, tail in ((first, "a"), (second, "b")):
+                s = await Stream().run(server, {"prompt": text + tail, "max_tokens": 2, "temperature": 0})
+                times.append(s.times[0] - s.begin)
+        return {"first_ms": round(1e3 * statistics.median(first), 2), "again_ms": round(1e3 * statistics.median(second), 2)}
+
+
+PARTS = {f.__name__: f for f in (streams, invariance, cancels, overload, slow, ending, prefix)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("program")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", default=",".join(PARTS))
+    o = parser.parse_args()
+    failed = 0
+    for name in o.only.split(","):
+        begin = time.monotonic()
+        try:
+            result = asyncio.run(PARTS[name](o))
+        except Failed as failure:
+            failed += 1
+            result = {"FAILED": str(failure)}
+        print(json.dumps({"part": name, **result, "took_s": round(time.monotonic() - begin, 1)}), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/terminal.h"
 #include "base/utf8.h"
+#include "serve/embedded.h"
 
 namespace fathom::serve {
 namespace {
@@ -139,6 +140,7 @@ void Service::handle(HttpRequest request, HttpReply reply) {
       }
       methods += route.method;
     }
+    if (methods.empty() && method == "GET" && get_file(call)) return;
     if (methods.empty())
       throw ApiError(404, fmt::format("there is no {}", printable(call->request.path)), "", "not_found");
     if (method == "OPTIONS") return answer(call, 204, "", "");
@@ -374,6 +376,36 @@ void Service::start(const CallPtr& call, JobInput input) {
 }
 
 // ---- The rest
+
+// The page and what belongs to it; openapi.json. Nothing on it comes from elsewhere, and nobody may frame it.
+bool Service::get_file(const CallPtr& call) {
+  const std::string& path = call->request.path;
+  const std::string_view content = embedded_file(path == "/" ? "/index.html" : path);
+  if (content.empty()) return false;
+  const size_t dot = path.rfind('.');
+  const std::string_view kind =
+      dot == std::string::npos ? std::string_view("html") : std::string_view(path).substr(dot + 1);
+  constexpr std::pair<std::string_view, const char*> kTypes[] = {{"html", "text/html; charset=utf-8"},
+                                                                 {"js", "text/javascript; charset=utf-8"},
+                                                                 {"css", "text/css; charset=utf-8"},
+                                                                 {"json", kJson},
+                                                                 {"svg", "image/svg+xml"},
+                                                                 {"woff2", "font/woff2"},
+                                                                 {"txt", "text/plain; charset=utf-8"}};
+  const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& t) { return t.first == kind; });
+  HttpHeaders headers = headers_of(*call);
+  headers.emplace_back("Cache-Control", "no-cache");
+  headers.emplace_back("Referrer-Policy", "no-referrer");
+  headers.emplace_back(
+      "Content-Security-Policy",
+      "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; "
+      "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+  call->reply.send(200, type != std::end(kTypes) ? type->second : "application/octet-stream", content, headers);
+  call->route = "page";
+  log(*call, 200, nullptr);
+  metrics_.count_http(call->route, 200);
+  return true;
+}
 
 void Service::get_health(const CallPtr& call) {
   if (!served_) throw ApiError(503, "the model is being loaded", "", "loading");

@@ -70,6 +70,7 @@ class Service {
   const Served& served() const;  // ApiError 503 while there is no model
   void check_room() const;
 
+  bool get_file(const CallPtr& call);  // false: there is none of that name
   void get_health(const CallPtr& call);
   void get_ready(const CallPtr& call);
   void get_version(const CallPtr& call);

@@ -113,6 +113,7 @@ serve::Served served_of(const Options& o, const Loaded& loaded) {
           *loaded.engine,
           std::move(eos_ids),
           o.max_waiting,
+          o.batching.max_sequences,
           draft_tokens(o.draft, model)};
 }
 

@@ -30,7 +30,6 @@ constexpr double kLingerS = 2;                       // for a client to stop sen
 constexpr size_t kLingerBytes = size_t{16} << 20;    // of that
 constexpr size_t kMostAhead = size_t{64} << 10;      // of later requests, read while one is answered
 constexpr size_t kMostUnwritten = size_t{16} << 20;  // of a streamed answer
-constexpr std::array kMethods = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"};
 
 std::string lower_case(std::string_view text) {
   std::string lower(text);
@@ -113,9 +112,6 @@ void RequestReader::read_header() {
   has_header_ = true;
   request_ = {};
   request_.method = std::string(message.method_string());
-  if (std::find(kMethods.begin(), kMethods.end(), request_.method) == kMethods.end()) {
-    throw HttpRefusal(501, "there is no such method here");
-  }
   if (message.version() != 10 && message.version() != 11) throw HttpRefusal(505, "only HTTP/1.1 is spoken here");
   request_.takes_chunks = message.version() == 11;
   request_.keep_alive = message.keep_alive();
@@ -160,6 +156,8 @@ void RequestReader::read_header() {
   }
 }
 
+size_t RequestReader::body_bytes() const { return parser_ != nullptr ? parser_->get().body().size() : 0; }
+
 HttpRequest RequestReader::take() {
   FATHOM_CHECK(done_);
   request_.body = std::move(parser_->get().body());
@@ -179,6 +177,7 @@ struct HttpState {
   std::string local_path;
   std::unordered_set<std::shared_ptr<HttpConnection>> connections;
   bool draining = false;
+  uint64_t bodies_bytes = 0;  // that are being read
 
   template <class Acceptor>
   void accept(Acceptor& acceptor);
@@ -219,6 +218,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     error_code ignored;
     socket_.close(ignored);
     server_.connections.erase(self);
+    count_body(0);
     leave();
   }
 
@@ -252,7 +252,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void write(std::string_view text) {
     if (text.empty() || head_only_) return;
     put(takes_chunks_ ? fmt::format("{:x}\r\n{}\r\n", text.size(), text) : std::string(text));
-    if (n_unwritten_ > kMostUnwritten) close();
+    if (unwritten_.size() > kMostUnwritten) close();
   }
   void end() {
     if (takes_chunks_ && !head_only_) put("0\r\n\r\n");
@@ -299,6 +299,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
         deadline_s_ = monotonic_s() + limits.header_s;
       }
       held_.erase(0, reader_.put(held_));
+      count_body(reader_.body_bytes());
+      if (server_.bodies_bytes > limits.all_bodies_bytes) throw HttpRefusal(503, "too many large requests at a time");
       if (!reader_.done()) {
         if (!reader_.has_header() || had_header) return;
         deadline_s_ = monotonic_s() + limits.body_s;
@@ -307,9 +309,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
       }
     } catch (const HttpRefusal& refusal) {
       held_.clear();
+      count_body(0);
       return refuse(refusal_of(refusal.status, refusal.what()));
     }
     HttpRequest request = reader_.take();
+    count_body(0);
     deadline_s_ = kNever;
     answers_ = true;
     keep_alive_ = request.keep_alive;
@@ -318,28 +322,35 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     server_.handler(std::move(request), HttpReply(shared_from_this(), request_));
   }
 
+  void count_body(size_t bytes) {
+    server_.bodies_bytes += bytes - body_bytes_;
+    body_bytes_ = bytes;
+  }
+
   void put(std::string text) {
     if (closed_) return;
-    n_unwritten_ += text.size();
-    unwritten_.push_back(std::move(text));
+    unwritten_ += text;
     if (!writing_) write_more();
   }
   void write_more() {
     writing_ = true;
+    if (n_sent_ == sending_.size()) {
+      sending_.swap(unwritten_);
+      unwritten_.clear();
+      n_sent_ = 0;
+    }
+    // Whoever takes something has time for the rest.
     written_s_ = monotonic_s();
     deadline_s_ = written_s_ + server_.limits.write_s;
-    in_flight_.swap(unwritten_);
-    n_unwritten_ = 0;
-    std::vector<asio::const_buffer> buffers;
-    for (const std::string& text : in_flight_) buffers.push_back(asio::buffer(text));
-    asio::async_write(socket_, buffers,
-                      [self = shared_from_this()](error_code error, size_t) { self->on_written(error); });
+    socket_.async_write_some(asio::buffer(sending_.data() + n_sent_, sending_.size() - n_sent_),
+                             [self = shared_from_this()](error_code error, size_t n) { self->on_written(error, n); });
   }
-  void on_written(error_code error) {
+  void on_written(error_code error, size_t n) {
     writing_ = false;
-    in_flight_.clear();
+    n_sent_ += n;
     if (closed_) return;
     if (error) return close();
+    if (n_sent_ < sending_.size()) return write_more();
     deadline_s_ = kNever;
     if (!unwritten_.empty()) return write_more();
     if (lingers_) return linger();
@@ -384,8 +395,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   std::array<char, 8192> in_;
   std::string held_;  // read and not understood yet
   bool request_begun_ = false;
-  std::vector<std::string> unwritten_, in_flight_;
-  size_t n_unwritten_ = 0, n_discarded_ = 0;
+  std::string unwritten_, sending_;
+  size_t n_sent_ = 0;  // of sending_
+  size_t n_discarded_ = 0, body_bytes_ = 0;
   double deadline_s_ = kNever, written_s_ = 0;
   bool reading_ = false, writing_ = false, closed_ = false, lingers_ = false;
 

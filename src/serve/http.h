@@ -18,6 +18,7 @@ struct HttpLimits {
   uint32_t header_bytes = 16 << 10;  // request line included
   int64_t headers = 100;
   uint64_t body_bytes = 8 << 20;
+  uint64_t all_bodies_bytes = 256 << 20;  // of requests that are being read; more are answered 503
   // Seconds for: all of a header, from its first byte; all of a body; the next request; the client to take what is
   // written.
   double header_s = 10, body_s = 30, idle_s = 60, write_s = 30;
@@ -52,6 +53,7 @@ class RequestReader {
   // HttpRefusal; nothing may be put behind one.
   size_t put(std::string_view bytes);
   bool has_header() const { return has_header_; }
+  size_t body_bytes() const;  // so far
   bool done() const { return done_; }
   // Of a request whose body has not come: the client waits to be told to go on.
   bool expects_continue() const { return expects_continue_; }

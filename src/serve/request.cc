@@ -230,12 +230,14 @@ ordered_json read_message(const Fields& message, bool is_last, bool& continues_l
   }
   ordered_json read{{"role", role}, {"content", read_content(message)}};
   if (const auto name = message.text("name")) read["name"] = *name;
+  auto thoughts = message.text("reasoning_content");
+  if (!thoughts) thoughts = message.text("reasoning");
+  ordered_json calls = message.list("tool_calls") ? read_tool_calls(message) : ordered_json(nullptr);
+  const bool begins_answer = message.boolean("prefix").value_or(false);
   if (role == "assistant") {
-    auto thoughts = message.text("reasoning_content");
-    if (!thoughts) thoughts = message.text("reasoning");
     if (thoughts) read["reasoning_content"] = *thoughts;
-    if (message.find("tool_calls")) read["tool_calls"] = read_tool_calls(message);
-    if (message.boolean("prefix").value_or(false)) {
+    if (!calls.is_null()) read["tool_calls"] = std::move(calls);
+    if (begins_answer) {
       if (!is_last) refuse(message.name_of("prefix"), "only the last message can begin the answer");
       read["prefix"] = continues_last = true;
     }

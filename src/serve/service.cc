@@ -41,6 +41,7 @@ struct Service::Call {
   std::string route{};
   std::optional<size_t> key{};
   std::string allowed_origin{};
+  std::string methods{};  // that the route takes
   bool gone = false;
 };
 
@@ -127,7 +128,7 @@ void Service::handle(HttpRequest request, HttpReply reply) {
     }
     std::string_view method = call->request.method;
     if (method == "HEAD") method = "GET";
-    std::string methods;
+    std::string& methods = call->methods;
     for (const Route& route : routes()) {
       const std::string_view path = route.path;
       const bool fits = path.ends_with('*') ? call->request.path.starts_with(path.substr(0, path.size() - 1))
@@ -138,7 +139,7 @@ void Service::handle(HttpRequest request, HttpReply reply) {
         if (!route.open) check_key(*call);
         return (this->*route.handle)(call);
       }
-      methods += route.method;
+      methods += (methods.empty() ? "" : ", ") + std::string(route.method);
     }
     if (methods.empty() && method == "GET" && get_file(call)) return;
     if (methods.empty())
@@ -147,6 +148,8 @@ void Service::handle(HttpRequest request, HttpReply reply) {
     throw ApiError(405, fmt::format("{} takes {} alone", call->route, methods), "", "method_not_allowed");
   } catch (const ApiError& error) {
     refuse(call, error);
+  } catch (const std::exception& error) {
+    refuse(call, ApiError(500, error.what()));
   }
 }
 
@@ -206,6 +209,7 @@ void Service::answer_json(const CallPtr& call, const ordered_json& json) { answe
 void Service::refuse(const CallPtr& call, const ApiError& error) {
   HttpHeaders headers = headers_of(*call);
   if (error.status == 429 || error.status == 503) headers.emplace_back("Retry-After", error.status == 429 ? "1" : "5");
+  if (error.status == 405) headers.emplace_back("Allow", call->methods + ", HEAD, OPTIONS");
   if (error.status == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
   if (error.status == 429) metrics_.count_refusal();
   call->reply.send(error.status, kJson, error_json(error), headers);
@@ -273,6 +277,8 @@ void Service::prepare(const CallPtr& call, Prepare prepare, Use use) {
         use(std::move(*prepared));
       } catch (const ApiError& refusal) {
         refuse(call, refusal);
+      } catch (const std::exception& failure) {
+        refuse(call, ApiError(500, failure.what()));
       }
     });
   };
@@ -295,6 +301,10 @@ namespace {
 
 // Checks what the engine takes for granted.
 void check_prompts(const Served& served, const JobInput& input) {
+  if (const int64_t most = served.max_batch + served.max_waiting; std::ssize(input.prompts) * input.request.n > most) {
+    throw ApiError(400, fmt::format("n: this server takes at most {} sequences with a request", most), "n",
+                   "invalid_value");
+  }
   for (const std::vector<int32_t>& prompt : input.prompts) {
     try {
       check_prompt(served.model, served.engine.context(), prompt);

@@ -38,7 +38,7 @@ struct Served {
   PromptSource prompts;
   Engine& engine;
   std::vector<int64_t> eos_ids;
-  int64_t max_waiting;
+  int64_t max_waiting, max_batch;
   int64_t draft_tokens;  // 0: none
 };
 

@@ -237,7 +237,8 @@ class Answers(Case):
                     ("/health", {}, 405, "method_not_allowed")):
                 answered, error = server.post(path, body)
                 self.assertEqual((answered, error["error"]["code"]), (status, code), (path, body, error))
-            self.assertEqual(server.get("/v1/completions")[0], 405)
+            status, _, headers = server.get("/v1/completions")
+            self.assertEqual((status, headers["allow"]), (405, "POST, HEAD, OPTIONS"))
             status, answer = server.post("/v1/completions", {"prompt": "x" * 100, "max_tokens": 1000, "temperature": 0})
             self.assertEqual((status, answer["choices"][0]["finish_reason"]), (200, "length"))
 
@@ -297,10 +298,10 @@ class Hostile(Case):
             ("GET  /health HTTP/1.1\r\n" + host + "\r\n", 400),
             ("GET health HTTP/1.1\r\n" + host + "\r\n", 400),
             ("GET http://localhost/health HTTP/1.1\r\n" + host + "\r\n", 400),
-            ("CONNECT localhost:1 HTTP/1.1\r\n" + host + "\r\n", 501),
-            ("TRACE / HTTP/1.1\r\n" + host + "\r\n", 501),
-            ("BREW / HTTP/1.1\r\n" + host + "\r\n", 501),
-            ("get /health HTTP/1.1\r\n" + host + "\r\n", 501),
+            ("CONNECT localhost:1 HTTP/1.1\r\n" + host + "\r\n", 400),
+            ("TRACE /health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 405),
+            ("BREW /health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 405),
+            ("get /health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 405),
             ("GET /health HTTP/1.1\n" + "Host: localhost\n\n", 400),
             ("GET /health HTTP/1.1\r\n" + "Host : localhost\r\n\r\n", 400),
             ("GET /health HTTP/1.1\r\n" + host + "X: a\0b\r\n\r\n", 400),

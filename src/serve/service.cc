@@ -406,6 +406,8 @@ bool Service::get_file(const CallPtr& call) {
   HttpHeaders headers = headers_of(*call);
   headers.emplace_back("Cache-Control", "no-cache");
   headers.emplace_back("Referrer-Policy", "no-referrer");
+  headers.emplace_back("Cross-Origin-Opener-Policy", "same-origin");
+  headers.emplace_back("Cross-Origin-Resource-Policy", "same-origin");
   headers.emplace_back(
       "Content-Security-Policy",
       "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; "

@@ -94,7 +94,8 @@ serve::ServiceOptions service_options(const Options& o, const CommonOptions& com
 
 serve::Served served_of(const Options& o, const Loaded& loaded) {
   const Model& model = loaded.ready.model;
-  serve::PromptSource prompts{loaded.tokenizer, load_chat_template(o.template_file, loaded.tokenizer),
+  serve::PromptSource prompts{loaded.tokenizer, std::make_shared<TokenTrie>(loaded.tokenizer),
+                              load_chat_template(o.template_file, loaded.tokenizer),
                               begin_and_end_of(loaded.tokenizer)};
   if (prompts.chat_template.empty()) {
     prompts.chat_template = serve::default_template(loaded.tokenizer, model.config.model_type);
@@ -107,14 +108,8 @@ serve::Served served_of(const Options& o, const Loaded& loaded) {
     prompts.chat.kwargs = {{"thinking", o.thinking == "on"}, {"enable_thinking", o.thinking == "on"}};
   std::vector<int64_t> eos_ids = model.config.eos_token_ids;
   if (loaded.tokenizer.eos_id() >= 0) eos_ids.push_back(loaded.tokenizer.eos_id());
-  return {model,
-          loaded.tokenizer,
-          std::move(prompts),
-          *loaded.engine,
-          std::move(eos_ids),
-          o.max_waiting,
-          o.batching.max_sequences,
-          draft_tokens(o.draft, model)};
+  return {model,         loaded.tokenizer,         std::move(prompts),          *loaded.engine, std::move(eos_ids),
+          o.max_waiting, o.batching.max_sequences, draft_tokens(o.draft, model)};
 }
 
 void run(const Options& o, const CommonOptions& common) {

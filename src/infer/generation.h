@@ -3,12 +3,14 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "infer/constraint.h"
 #include "infer/passes.h"
 #include "infer/sampler.h"
 #include "model/forward.h"
@@ -31,7 +33,8 @@ struct GenerationOptions {
   std::vector<std::string> stop;  // texts that end the output and do not stand in it
   std::vector<int64_t> eos_ids;   // empty: nothing but the limits and `stop` ends the output
   uint64_t seed = 0;
-  int64_t draft_tokens = 0;   // tokens that the MTP module proposes for each pass at most; without a module: none
+  int64_t draft_tokens = 0;  // tokens that the MTP module proposes for each pass at most; without a module: none
+  std::shared_ptr<const Constraint> constraint{};  // that the output must follow; its end ends the output
   int64_t top_logprobs = -1;  // >= 0: tell each token's log probability, and those of so many likeliest
 };
 

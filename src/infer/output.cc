@@ -35,7 +35,9 @@ Output::Output(const Tokenizer* tokenizer, const GenerationOptions& options, std
   check_sampler(options.sampler);
   result.prompt_tokens = std::ssize(prompt);
   if (tokenizer == nullptr) return;
+  tokenizer_ = tokenizer;
   decoder_.emplace(*tokenizer);
+  if (options.constraint) constraint_.emplace(*options.constraint);
   n_readable_ = tokenizer->vocab_size();  // a model may have more rows than its tokenizer has ids
 }
 
@@ -43,17 +45,19 @@ std::string Output::emit(int32_t id) {
   result.ids.push_back(id);
   previous_.push_back(id);
   if (std::find(options_.eos_ids.begin(), options_.eos_ids.end(), id) != options_.eos_ids.end()) {
-    result.finish = FinishReason::eos;
-    goes_on_ = false;
+    end(FinishReason::eos);
     return {};
   }
   if (!decoder_ || id >= n_readable_) return {};
+  if (constraint_) constraint_->take(tokenizer_->token_bytes(id));
   std::string text = filter_.push(decoder_->push(id));
-  if (filter_.stopped()) {
-    result.finish = FinishReason::stop;
-    goes_on_ = false;
-  }
+  if (filter_.stopped() || (constraint_ && constraint_->is_whole())) end(FinishReason::stop);
   return text;
+}
+
+void Output::end(FinishReason why) {
+  result.finish = why;
+  goes_on_ = false;
 }
 
 std::string Output::take(Tensor logits, std::span<const Draft> drafts) {
@@ -62,6 +66,7 @@ std::string Output::take(Tensor logits, std::span<const Draft> drafts) {
   for (size_t i = 0; goes_on_ && i <= drafts.size(); ++i) {
     const std::span<float> row(logits.f32_row(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols()));
     if (options_.top_logprobs >= 0) logits_.assign(row.begin(), row.end());
+    if (constraint_) constraint_->mask(row, options_.eos_ids);
     const Draft* const draft = i < drafts.size() ? &drafts[i] : nullptr;
     const int32_t id = draft == nullptr
                            ? sample(row, previous_, n_generated(), options_.sampler, rng_)

@@ -37,12 +37,15 @@ class Output {
 
  private:
   std::string emit(int32_t id);
+  void end(FinishReason why);
 
   GenerationOptions options_;
+  const Tokenizer* tokenizer_ = nullptr;
   std::vector<int32_t> previous_;
   Rng rng_;
   StopFilter filter_;
   std::optional<StreamDecoder> decoder_;
+  std::optional<ConstraintState> constraint_;
   int64_t n_readable_ = 0;  // ids below this say something
   bool goes_on_ = true;
   std::vector<float> logits_;  // of the next token, as the model gave them

@@ -1,6 +1,9 @@
 #include "serve/prompt.h"
 
 #include "base/error.h"
+#include "text/gbnf.h"
+#include "text/json_schema.h"
+#include "text/regex_grammar.h"
 
 namespace fathom::serve {
 namespace {
@@ -23,6 +26,20 @@ std::string call_head(CallFormat format, const std::string& name) {
   throw ApiError(400, "tool_choice: the model's chat template has no tool calls", "tool_choice", "unsupported_value");
 }
 
+// What the arguments of the named function must be.
+GrammarRequest arguments_of(const ChatRequest& request) {
+  GrammarRequest grammar{.kind = GrammarRequest::Kind::json_object, .param = "tools"};
+  for (const ordered_json& tool : request.tools) {
+    const ordered_json& function = tool["function"];
+    if (function["name"] != request.tool || !function.contains("parameters") || function["parameters"].is_null())
+      continue;
+    grammar.kind = GrammarRequest::Kind::json_schema;
+    grammar.schema = function["parameters"];
+    if (!grammar.schema.contains("type")) grammar.schema["type"] = "object";
+  }
+  return grammar;
+}
+
 }  // namespace
 
 std::string default_template(const Tokenizer& tokenizer, std::string_view model_type) {
@@ -38,6 +55,23 @@ std::string default_template(const Tokenizer& tokenizer, std::string_view model_
          "{% elif message.role == 'assistant' %}<｜Assistant｜>{{ message.content }}{{ eos_token }}"
          "{% else %}{{ message.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<｜Assistant｜>{% endif "
          "%}";
+}
+
+std::shared_ptr<const Constraint> constraint_of(const PromptSource& source, const GrammarRequest& request,
+                                                std::string behind) {
+  using Kind = GrammarRequest::Kind;
+  if (request.kind == Kind::none) return nullptr;
+  try {
+    std::shared_ptr<const Grammar> grammar;
+    if (request.kind == Kind::json_object) grammar = any_json_object();
+    if (request.kind == Kind::json_schema) grammar = schema_grammar(request.schema);
+    if (request.kind == Kind::gbnf) grammar = parse_gbnf(request.source);
+    if (request.kind == Kind::regex) grammar = regex_grammar(request.source);
+    return std::make_shared<Constraint>(
+        Constraint{grammar, std::make_shared<TokenMasks>(grammar, source.trie), std::move(behind)});
+  } catch (const Error& error) {
+    throw ApiError(400, fmt::format("{}: {}", request.param, error.what()), request.param, "invalid_value");
+  }
 }
 
 ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
@@ -78,6 +112,16 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
       prompt.ids.insert(prompt.ids.end(), head.begin(), head.end());
       prompt.text += input.begun;
     }
+    GrammarRequest grammar = request.grammar;
+    if (forced) {
+      if (grammar.kind != GrammarRequest::Kind::none) {
+        throw ApiError(400, "tool_choice: goes with no other form of the output", "tool_choice", "invalid_value");
+      }
+      // The arguments of the call; which function is the model's choice otherwise, and so is their form.
+      if (!request.tool.empty()) grammar = arguments_of(request);
+    }
+    const bool thinks_first = input.format.begins_in_reasoning && !forced;
+    input.constraint = constraint_of(source, grammar, thinks_first ? "</think>" : "");
     input.ids = std::move(prompt.ids);
     input.text = std::move(prompt.text);
   } catch (const Error& error) {

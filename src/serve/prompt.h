@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "infer/constraint.h"
 #include "serve/request.h"
 #include "text/answer_parser.h"
 #include "text/chat.h"
@@ -15,7 +16,8 @@ namespace fathom::serve {
 // What prompts are made with.
 struct PromptSource {
   const Tokenizer& tokenizer;
-  std::string chat_template;  // never empty
+  std::shared_ptr<const TokenTrie> trie;  // of the tokenizer
+  std::string chat_template;              // never empty
   ChatOptions chat;  // of every conversation: begin and end token, kwargs that hold unless a request has others
 };
 
@@ -27,6 +29,7 @@ struct ChatInput {
   std::vector<int32_t> ids;
   std::string text;
   AnswerFormat format;
+  std::shared_ptr<const Constraint> constraint;  // of the answer, or null
   std::string begun;  // of the answer: what of it stands in the prompt and is to be parsed with it (a tool call's head)
 };
 
@@ -34,6 +37,10 @@ struct ChatInput {
 ChatInput chat_input(const PromptSource& source, const ChatRequest& request);
 // One for each prompt.
 std::vector<std::vector<int32_t>> completion_inputs(const PromptSource& source, const CompletionRequest& request);
+
+// What a completion must be; null: anything.
+std::shared_ptr<const Constraint> constraint_of(const PromptSource& source, const GrammarRequest& request,
+                                                std::string behind);
 
 // The ids of a text, behind the begin token where it belongs there and is asked for.
 std::vector<int32_t> text_ids(const Tokenizer& tokenizer, std::string_view text, bool add_special_tokens,

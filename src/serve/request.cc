@@ -115,6 +115,91 @@ void read_logit_bias(const Fields& body, SamplerOptions& sampler) {
   std::sort(sampler.logit_bias.begin(), sampler.logit_bias.end());
 }
 
+using Kind = GrammarRequest::Kind;
+
+// A choice among texts, as a grammar.
+std::string choice_of(const Fields& fields, std::string_view name) {
+  std::string source = "root ::= ";
+  int64_t n = 0;
+  const simdjson::dom::array choices = *fields.list(name);
+  for (const element value : choices) {
+    std::string_view text;
+    if (value.get_string().get(text) != simdjson::SUCCESS)
+      refuse(fields.name_of(name), "must be a list of strings", "invalid_type");
+    source += (n++ > 0 ? " | \"" : "\"");
+    for (const char c : text) {
+      const auto byte = static_cast<uint8_t>(c);
+      if (c == '"' || c == '\\') source += '\\';
+      source += byte < 0x20 ? fmt::format("\\x{:02x}", byte) : std::string(1, c);
+    }
+    source += '"';
+  }
+  if (n == 0) refuse(fields.name_of(name), "is an empty list");
+  return source;
+}
+
+void read_schema(const Fields& fields, std::string_view name, GrammarRequest& grammar) {
+  if (const auto value = fields.find(name); value && !value->is_object() && !value->is_bool()) {
+    refuse(fields.name_of(name), "must be a JSON schema", "invalid_type");
+  }
+  grammar.kind = Kind::json_schema;
+  grammar.schema = fields.json(name);
+}
+
+void read_response_format(const Fields& body, GrammarRequest& grammar) {
+  const auto format = body.fields("response_format");
+  const std::string type = required_text(*format, "type");
+  if (type == "json_object") {
+    grammar.kind = Kind::json_object;
+  } else if (type == "json_schema") {
+    const auto named = format->fields("json_schema");
+    if (!named || !named->find("schema")) {
+      refuse("response_format.json_schema.schema", "is missing", "missing_required_parameter");
+    }
+    read_schema(*named, "schema", grammar);
+  } else if (type != "text") {
+    refuse("response_format.type", "must be text, json_object or json_schema");
+  }
+}
+
+// OpenAI's field, llama.cpp's and vLLM's: one of them.
+void read_grammar(const Fields& body, GrammarRequest& grammar) {
+  const auto structured = body.fields("structured_outputs");
+  const Fields in = structured.value_or(body);
+  struct Field {
+    Fields fields;
+    const char* name;
+    void (*read)(const Fields& fields, std::string_view name, GrammarRequest& grammar);
+  };
+  const auto schema = [](const Fields& f, std::string_view name, GrammarRequest& g) { read_schema(f, name, g); };
+  const auto gbnf = [](const Fields& f, std::string_view name, GrammarRequest& g) {
+    g.kind = Kind::gbnf;
+    g.source = *f.text(name);
+  };
+  const auto regex = [](const Fields& f, std::string_view name, GrammarRequest& g) {
+    g.kind = Kind::regex;
+    g.source = *f.text(name);
+  };
+  const auto choice = [](const Fields& f, std::string_view name, GrammarRequest& g) {
+    g.kind = Kind::gbnf;
+    g.source = choice_of(f, name);
+  };
+  const auto format = [](const Fields& f, std::string_view, GrammarRequest& g) { read_response_format(f, g); };
+  std::vector<Field> all = {{body, "response_format", format}, {body, "grammar", gbnf},
+                            {body, "json_schema", schema},     {body, "guided_json", schema},
+                            {body, "guided_regex", regex},     {body, "guided_choice", choice},
+                            {body, "guided_grammar", gbnf},    {body, "regex", regex}};
+  if (structured) {
+    all.insert(all.end(), {{in, "json", schema}, {in, "regex", regex}, {in, "choice", choice}, {in, "grammar", gbnf}});
+  }
+  for (const Field& field : all) {
+    if (!field.fields.find(field.name)) continue;
+    if (grammar.kind != Kind::none) refuse(field.fields.name_of(field.name), "goes with no other form of the output");
+    field.read(field.fields, field.name, grammar);
+    grammar.param = field.fields.name_of(field.name);
+  }
+}
+
 void read_common(const Fields& body, CommonRequest& request) {
   request.model = body.text("model").value_or("");
   request.n = body.integer("n", 1, kMaxChoices).value_or(1);
@@ -141,6 +226,7 @@ void read_common(const Fields& body, CommonRequest& request) {
   sampler.repetition_penalty = body.number("repetition_penalty", 0.01, 100).value_or(1);
   read_logit_bias(body, sampler);
   read_stops(body, request.generation);
+  read_grammar(body, request.grammar);
   request.cache_salt = body.text("cache_salt").value_or(body.text("user_id").value_or(""));
   if (request.cache_salt.size() > 256) refuse("cache_salt", "at most 256 bytes");
 }
@@ -340,31 +426,12 @@ void read_thinking(const Fields& body, ChatRequest& request) {
   }
 }
 
-void read_response_format(const Fields& body, ChatRequest& request) {
-  const auto format = body.fields("response_format");
-  if (!format) return;
-  const std::string type = required_text(*format, "type");
-  if (type == "json_object") {
-    request.response_format = ResponseFormat::json_object;
-  } else if (type == "json_schema") {
-    const auto named = format->fields("json_schema");
-    if (!named || !named->fields("schema")) {
-      refuse("response_format.json_schema.schema", "is missing", "missing_required_parameter");
-    }
-    request.response_format = ResponseFormat::json_schema;
-    request.schema = named->json("schema");
-  } else if (type != "text") {
-    refuse("response_format.type", "must be text, json_object or json_schema");
-  }
-}
-
 void read_chat(const Fields& fields, ChatRequest& request) {
   read_common(fields, request);
   if (request.max_tokens == 0) refuse("max_tokens", "must be 1 or more");
   read_messages(fields, request);
   read_tools(fields, request);
   read_thinking(fields, request);
-  read_response_format(fields, request);
   const bool told = fields.boolean("logprobs").value_or(false);
   const auto top = fields.integer("top_logprobs", 0, kMaxTopLogprobs);
   if (top && !told) refuse("top_logprobs", "needs logprobs: true");

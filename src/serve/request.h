@@ -30,6 +30,15 @@ inline constexpr int64_t kMaxChoices = 128, kMaxPrompts = 1024, kMaxSequences = 
 inline constexpr int64_t kMaxTopLogprobs = 20, kMaxTools = 128;
 inline constexpr int64_t kMaxStops = 16, kMaxStopBytes = 256;
 
+// What the output must be.
+struct GrammarRequest {
+  enum class Kind { none, json_object, json_schema, gbnf, regex };
+  Kind kind = Kind::none;
+  std::string param{};   // the field that asked for it
+  std::string source{};  // of gbnf and regex
+  nlohmann::ordered_json schema = nullptr;
+};
+
 struct CommonRequest {
   std::string model;
   int64_t n = 1;
@@ -37,6 +46,7 @@ struct CommonRequest {
   std::optional<int64_t> max_tokens;  // absent: as many as the context holds
   std::optional<uint64_t> seed;
   bool ignore_eos = false;
+  GrammarRequest grammar;
   bool expert_counts = false;    // tell which experts the answer used
   GenerationOptions generation;  // max_tokens, seed and eos_ids aside
   std::string cache_salt;        // user_id or cache_salt: only requests with the same share caches
@@ -53,7 +63,6 @@ struct CompletionRequest : CommonRequest {
 };
 
 enum class ToolChoice { none, automatic, required, named };
-enum class ResponseFormat { text, json_object, json_schema };
 
 struct ChatRequest : CommonRequest {
   // {role, content, ...} as chat templates read them: content is a string or null, thoughts are reasoning_content.
@@ -64,8 +73,6 @@ struct ChatRequest : CommonRequest {
   std::optional<bool> thinking;   // by thinking, reasoning_effort or chat_template_kwargs
   nlohmann::ordered_json kwargs;  // chat_template_kwargs, an object
   bool continues_last = false;    // the last message is the beginning of the answer (prefix)
-  ResponseFormat response_format = ResponseFormat::text;
-  nlohmann::ordered_json schema = nullptr;
 };
 
 // For /tokenize: vLLM's {prompt} or {messages}, llama.cpp's {content}.

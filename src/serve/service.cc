@@ -328,13 +328,11 @@ void Service::post_chat(const CallPtr& call) {
         // DeepSeek's names for one model with and without thoughts.
         if (!request.thinking && request.model == "deepseek-reasoner") request.thinking = true;
         if (!request.thinking && request.model == "deepseek-chat") request.thinking = false;
-        if (request.response_format != ResponseFormat::text) {
-          throw ApiError(400, "response_format: is not supported yet", "response_format", "unsupported_value");
-        }
         ChatInput chat = chat_input(s.prompts, request);
         JobInput input{
             .chat = true, .prompts = {std::move(chat.ids)}, .format = chat.format, .begun = std::move(chat.begun)};
         input.request = std::move(request);
+        input.request.generation.constraint = chat.constraint;
         check_prompts(s, input);
         return input;
       },
@@ -353,6 +351,7 @@ void Service::post_completion(const CallPtr& call) {
         }
         JobInput input{.chat = false, .echo = request.echo, .prompts = completion_inputs(s.prompts, request)};
         input.request = std::move(request);
+        input.request.generation.constraint = constraint_of(s.prompts, input.request.grammar, "");
         check_prompts(s, input);
         return input;
       },

@@ -192,6 +192,36 @@ class Answers(Case):
             self.assertEqual(experts["layers"], list(range(config["first_k_dense_replace"], config["num_hidden_layers"])))
             self.assertEqual([sum(layer) for layer in experts["counts"]], [10 * config["num_experts_per_tok"]] * len(experts["layers"]))
 
+    def test_answers_follow_the_form_that_is_asked_for(self):
+        schema = {"type": "object", "additionalProperties": False, "required": ["name", "age", "tags"], "properties": {
+            "name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}}}
+        chat = {"messages": USER, "max_tokens": 400, "temperature": 1.3, "n": 6}
+        text = {"prompt": "O", "max_tokens": 200, "temperature": 1.3, "n": 6}
+        with Server(self, "--draft", "mtp") as server:
+            for _ in range(3):
+                answer = server.done("/v1/chat/completions", {**chat, "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}})
+                for choice in answer["choices"]:
+                    self.assertEqual(choice["finish_reason"], "stop")
+                    value = json.loads(choice["message"]["content"])
+                    self.assertEqual(list(value), ["name", "age", "tags"])
+                    self.assertTrue(len(value["name"]) <= 8 and 0 <= value["age"] <= 120 and set(value["tags"]) <= {"a", "b"} and len(value["tags"]) <= 3)
+                for form, follows in (({"structured_outputs": {"regex": "[a-c]{3}-\\d+x"}}, r"[a-c]{3}-[0-9]+x"), ({"guided_choice": ["yes", "n\"o"]}, r'yes|n"o'),
+                                      ({"grammar": 'root ::= ("ab" | "c")+ "."'}, r"(ab|c)+\.")):
+                    for choice in server.done("/v1/completions", {**text, **form})["choices"]:
+                        self.assertRegex(choice["text"], f"^({follows})$" if choice["finish_reason"] == "stop" else "^[abc0-9-]+$")
+            streamed = server.events("/v1/chat/completions", {**chat, "n": 1, "response_format": {"type": "json_schema", "json_schema": {"schema": schema}}})
+            json.loads("".join(c["delta"].get("content") or "" for e in streamed for c in e["choices"]))
+            greedy = {**text, "n": 1, "temperature": 0, "guided_json": schema}
+            drafted = server.done("/v1/completions", greedy)
+            for body, param in (({**chat, "response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}}, "response_format"),
+                                ({**text, "grammar": "root ::= ("}, "grammar"), ({**text, "structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+                                ({**text, "guided_choice": []}, "guided_choice"), ({**text, "grammar": "root ::= root", "guided_choice": ["a"]}, "guided_choice")):
+                status, error = server.post("/v1/chat/completions" if "messages" in body else "/v1/completions", body)
+                self.assertEqual((status, error["error"]["param"]), (400, param), error)
+        with Server(self) as server:
+            self.assertEqual(server.done("/v1/completions", greedy)["choices"], drafted["choices"])
+
     def test_shared_beginnings_are_found(self):
         with Server(self) as server:
             text = "To be, or not to be, that is the question. " * 8

@@ -15,7 +15,9 @@ const Tokenizer& deepseek_v3() {
 
 PromptSource source_of(const std::string& name) {
   const std::string file = std::string(FATHOM_TEST_DATA) + "/chat/" + name + ".jinja";
+  static const auto trie = std::make_shared<TokenTrie>(deepseek_v3());
   return {deepseek_v3(),
+          trie,
           name == kDeepseekV32Encoding ? name : test::slurp(file),
           {.bos_token = "<｜begin▁of▁sentence｜>", .eos_token = "<｜end▁of▁sentence｜>"}};
 }
@@ -138,7 +140,8 @@ TEST(CompletionInputs, TextsIdsAndWhatStandsBetween) {
 
 TEST(DefaultTemplate, IsThatOfTheFamilyOrNone) {
   const auto render = [](const Tokenizer& tokenizer, const std::string& type) {
-    const PromptSource source{tokenizer, default_template(tokenizer, type), {.bos_token = "<s>", .eos_token = "</s>"}};
+    const PromptSource source{
+        tokenizer, nullptr, default_template(tokenizer, type), {.bos_token = "<s>", .eos_token = "</s>"}};
     return chat(
                source,
                R"([{"role": "system", "content": "S"}, {"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}, {"role": "user", "content": "C"}])")

@@ -1,0 +1,40 @@
+// Regular expressions as ECMAScript and with it JSON Schema write them, without what is not regular: back references
+// and looking ahead or behind are refused, and so are word boundaries and \p.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "text/grammar.h"
+
+namespace fathom {
+
+// The texts that the expression matches from end to end. Error with the column.
+std::shared_ptr<const Grammar> regex_grammar(std::string_view pattern);
+
+enum class RegexText {
+  plain,       // as it is
+  json_string  // inside of a JSON string: quotes, backslashes and control characters escaped, all others as they are
+};
+enum class RegexMatch { whole, anywhere };
+
+GrammarBuilder::Piece regex_piece(GrammarBuilder& builder, std::string_view pattern, RegexText text, RegexMatch match);
+
+// One of the characters, as they stand in a JSON string.
+GrammarBuilder::Piece json_characters(GrammarBuilder& builder, const CodePoints& set);
+
+// As a JSON text spells it.
+struct NumberBound {
+  std::string number;
+  bool exclusive = false;
+};
+
+// Matches the numbers between the bounds, written without exponent, with up to kMaxDigits digits in front of the point
+// and behind it; nothing where there are none. Error for bounds of more digits.
+inline constexpr size_t kMaxDigits = 20;
+std::optional<std::string> number_regex(const std::optional<NumberBound>& low, const std::optional<NumberBound>& high,
+                                        bool integers);
+
+}  // namespace fathom

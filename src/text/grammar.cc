@@ -1,6 +1,7 @@
 #include "text/grammar.h"
 
 #include <algorithm>
+#include <functional>
 #include <map>
 #include <numeric>
 
@@ -15,7 +16,7 @@ using Piece = GrammarBuilder::Piece;
 constexpr uint32_t kNone = std::numeric_limits<uint32_t>::max();
 constexpr size_t kMaxStacks = 8192;                // behind a byte
 constexpr size_t kMaxLooks = size_t{1} << 18;      // at nodes, for a byte
-constexpr size_t kMaxMaskLooks = size_t{1} << 24;  // for a mask
+constexpr size_t kMaxMaskLooks = size_t{1} << 23;  // for a mask
 constexpr size_t kMinFramesToForget = 1024;
 
 [[noreturn]] void refuse_ambiguous(const char* what, size_t limit) {
@@ -478,52 +479,6 @@ std::shared_ptr<const Grammar> GrammarBuilder::finish(uint32_t root) const {
   return grammar;
 }
 
-ExpressionReader::ExpressionReader(GrammarBuilder& builder) : builder_(builder), groups_(1) {}
-
-void ExpressionReader::flush(Group& group) {
-  if (!group.last) return;
-  group.sequence = group.sequence ? builder_.then(*group.sequence, *group.last) : *group.last;
-  group.last.reset();
-}
-
-void ExpressionReader::add(Piece piece) {
-  Group& group = groups_.back();
-  flush(group);
-  group.last = piece;
-  group.at_start = false;
-}
-
-void ExpressionReader::repeat(uint64_t min, uint64_t max) {
-  Group& group = groups_.back();
-  group.last = builder_.repeat(*group.last, min, max);
-}
-
-Piece ExpressionReader::whole(Group& group) {
-  flush(group);
-  const Piece sequence = group.sequence ? *group.sequence : builder_.nothing();
-  return group.alternatives ? builder_.either(*group.alternatives, sequence) : sequence;
-}
-
-void ExpressionReader::bar() {
-  Group& group = groups_.back();
-  group = {.alternatives = whole(group)};
-}
-
-void ExpressionReader::open() {
-  if (depth() == kMaxGrammarDepth) throw Error("groups are nested deeper than {} levels", kMaxGrammarDepth);
-  flush(groups_.back());
-  groups_.back().at_start = false;
-  groups_.emplace_back();
-}
-
-void ExpressionReader::close() {
-  const Piece group = whole(groups_.back());
-  groups_.pop_back();
-  add(group);
-}
-
-Piece ExpressionReader::finish() { return whole(groups_.back()); }
-
 namespace {
 
 size_t mixed(uint64_t key) {  // the end of MurmurHash3
@@ -531,6 +486,9 @@ size_t mixed(uint64_t key) {  // the end of MurmurHash3
   key = (key ^ key >> 33) * 0xC4CEB9FE1A85EC53;
   return key ^ key >> 33;
 }
+
+constexpr uint32_t kNoFrame = 0;  // at the end the text ends
+constexpr uint32_t kCut = 1;      // what is below is not known: the stack was cut off here
 
 // Calls visit(node, frame) for each end and each set of bytes that may come next. Gives up behind so many looks.
 template <class Visit>
@@ -543,7 +501,7 @@ void look_at_next(const Grammar& grammar, const std::vector<GrammarStack>& stack
     const GrammarNode& node = grammar.nodes()[at];
     switch (node.kind) {
       case Kind::end:
-        if (frame == 0) {
+        if (frame <= kCut) {
           visit(node, frame);
         } else {
           const auto [back, below] = frames[frame];
@@ -570,7 +528,7 @@ void read_byte(const Grammar& grammar, const std::vector<GrammarStack>& stacks, 
   behind.clear();
   look_at_next(grammar, stacks, frames, seen, [&](const GrammarNode& node, uint32_t frame) {
     if (node.kind != Kind::bytes || !grammar.sets()[node.what][byte]) return;
-    if (node.next == 0 && frame != 0) {  // what a frame returns to is no end, or the call would have left none
+    if (node.next == 0 && frame > kCut) {  // what a frame returns to is no end, or the call would have left none
       const auto [back, below] = frames[frame];
       behind.push_back({back, below});
     } else {
@@ -586,7 +544,8 @@ void read_byte(const Grammar& grammar, const std::vector<GrammarStack>& stacks, 
 std::vector<GrammarStack> moved(const std::vector<GrammarStack>& stacks, const PairSet& from, PairSet& to) {
   // A frame comes behind the one below it.
   std::vector<uint32_t> place(from.size(), kNone);
-  place[0] = 0;
+  place[kNoFrame] = kNoFrame;
+  place[kCut] = kCut;
   std::vector<uint32_t> todo;
   for (const GrammarStack& stack : stacks) {
     for (uint32_t frame = stack.frame; place[frame] == kNone; frame = from[frame].second) {
@@ -604,7 +563,7 @@ std::vector<GrammarStack> moved(const std::vector<GrammarStack>& stacks, const P
 
 PairSet no_frames() {
   PairSet frames;
-  frames.add(0, 0);
+  for (const uint32_t frame : {kNoFrame, kCut}) frames.add(0, frame);
   return frames;
 }
 
@@ -641,10 +600,11 @@ void PairSet::clear() {
   }
 }
 
-TokenTrie::TokenTrie(const Tokenizer& tokenizer) {
+TokenTrie::TokenTrie(const Tokenizer& tokenizer, std::span<const int32_t> left_out) {
   std::vector<std::pair<std::string, int32_t>> tokens;
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
-    std::string bytes = tokenizer.is_special(id) ? "" : tokenizer.token_bytes(id);
+    const bool is_out = tokenizer.is_special(id) || std::ranges::find(left_out, id) != left_out.end();
+    std::string bytes = is_out ? "" : tokenizer.token_bytes(id);
     if (!bytes.empty()) tokens.emplace_back(std::move(bytes), id);
   }
   std::ranges::sort(tokens);
@@ -676,7 +636,7 @@ constexpr uint32_t kUnknown = 0, kNowhere = kNone;
 }  // namespace
 
 TokenMasks::TokenMasks(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const TokenTrie> trie, size_t max_bytes)
-    : grammar_(std::move(grammar)), trie_(std::move(trie)), max_bytes_(max_bytes) {
+    : grammar_(std::move(grammar)), trie_(std::move(trie)), max_bytes_(max_bytes), path_(trie_->depth() + 1) {
   forget();
 }
 
@@ -691,6 +651,7 @@ void TokenMasks::forget() {
   seen_ = {};
   index_.clear();
   states_.assign(1, {});
+  locals_.clear();
   next_.assign(grammar_->n_classes(), kUnknown);
   bytes_ = 0;
 }
@@ -698,7 +659,7 @@ void TokenMasks::forget() {
 uint32_t TokenMasks::state_of(std::vector<GrammarStack> stacks) {
   const auto [found, is_new] = index_.try_emplace(std::move(stacks), static_cast<uint32_t>(states_.size()));
   if (is_new) {
-    states_.push_back({&found->first, {}});
+    states_.push_back({&found->first, {}, {}});
     next_.resize(next_.size() + grammar_->n_classes(), kUnknown);
     constexpr size_t kOverhead = 96;  // of the map, about
     bytes_ += sizeof(State) + found->first.capacity() * sizeof(GrammarStack) + grammar_->n_classes() * 4 + kOverhead;
@@ -719,24 +680,70 @@ uint32_t TokenMasks::step(uint32_t state, uint8_t byte) {
   return next_[at] = next;
 }
 
-void TokenMasks::fill(uint32_t state) {
-  std::vector<uint64_t> mask(trie_->mask_words());
+// Whether nothing more is needed for getting past the cut.
+bool TokenMasks::passes(uint32_t state) {
+  if (!states_[state].passes) {
+    bool passes = false;
+    look_at_next(*grammar_, *states_[state].stacks, frames_, seen_,
+                 [&](const GrammarNode& node, uint32_t) { passes |= node.kind == Kind::end; });
+    work_ += seen_.size();
+    states_[state].passes = passes;
+  }
+  return *states_[state].passes;
+}
+
+// Of the twigs from..end of the trie, which stand on one at this depth that was read: the tokens that can be read go
+// into the mask.
+template <class Visit>
+void TokenMasks::walk(uint32_t state, size_t from, size_t end, size_t depth, std::vector<uint64_t>& mask,
+                      const Visit& visit) {
   const std::vector<TokenTrie::Node>& nodes = trie_->nodes();
-  std::vector<uint32_t> path(trie_->depth() + 1);
-  path[0] = state;
-  work_ = 0;
-  for (size_t i = 0; i + 1 < nodes.size();) {
+  path_[depth] = state;
+  for (size_t i = from; i < end;) {
     const TokenTrie::Node& node = nodes[i];
-    const uint32_t next = step(path[node.depth - 1], node.byte);
+    const uint32_t next = step(path_[node.depth - 1], node.byte);
     if (next == kNowhere) {
       i = node.end;
       continue;
     }
-    path[node.depth] = next;
+    path_[node.depth] = next;
+    visit(i, next);
     ++i;
     for (uint32_t token = node.tokens; token < nodes[i].tokens; ++token) {
       const auto id = static_cast<size_t>(trie_->ids()[token]);
       mask[id / 64] |= uint64_t{1} << id % 64;
+    }
+  }
+}
+
+const TokenMasks::Local& TokenMasks::local_of(uint32_t node) {
+  const auto known = locals_.find(node);
+  if (known != locals_.end()) return known->second;
+  Local local{.mask = std::vector<uint64_t>(trie_->mask_words()), .passing = {}};
+  walk(state_of({{node, kCut}}), 0, trie_->nodes().size() - 1, 0, local.mask, [&](size_t i, uint32_t state) {
+    if (passes(state)) local.passing.push_back(static_cast<uint32_t>(i));
+  });
+  bytes_ += local.mask.size() * sizeof(uint64_t) + local.passing.capacity() * sizeof(uint32_t);
+  return locals_.emplace(node, std::move(local)).first->second;
+}
+
+void TokenMasks::fill(uint32_t state) {
+  work_ = 0;
+  std::vector<uint64_t> mask(trie_->mask_words());
+  PairSet stacks;  // with those that are left where a rule may end
+  for (const auto& [node, frame] : *states_[state].stacks) stacks.add(node, frame);
+  for (size_t i = 0; i < stacks.size(); ++i) {
+    const auto [node, frame] = stacks[i];
+    const Local& local = local_of(node);
+    std::ranges::transform(mask, local.mask, mask.begin(), std::bit_or<>());
+    if (frame <= kCut) continue;
+    const auto [back, below] = frames_[frame];
+    if (passes(state_of({{node, kCut}}))) stacks.add(back, below);
+    if (stacks.size() > kMaxStacks) refuse_ambiguous("ways to read the text", kMaxStacks);
+    const uint32_t under = state_of({{back, below}});
+    for (const uint32_t one : local.passing) {
+      const TokenTrie::Node& twig = trie_->nodes()[one];
+      walk(under, one + 1, twig.end, twig.depth, mask, [](size_t, uint32_t) {});
     }
   }
   bytes_ += mask.size() * sizeof(uint64_t);
@@ -744,7 +751,7 @@ void TokenMasks::fill(uint32_t state) {
 }
 
 const std::vector<uint64_t>& TokenMasks::mask_of(const std::vector<GrammarStack>& stacks, const PairSet& frames) {
-  if (bytes() > max_bytes_ / 2) forget();  // the walk may need the other half
+  if (bytes() > max_bytes_ / 2) forget();  // the walks may need the other half
   std::vector<GrammarStack> here = moved(stacks, frames, frames_);
   std::ranges::sort(here);
   const uint32_t state = state_of(std::move(here));

@@ -25,7 +25,6 @@
 namespace fathom {
 
 inline constexpr size_t kMaxGrammarElements = 1'000'000;  // nodes, with every repetition written out
-inline constexpr size_t kMaxGrammarDepth = 256;           // of groups within groups
 
 using ByteSet = std::bitset<256>;
 
@@ -136,36 +135,6 @@ class GrammarBuilder {
   std::unordered_map<ByteSet, uint32_t> set_index_;
 };
 
-// Alternatives of sequences with groups in them, as they are read from left to right.
-class ExpressionReader {
- public:
-  explicit ExpressionReader(GrammarBuilder& builder);
-
-  void add(GrammarBuilder::Piece piece);
-  void repeat(uint64_t min, uint64_t max);  // what was added last, a group too
-  void bar();
-  void open();
-  void close();
-  size_t depth() const { return groups_.size() - 1; }
-  bool can_repeat() const { return groups_.back().last.has_value(); }
-  bool at_start() const { return groups_.back().at_start; }  // of an alternative
-
-  GrammarBuilder::Piece finish();
-
- private:
-  struct Group {
-    std::optional<GrammarBuilder::Piece> alternatives;  // in front of the last bar
-    std::optional<GrammarBuilder::Piece> sequence;      // all but the last piece
-    std::optional<GrammarBuilder::Piece> last;
-    bool at_start = true;
-  };
-  GrammarBuilder::Piece whole(Group& group);
-  void flush(Group& group);
-
-  GrammarBuilder& builder_;
-  std::vector<Group> groups_;
-};
-
 // Pairs of numbers, each kept once and numbered in the order in which they came.
 class PairSet {
  public:
@@ -191,10 +160,10 @@ struct GrammarStack {
   auto operator<=>(const GrammarStack&) const = default;
 };
 
-// The vocabulary by the bytes of its tokens, without special tokens. One for a tokenizer, shared.
+// The vocabulary by the bytes of its tokens, without special tokens and those left out. One for a tokenizer, shared.
 class TokenTrie {
  public:
-  explicit TokenTrie(const Tokenizer& tokenizer);
+  explicit TokenTrie(const Tokenizer& tokenizer, std::span<const int32_t> left_out = {});
 
   struct Node {
     uint32_t end;     // of what begins like it: the nodes up to there
@@ -225,7 +194,14 @@ class TokenMasks {
   friend class GrammarMatcher;
   struct State {
     const std::vector<GrammarStack>* stacks;
+    std::optional<bool> passes;
     std::vector<uint64_t> mask;  // empty: not asked for yet
+  };
+  // From a node, whatever is below it on the stack: the tokens that are certain, and where in the trie what is below is
+  // come to, so that longer tokens depend on it.
+  struct Local {
+    std::vector<uint64_t> mask;
+    std::vector<uint32_t> passing;
   };
   struct Hash {
     size_t operator()(const std::vector<GrammarStack>& stacks) const;
@@ -233,6 +209,10 @@ class TokenMasks {
   void forget();
   uint32_t state_of(std::vector<GrammarStack> stacks);
   uint32_t step(uint32_t state, uint8_t byte);
+  bool passes(uint32_t state);
+  template <class Visit>
+  void walk(uint32_t state, size_t from, size_t end, size_t depth, std::vector<uint64_t>& mask, const Visit& visit);
+  const Local& local_of(uint32_t node);
   void fill(uint32_t state);
   const std::vector<uint64_t>& mask_of(const std::vector<GrammarStack>& stacks, const PairSet& frames);
 
@@ -243,6 +223,8 @@ class TokenMasks {
   std::unordered_map<std::vector<GrammarStack>, uint32_t, Hash> index_;
   std::vector<State> states_;   // the first stands for none
   std::vector<uint32_t> next_;  // [state, class of bytes]
+  std::unordered_map<uint32_t, Local> locals_;
+  std::vector<uint32_t> path_;  // [depth]: states on the way to a node of the trie
   size_t work_ = 0;             // for the mask that is being made
 };
 
@@ -265,8 +247,8 @@ class GrammarMatcher {
   Ends look_ahead(const std::vector<GrammarStack>& stacks, PairSet& seen);
 
   std::shared_ptr<const Grammar> grammar_;
-  PairSet frames_;  // node to go on with, and the frame below; the first is none
-  size_t frames_in_use_ = 1;
+  PairSet frames_;  // node to go on with, and the frame below; behind none and one that stands for any
+  size_t frames_in_use_ = 0;
   std::vector<GrammarStack> stacks_;
   Ends ends_{};
 };

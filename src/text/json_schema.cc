@@ -68,12 +68,11 @@ std::string step_to(std::string_view key) {
 
 // The regular expression of RFC 3339, RFC 4122, RFC 791 and, of RFC 5321, what is usual; empty for other formats.
 std::string format_pattern(std::string_view format) {
-  const std::string date =
+  std::string date =
       "([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8])"
       ")|"
       "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)";
-  const std::string time =
-      "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])";
+  std::string time = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[-+]([01][0-9]|2[0-3]):[0-5][0-9])";
   const std::string octet = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])";
   if (format == "date") return date;
   if (format == "time") return time;
@@ -171,18 +170,22 @@ class Compiler {
 void check_size(const Json& schema) {
   std::vector<std::pair<const Json*, size_t>> todo = {{&schema, 1}};
   size_t bytes = 0;
+  const auto add = [&](const std::string& text) {
+    bytes += text.size() + 2;
+    if (first_invalid_utf8(text) != kNoPosition) throw Error("#: the schema is not UTF-8");
+  };
   while (!todo.empty()) {
     const auto [value, depth] = todo.back();
     todo.pop_back();
     if (depth > kMaxSchemaDepth) throw Error("#: the schema is nested deeper than {} levels", kMaxSchemaDepth);
-    bytes += value->is_string() ? value->get_ref<const std::string&>().size() + 3 : 2;
+    bytes += 1 + value->size();
+    if (value->is_string()) add(value->get_ref<const std::string&>());
     if (value->is_object()) {
-      for (const auto& [key, child] : value->items()) bytes += key.size() + 3;
+      for (const auto& [key, child] : value->items()) add(key);
     }
     if (bytes > kMaxSchemaBytes) throw Error("#: the schema is longer than {} bytes", kMaxSchemaBytes);
-    if (value->is_structured()) {
-      for (const Json& child : *value) todo.emplace_back(&child, depth + 1);
-    }
+    if (!value->is_structured()) continue;
+    for (const Json& child : *value) todo.emplace_back(&child, depth + 1);
   }
 }
 
@@ -207,22 +210,21 @@ const Json& list_of(const Json& schema, const char* key, const std::string& path
   return list;
 }
 
-uint64_t count_of(const Json& schema, const char* key, uint64_t otherwise, const std::string& path) {
-  const Json* count = find(schema, key);
-  if (count == nullptr) return otherwise;
-  const double size = count->is_number() ? count->get<double>() : -1;
-  if (!(size >= 0) || std::trunc(size) != size) throw Error("{}: {} must be a whole number", printable(path), key);
-  return static_cast<uint64_t>(std::min(size, 1e15));  // all of them too large
-}
-
 struct Counts {
   uint64_t min, max;
 };
 
 Counts counts_of(const Json& schema, const char* min_key, const char* max_key, const std::string& path) {
-  const uint64_t min = count_of(schema, min_key, 0, path), max = count_of(schema, max_key, kUnlimited, path);
-  if (min > max) throw Error("{}: {} is greater than {}", printable(path), min_key, max_key);
-  return {min, max};
+  const auto count_of = [&](const char* key, uint64_t otherwise) {
+    const Json* count = find(schema, key);
+    if (count == nullptr) return otherwise;
+    const double size = count->is_number() ? count->get<double>() : -1;
+    if (!(size >= 0) || std::trunc(size) != size) throw Error("{}: {} must be a whole number", printable(path), key);
+    return static_cast<uint64_t>(std::min(size, 1e15));  // all of them too large
+  };
+  const Counts counts{count_of(min_key, 0), count_of(max_key, kUnlimited)};
+  if (counts.min > counts.max) throw Error("{}: {} is greater than {}", printable(path), min_key, max_key);
+  return counts;
 }
 
 Compiler::Compiler() {
@@ -354,6 +356,7 @@ void Compiler::define_object(uint32_t rule, const std::vector<Property>& propert
   };
   if (additional) {
     std::vector<std::string> names;
+    names.reserve(properties.size());
     for (const Property& property : properties) names.push_back(property.key);
     const uint32_t keys = other_keys(names), again = builder_.jump_node();
     add(member(builder_.call(keys), *additional), false, again);
@@ -621,8 +624,8 @@ uint32_t Compiler::string_rule(const Json& schema, const std::string& path) {
 uint32_t Compiler::number_rule(const Json& schema, const std::string& path, bool integers) {
   const auto bound = [&](const char* key, const char* exclusive_key, auto&& tighter) -> std::optional<NumberBound> {
     for (const char* one : {key, exclusive_key}) {
-      const Json* value = find(schema, one);
-      const bool fits = value == nullptr || (value->is_number() && std::isfinite(value->get<double>()));
+      const Json* given = find(schema, one);
+      const bool fits = given == nullptr || (given->is_number() && std::isfinite(given->get<double>()));
       if (!fits) throw Error("{}: {} must be a number", printable(path), one);
     }
     const Json *value = find(schema, key), *exclusive = find(schema, exclusive_key);
@@ -683,10 +686,7 @@ Json Compiler::flat(const Json& schema, const std::string& path, size_t depth) {
   }
   Json whole = Json::object();
   if (schema == true) return whole;
-  if (schema == false) {
-    whole["anyOf"] = Json::array({false});
-    return whole;
-  }
+  if (schema == false) return Json{{"anyOf", Json::array({false})}};
   check_keywords(schema, path);
   for (const auto& [key, value] : schema.items()) {
     if (is_in(key, kConstraints) && key != "$ref" && key != "allOf") whole[key] = value;

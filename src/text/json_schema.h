@@ -5,7 +5,9 @@
 //     so, as OpenAI's strict schemas want it;
 //   - a schema without type is of those types that its keywords speak of; oneOf is anyOf;
 //   - white space between the parts is nothing, a space, or a line's end or two and up to 40 blanks;
-//   - numbers have up to 20 digits in front of the point and behind it and exponents of up to 2, none within bounds.
+//   - numbers have up to 20 digits in front of the point and behind it, and exponents of up to 2 digits; between bounds
+//     they have no exponent;
+//   - of formats date, time, date-time, uuid, ipv4 and email are kept, unless there is a pattern or a length.
 // What changes which texts are valid and cannot be kept is refused.
 #pragma once
 

@@ -589,6 +589,50 @@ SignedBound bound_of(const NumberBound& given) {
 
 }  // namespace
 
+ExpressionReader::ExpressionReader(GrammarBuilder& builder) : builder_(builder), groups_(1) {}
+
+void ExpressionReader::flush(Group& group) {
+  if (!group.last) return;
+  group.sequence = group.sequence ? builder_.then(*group.sequence, *group.last) : *group.last;
+  group.last.reset();
+}
+
+void ExpressionReader::add(Piece piece) {
+  Group& group = groups_.back();
+  flush(group);
+  group.last = piece;
+}
+
+void ExpressionReader::repeat(uint64_t min, uint64_t max) {
+  Group& group = groups_.back();
+  group.last = builder_.repeat(*group.last, min, max);
+}
+
+Piece ExpressionReader::whole(Group& group) {
+  flush(group);
+  const Piece sequence = group.sequence ? *group.sequence : builder_.nothing();
+  return group.alternatives ? builder_.either(*group.alternatives, sequence) : sequence;
+}
+
+void ExpressionReader::bar() {
+  Group& group = groups_.back();
+  group = {.alternatives = whole(group)};
+}
+
+void ExpressionReader::open() {
+  if (groups_.size() > kMaxGrammarDepth) throw Error("groups are nested deeper than {} levels", kMaxGrammarDepth);
+  flush(groups_.back());
+  groups_.emplace_back();
+}
+
+void ExpressionReader::close() {
+  const Piece group = whole(groups_.back());
+  groups_.pop_back();
+  add(group);
+}
+
+Piece ExpressionReader::finish() { return whole(groups_.back()); }
+
 Piece json_characters(GrammarBuilder& builder, const CodePoints& set) {
   CodePoints plain;
   std::vector<std::string> escaped;

@@ -37,4 +37,32 @@ inline constexpr size_t kMaxDigits = 20;
 std::optional<std::string> number_regex(const std::optional<NumberBound>& low, const std::optional<NumberBound>& high,
                                         bool integers);
 
+inline constexpr size_t kMaxGrammarDepth = 256;  // of groups within groups
+
+// Alternatives of sequences with groups in them, as they are read from left to right.
+class ExpressionReader {
+ public:
+  explicit ExpressionReader(GrammarBuilder& builder);
+
+  void add(GrammarBuilder::Piece piece);
+  void repeat(uint64_t min, uint64_t max);  // what was added last, a group too
+  void bar();
+  void open();
+  void close();
+  bool can_repeat() const { return groups_.back().last.has_value(); }
+  GrammarBuilder::Piece finish();
+
+ private:
+  struct Group {
+    std::optional<GrammarBuilder::Piece> alternatives;  // in front of the last bar
+    std::optional<GrammarBuilder::Piece> sequence;      // all but the last piece
+    std::optional<GrammarBuilder::Piece> last;
+  };
+  GrammarBuilder::Piece whole(Group& group);
+  void flush(Group& group);
+
+  GrammarBuilder& builder_;
+  std::vector<Group> groups_;
+};
+
 }  // namespace fathom

@@ -407,6 +407,7 @@ TEST(JsonSchema, SaysWhatIsRefusedAndWhere) {
       {R"({"anyOf": [{"type": "null"}, {"$ref": "#"}]})", "the rule # begins with itself: # -> #/anyOf/1 -> #"},
       {R"({"allOf": [{"$ref": "#"}]})", "#: $ref and allOf are nested deeper than 64 levels"},
       {"false", "there is no text that the rule # allows"},
+      {R"({"allOf": [{"type": "null"}, false]})", "there is no text that the rule # allows"},
       {R"({"properties": {"a": {"$ref": "#"}}, "required": ["a"]})", "there is no text that the rule # allows"},
       {R"({"allOf": [{"type": "string"}, {"type": "null"}]})", "#: allOf: there is no type that all its schemas allow"},
       {R"({"allOf": [{"pattern": "a"}, {"pattern": "b"}]})",
@@ -450,6 +451,8 @@ TEST(JsonSchema, HostileSchemasEndInAnError) {
   EXPECT_EQ(why(repeated("{\"items\":", kDeep) + "{}" + repeated("}", kDeep)),
             "#: the schema is nested deeper than 64 levels");
   EXPECT_EQ(why("{\"enum\": [\"" + repeated("a", 70'000) + "\"]}"), "#: the schema is longer than 65536 bytes");
+  EXPECT_EQ(refusal([] { schema_grammar({{"const", "\xFF"}}); }), "#: the schema is not UTF-8");
+  EXPECT_EQ(refusal([] { schema_grammar({{"properties", {{"\xC3", true}}}}); }), "#: the schema is not UTF-8");
   // As large as they may be.
   std::string keys, required, cases, words, integers, refs = "\"r0\": {\"type\": \"null\"}";
   for (int i = 0; i < 3000; ++i) {

@@ -1,5 +1,6 @@
 // What grammars make of texts, for comparing with other programs (tests/text/xgrammar_compare.py). Reads lines
-// {"schema" or "gbnf" or "regex": ..., "text": ...}; writes for each {"accepted": bytes, "can_end": ...} or {"error": ...}.
+// {"schema" or "gbnf" or "regex": ..., "text": ...}; writes for each {"accepted": bytes, "can_end": ...} or {"error":
+// ...}.
 #include <iostream>
 #include <nlohmann/json.hpp>
 

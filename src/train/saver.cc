@@ -33,7 +33,11 @@ Saver::Saved Saver::write(const TrainedState& state) const {
     save_checkpoint(out_, state, tokenizer_, settings_);
     return {state.step, monotonic_s() - begin_s};
   } catch (const Error& error) {
-    throw Error("no checkpoint of step {}: {}; earlier checkpoints are untouched", state.step, error.what());
+    const std::string last =
+        saved_step_ == 0
+            ? "none was saved before"
+            : fmt::format("the last good one is {}", printable(checkpoint_directory(out_, saved_step_).native()));
+    throw Error("no checkpoint of step {}: {}; {}", state.step, error.what(), last);
   }
 }
 

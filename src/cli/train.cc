@@ -125,8 +125,9 @@ void add_train(CLI::App& app, CommonOptions& common) {
       ->check(CLI::Range(0.0, 100.0));
   c->add_option("--warmup", o.lr.warmup, "Steps of linear growth of the learning rate");
   c->add_option("--schedule", options->schedule, "constant, cosine or wsd")->capture_default_str();
-  c->add_option("--decay-fraction", o.lr.decay_fraction, "wsd: the part of the run in which the rate falls")
-      ->capture_default_str();
+  CLI::Option* decay =
+      c->add_option("--decay-fraction", o.lr.decay_fraction, "wsd: the part of the run in which the rate falls")
+          ->capture_default_str();
   c->add_option("--weight-decay", o.weight_decay, "Decay of matrices; norms, biases and the embedding have none")
       ->capture_default_str();
   c->add_option("--beta1", o.beta1, "AdamW")->capture_default_str();
@@ -162,7 +163,9 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--mtp-weight", o.mtp_weight, "Weight of the MTP loss, where the model has MTP modules")
       ->capture_default_str();
   c->add_option("--mtp-late-at", o.mtp_late_at, "Last step of --mtp-weight (0: the last of all)");
-  c->add_option("--mtp-weight-late", o.mtp_weight_late, "Weight of the MTP loss behind it")->capture_default_str();
+  c->add_option("--mtp-weight-late", o.mtp_weight_late, "Weight of the MTP loss behind it")
+      ->needs("--mtp-late-at")
+      ->capture_default_str();
   c->add_option("--tensorboard", o.tensorboard, "Event files for TensorBoard too")->type_name("DIR");
   c->add_option("--val-data", o.val_data, "What is not learned from; as --data")->type_name("PATH...");
   c->add_option("--val-every", o.val_every, "Validate every N steps (0: after the last only)");
@@ -186,7 +189,12 @@ void add_train(CLI::App& app, CommonOptions& common) {
       ->capture_default_str();
   c->add_option("--temperature", options->sample_temperature, "Of samples; 0 takes the likeliest")
       ->capture_default_str();
-  c->callback([options, &common] { run(*options, common); });
+  c->callback([options, &common, decay] {
+    if (decay->count() > 0 && options->schedule != "wsd") {
+      throw UsageError("train: --decay-fraction is of --schedule wsd, --schedule is {}", printable(options->schedule));
+    }
+    run(*options, common);
+  });
 }
 
 }  // namespace fathom::cli

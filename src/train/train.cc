@@ -543,6 +543,10 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       human_count(static_cast<double>(count.active)), human_count(static_cast<double>(data.train.ids.size())),
       pool.size());
 
+  if (options.lr.warmup > options.steps) {
+    log("--warmup {} ends behind the last step {}: the learning rate stays below --lr", options.lr.warmup,
+        options.steps);
+  }
   run.begin_s = monotonic_s();
   TrainResult result;
   if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);

@@ -166,6 +166,16 @@ class Resume(Case):
         for save in (["--save-mode", "later"], ["--save-failure", "ignore"], ["--keep-every", "5"], ["--keep-every", "-1"]):
             self.assert_refused(fathom(*self.arguments(self.folder / "out", save=save)), 2, save[0])
 
+    def test_options_that_would_change_nothing_are_told(self):
+        model = self.arguments(self.folder / "out", save=())
+        self.assert_refused(fathom(*model, "--schedule", "cosine", "--decay-fraction", "0.1"), 2, "--decay-fraction", "wsd")
+        without = [part for i, part in enumerate(model) if "--mtp-late-at" not in (part, model[i - 1])]
+        self.assert_refused(fathom(*without, "--mtp-weight-late", "0.1"), 2, "--mtp-weight-late", "--mtp-late-at")
+        model[model.index("--warmup") + 1] = str(STEPS + 1)
+        result = fathom(*model)
+        self.assert_done(result)
+        self.assertIn(f"--warmup {STEPS + 1} ends behind the last step {STEPS}", result.stderr)
+
 
 if __name__ == "__main__":
     unittest.main()

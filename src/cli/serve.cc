@@ -25,12 +25,13 @@ namespace fs = std::filesystem;
 constexpr double kFlushS = 2;  // for clients to take what was said last
 
 struct Options {
-  std::string model, model_name, host = "127.0.0.1", key_file, template_file, thinking, kv_type = "auto";
+  std::string model, model_name, host = "127.0.0.1", key_file, prefix_cache, template_file, thinking, kv_type = "auto";
   uint16_t port = 8080;
   bool without_key = false, no_log = false;
   std::vector<std::string> cors_origins, allowed_hosts;
   int64_t max_waiting = 256;
   double drain_s = 30;
+  uint64_t prefix_cache_bytes = uint64_t{32} << 30;
   serve::HttpLimits limits;
   DraftOptions draft;
   BatchingOptions batching;
@@ -44,6 +45,7 @@ struct Loaded {
   ReadyModel ready;
   Arena arena;
   Context ctx;
+  std::unique_ptr<PageStore> store;
   std::unique_ptr<serve::Engine> engine;
 
   Loaded(const Options& o, const CommonOptions& common)
@@ -92,6 +94,14 @@ serve::ServiceOptions service_options(const Options& o, const CommonOptions& com
   return s;
 }
 
+// Bits of what is computed depend on the program and the CPU's instructions too.
+std::unique_ptr<PageStore> open_store(const Options& o, const Model& model, const BatchingOptions& batching) {
+  const std::string identity =
+      fmt::format("{}\n{}\n{}", version_text(), format_traits(batching.kv_type).name, identity_of_model(o.model));
+  return std::make_unique<PageStore>(o.prefix_cache, identity, Batching::page_bytes(model, batching),
+                                     static_cast<int64_t>(o.prefix_cache_bytes));
+}
+
 serve::Served served_of(const Options& o, const Loaded& loaded) {
   const Model& model = loaded.ready.model;
   serve::PromptSource prompts{loaded.tokenizer, std::make_shared<TokenTrie>(loaded.tokenizer),
@@ -138,6 +148,10 @@ void run(const Options& o, const CommonOptions& common) {
       BatchingOptions batching = o.batching;
       batching.kv_type = cache_format(o.kv_type, nullptr);
       batching.draft_tokens = draft_tokens(o.draft, loaded->ready.model);
+      if (!o.prefix_cache.empty()) {
+        loaded->store = open_store(o, loaded->ready.model, batching);
+        batching.store = loaded->store.get();
+      }
       loaded->engine = std::make_unique<serve::Engine>(loaded->ctx, loaded->ready.model, &loaded->tokenizer, batching,
                                                        o.max_waiting, [&server](serve::Engine::Events events) {
                                                          server.post([events = std::move(events)] {
@@ -207,6 +221,13 @@ void add_serve(CLI::App& app, CommonOptions& common) {
         "Tokens of one sequence at most (the model's limit is the other)");
   count("--cache-tokens", o->batching.cache_tokens, int64_t{1} << 34,
         "Tokens that the caches of all sequences hold together");
+  c->add_option("--prefix-cache", o->prefix_cache,
+                "Directory in which beginnings of prompts stay when the program ends, for this user's eyes alone")
+      ->type_name("DIR");
+  c->add_option("--prefix-cache-size", o->prefix_cache_bytes, "Bytes in it at most, such as 100GB")
+      ->transform(CLI::AsSizeValue(true))
+      ->check(CLI::Range(uint64_t{1}, uint64_t{1} << 60))
+      ->needs("--prefix-cache");
   count("--pass-tokens", o->batching.pass_tokens, 1 << 16, "Tokens of prompts read in one pass at most");
   count("--max-waiting", o->max_waiting, 1 << 20, "Sequences that may wait; more are answered 429");
   add_draft_options(*c, o->draft);

@@ -15,6 +15,10 @@ namespace {
 constexpr int64_t kLeastPiece = 16;   // of a prompt in a pass, however slow the machine
 constexpr int64_t kLogprobRows = 64;  // of a prompt: so many rows of logits at a time
 
+bool has_drafts(const Model& model, const BatchingOptions& options) {
+  return options.draft_tokens > 0 && !model.weights.mtp.empty();
+}
+
 }  // namespace
 
 // A request with what of it is in caches.
@@ -23,13 +27,15 @@ struct Batching::Running {
   BatchRequest request;
   Output output;
   LatentCache cache, mtp_cache;
-  std::vector<PageId> pages;   // those of the caches
-  std::vector<Draft> drafts;   // of what comes behind `previous`
-  bool skipped = false;        // for now: somebody reads its prompt already
-  bool ended = false;          // in this pass
-  std::string error;           // why, if it failed
-  int64_t n_shared = 0;        // of these, from the first on
-  int64_t first_position = 0;  // of what this pass reads
+  std::vector<PageId> pages;                 // those of the caches
+  std::vector<Draft> drafts;                 // of what comes behind `previous`
+  std::vector<PageStore::Name> store_names;  // of the prompt's first pages
+  bool skipped = false;                      // for now: somebody reads its prompt already
+  bool preempted = false;                    // once: what is found again was not asked for again
+  bool ended = false;                        // in this pass
+  std::string error;                         // why, if it failed
+  int64_t n_shared = 0;                      // of these, from the first on
+  int64_t first_position = 0;                // of what this pass reads
   double start_s, admitted_s = 0, first_token_s = 0;
 
   // Of `previous`: what the caches do not hold.
@@ -47,16 +53,21 @@ Batching::Batching(Context& ctx, const Model& model, const Tokenizer* tokenizer,
       model_(model),
       tokenizer_(tokenizer),
       options_(options),
-      drafts_(options.draft_tokens > 0 && !model.weights.mtp.empty()),
+      drafts_(has_drafts(model, options)),
       // The module's row for a page's last token knows the token behind it.
-      pool_(cache_page_bytes(model.config, model.config.num_hidden_layers + (drafts_ ? 1 : 0), options.kv_type),
-            kCachePageRows, std::max<int64_t>(1, options.cache_tokens / kCachePageRows), drafts_ ? 1 : 0) {
+      pool_(page_bytes(model, options), kCachePageRows, std::max<int64_t>(1, options.cache_tokens / kCachePageRows),
+            drafts_ ? 1 : 0) {
   FATHOM_CHECK(ctx.device == nullptr);
   options_.context =
       std::min({options.context, model.config.max_position_embeddings, pool_.n_pages() * kCachePageRows});
 }
 
 Batching::~Batching() = default;
+
+int64_t Batching::page_bytes(const Model& model, const BatchingOptions& options) {
+  const int64_t layers = model.config.num_hidden_layers + (has_drafts(model, options) ? 1 : 0);
+  return cache_page_bytes(model.config, layers, options.kv_type);
+}
 
 Batching::Id Batching::add(BatchRequest request) {
   check_prompt(model_, options_.context, request.prompt);
@@ -201,6 +212,7 @@ std::unique_ptr<Batching::Running> Batching::leave(const Running& sequence) {
 
 void Batching::put_back(Running& sequence) {
   release_pages(sequence);
+  sequence.preempted = true;
   waiting_.push_front(leave(sequence));
   ++n_preempted_;
 }
@@ -217,6 +229,49 @@ bool Batching::make_room(Running& sequence, int64_t n) {
     if (&youngest == &sequence) return false;
   }
   return true;
+}
+
+const PageStore::Name& Batching::store_name(Running& sequence, size_t page) {
+  std::vector<PageStore::Name>& names = sequence.store_names;
+  const auto prompt = std::span<const int32_t>(sequence.request.prompt);
+  const size_t n_key = static_cast<size_t>(kCachePageRows) + (drafts_ ? 1 : 0);
+  while (names.size() <= page) {
+    const PageStore::Name* before = names.empty() ? nullptr : &names.back();
+    const auto ids = prompt.subspan(names.size() * static_cast<size_t>(kCachePageRows), n_key);
+    names.push_back(options_.store->name(before, sequence.request.cache_salt, ids));
+  }
+  return names[page];
+}
+
+// Takes pages of the prompt from files instead of computing them, as long as there is time. Returns whether the next is
+// in a file too.
+bool Batching::load_pages(Running& sequence, double until_s) {
+  const int64_t ahead = drafts_ ? 1 : 0;
+  while (sequence.cache.length == std::ssize(sequence.pages) * kCachePageRows &&
+         sequence.n_shared == std::ssize(sequence.pages) && !sequence.wants_prompt_logprobs()) {
+    const auto i = sequence.pages.size();
+    const int64_t end = sequence.cache.length + kCachePageRows;
+    // As PagePool::find(): something must be left to compute.
+    if (end >= sequence.output.n_prompt() || end + ahead > sequence.output.n_prompt()) return false;
+    const PageStore::Name name = store_name(sequence, i);
+    if (!options_.store->has(name)) return false;
+    if (monotonic_s() > until_s) return true;
+    const std::optional<PageId> page = pool_.take();
+    if (!page) return false;
+    if (!options_.store->read(name, {pool_.data(*page), static_cast<size_t>(pool_.page_bytes())})) {
+      pool_.release(*page);
+      return false;
+    }
+    add_page(sequence, *page);
+    sequence.cache.length = end;
+    if (drafts_) sequence.mtp_cache.length = end;
+    share_pages(sequence);
+    if (sequence.preempted) continue;
+    sequence.output.result.cached_tokens += kCachePageRows;
+    counts_.cached_tokens += kCachePageRows;
+    counts_.loaded_tokens += kCachePageRows;
+  }
+  return false;
 }
 
 // Of `room` tokens of prompts, half goes to those with the least to read, so that a short one does not wait for a long
@@ -249,6 +304,10 @@ std::vector<std::pair<Batching::Running*, int64_t>> Batching::shares_of(const st
 std::vector<Batching::Piece> Batching::next_pieces() {
   std::vector<Running*> generating, reading;
   for (const auto& sequence : running_) (sequence->reads_prompt() ? reading : generating).push_back(sequence.get());
+  if (options_.store != nullptr) {
+    const double until_s = monotonic_s() + options_.pass_s;
+    std::erase_if(reading, [&](Running* sequence) { return load_pages(*sequence, until_s); });
+  }
   int64_t room = options_.pass_tokens;
   if (!generating.empty() && prompt_token_s_ > 0) {
     room = std::clamp(static_cast<int64_t>(options_.pass_s / prompt_token_s_), kLeastPiece, room);
@@ -283,6 +342,9 @@ void Batching::share_pages(Running& sequence) {
     const auto ids = prompt.subspan(i * kCachePageRows, static_cast<size_t>(kCachePageRows + ahead));
     sequence.pages[i] = pool_.share(sequence.request.cache_salt, before, ids, sequence.pages[i]);
     char* const data = pool_.data(sequence.pages[i]);
+    if (options_.store != nullptr) {
+      options_.store->write(store_name(sequence, i), {data, static_cast<size_t>(pool_.page_bytes())});
+    }
     sequence.cache.pages[i] = data;
     if (drafts_) {
       sequence.mtp_cache.pages[i] = data + model_.config.num_hidden_layers * sequence.cache.layer_bytes;

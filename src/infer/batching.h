@@ -15,6 +15,7 @@
 #include "infer/draft.h"
 #include "infer/output.h"
 #include "infer/page_pool.h"
+#include "infer/page_store.h"
 
 namespace fathom {
 
@@ -27,6 +28,7 @@ struct BatchingOptions {
   Format kv_type = Format::f32;
   int64_t draft_tokens = 0;     // that the MTP module may propose for a sequence and pass; 0, or no module: none
   int64_t draft_sequences = 4;  // no drafts while more generate: passes are not worth saving then
+  PageStore* store = nullptr;   // for prompts longer than memory or the program lasts; of page_bytes()
 };
 
 struct BatchRequest {
@@ -48,6 +50,7 @@ struct BatchRequest {
 struct PassCounts {
   int64_t passes = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0;  // computed; found in shared pages
+  int64_t loaded_tokens = 0;                     // of the found: in files
   int64_t generated_tokens = 0;
   int64_t drafted = 0, accepted = 0;
 };
@@ -75,6 +78,7 @@ class Batching {
   const PassCounts& counts() const { return counts_; }
   int64_t context() const { return options_.context; }  // as far as the model and the pages go
   const PagePool& pages() const { return pool_; }
+  static int64_t page_bytes(const Model& model, const BatchingOptions& options);
 
  private:
   struct Running;
@@ -90,6 +94,8 @@ class Batching {
   bool admit(std::unique_ptr<Running>& sequence);  // moved to running_; false: there is no room
   bool is_read_already(const Running& sequence, int64_t n_found) const;
   void add_page(Running& sequence, PageId page);
+  bool load_pages(Running& sequence, double until_s);
+  const PageStore::Name& store_name(Running& sequence, size_t page);
   static std::vector<std::pair<Running*, int64_t>> shares_of(const std::vector<Running*>& reading, int64_t room);
   std::vector<Piece> next_pieces();
   void run(const std::vector<Piece>& pieces);

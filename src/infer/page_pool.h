@@ -38,6 +38,7 @@ class PagePool {
   void clear();
 
   char* data(PageId page) const;
+  int64_t page_bytes() const { return page_bytes_; }
   int64_t n_pages() const { return static_cast<int64_t>(pages_.size()); }
   int64_t n_held() const { return n_held_; }  // by somebody
   int64_t n_shared() const { return static_cast<int64_t>(shared_.size()); }

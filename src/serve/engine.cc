@@ -8,6 +8,7 @@ Engine::Engine(Context& ctx, const Model& model, const Tokenizer* tokenizer, con
                int64_t max_waiting, std::function<void(Events)> deliver)
     : max_waiting_(max_waiting),
       deliver_(std::move(deliver)),
+      store_(options.store),
       batching_(ctx, model, tokenizer, options),
       context_(batching_.context()) {
   state_.pages = batching_.pages().n_pages();
@@ -51,6 +52,7 @@ EngineState Engine::state() const {
   const std::lock_guard lock(mutex_);
   EngineState state = state_;
   state.waiting += std::ssize(submitted_);
+  if (store_ != nullptr) state.store = store_->state();
   return state;
 }
 
@@ -116,8 +118,8 @@ void Engine::run() {
     {
       const PagePool& pages = batching_.pages();
       const std::lock_guard lock(mutex_);
-      state_ = {batching_.n_running(), batching_.n_waiting(), pages.n_pages(),        pages.n_held(),
-                pages.n_shared(),      pages.n_evicted(),     batching_.n_preempted()};
+      state_ = {batching_.n_running(), batching_.n_waiting(), pages.n_pages(),         pages.n_held(),
+                pages.n_shared(),      pages.n_evicted(),     batching_.n_preempted(), {}};
       counts_ = batching_.counts();
     }
     if (!events_.empty()) deliver_(std::exchange(events_, {}));

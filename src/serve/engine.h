@@ -16,6 +16,7 @@ namespace fathom::serve {
 struct EngineState {
   int64_t running = 0, waiting = 0;  // sequences
   int64_t pages = 0, pages_held = 0, pages_shared = 0, pages_evicted = 0, preemptions = 0;
+  PageStoreState store{};  // nothing without one
 };
 
 class Engine {
@@ -43,6 +44,7 @@ class Engine {
 
   const int64_t max_waiting_;
   const std::function<void(Events)> deliver_;
+  const PageStore* const store_;
   Batching batching_;
   const int64_t context_;
   Events events_;                                     // of the pass that runs

@@ -102,6 +102,12 @@ std::string Metrics::text(const EngineState& state, const PassCounts& counts, in
   w.counter("prefix_cache_queries_total", "Tokens of prompts that were looked up.",
             counts.prompt_tokens + counts.cached_tokens);
   w.counter("prefix_cache_hits_total", "Of these, found.", counts.cached_tokens);
+  w.counter("prefix_cache_loaded_total", "Of these, in files.", counts.loaded_tokens);
+  w.gauge("prefix_cache_files", "Pages in files.", state.store.pages);
+  w.gauge("prefix_cache_file_bytes", "Bytes of these.", state.store.bytes);
+  w.counter("prefix_cache_files_written_total", "Pages written to files.", state.store.written);
+  w.counter("prefix_cache_files_dropped_total", "Pages not written, for too many waited.", state.store.dropped);
+  w.counter("prefix_cache_file_errors_total", "Files that could not be written, or were damaged.", state.store.failed);
   w.counter("prompt_tokens_total", "Tokens of prompts computed.", counts.prompt_tokens);
   w.counter("prompt_tokens_cached_total", "Tokens of prompts found in the cache.", counts.cached_tokens);
   w.counter("generation_tokens_total", "Tokens generated.", counts.generated_tokens);

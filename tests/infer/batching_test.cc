@@ -10,9 +10,12 @@
 #include "base/error.h"
 #include "checkpoint/packed_model.h"
 #include "infer/bytes_machine.h"
+#include "temporary_directory.h"
 
 namespace fathom {
 namespace {
+
+using test::TemporaryDirectory;
 
 struct Machine : BytesMachine {
   Machine() : BytesMachine(1024) {}
@@ -74,7 +77,8 @@ void watch(Seen& seen) {
 }
 
 // Requests that come and go while others run, some cancelled; then each of them alone.
-void expect_same_as_alone(Machine& m, const BatchingOptions& options, int n_requests, uint64_t seed, bool preempts) {
+void expect_same_as_alone(Machine& m, const BatchingOptions& options, int n_requests, uint64_t seed, bool preempts,
+                          PassCounts* counts = nullptr) {
   Rng rng(seed);
   const int64_t vocab = std::min<int64_t>(m.model.config.vocab_size, 256);
   const std::vector<std::vector<int32_t>> beginnings = {random_prompt(rng, 70, vocab), random_prompt(rng, 150, vocab),
@@ -100,6 +104,7 @@ void expect_same_as_alone(Machine& m, const BatchingOptions& options, int n_requ
   EXPECT_EQ(batching.n_running() + batching.n_waiting(), 0);
   EXPECT_EQ(batching.pages().n_held(), 0);
   EXPECT_EQ(batching.n_preempted() > 0, preempts);
+  if (counts != nullptr) *counts = batching.counts();
   int64_t cached = 0;
   for (auto& [id, seen] : all) {
     BatchRequest without_drafts = seen.request;
@@ -137,6 +142,49 @@ TEST(Batching, DraftsChangeNoGreedyToken) {
   expect_same_as_alone(m, {.pass_tokens = 48, .context = 700, .draft_tokens = 3, .draft_sequences = 100}, 60, 5, false);
   expect_same_as_alone(m, {.pass_tokens = 64, .cache_tokens = 9 * kCachePageRows, .context = 500, .draft_tokens = 2},
                        40, 6, true);
+}
+
+// Beginnings of prompts are found in files by whoever comes after them, be it after a restart or for want of memory.
+TEST(Batching, BeginningsAreReadFromFiles) {
+  Machine m;
+  for (const int64_t drafts : {0, 2}) {
+    const TemporaryDirectory folder;
+    const auto loaded = [&](const char* name, int64_t cache_tokens, bool preempts) {
+      BatchingOptions options{.pass_tokens = 48, .cache_tokens = cache_tokens, .context = 500, .draft_tokens = drafts};
+      PageStore store(folder.path() / name, "a model", Batching::page_bytes(m.model, options), 1 << 30);
+      options.store = &store;
+      PassCounts counts;
+      expect_same_as_alone(m, options, 40, 7, preempts, &counts);
+      EXPECT_EQ(store.state().failed, 0);
+      EXPECT_GE(store.state().read * kCachePageRows, counts.loaded_tokens);
+      EXPECT_GE(counts.cached_tokens, counts.loaded_tokens);
+      return counts.loaded_tokens;
+    };
+    EXPECT_EQ(loaded("a", 64 << 10, false), 0) << "all are in memory";
+    EXPECT_GT(loaded("a", 64 << 10, false), 0) << "of the run before";
+    EXPECT_GT(loaded("b", 9 * kCachePageRows, true), 0) << "memory is short";
+  }
+}
+
+TEST(Batching, PagesInFilesAreOfOneSaltAndModel) {
+  Machine m;
+  const TemporaryDirectory folder;
+  BatchingOptions options;
+  const auto loaded = [&](const std::string& identity, const std::string& salt) {
+    PageStore store(folder.path(), identity, Batching::page_bytes(m.model, options), 1 << 30);
+    options.store = &store;
+    Batching batching(m.ctx, m.model, &m.tokenizer, options);
+    std::vector<int32_t> prompt(200);
+    std::iota(prompt.begin(), prompt.end(), 1);
+    batching.add({.prompt = prompt, .options = {.max_tokens = 1}, .cache_salt = salt});
+    while (batching.step()) continue;
+    return batching.counts().loaded_tokens;
+  };
+  EXPECT_EQ(loaded("a", "x"), 0);
+  EXPECT_EQ(loaded("a", "x"), 192);
+  EXPECT_EQ(loaded("a", "y"), 0);
+  EXPECT_EQ(loaded("b", "x"), 0);
+  EXPECT_EQ(loaded("a", "y"), 192);
 }
 
 // The model that ships drafts well: passes are saved, behind prompts that were found in pages too.

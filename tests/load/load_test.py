@@ -379,7 +379,42 @@ async def prefix(o):
         return {"first_ms": round(1e3 * statistics.median(first), 2), "again_ms": round(1e3 * statistics.median(second), 2)}
 
 
-PARTS = {f.__name__: f for f in (streams, invariance, cancels, overload, slow, ending, prefix)}
+async def restart(o):
+    """Killed by SIGKILL while it writes beginnings of prompts to files, and begun again: they are there whole, or not at all."""
+    n = 50 if o.full else 4
+    rng = random.Random(6)
+    loaded = damaged = 0
+    bodies = [{"prompt": p, "max_tokens": 4, "temperature": 0, "logprobs": 2} for p in prompts_of(24, rng, 450)]
+    async with Server(o.program) as server:
+        wanted = [await Stream().run(server, body) for body in bodies]
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(n):
+            for path in rng.sample(files := sorted(pathlib.Path(folder).rglob("*.page")), min(2, len(files))):
+                content = bytearray(path.read_bytes())
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+                path.write_bytes(content[:rng.randrange(len(content))] if rng.random() < 0.3 else content)
+                damaged += 1
+            # Little memory, so that files are read in one life of the server too.
+            server = Server(o.program, "--prefix-cache", folder, "--cache-tokens", "4096")
+            try:
+                await server.__aenter__()
+                order = rng.sample(range(len(bodies)), 12)
+                answers = await asyncio.gather(*(Stream().run(server, bodies[k]) for k in order))
+                for k, s in zip(order, answers):
+                    expect(s.text == wanted[k].text and s.logprobs == wanted[k].logprobs, f"another answer: {s.text!r} {wanted[k].text!r}")
+                loaded += await server.metric("prefix_cache_loaded_total")
+                writing = [asyncio.create_task(Stream().run(server, body)) for body in bodies]
+                await asyncio.sleep(rng.random() * 0.1)
+            finally:
+                server.process.kill()
+                server.process.wait()
+                server.process.stdout.close()
+            await asyncio.gather(*writing, return_exceptions=True)
+    expect(loaded > 0, "nothing was found in files")
+    return {"kills": n, "files_damaged": damaged, "tokens_found_in_files": int(loaded)}
+
+
+PARTS = {f.__name__: f for f in (streams, invariance, cancels, overload, slow, ending, prefix, restart)}
 
 
 def main():

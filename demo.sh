@@ -35,6 +35,7 @@ printf 'ROMEO:'
 say "Next"
 cat <<TEXT
   $fathom generate --model $out --prompt "JULIET:" --max-tokens 500 --temperature 0.8
+  $fathom serve --model $out      # then http://127.0.0.1:8080/ is a page to chat on
   $fathom inspect $out
   $out/report.html shows the run: losses, learning rate, expert loads, samples
 TEXT

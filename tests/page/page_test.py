@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The page of `fathom serve` in a browser: page_test.py --url http://127.0.0.1:8080 [--screenshot FILE] [unittest's arguments]
+"""The page of `fathom serve` in a browser: page_test.py PROGRAM or --url http://127.0.0.1:8080, [--screenshot FILE] [unittest's arguments]
 
-Needs Debian's chromium and PyPI's playwright. Most tests put a server of their own in front, which hands the page on as it comes, with its
+Needs Debian's chromium and PyPI's playwright; exits 77, "skipped", without them. Most tests put a server of their own in front, which hands the page on as it comes, with its
 headers, and answers for the model as the test has it. Whatever a test does, the page must raise no error, break no rule of its
 Content-Security-Policy, ask no other origin and open no dialog of the browser's."""
 
@@ -9,8 +9,18 @@ import argparse
 import json
 import pathlib
 import re
+import subprocess
 import sys
 import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/clients"))
+import client_packages
+
+client_packages.need("playwright")
+if not pathlib.Path("/usr/bin/chromium").exists():
+    print("skipped: there is no /usr/bin/chromium (Debian's package chromium)")
+    sys.exit(77)
 
 from playwright.sync_api import expect
 
@@ -679,7 +689,20 @@ def load_tests(loader, _tests, _pattern):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--url", required=True, help="where the page is served")
+    parser.add_argument("program", nargs="?", help="serves the page with the model that ships")
+    parser.add_argument("--url", help="or where it is served already")
     parser.add_argument("--screenshot", metavar="FILE", help="also write a picture of a conversation there")
     _, rest = parser.parse_known_args(namespace=arguments)
-    unittest.main(argv=[sys.argv[0], *rest])
+    if (arguments.program is None) == (arguments.url is None):
+        parser.error("give PROGRAM or --url")
+    server = None
+    if arguments.program:
+        command = [arguments.program, "serve", "--model", str(ROOT / "models/shakespeare"), "--port", "0", "--no-access-log"]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8")
+        arguments.url = server.stdout.readline().strip()
+    try:
+        unittest.main(argv=[sys.argv[0], *rest])
+    finally:
+        if server:
+            server.terminate()
+            server.wait()

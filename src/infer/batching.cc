@@ -21,6 +21,11 @@ bool has_drafts(const Model& model, const BatchingOptions& options) {
 
 }  // namespace
 
+Timings timings_of(const Generation& g) {
+  return {g.prompt_tokens, g.cached_tokens, std::ssize(g.ids), g.drafted,
+          g.accepted,      g.queue_s,       g.prefill_s,       g.decode_s};
+}
+
 // A request with what of it is in caches.
 struct Batching::Running {
   Id id;
@@ -393,19 +398,26 @@ void Batching::take_logits(Running& sequence, Tensor logits) {
   const auto ids = std::span<const int32_t>(output.result.ids).subspan(static_cast<size_t>(before));
   const auto& all_logprobs = output.result.logprobs;
   const auto logprobs = std::span(all_logprobs).subspan(std::min(static_cast<size_t>(before), all_logprobs.size()));
-  if (sequence.request.on_tokens && (!ids.empty() || !text.empty())) sequence.request.on_tokens(text, ids, logprobs);
+  if (sequence.request.on_tokens && (!ids.empty() || !text.empty())) {
+    take_times(sequence);
+    sequence.request.on_tokens(text, ids, logprobs, timings_of(output.result));
+  }
   sequence.ended = !goes_on;
   sequence.error = std::move(error);
 }
 
-void Batching::end(Running& sequence, const std::string& error) {
+void Batching::take_times(Running& sequence) const {
   Generation& result = sequence.output.result;
   const double now_s = monotonic_s(), first_s = result.ids.empty() ? now_s : sequence.first_token_s;
   result.prefill_s = first_s - sequence.start_s;
   result.decode_s = now_s - first_s;
+}
+
+void Batching::end(Running& sequence, const std::string& error) {
+  take_times(sequence);
   release_pages(sequence);
   const std::unique_ptr<Running> ended = leave(sequence);
-  if (ended->request.on_end) ended->request.on_end(result, error);
+  if (ended->request.on_end) ended->request.on_end(ended->output.result, error);
 }
 
 bool Batching::step() {

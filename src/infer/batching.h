@@ -31,6 +31,13 @@ struct BatchingOptions {
   PageStore* store = nullptr;   // for prompts longer than memory or the program lasts; of page_bytes()
 };
 
+// Of a sequence so far, or of its end.
+struct Timings {
+  int64_t prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, drafted = 0, accepted = 0;
+  double queue_s = 0, prefill_s = 0, decode_s = 0;  // as Generation's
+};
+Timings timings_of(const Generation& generation);
+
 struct BatchRequest {
   std::vector<int32_t> prompt;
   GenerationOptions options;  // max_tokens may be 0. With drafts the same distribution, and when greedy the same tokens
@@ -40,7 +47,8 @@ struct BatchRequest {
   bool count_experts = false;        // tell which the output used
   int64_t prompt_top_logprobs = -1;  // >= 0: as options.top_logprobs, of the prompt; all of it is computed then
   // Behind each pass that gave tokens: what may be shown of them, the tokens, and their log probabilities if asked for.
-  std::function<void(std::string_view text, std::span<const int32_t> ids, std::span<const TokenLogprobs> logprobs)>
+  std::function<void(std::string_view text, std::span<const int32_t> ids, std::span<const TokenLogprobs> logprobs,
+                     const Timings& timings)>
       on_tokens;
   // Once, unless the request was cancelled: the whole, or why it failed.
   std::function<void(const Generation& result, const std::string& error)> on_end;
@@ -107,6 +115,7 @@ class Batching {
   void take_logits(Running& sequence, Tensor logits);
   void make_drafts(const std::vector<Piece>& pieces, const std::vector<int64_t>& first_rows, Tensor hidden,
                    size_t n_generating);
+  void take_times(Running& sequence) const;
   void end(Running& sequence, const std::string& error);  // the sequence is gone then
   void release_pages(Running& sequence);
 

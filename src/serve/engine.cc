@@ -76,12 +76,11 @@ void Engine::take_orders() {
     const auto on_tokens = std::move(wrapped.on_tokens);
     const auto on_end = std::move(wrapped.on_end);
     wrapped.on_tokens = [this, on_tokens](std::string_view text, std::span<const int32_t> ids,
-                                          std::span<const TokenLogprobs> logprobs) {
+                                          std::span<const TokenLogprobs> logprobs, const Timings& timings) {
       if (!on_tokens) return;
       events_.push_back([on_tokens, text = std::string(text), ids = std::vector<int32_t>(ids.begin(), ids.end()),
-                         logprobs = std::vector<TokenLogprobs>(logprobs.begin(), logprobs.end())] {
-        on_tokens(text, ids, logprobs);
-      });
+                         logprobs = std::vector<TokenLogprobs>(logprobs.begin(), logprobs.end()),
+                         timings] { on_tokens(text, ids, logprobs, timings); });
     };
     wrapped.on_end = [this, on_end, ticket = ticket](const Generation& result, const std::string& error) {
       ended_.push_back(ticket);

@@ -33,7 +33,7 @@ std::string json_text(const ordered_json& json) {
   return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
 }
 
-ordered_json timings_json(const Generation& g) {
+ordered_json timings_json(const Timings& g) {
   const int64_t computed = g.prompt_tokens - g.cached_tokens;
   const auto rate = [](int64_t n, double seconds) { return seconds > 0 ? static_cast<double>(n) / seconds : 0; };
   const double prompt_s = g.prefill_s - g.queue_s;
@@ -41,9 +41,9 @@ ordered_json timings_json(const Generation& g) {
           {"prompt_n", computed},
           {"prompt_ms", prompt_s * 1e3},
           {"prompt_per_second", rate(computed, prompt_s)},
-          {"predicted_n", g.ids.size()},
+          {"predicted_n", g.generated_tokens},
           {"predicted_ms", g.decode_s * 1e3},
-          {"predicted_per_second", g.tokens_per_s()},
+          {"predicted_per_second", rate(g.generated_tokens - 1, g.decode_s)},
           {"queue_ms", g.queue_s * 1e3},
           {"draft_n", g.drafted},
           {"draft_n_accepted", g.accepted}};
@@ -88,7 +88,8 @@ void Job::start(Engine& engine, const JobSettings& settings) {
          .count_experts = request.expert_counts,
          .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
          .on_tokens = [self = shared_from_this(), &choice](
-                          auto text, auto ids, auto logprobs) { self->take_tokens(choice, text, ids, logprobs); },
+                          auto text, auto ids, auto logprobs,
+                          const Timings& timings) { self->take_tokens(choice, text, ids, logprobs, timings); },
          .on_end = [self = shared_from_this(), &choice](
                        const Generation& result, const std::string& error) { self->take_end(choice, result, error); }});
   }
@@ -143,6 +144,7 @@ void Job::stream_choice(const Choice& choice, ordered_json fields, ordered_json 
   told["finish_reason"] = finish != nullptr ? ordered_json(finish) : ordered_json(nullptr);
   chunk["choices"] = ordered_json::array({std::move(told)});
   if (input_.request.include_usage) chunk["usage"] = nullptr;
+  if (input_.request.timings_per_token) chunk["timings"] = timings_json(choice.timings);
   reply_.write(event(chunk));
 }
 
@@ -171,8 +173,9 @@ ordered_json Job::logprobs_json(const Choice& choice, std::span<const int32_t> i
 }
 
 void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
-                      std::span<const TokenLogprobs> logprobs) {
+                      std::span<const TokenLogprobs> logprobs, const Timings& timings) {
   if (over_) return;
+  choice.timings = timings;
   const double now_s = monotonic_s();
   if (choice.ids.empty()) {
     if (totals_.first_token_s == 0) totals_.first_token_s = now_s - start_s_;
@@ -202,6 +205,7 @@ void Job::take_end(Choice& choice, const Generation& result, const std::string& 
   metrics_.count_end(result, !error.empty());
   if (!error.empty()) return fail(ApiError(500, error));
   choice.result = result;
+  choice.timings = timings_of(result);
   std::vector<ordered_json> rest = choice.chat.finish();
   choice.finish = totals_.finish = finish_reason_json(result.finish, choice.chat.calls_tools());
   // The choices of a prompt read it once.
@@ -252,7 +256,7 @@ ordered_json Job::whole_choice(Choice& choice) const {
 // What is told beside the choices.
 void Job::add_facts(ordered_json& object) const {
   object["usage"] = usage_json(totals_.usage);
-  object["timings"] = timings_json(choices_[0].result);
+  object["timings"] = timings_json(choices_[0].timings);
   if (!input_.request.expert_counts) return;
   ExpertLoad sum = choices_[0].result.expert_load;
   for (size_t i = 1; i < choices_.size(); ++i) {

@@ -64,13 +64,14 @@ class Job : public std::enable_shared_from_this<Job> {
     std::vector<int32_t> ids;
     std::vector<TokenLogprobs> logprobs;
     std::string finish;
-    Generation result;  // timings
+    Generation result;
     double last_token_s = 0;
     bool first = true;  // nothing has been streamed
+    Timings timings{};  // so far
   };
 
   void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
-                   std::span<const TokenLogprobs> logprobs);
+                   std::span<const TokenLogprobs> logprobs, const Timings& timings);
   void take_end(Choice& choice, const Generation& result, const std::string& error);
   void stream_choice(const Choice& choice, nlohmann::ordered_json fields, nlohmann::ordered_json logprobs,
                      const char* finish);
@@ -106,6 +107,6 @@ class Job : public std::enable_shared_from_this<Job> {
 
 std::string random_id(std::string_view prefix);             // and 24 random characters
 std::string json_text(const nlohmann::ordered_json& json);  // on one line; what is no UTF-8 becomes U+FFFD
-nlohmann::ordered_json timings_json(const Generation& result);
+nlohmann::ordered_json timings_json(const Timings& timings);
 
 }  // namespace fathom::serve

@@ -47,9 +47,10 @@ struct CommonRequest {
   std::optional<uint64_t> seed;
   bool ignore_eos = false;
   GrammarRequest grammar;
-  bool expert_counts = false;    // tell which experts the answer used
-  GenerationOptions generation;  // max_tokens, seed and eos_ids aside
-  std::string cache_salt;        // user_id or cache_salt: only requests with the same share caches
+  bool timings_per_token = false;  // in a stream: with each piece how fast it came, as llama.cpp has it
+  bool expert_counts = false;      // tell which experts the answer used
+  GenerationOptions generation;    // max_tokens, seed and eos_ids aside
+  std::string cache_salt;          // user_id or cache_salt: only requests with the same share caches
 };
 
 using Prompt = std::variant<std::string, std::vector<int32_t>>;

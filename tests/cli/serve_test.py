@@ -150,6 +150,18 @@ class Answers(Case):
             self.assertEqual(events[-1]["usage"]["completion_tokens"], 60)
             self.assertIn("predicted_per_second", whole["timings"])
 
+    def test_timings_come_with_each_piece(self):
+        with Server(self, "--draft", "mtp") as server:
+            body = {"prompt": "First Citizen:\nBefore we proceed any further", "max_tokens": 40, "temperature": 0, "timings_per_token": True}
+            events = server.events("/v1/completions", body)
+            told = [e["timings"] for e in events]
+            self.assertEqual(told[-1]["predicted_n"], 40)
+            for key in "predicted_n", "predicted_ms", "draft_n", "draft_n_accepted":
+                self.assertEqual([t[key] for t in told], sorted(t[key] for t in told))
+            self.assertGreater(told[-1]["draft_n_accepted"], 5)
+            self.assertGreater(told[-2]["draft_n_accepted"], 0)
+            self.assertNotIn("timings", server.events("/v1/completions", {**body, "timings_per_token": False})[0])
+
     def test_echo_with_logprobs_scores_a_prompt(self):
         with Server(self) as server:
             text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3

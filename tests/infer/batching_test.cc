@@ -64,10 +64,14 @@ struct Seen {
 };
 
 void watch(Seen& seen) {
-  seen.request.on_tokens = [&seen](std::string_view text, std::span<const int32_t> ids,
-                                   std::span<const TokenLogprobs>) {
+  seen.request.on_tokens = [&seen](std::string_view text, std::span<const int32_t> ids, std::span<const TokenLogprobs>,
+                                   const Timings& timings) {
     seen.text += text;
     seen.ids.insert(seen.ids.end(), ids.begin(), ids.end());
+    EXPECT_EQ(timings.generated_tokens, std::ssize(seen.ids));
+    EXPECT_EQ(timings.prompt_tokens, std::ssize(seen.request.prompt));
+    EXPECT_LE(timings.accepted, timings.drafted);
+    EXPECT_GT(timings.prefill_s, 0);
   };
   seen.request.on_end = [&seen](const Generation& result, const std::string& error) {
     EXPECT_EQ(error, "");

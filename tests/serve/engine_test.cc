@@ -51,7 +51,7 @@ TEST(Engine, AnswersManyThreadsAtOnce) {
         for (uint64_t i = 0; i < kRequests; ++i) {
           const uint64_t seed = t * kRequests + i;
           BatchRequest request = request_of(seed);
-          request.on_tokens = [&, seed](auto, std::span<const int32_t> ids, auto) {
+          request.on_tokens = [&, seed](auto, std::span<const int32_t> ids, auto, auto) {
             streamed[seed].insert(streamed[seed].end(), ids.begin(), ids.end());
           };
           request.on_end = [&, seed](const Generation& result, const std::string& error) {
@@ -114,7 +114,7 @@ TEST(Engine, TakesAllOfARequestOrNothing) {
     for (BatchRequest& request : requests) {
       request = request_of(1);
       request.options.max_tokens = 2;
-      request.on_tokens = [](auto, auto, auto) {};
+      request.on_tokens = [](auto, auto, auto, auto) {};
     }
     return engine.submit(std::move(requests)).size();
   };

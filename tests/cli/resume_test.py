@@ -170,7 +170,7 @@ class Resume(Case):
         model = self.arguments(self.folder / "out", save=())
         self.assert_refused(fathom(*model, "--schedule", "cosine", "--decay-fraction", "0.1"), 2, "--decay-fraction", "wsd")
         without = [part for i, part in enumerate(model) if "--mtp-late-at" not in (part, model[i - 1])]
-        self.assert_refused(fathom(*without, "--mtp-weight-late", "0.1"), 2, "--mtp-weight-late", "--mtp-late-at")
+        self.assert_refused(fathom(*without), 2, "--mtp-weight-late", "--mtp-late-at")
         model[model.index("--warmup") + 1] = str(STEPS + 1)
         result = fathom(*model)
         self.assert_done(result)

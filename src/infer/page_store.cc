@@ -148,7 +148,7 @@ void PageStore::use(const Name& name) {
   by_use_[last_used] = name;
 }
 
-void PageStore::forget(const Name& name) {
+void PageStore::forget(Name name) {
   const auto found = last_used_.find(name);
   if (found == last_used_.end()) return;
   by_use_.erase(found->second);

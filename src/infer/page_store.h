@@ -57,7 +57,7 @@ class PageStore {
   int64_t file_bytes() const;
   void find_files();
   void use(const Name& name);
-  void forget(const Name& name);
+  void forget(Name name);  // a copy: what it erases may hold the original
   void remove_oldest();
   void fail(const std::string& why);
   void run();

@@ -6,9 +6,11 @@
 
 #include <atomic>
 #include <map>
+#include <numeric>
 #include <semaphore>
 
 #include "infer/bytes_machine.h"
+#include "temporary_directory.h"
 
 namespace fathom::serve {
 namespace {
@@ -20,6 +22,10 @@ struct Machine : BytesMachine {
 BatchRequest request_of(uint64_t seed) {
   Rng rng(seed);
   BatchRequest request;
+  if (seed % 3 > 0) {  // some begin alike
+    request.prompt.resize(kCachePageRows + 1);
+    std::iota(request.prompt.begin(), request.prompt.end(), static_cast<int32_t>(seed % 3));
+  }
   for (uint64_t i = 0, n = 1 + rng.below(90); i < n; ++i)
     request.prompt.push_back(static_cast<int32_t>(rng.below(200)));
   request.options.max_tokens = 1 + static_cast<int64_t>(rng.below(12));
@@ -40,8 +46,13 @@ TEST(Engine, AnswersManyThreadsAtOnce) {
   std::mutex mutex;  // of what the events write, as the server's thread is alone with it
   std::map<uint64_t, std::vector<int32_t>> streamed, ended;
   std::counting_semaphore<> done(0);
+  // With so little memory that files are read too.
+  const test::TemporaryDirectory folder;
+  BatchingOptions options{.max_sequences = 8, .cache_tokens = 12 * kCachePageRows, .context = 256};
+  PageStore store(folder.path(), "", Batching::page_bytes(m.model, options), 1 << 30);
+  options.store = &store;
   {
-    Engine engine(m.ctx, m.model, &m.tokenizer, {.max_sequences = 8, .context = 256}, 1000, [&](Engine::Events events) {
+    Engine engine(m.ctx, m.model, &m.tokenizer, options, 1000, [&](Engine::Events events) {
       const std::lock_guard lock(mutex);
       for (const auto& event : events) event();
     });

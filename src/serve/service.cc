@@ -1,6 +1,9 @@
 #include "serve/service.h"
 
+#include <strings.h>
+
 #include <algorithm>
+#include <charconv>
 #include <ctime>
 
 #include "base/error.h"
@@ -21,6 +24,27 @@ std::string_view without_port(std::string_view host) {
   const size_t colon = host.rfind(':');
   return colon == std::string_view::npos || host.find(']', colon) != std::string_view::npos ? host
                                                                                             : host.substr(0, colon);
+}
+
+// HEAD goes where GET does.
+std::string allowed_of(const std::string& methods) {
+  return methods + (methods.find("GET") != std::string::npos ? ", HEAD" : "") + ", OPTIONS";
+}
+
+// Clients send the slash of a name like owner/model as %2F.
+std::string unquoted(std::string_view path) {
+  std::string text;
+  for (size_t i = 0; i < path.size(); ++i) {
+    unsigned byte = 0;
+    const char* digits = path.data() + i + 1;
+    if (path[i] == '%' && i + 2 < path.size() && std::from_chars(digits, digits + 2, byte, 16).ptr == digits + 2) {
+      text += static_cast<char>(byte);
+      i += 2;
+    } else {
+      text += path[i];
+    }
+  }
+  return text;
 }
 
 std::string utc_now() {
@@ -61,6 +85,8 @@ const std::vector<Service::Route>& Service::routes() {
       {"GET", "/v1/models", &Service::get_models},
       {"GET", "/v1/models/*", &Service::get_models},
       {"GET", "/models", &Service::get_models},
+      {"GET", "/models/*", &Service::get_models},
+      {"GET", "/beta/models", &Service::get_models},
       {"GET", "/tokenizer_info", &Service::get_tokenizer_info},
       {"POST", "/v1/chat/completions", &Service::post_chat},
       {"POST", "/chat/completions", &Service::post_chat},
@@ -144,7 +170,7 @@ void Service::handle(HttpRequest request, HttpReply reply) {
     if (methods.empty() && method == "GET" && get_file(call)) return;
     if (methods.empty())
       throw ApiError(404, fmt::format("there is no {}", printable(call->request.path)), "", "not_found");
-    if (method == "OPTIONS") return answer(call, 204, "", "");
+    if (method == "OPTIONS") return answer_options(call);
     throw ApiError(405, fmt::format("{} takes {} alone", call->route, methods), "", "method_not_allowed");
   } catch (const ApiError& error) {
     refuse(call, error);
@@ -173,10 +199,10 @@ void Service::check_origin(const Call& call) const {
 
 void Service::check_key(Call& call) const {
   if (!options_.keys.required()) return;
-  constexpr std::string_view kBearer = "Bearer ";
+  constexpr std::string_view kBearer = "Bearer ";  // in either case, as RFC 9110 has it
   std::string_view key;
   if (const std::string* header = call.request.header("authorization");
-      header != nullptr && header->starts_with(kBearer)) {
+      header != nullptr && strncasecmp(header->c_str(), kBearer.data(), kBearer.size()) == 0) {
     key = std::string_view(*header).substr(kBearer.size());
   } else if (const std::string* plain = call.request.header("x-api-key")) {
     key = *plain;
@@ -204,12 +230,20 @@ void Service::answer(const CallPtr& call, int status, std::string_view content_t
   metrics_.count_http(call->route, status);
 }
 
+void Service::answer_options(const CallPtr& call) {
+  HttpHeaders headers = headers_of(*call);
+  headers.emplace_back("Allow", allowed_of(call->methods));
+  call->reply.send(204, "", "", headers);
+  log(*call, 204, nullptr);
+  metrics_.count_http(call->route, 204);
+}
+
 void Service::answer_json(const CallPtr& call, const ordered_json& json) { answer(call, 200, kJson, json_text(json)); }
 
 void Service::refuse(const CallPtr& call, const ApiError& error) {
   HttpHeaders headers = headers_of(*call);
   if (error.status == 429 || error.status == 503) headers.emplace_back("Retry-After", error.status == 429 ? "1" : "5");
-  if (error.status == 405) headers.emplace_back("Allow", call->methods + ", HEAD, OPTIONS");
+  if (error.status == 405) headers.emplace_back("Allow", allowed_of(call->methods));
   if (error.status == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
   if (error.status == 429) metrics_.count_refusal();
   call->reply.send(error.status, kJson, error_json(error), headers);
@@ -450,11 +484,10 @@ ordered_json Service::model_json() const {
 }
 
 void Service::get_models(const CallPtr& call) {
-  constexpr std::string_view kOne = "/v1/models/";
-  if (!call->request.path.starts_with(kOne)) {
+  if (!call->route.ends_with('*')) {
     return answer_json(call, {{"object", "list"}, {"data", ordered_json::array({model_json()})}});
   }
-  const std::string name = call->request.path.substr(kOne.size());
+  const std::string name = unquoted(std::string_view(call->request.path).substr(call->route.size() - 1));
   if (name != options_.model_name) {
     throw ApiError(404, fmt::format("there is no model {}, only {}", printable(name), options_.model_name), "model",
                    "model_not_found");

@@ -62,6 +62,7 @@ class Service {
 
   void refuse(const CallPtr& call, const ApiError& error);
   void answer(const CallPtr& call, int status, std::string_view content_type, std::string_view body);
+  void answer_options(const CallPtr& call);
   void answer_json(const CallPtr& call, const nlohmann::ordered_json& json);
   void log(const Call& call, int status, const JobTotals* totals) const;
   HttpHeaders headers_of(const Call& call) const;

@@ -56,7 +56,9 @@ AnswerFormat answer_format_of(std::string_view chat_template, std::string_view p
   } else if (writes(kSeparator)) {
     format.calls = writes("```json") ? CallFormat::v3 : CallFormat::v3_1;
   }
-  format.begins_in_reasoning = prompt.substr(0, prompt.find_last_not_of(" \n") + 1).ends_with(kThink);
+  const std::string_view end = prompt.substr(0, prompt.find_last_not_of(" \n") + 1);
+  format.begins_in_reasoning = end.ends_with(kThink);
+  format.behind_thoughts = end.ends_with(kEndThink);
   return format;
 }
 
@@ -156,6 +158,7 @@ bool AnswerParser::read_begin(bool last) {
   }
   if (!last && kThink.starts_with(held_)) return false;
   enter(format_.begins_in_reasoning ? State::reasoning : State::content);
+  at_start_ = format_.begins_in_reasoning || format_.behind_thoughts;
   return true;
 }
 

@@ -25,6 +25,9 @@ struct AnswerFormat {
   // Newlines behind <think>, around </think> and in front of calls are the format's and not the text's. Not so in V3.2,
   // whose encoding puts the parts together as they are.
   bool trims_newlines = true;
+  // The prompt ends in </think>. Elsewhere an answer's first newlines are its own: it may go on with a text that has
+  // begun.
+  bool behind_thoughts = false;
 };
 
 // Of answers to `prompt`, which chat_template has written.

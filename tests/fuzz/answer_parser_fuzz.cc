@@ -23,7 +23,8 @@ void add(std::vector<AnswerPart>& joined, const std::vector<AnswerPart>& parts) 
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size < 2) return 0;
-  const AnswerFormat format{static_cast<CallFormat>(data[0] % 4), (data[0] & 4) != 0, (data[0] & 8) != 0};
+  const AnswerFormat format{static_cast<CallFormat>(data[0] % 4), (data[0] & 4) != 0, (data[0] & 8) != 0,
+                            (data[0] & 16) != 0};
   Rng rng(data[1]);
   const std::string_view text(reinterpret_cast<const char*>(data) + 2, size - 2);
   std::vector<AnswerPart> whole, cut;

@@ -44,6 +44,7 @@ std::string told(const std::vector<AnswerPart>& parts) {
 }
 
 constexpr AnswerFormat kPlain{};
+constexpr AnswerFormat kBehindThoughts{CallFormat::none, false, true, true};
 constexpr AnswerFormat kR1{CallFormat::v3, true};
 constexpr AnswerFormat kV3{CallFormat::v3};
 constexpr AnswerFormat kV31{CallFormat::v3_1};
@@ -59,6 +60,10 @@ const std::vector<Case>& cases() {
   static const std::vector<Case> all = {
       {kPlain, "", ""},
       {kPlain, "Hello.\n", "c(Hello.\n)"},
+      {kPlain, "\n\nHello.", "c(\n\nHello.)"},
+      {kPlain, "\n", "c(\n)"},
+      {kBehindThoughts, "\n\nHello.", "c(Hello.)"},
+      {kV3, "\nI look.\n<｜tool▁calls▁begin｜>", "c(\nI look.)"},
       {kPlain, "<think>\nwell\n</think>\n\nHello.", "r(well)c(Hello.)"},
       {kPlain, "<thin", "c(<thin)"},
       {kPlain, "Say <think> and </think>.", "c(Say <think> and </think>.)"},
@@ -140,9 +145,13 @@ TEST(AnswerFormat, FollowsFromTemplateAndPrompt) {
     EXPECT_EQ(format.trims_newlines, calls != CallFormat::deepseek_v3_2) << name;
     EXPECT_EQ(format.begins_in_reasoning, thinks) << name;
     options.kwargs["thinking"] = false;
+    EXPECT_FALSE(format.behind_thoughts && format.begins_in_reasoning) << name;
     const bool r1 = std::string_view(name) == "deepseek-r1";
     EXPECT_EQ(answer_format_of(source, render_chat(source, question, options)).begins_in_reasoning, r1) << name;
   }
+  const auto is_behind = [](std::string_view prompt) { return answer_format_of("", prompt).behind_thoughts; };
+  EXPECT_TRUE(is_behind("<｜Assistant｜></think>") && is_behind("</think>\n\n"));
+  EXPECT_FALSE(is_behind("<｜Assistant｜>") || is_behind("</think>It") || is_behind(""));
   EXPECT_EQ(answer_format_of(kDeepseekV32Encoding, "").calls, CallFormat::deepseek_v3_2);
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <charconv>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -18,6 +19,15 @@ using simdjson::dom::element_type;
 
 [[noreturn]] void refuse(const std::string& param, const std::string& message, const char* code = "invalid_value") {
   throw ApiError(400, param.empty() ? message : fmt::format("{}: {}", param, message), param, code);
+}
+
+// JSON knows one kind of number: 5.0, as some languages write 5, is an integer too.
+std::optional<int64_t> integer_of(element value) {
+  if (int64_t x; value.get_int64().get(x) == simdjson::SUCCESS) return x;
+  constexpr double kExact = 9007199254740992;  // 2^53
+  double x;
+  if (value.get_double().get(x) != simdjson::SUCCESS || x != std::trunc(x) || std::abs(x) > kExact) return std::nullopt;
+  return static_cast<int64_t>(x);
 }
 
 // An object of the body. Getters give nothing for a field that is absent or null.
@@ -40,17 +50,20 @@ struct Fields {
     return x;
   }
   template <class T>
-  std::optional<T> within(std::string_view name, const char* kind, T least, T most) const {
-    const auto x = as<T>(name, kind);
+  std::optional<T> within(std::string_view name, std::optional<T> x, T least, T most) const {
     // Written so that NaN is refused too.
     if (x && !(*x >= least && *x <= most)) refuse(name_of(name), fmt::format("must be between {} and {}", least, most));
     return x;
   }
   std::optional<double> number(std::string_view name, double least, double most) const {
-    return within<double>(name, "a number", least, most);
+    return within(name, as<double>(name, "a number"), least, most);
   }
   std::optional<int64_t> integer(std::string_view name, int64_t least, int64_t most) const {
-    return within<int64_t>(name, "an integer", least, most);
+    const auto value = find(name);
+    if (!value) return std::nullopt;
+    const auto x = integer_of(*value);
+    if (!x) refuse(name_of(name), "must be an integer", "invalid_type");
+    return within(name, x, least, most);
   }
   std::optional<bool> boolean(std::string_view name) const { return as<bool>(name, "true or false"); }
   std::optional<std::string> text(std::string_view name) const {
@@ -235,10 +248,9 @@ void read_common(const Fields& body, CommonRequest& request) {
 std::vector<int32_t> read_ids(element list, const std::string& param) {
   std::vector<int32_t> ids;
   for (const element value : list.get_array()) {
-    int64_t id;
-    if (value.get_int64().get(id) != simdjson::SUCCESS || id < 0 || id > INT32_MAX)
-      refuse(param, "token ids are integers from 0 on");
-    ids.push_back(static_cast<int32_t>(id));
+    const auto id = integer_of(value);
+    if (!id || *id < 0 || *id > INT32_MAX) refuse(param, "token ids are integers from 0 on");
+    ids.push_back(static_cast<int32_t>(*id));
   }
   return ids;
 }
@@ -261,7 +273,7 @@ std::vector<Prompt> read_prompts(const Fields& body) {
   simdjson::dom::array list;
   if (value->get_array().get(list) != simdjson::SUCCESS) {
     add(*value);
-  } else if (list.begin() != list.end() && (*list.begin()).is_int64()) {
+  } else if (list.begin() != list.end() && (*list.begin()).is_number()) {
     prompts.emplace_back(read_ids(*value, "prompt"));
   } else {
     for (const element prompt : list) add(prompt);
@@ -298,6 +310,7 @@ ordered_json read_tool_calls(const Fields& message) {
   for (const element value : list) {
     if (i == kMaxTools) refuse(message.name_of("tool_calls"), fmt::format("at most {} calls", kMaxTools));
     const Fields call = object_at(value, fmt::format("{}[{}]", message.name_of("tool_calls"), i++));
+    if (call.text("type").value_or("function") != "function") refuse(call.name_of("type"), "must be function");
     const auto function = call.fields("function");
     if (!function) refuse(call.name_of("function"), "is missing", "missing_required_parameter");
     calls.push_back(
@@ -392,6 +405,10 @@ void read_tools(const Fields& body, ChatRequest& request) {
   } else if (name == "required") {
     if (request.tools.is_null()) refuse("tool_choice", "required, but there are no tools");
     request.tool_choice = ToolChoice::required;
+    if (request.tools.size() == 1) {  // no choice is left, and the form of its arguments is known
+      request.tool_choice = ToolChoice::named;
+      request.tool = request.tools[0]["function"]["name"];
+    }
   } else if (name != "auto") {
     refuse("tool_choice", "must be none, auto, required or a function");
   }
@@ -501,12 +518,13 @@ TokenizeRequest parse_tokenize_request(std::string_view body) {
         fields.boolean("add_special_tokens").value_or(fields.boolean("add_special").value_or(true));
     request.parse_special = fields.boolean("parse_special").value_or(true);
     request.return_token_strs = fields.boolean("return_token_strs").value_or(false);
+    auto text = fields.text("prompt");
+    const auto content = fields.text("content");
     if (fields.find("messages")) {
       read_chat(fields, request.chat.emplace());
       return;
     }
-    auto text = fields.text("prompt");
-    if (!text) text = fields.text("content");
+    if (!text) text = content;
     if (!text) refuse("prompt", "is missing", "missing_required_parameter");
     request.text = *std::move(text);
   });

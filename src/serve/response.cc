@@ -1,5 +1,7 @@
 #include "serve/response.h"
 
+#include <fmt/format.h>
+
 #include "base/error.h"
 #include "base/utf8.h"
 #include "text/jinja_text.h"
@@ -13,8 +15,13 @@ using nlohmann::ordered_json;
 std::string bytes_of(const Tokenizer& tokenizer, int32_t id) {
   return id < tokenizer.vocab_size() ? tokenizer.token_bytes(id) : std::string();
 }
-// The same as text; half a character reads U+FFFD.
-std::string text_of(const Tokenizer& tokenizer, int32_t id) { return mend_utf8(bytes_of(tokenizer, id)); }
+// What maps of completions call it: parts of characters as OpenAI spells them, since as text they would all be U+FFFD.
+std::string name_of(const std::string& said) {
+  if (mend_utf8(said) == said) return said;
+  std::string name = "bytes:";
+  for (const char byte : said) name += fmt::format("\\x{:02x}", static_cast<uint8_t>(byte));
+  return name;
+}
 
 ordered_json token_json(const Tokenizer& tokenizer, int32_t id, float logprob) {
   ordered_json bytes = ordered_json::array();
@@ -68,7 +75,7 @@ ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int3
     }
     content.push_back(std::move(token));
   }
-  return {{"content", std::move(content)}};
+  return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
 ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
@@ -77,12 +84,13 @@ ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<cons
   ordered_json tokens = ordered_json::array(), values = tokens, maps = tokens, offsets = tokens;
   int64_t offset = first_offset;
   for (size_t i = 0; i < ids.size(); ++i) {
-    const std::string token = text_of(tokenizer, ids[i]);
+    const std::string said = bytes_of(tokenizer, ids[i]);
+    const std::string token = name_of(said);
     ordered_json map = ordered_json::object();
-    for (const auto& [id, logprob] : logprobs[i].top) map.emplace(text_of(tokenizer, id), logprob);
+    for (const auto& [id, logprob] : logprobs[i].top) map.emplace(name_of(bytes_of(tokenizer, id)), logprob);
     map.emplace(token, logprobs[i].logprob);
     offsets.push_back(offset);
-    offset += static_cast<int64_t>(jinja::code_points(token));
+    offset += static_cast<int64_t>(jinja::code_points(mend_utf8(said)));
     tokens.push_back(token);
     values.push_back(logprobs[i].logprob);
     maps.push_back(std::move(map));
@@ -138,7 +146,8 @@ ordered_json ChatChoice::message() const {
   // Null where there are calls and nothing is said, as OpenAI has it.
   ordered_json message{
       {"role", "assistant"},
-      {"content", content_.empty() && !calls_.empty() ? ordered_json(nullptr) : ordered_json(content_)}};
+      {"content", content_.empty() && !calls_.empty() ? ordered_json(nullptr) : ordered_json(content_)},
+      {"refusal", nullptr}};  // OpenAI's is always there
   if (!reasoning_.empty()) message["reasoning_content"] = reasoning_;
   for (size_t i = 0; i < calls_.size(); ++i) {
     message["tool_calls"].push_back({{"id", id_of(static_cast<int64_t>(i))},

@@ -162,6 +162,16 @@ class Answers(Case):
             self.assertGreater(told[-2]["draft_n_accepted"], 0)
             self.assertNotIn("timings", server.events("/v1/completions", {**body, "timings_per_token": False})[0])
 
+    def test_an_answer_begins_with_the_newlines_that_the_model_writes(self):
+        prompt = "First Citizen:"
+        text = json.loads(self.assert_done(fathom("generate", "--model", SHAKESPEARE, "--prompt", prompt, "--max-tokens", "20", "--json")))["text"]
+        self.assertTrue(text.startswith("\n"), text)
+        with Server(self) as server:
+            for messages in ([{"role": "user", "content": prompt}], [{"role": "user", "content": "First "}, {"role": "assistant", "content": "Citizen:", "prefix": True}]):
+                body = {"messages": messages, "max_tokens": 20, "temperature": 0}
+                self.assertEqual(server.done("/v1/chat/completions", body)["choices"][0]["message"]["content"], text)
+                self.assertEqual("".join(e["choices"][0]["delta"].get("content") or "" for e in server.events("/v1/chat/completions", body)), text)
+
     def test_echo_with_logprobs_scores_a_prompt(self):
         with Server(self) as server:
             text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3
@@ -254,6 +264,7 @@ class Answers(Case):
             self.assertEqual(models["data"][0]["id"], "bard")
             self.assertEqual(json.loads(server.get("/v1/models/bard")[1])["object"], "model")
             self.assertEqual(server.get("/v1/models/other")[0], 404)
+            self.assertEqual(json.loads(server.get("/models/b%61rd")[1])["id"], "bard")
             info = json.loads(server.get("/tokenizer_info")[1])
             self.assertIn("eos_token", info)
             ids = server.done("/tokenize", {"content": "héllo"})["tokens"]
@@ -280,7 +291,7 @@ class Answers(Case):
                 answered, error = server.post(path, body)
                 self.assertEqual((answered, error["error"]["code"]), (status, code), (path, body, error))
             status, _, headers = server.get("/v1/completions")
-            self.assertEqual((status, headers["allow"]), (405, "POST, HEAD, OPTIONS"))
+            self.assertEqual((status, headers["allow"]), (405, "POST, OPTIONS"))
             status, answer = server.post("/v1/completions", {"prompt": "x" * 100, "max_tokens": 1000, "temperature": 0})
             self.assertEqual((status, answer["choices"][0]["finish_reason"]), (200, "length"))
 
@@ -296,6 +307,7 @@ class Answers(Case):
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret-1"}, {"X-Api-Key": ""}):
                 status, answer = server.post("/v1/completions", body, headers)
                 self.assertEqual((status, answer["error"]["code"]), (401, "invalid_api_key"))
+            self.assertEqual(server.get("/v1/models", {"Authorization": "bearer secret-1"})[0], 200)
             for headers in ({"Authorization": "Bearer secret-1"}, {"X-Api-Key": "secret-2"}):
                 usage = server.done("/v1/completions", body, headers)["usage"]
                 self.assertEqual(usage["prompt_cache_hit_tokens"], 0, "keys share no caches")
@@ -307,6 +319,7 @@ class Answers(Case):
             self.assertEqual((status, headers["access-control-allow-origin"]), (200, "http://good.example"))
             status, _, headers = server.request("OPTIONS", "/v1/models", headers={"Origin": "http://good.example"})
             self.assertEqual((status, headers["access-control-allow-methods"]), (204, "GET, POST, OPTIONS"))
+            self.assertEqual(headers["allow"], "GET, HEAD, OPTIONS")
 
     def test_a_unix_socket(self):
         path = self.folder / "s"

@@ -26,6 +26,8 @@ ChatInput chat(const PromptSource& source, const std::string& messages, const st
 }
 
 const std::string kHi = R"([{"role": "user", "content": "Hi"}])";
+const std::string kTwoTools =
+    R"(, "tools": [{"function": {"name": "get_weather"}}, {"function": {"name": "get_time"}}])";
 const std::string kTools =
     R"(, "tools": [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}])";
 
@@ -92,10 +94,11 @@ TEST(ChatInput, ACallThatMustComeHasBegun) {
               nlohmann::json({{"x", 1}}))
         << name;
 
-    const ChatInput required = chat(source, kHi, kTools + R"(, "tool_choice": "required")");
+    const ChatInput required = chat(source, kHi, kTwoTools + R"(, "tool_choice": "required")");
     ASSERT_FALSE(required.begun.empty());
     EXPECT_EQ(required.begun.find("get_weather"), std::string::npos);
     EXPECT_TRUE(named.begun.starts_with(required.begun)) << name;
+    EXPECT_EQ(chat(source, kHi, kTools + R"(, "tool_choice": "required")").begun, named.begun) << "one tool alone";
     const ChatInput none = chat(source, kHi, kTools + R"(, "tool_choice": "none")");
     EXPECT_EQ(none.text, chat(source, kHi).text);
     EXPECT_EQ(none.format.calls, CallFormat::none);

@@ -120,6 +120,9 @@ TEST(ChatRequest, RefusesWithTheFieldInFront) {
   EXPECT_EQ(
       body(R"({"messages": [{"role": "assistant", "content": "", "prefix": true}, {"role": "user", "content": ""}]})"),
       "400 invalid_value messages[0].prefix: only the last message can begin the answer");
+  EXPECT_EQ(
+      body(R"({"messages": [{"role": "assistant", "tool_calls": [{"type": "custom", "function": {"name": "f"}}]}]})"),
+      "400 invalid_value messages[0].tool_calls[0].type: must be function");
   EXPECT_EQ(chat_refusal(R"(, "n": 129)"), "400 invalid_value n: must be between 1 and 128");
   EXPECT_EQ(chat_refusal(R"(, "n": 1.5)"), "400 invalid_type n: must be an integer");
   EXPECT_THAT(chat_refusal(R"(, "n": -9223372036854775809)"), testing::StartsWith("400 invalid_json"));
@@ -163,6 +166,8 @@ TEST(CompletionRequest, ReadsAllKindsOfPrompts) {
   EXPECT_EQ(r.generation.top_logprobs, 1);
   EXPECT_EQ(r.max_tokens, 0);
   EXPECT_EQ(parse_completion_request(R"({"prompt": "a"})").max_tokens, 16);
+  EXPECT_THAT(prompts("[1.0, 2]"), testing::ElementsAre(Prompt(Ids{1, 2})));
+  EXPECT_EQ(parse_completion_request(R"({"prompt": "a", "max_tokens": 5.0, "seed": 1e3})").max_tokens, 5);
   EXPECT_EQ(parse_completion_request(R"({"prompt": "a", "suffix": "b"})").suffix, "b");
 }
 
@@ -172,6 +177,9 @@ TEST(CompletionRequest, RefusesWithTheFieldInFront) {
   };
   EXPECT_EQ(of_prompt("null"), "400 missing_required_parameter prompt: is missing");
   EXPECT_EQ(of_prompt("[]"), "400 invalid_value prompt: is an empty list");
+  EXPECT_EQ(of_prompt("[1.5]"), "400 invalid_value prompt: token ids are integers from 0 on");
+  EXPECT_EQ(of_prompt("\"a\", \"n\": 1.5"), "400 invalid_type n: must be an integer");
+  EXPECT_EQ(of_prompt("\"a\", \"max_tokens\": 1e300"), "400 invalid_type max_tokens: must be an integer");
   EXPECT_EQ(of_prompt("[1, -2]"), "400 invalid_value prompt: token ids are integers from 0 on");
   EXPECT_EQ(of_prompt("[1, \"a\"]"), "400 invalid_value prompt: token ids are integers from 0 on");
   EXPECT_EQ(of_prompt("[{}]"), "400 invalid_type prompt: must be a string, a list of token ids, or a list of either");

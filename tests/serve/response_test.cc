@@ -17,7 +17,7 @@ constexpr const char* kAnswer =
 
 // What a client makes of the deltas.
 ordered_json joined(const std::vector<ordered_json>& deltas) {
-  ordered_json message{{"role", "assistant"}, {"content", nullptr}};
+  ordered_json message{{"role", "assistant"}, {"content", nullptr}, {"refusal", nullptr}};
   for (const ordered_json& delta : deltas) {
     for (const char* name : {"content", "reasoning_content"}) {
       if (!delta.contains(name)) continue;
@@ -41,7 +41,7 @@ ordered_json joined(const std::vector<ordered_json>& deltas) {
 
 TEST(ChatChoice, DeltasAddUpToTheMessage) {
   const ordered_json want =
-      json(R"({"role": "assistant", "content": "I look.", "reasoning_content": "hm", "tool_calls": [
+      json(R"({"role": "assistant", "content": "I look.", "refusal": null, "reasoning_content": "hm", "tool_calls": [
     {"id": "call_7_0", "type": "function", "function": {"name": "f", "arguments": "{\"a\": \"ü\"}"}},
     {"id": "call_7_1", "type": "function", "function": {"name": "g", "arguments": "{}"}}]})");
   const std::string answer = kAnswer;
@@ -65,7 +65,7 @@ TEST(ChatChoice, DeltasAddUpToTheMessage) {
 TEST(ChatChoice, SaysWhatIsMissingAsOpenAIDoes) {
   ChatChoice nothing({}, "call_");
   EXPECT_TRUE(nothing.finish().empty());
-  EXPECT_EQ(nothing.message(), json(R"({"role": "assistant", "content": ""})"));
+  EXPECT_EQ(nothing.message(), json(R"({"role": "assistant", "content": "", "refusal": null})"));
   ChatChoice only_calls({CallFormat::v3_1}, "call_");
   only_calls.push("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}", 1);
   only_calls.finish();
@@ -102,8 +102,10 @@ TEST(Response, LogprobsOfBothApis) {
   EXPECT_EQ(completion["token_logprobs"], json("[-0.5, -1.0, -3.0, -1.5]"));
   EXPECT_EQ(completion["text_offset"], json("[10, 11, 12, 13]"));
   EXPECT_EQ(completion["top_logprobs"][0], json(R"({"a": -0.5, "z": -2.0})"));
-  EXPECT_EQ(completion["top_logprobs"][1], json(R"({"\ufffd": -0.75})")) << "both read the same: the likelier stays";
-  EXPECT_EQ(completion["top_logprobs"][2], json(R"({"x": -0.25, "\ufffd": -3.0})")) << "its own is there too";
+  EXPECT_EQ(completion["top_logprobs"][1], json(R"({"bytes:\\xc4": -0.75, "bytes:\\xc3": -1.0})"))
+      << "parts of characters";
+  EXPECT_EQ(completion["top_logprobs"][2], json(R"({"x": -0.25, "bytes:\\xbc": -3.0})")) << "its own is there too";
+  EXPECT_EQ(completion["tokens"], json(R"(["a", "bytes:\\xc3", "bytes:\\xbc", "b"])"));
   EXPECT_EQ(completion["top_logprobs"][3], json(R"({"b": -1.5})"));
 }
 

@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "base/terminal.h"
-#include "text/jinja_text.h"
 
 namespace fathom::serve {
 namespace {
@@ -169,7 +168,8 @@ ordered_json Job::logprobs_json(const Choice& choice, std::span<const int32_t> i
                                 std::span<const TokenLogprobs> logprobs) const {
   if (!wants_logprobs() || ids.empty()) return nullptr;
   if (input_.chat) return chat_logprobs_json(tokenizer_, ids, logprobs);
-  return completion_logprobs_json(tokenizer_, ids, logprobs, static_cast<int64_t>(jinja::code_points(choice.text)));
+  // Not the length of the text, of which some may wait for what follows.
+  return completion_logprobs_json(tokenizer_, ids, logprobs, choice.told_characters);
 }
 
 void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
@@ -185,6 +185,7 @@ void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int
   choice.last_token_s = now_s;
   const bool streams = input_.request.stream;
   ordered_json told = streams ? logprobs_json(choice, ids, logprobs) : ordered_json(nullptr);
+  if (!told.is_null() && !input_.chat) choice.told_characters += text_length(tokenizer_, ids);
   choice.ids.insert(choice.ids.end(), ids.begin(), ids.end());
   if (!streams) choice.logprobs.insert(choice.logprobs.end(), logprobs.begin(), logprobs.end());
   if (input_.chat) {

@@ -66,8 +66,9 @@ class Job : public std::enable_shared_from_this<Job> {
     std::string finish;
     Generation result;
     double last_token_s = 0;
-    bool first = true;  // nothing has been streamed
-    Timings timings{};  // so far
+    bool first = true;            // nothing has been streamed
+    int64_t told_characters = 0;  // of tokens whose log probabilities have been streamed
+    Timings timings{};            // so far
   };
 
   void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,

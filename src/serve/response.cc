@@ -78,19 +78,24 @@ ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int3
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
+int64_t text_length(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
+  int64_t n = 0;
+  for (const int32_t id : ids) n += static_cast<int64_t>(jinja::code_points(mend_utf8(bytes_of(tokenizer, id))));
+  return n;
+}
+
 ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
                                       std::span<const TokenLogprobs> logprobs, int64_t first_offset) {
   FATHOM_CHECK(ids.size() == logprobs.size());
   ordered_json tokens = ordered_json::array(), values = tokens, maps = tokens, offsets = tokens;
   int64_t offset = first_offset;
   for (size_t i = 0; i < ids.size(); ++i) {
-    const std::string said = bytes_of(tokenizer, ids[i]);
-    const std::string token = name_of(said);
+    const std::string token = name_of(bytes_of(tokenizer, ids[i]));
     ordered_json map = ordered_json::object();
     for (const auto& [id, logprob] : logprobs[i].top) map.emplace(name_of(bytes_of(tokenizer, id)), logprob);
     map.emplace(token, logprobs[i].logprob);
     offsets.push_back(offset);
-    offset += static_cast<int64_t>(jinja::code_points(mend_utf8(said)));
+    offset += text_length(tokenizer, ids.subspan(i, 1));
     tokens.push_back(token);
     values.push_back(logprobs[i].logprob);
     maps.push_back(std::move(map));

@@ -28,8 +28,10 @@ const char* finish_reason_json(FinishReason reason, bool calls_tools);
 // {"content": [{token, logprob, bytes, top_logprobs}]}, of a chat's choice.
 nlohmann::ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
                                           std::span<const TokenLogprobs> logprobs);
-// {tokens, token_logprobs, top_logprobs, text_offset}, of a completion's. first_offset: characters of the text before.
-// The map of a token has its own value too, and of tokens that read the same the likelier.
+// Characters of what the tokens say, one by one.
+int64_t text_length(const Tokenizer& tokenizer, std::span<const int32_t> ids);
+// {tokens, token_logprobs, top_logprobs, text_offset}, of a completion's. first_offset: characters of the tokens
+// before. The map of a token has its own value too; parts of characters have names like bytes:\xc3.
 nlohmann::ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
                                                 std::span<const TokenLogprobs> logprobs, int64_t first_offset);
 

@@ -167,7 +167,8 @@ class Answers(Case):
         text = json.loads(self.assert_done(fathom("generate", "--model", SHAKESPEARE, "--prompt", prompt, "--max-tokens", "20", "--json")))["text"]
         self.assertTrue(text.startswith("\n"), text)
         with Server(self) as server:
-            for messages in ([{"role": "user", "content": prompt}], [{"role": "user", "content": "First "}, {"role": "assistant", "content": "Citizen:", "prefix": True}]):
+            begun = [{"role": "user", "content": "First "}, {"role": "assistant", "content": "Citizen:", "prefix": True}]
+            for messages in ([{"role": "user", "content": prompt}], begun):
                 body = {"messages": messages, "max_tokens": 20, "temperature": 0}
                 self.assertEqual(server.done("/v1/chat/completions", body)["choices"][0]["message"]["content"], text)
                 self.assertEqual("".join(e["choices"][0]["delta"].get("content") or "" for e in server.events("/v1/chat/completions", body)), text)

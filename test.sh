@@ -12,6 +12,9 @@ say "Packages"
 scripts/install_packages.sh clang libclang-rt-14-dev g++-aarch64-linux-gnu
 jobs=$(nproc)
 
+say "Clients of the server: openai, schemathesis, lm-eval"
+scripts/install_clients.sh || echo "SKIPPED: they cannot be loaded; neither are the tests that need them"
+
 build() { # preset, targets...
   local preset=$1
   shift

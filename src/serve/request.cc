@@ -241,8 +241,11 @@ void read_common(const Fields& body, CommonRequest& request) {
   read_logit_bias(body, sampler);
   read_stops(body, request.generation);
   read_grammar(body, request.grammar);
-  request.cache_salt = body.text("cache_salt").value_or(body.text("user_id").value_or(""));
-  if (request.cache_salt.size() > 256) refuse("cache_salt", "at most 256 bytes");
+  for (const char* name : {"user_id", "cache_salt"}) {
+    const auto text = body.text(name);
+    if (text && text->size() > 256) refuse(name, "at most 256 bytes");
+    if (text) request.cache_salt = *text;
+  }
 }
 
 std::vector<int32_t> read_ids(element list, const std::string& param) {

@@ -66,6 +66,14 @@ def mend(path, body):
     if path == "/detokenize":
         body["tokens"] = ids_of(body["tokens"])
         return
+    if path == "/tokenize":  # a conversation may have all fields of a chat, which its schema leaves to that one
+        for name in set(body) - {"prompt", "content", "messages", "add_special_tokens", "parse_special", "return_token_strs"}:
+            del body[name]
+    for name in ("user_id", "cache_salt"):  # bounds are in bytes
+        if body.get(name) is not None:
+            body[name] = body[name][:60]
+    if body.get("stop") is not None:
+        body["stop"] = body["stop"][:60] if isinstance(body["stop"], str) else [one[:60] for one in body["stop"]]
     forms = [name for name in FORMS if body.get(name) is not None]
     kept = draw.choice(forms) if forms else None
     for name in forms:

@@ -12,7 +12,7 @@ say "Packages"
 scripts/install_packages.sh clang libclang-rt-14-dev g++-aarch64-linux-gnu
 jobs=$(nproc)
 
-say "Clients of the server: openai, schemathesis, lm-eval"
+say "Clients of the server: openai, schemathesis, lm-eval, a browser"
 scripts/install_clients.sh || echo "SKIPPED: they cannot be loaded; neither are the tests that need them"
 
 build() { # preset, targets...

@@ -69,20 +69,20 @@ StopFilter::StopFilter(std::vector<std::string> stops) : stops_(std::move(stops)
 }
 
 std::string StopFilter::push(std::string_view text) {
-  if (stopped_) return {};
+  if (stopped()) return {};
   held_ += text;
   size_t cut = held_.size();
   for (const auto& stop : stops_) {
     if (const size_t found = held_.find(stop); found < cut) {
       cut = found;
-      stopped_ = true;
+      stopped_by_ = stop;
     }
   }
-  if (!stopped_) {
+  if (!stopped()) {
     for (const auto& stop : stops_) cut = std::min(cut, held_.size() - begun(held_, stop));
   }
   std::string shown = held_.substr(0, cut);
-  held_.erase(0, stopped_ ? held_.size() : cut);
+  held_.erase(0, stopped() ? held_.size() : cut);
   return shown;
 }
 

@@ -54,6 +54,7 @@ struct Generation {
   std::vector<TokenLogprobs> prompt_logprobs{};  // of the prompt's, from the second on, where asked for (Batching)
   std::string text;                              // what the ids say, without special tokens, cut before a stop text
   FinishReason finish = FinishReason::length;
+  std::string stopped_by{};  // the stop text, where one ended the output
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, found in the sequence
   int64_t main_passes = 0;    // of the main model, the prompt's included
@@ -98,12 +99,12 @@ class StopFilter {
   // What can be shown now: all but an end that may be the beginning of a stop text. Nothing after stopped().
   std::string push(std::string_view text);
   std::string finish();  // what was held back, when no more text comes
-  bool stopped() const { return stopped_; }
+  bool stopped() const { return !stopped_by_.empty(); }
+  const std::string& stopped_by() const { return stopped_by_; }
 
  private:
   std::vector<std::string> stops_;
-  std::string held_;
-  bool stopped_ = false;
+  std::string held_, stopped_by_;
 };
 
 }  // namespace fathom

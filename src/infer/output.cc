@@ -85,6 +85,7 @@ std::string Output::finish() {
   std::string text = filter_.push(decoder_->finish());
   text += filter_.finish();
   if (filter_.stopped()) result.finish = FinishReason::stop;
+  result.stopped_by = filter_.stopped_by();
   result.text += text;
   return text;
 }

@@ -52,7 +52,9 @@ Job::Job(JobInput input, const Tokenizer& tokenizer, std::string model, HttpRepl
          Metrics& metrics, OnEnd on_end)
     : input_(std::move(input)),
       tokenizer_(tokenizer),
-      id_(random_id(input_.chat ? "chatcmpl-" : "cmpl-")),
+      id_(random_id(input_.messages ? "msg_"
+                    : input_.chat   ? "chatcmpl-"
+                                    : "cmpl-")),
       model_(std::move(model)),
       created_(std::time(nullptr)),
       reply_(std::move(reply)),
@@ -120,12 +122,14 @@ void Job::fail(const ApiError& error) {
   if (over_) return;
   cancel_all();
   if (input_.request.stream) {
-    reply_.write("data: " + error_json(error) + "\n\ndata: [DONE]\n\n");
+    reply_.write(input_.messages ? "event: error\ndata: " + messages_error_json(error) + "\n\n"
+                                 : "data: " + error_json(error) + "\n\ndata: [DONE]\n\n");
     reply_.end();
   } else {
     HttpHeaders headers = headers_;
     if (error.status == 503) headers.emplace_back("Retry-After", "5");
-    reply_.send(error.status, "application/json", error_json(error), headers);
+    reply_.send(error.status, "application/json", input_.messages ? messages_error_json(error) : error_json(error),
+                headers);
   }
   over(error.status);
 }
@@ -135,7 +139,16 @@ ordered_json Job::envelope(bool chunk) const {
   return {{"id", id_}, {"object", kind}, {"created", created_}, {"model", model_}, {"system_fingerprint", "fathom"}};
 }
 
-void Job::stream_choice(const Choice& choice, ordered_json fields, ordered_json logprobs, const char* finish) {
+void Job::stream_choice(Choice& choice, ordered_json fields, ordered_json logprobs, const char* finish) {
+  if (input_.messages) {
+    const ordered_json& delta = fields["delta"];
+    if (delta.contains("role")) {
+      reply_.write(choice.messages.begin(id_, model_, std::ssize(input_.prompts[choice.prompt])));
+    } else if (const std::string events = choice.messages.push(delta); !events.empty()) {
+      reply_.write(events);
+    }
+    return;  // its end comes with the usage
+  }
   ordered_json chunk = envelope(true);
   ordered_json told = {{"index", index_of(choice)}};
   told.update(fields);
@@ -270,7 +283,15 @@ void Job::add_facts(ordered_json& object) const {
 }
 
 void Job::answer() {
-  if (input_.request.stream) {
+  if (input_.messages) {
+    if (input_.request.stream) {
+      reply_.write(choices_[0].messages.finish(message_end(), totals_.usage));
+      reply_.end();
+    } else {
+      const ordered_json message = message_json(id_, model_, choices_[0].chat.message(), message_end(), totals_.usage);
+      reply_.send(200, "application/json", json_text(message), headers_);
+    }
+  } else if (input_.request.stream) {
     if (input_.request.include_usage) {
       ordered_json chunk = envelope(true);
       chunk["choices"] = ordered_json::array();

@@ -10,6 +10,7 @@
 
 #include "serve/engine.h"
 #include "serve/http.h"
+#include "serve/messages.h"
 #include "serve/metrics.h"
 #include "serve/prompt.h"
 #include "serve/response.h"
@@ -19,6 +20,7 @@ namespace fathom::serve {
 // What a request is about, ready to be generated.
 struct JobInput {
   bool chat = true;
+  bool messages = false;  // a chat that is answered as Anthropic's API does
   CommonRequest request;
   bool echo = false;
   std::vector<std::vector<int32_t>> prompts;
@@ -69,12 +71,13 @@ class Job : public std::enable_shared_from_this<Job> {
     bool first = true;            // nothing has been streamed
     int64_t told_characters = 0;  // of tokens whose log probabilities have been streamed
     Timings timings{};            // so far
+    MessageStream messages{};
   };
 
   void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
                    std::span<const TokenLogprobs> logprobs, const Timings& timings);
   void take_end(Choice& choice, const Generation& result, const std::string& error);
-  void stream_choice(const Choice& choice, nlohmann::ordered_json fields, nlohmann::ordered_json logprobs,
+  void stream_choice(Choice& choice, nlohmann::ordered_json fields, nlohmann::ordered_json logprobs,
                      const char* finish);
   void stream_deltas(Choice& choice, std::vector<nlohmann::ordered_json> deltas, nlohmann::ordered_json logprobs);
   nlohmann::ordered_json logprobs_json(const Choice& choice, std::span<const int32_t> ids,
@@ -82,6 +85,7 @@ class Job : public std::enable_shared_from_this<Job> {
   nlohmann::ordered_json whole_choice(Choice& choice) const;
   nlohmann::ordered_json envelope(bool chunk) const;
   void add_facts(nlohmann::ordered_json& object) const;
+  MessageEnd message_end() const { return {choices_[0].finish, choices_[0].result.stopped_by}; }
   void answer();
   void cancel_all();
   void over(int status);

@@ -94,6 +94,10 @@ const std::vector<Service::Route>& Service::routes() {
       {"POST", "/v1/completions", &Service::post_completion},
       {"POST", "/completions", &Service::post_completion},
       {"POST", "/beta/completions", &Service::post_completion},
+      {"POST", "/v1/messages", &Service::post_messages},
+      {"POST", "/anthropic/v1/messages", &Service::post_messages},
+      {"POST", "/v1/messages/count_tokens", &Service::post_count_tokens},
+      {"POST", "/anthropic/v1/messages/count_tokens", &Service::post_count_tokens},
       {"POST", "/tokenize", &Service::post_tokenize},
       {"POST", "/detokenize", &Service::post_detokenize},
       {"POST", "/apply-template", &Service::post_apply_template},
@@ -246,7 +250,8 @@ void Service::refuse(const CallPtr& call, const ApiError& error) {
   if (error.status == 405) headers.emplace_back("Allow", allowed_of(call->methods));
   if (error.status == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
   if (error.status == 429) metrics_.count_refusal();
-  call->reply.send(error.status, kJson, error_json(error), headers);
+  const bool is_message = call->route.find("/v1/messages") != std::string::npos;
+  call->reply.send(error.status, kJson, is_message ? messages_error_json(error) : error_json(error), headers);
   log(*call, error.status, nullptr);
   metrics_.count_http(call->route, error.status);
 }
@@ -352,25 +357,49 @@ void check_prompts(const Served& served, const JobInput& input) {
 
 }  // namespace
 
+JobInput Service::prepare_chat(ChatRequest request) const {
+  // DeepSeek's names for one model with and without thoughts.
+  if (!request.thinking && request.model == "deepseek-reasoner") request.thinking = true;
+  if (!request.thinking && request.model == "deepseek-chat") request.thinking = false;
+  ChatInput chat = chat_input(served_->prompts, request);
+  JobInput input{.chat = true, .prompts = {std::move(chat.ids)}, .format = chat.format, .begun = std::move(chat.begun)};
+  input.request = std::move(request);
+  input.request.generation.constraint = chat.constraint;
+  check_prompts(*served_, input);
+  return input;
+}
+
 void Service::post_chat(const CallPtr& call) {
-  const Served& s = served();
+  served();
+  check_room();
+  prepare(
+      call, [this](const std::string& body) { return prepare_chat(parse_chat_request(body)); },
+      [this, call](JobInput input) { start(call, std::move(input)); });
+}
+
+void Service::post_messages(const CallPtr& call) {
+  served();
   check_room();
   prepare(
       call,
-      [&s](const std::string& body) {
-        ChatRequest request = parse_chat_request(body);
-        // DeepSeek's names for one model with and without thoughts.
-        if (!request.thinking && request.model == "deepseek-reasoner") request.thinking = true;
-        if (!request.thinking && request.model == "deepseek-chat") request.thinking = false;
-        ChatInput chat = chat_input(s.prompts, request);
-        JobInput input{
-            .chat = true, .prompts = {std::move(chat.ids)}, .format = chat.format, .begun = std::move(chat.begun)};
-        input.request = std::move(request);
-        input.request.generation.constraint = chat.constraint;
-        check_prompts(s, input);
+      [this](const std::string& body) {
+        JobInput input = prepare_chat(parse_chat_request(chat_body_of_messages(body, false)));
+        input.messages = true;
         return input;
       },
       [this, call](JobInput input) { start(call, std::move(input)); });
+}
+
+void Service::post_count_tokens(const CallPtr& call) {
+  served();
+  prepare(
+      call,
+      [this](const std::string& body) {
+        return std::ssize(prepare_chat(parse_chat_request(chat_body_of_messages(body, true))).prompts[0]);
+      },
+      [this, call](int64_t n) {
+        answer_json(call, {{"input_tokens", n}});
+      });
 }
 
 void Service::post_completion(const CallPtr& call) {

@@ -79,6 +79,9 @@ class Service {
   void get_models(const CallPtr& call);
   void get_tokenizer_info(const CallPtr& call);
   void post_chat(const CallPtr& call);
+  void post_messages(const CallPtr& call);
+  void post_count_tokens(const CallPtr& call);
+  JobInput prepare_chat(ChatRequest request) const;
   void post_completion(const CallPtr& call);
   void post_tokenize(const CallPtr& call);
   void post_detokenize(const CallPtr& call);

@@ -60,9 +60,24 @@ def shorten(value):
     return value % 2**63 if isinstance(value, int) and abs(value) >= 2**63 else value
 
 
+def mend_message(body):
+    first = body["messages"][0]
+    first["role"] = "user"
+    if isinstance(first["content"], list):
+        first["content"] = [block for block in first["content"] if block["type"] == "text"] or "x"
+    if "max_tokens" in body:
+        body["max_tokens"] = min(body["max_tokens"], 9)
+    if body.get("stop_sequences") is not None:
+        body["stop_sequences"] = [one[:60] for one in body["stop_sequences"]]
+    if (body.get("metadata") or {}).get("user_id"):
+        body["metadata"]["user_id"] = body["metadata"]["user_id"][:60]
+
+
 def mend(path, body):
     draw = random.Random(repr(body))
     body.update(shorten(body))
+    if path.startswith("/v1/messages"):
+        return mend_message(body)
     if path == "/detokenize":
         body["tokens"] = ids_of(body["tokens"])
         return

@@ -1,0 +1,359 @@
+#include "serve/messages.h"
+
+#include <fmt/format.h>
+
+#include <utility>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "serve/job.h"
+
+namespace fathom::serve {
+namespace {
+
+using nlohmann::ordered_json;
+
+[[noreturn]] void refuse(const std::string& param, const std::string& message) {
+  throw ApiError(400, fmt::format("{}: {}", param, message), param, "invalid_value");
+}
+
+const ordered_json* find(const ordered_json& object, const char* key) {
+  const auto found = object.find(key);
+  return found == object.end() || found->is_null() ? nullptr : &*found;
+}
+
+const ordered_json* find_object(const ordered_json& object, const char* key) {
+  const ordered_json* found = find(object, key);
+  if (found != nullptr && !found->is_object()) refuse(key, "must be an object");
+  return found;
+}
+
+std::string text_at(const ordered_json& object, const char* key, const std::string& path) {
+  const ordered_json* text = find(object, key);
+  if (text == nullptr || !text->is_string()) refuse(path + "." + key, "must be a string");
+  return text->get<std::string>();
+}
+
+// A string, or a list of blocks of text.
+std::string text_of(const ordered_json& content, const std::string& path) {
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array()) refuse(path, "must be a string or a list of blocks");
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const std::string at = fmt::format("{}[{}]", path, i);
+    if (!content[i].is_object()) refuse(at, "must be an object");
+    if (const std::string type = text_at(content[i], "type", at); type != "text") {
+      refuse(at + ".type", fmt::format("{} cannot be read: the model reads text", printable(type)));
+    }
+    text += text_at(content[i], "text", at);
+  }
+  return text;
+}
+
+ordered_json call_of(const ordered_json& block, const std::string& path) {
+  const ordered_json* input = find(block, "input");
+  if (input != nullptr && !input->is_object()) refuse(path + ".input", "must be an object");
+  return {{"id", text_at(block, "id", path)},
+          {"type", "function"},
+          {"function",
+           {{"name", text_at(block, "name", path)}, {"arguments", input == nullptr ? "{}" : json_text(*input)}}}};
+}
+
+// One message becomes several where results of tools stand in it.
+void add_message(ordered_json& messages, const ordered_json& message, const std::string& path, bool is_last) {
+  if (!message.is_object()) refuse(path, "must be an object");
+  const std::string role = text_at(message, "role", path);
+  if (role != "user" && role != "assistant") refuse(path + ".role", "must be user or assistant");
+  const ordered_json* content = find(message, "content");
+  if (content == nullptr) refuse(path + ".content", "is missing");
+  std::string text, thoughts;
+  ordered_json calls = ordered_json::array();
+  bool said = content->is_string(), answered = false;
+  if (said) {
+    text = content->get<std::string>();
+  } else if (!content->is_array()) {
+    refuse(path + ".content", "must be a string or a list of blocks");
+  } else {
+    for (size_t i = 0; i < content->size(); ++i) {
+      const ordered_json& block = (*content)[i];
+      const std::string at = fmt::format("{}.content[{}]", path, i);
+      if (!block.is_object()) refuse(at, "must be an object");
+      const std::string type = text_at(block, "type", at);
+      if (type == "text") {
+        text += text_at(block, "text", at);
+        said = true;
+      } else if (type == "thinking" && role == "assistant") {
+        thoughts += text_at(block, "thinking", at);
+      } else if (type == "redacted_thinking" && role == "assistant") {
+        continue;  // another model's
+      } else if (type == "tool_use" && role == "assistant") {
+        calls.push_back(call_of(block, at));
+      } else if (type == "tool_result" && role == "user") {
+        const ordered_json* result = find(block, "content");
+        messages.push_back({{"role", "tool"},
+                            {"tool_call_id", text_at(block, "tool_use_id", at)},
+                            {"content", result == nullptr ? "" : text_of(*result, at + ".content")}});
+        answered = true;
+      } else {
+        refuse(at + ".type", fmt::format("{} cannot be read from {}", printable(type), role));
+      }
+    }
+  }
+  if (role == "user") {
+    if (said || !answered) messages.push_back({{"role", "user"}, {"content", text}});
+    return;
+  }
+  ordered_json answer{{"role", "assistant"}, {"content", said || calls.empty() ? ordered_json(text) : ordered_json()}};
+  if (!thoughts.empty()) answer["reasoning_content"] = thoughts;
+  if (!calls.empty()) {
+    answer["tool_calls"] = std::move(calls);
+  } else if (is_last) {
+    answer["prefix"] = true;
+  }
+  messages.push_back(std::move(answer));
+}
+
+ordered_json messages_of(const ordered_json& body) {
+  ordered_json messages = ordered_json::array();
+  if (const ordered_json* system = find(body, "system")) {
+    messages.push_back({{"role", "system"}, {"content", text_of(*system, "system")}});
+  }
+  const ordered_json* list = find(body, "messages");
+  if (list == nullptr || !list->is_array() || list->empty()) refuse("messages", "must be a list that is not empty");
+  for (size_t i = 0; i < list->size(); ++i) {
+    add_message(messages, (*list)[i], fmt::format("messages[{}]", i), i + 1 == list->size());
+  }
+  return messages;
+}
+
+void add_tools(const ordered_json& body, ordered_json& chat) {
+  if (const ordered_json* tools = find(body, "tools")) {
+    if (!tools->is_array()) refuse("tools", "must be a list");
+    chat["tools"] = ordered_json::array();
+    for (size_t i = 0; i < tools->size(); ++i) {
+      const ordered_json& tool = (*tools)[i];
+      const std::string at = fmt::format("tools[{}]", i);
+      if (!tool.is_object()) refuse(at, "must be an object");
+      if (const ordered_json* type = find(tool, "type"); type != nullptr && *type != "custom") {
+        refuse(at + ".type", "must be custom: this server has no tools of its own");
+      }
+      ordered_json function{{"name", text_at(tool, "name", at)}};
+      if (find(tool, "description") != nullptr) function["description"] = text_at(tool, "description", at);
+      if (const ordered_json* schema = find(tool, "input_schema")) function["parameters"] = *schema;
+      chat["tools"].push_back({{"type", "function"}, {"function", std::move(function)}});
+    }
+  }
+  const ordered_json* choice = find_object(body, "tool_choice");
+  if (choice == nullptr) return;
+  const std::string type = text_at(*choice, "type", "tool_choice");
+  if (type == "auto" || type == "none") {
+    chat["tool_choice"] = type;
+  } else if (type == "any") {
+    chat["tool_choice"] = "required";
+  } else if (type == "tool") {
+    chat["tool_choice"] = {{"type", "function"}, {"function", {{"name", text_at(*choice, "name", "tool_choice")}}}};
+  } else {
+    refuse("tool_choice.type", "must be auto, any, tool or none");
+  }
+}
+
+std::string event(const ordered_json& json) {
+  return fmt::format("event: {}\ndata: {}\n\n", json["type"].get<std::string>(), json_text(json));
+}
+
+ordered_json usage_of(const Usage& usage) {
+  return {{"input_tokens", usage.prompt_tokens - usage.cached_tokens},
+          {"cache_creation_input_tokens", 0},
+          {"cache_read_input_tokens", usage.cached_tokens},
+          {"output_tokens", usage.completion_tokens}};
+}
+
+ordered_json reason_of(const MessageEnd& end) {
+  if (end.finish == "tool_calls") return "tool_use";
+  if (end.finish == "length") return "max_tokens";
+  return end.stopped_by.empty() ? "end_turn" : "stop_sequence";
+}
+
+ordered_json stop_of(const MessageEnd& end) {
+  return end.stopped_by.empty() ? ordered_json(nullptr) : ordered_json(end.stopped_by);
+}
+
+ordered_json envelope(const std::string& id, const std::string& model) {
+  return {{"id", id},
+          {"type", "message"},
+          {"role", "assistant"},
+          {"model", model},
+          {"content", ordered_json::array()},
+          {"stop_reason", nullptr},
+          {"stop_sequence", nullptr}};
+}
+
+// What a call was given, as an object; what is none, as a model may write it, under a name of its own.
+ordered_json input_of(const std::string& arguments) {
+  ordered_json input = ordered_json::parse(arguments, nullptr, false);
+  if (input.is_object()) return input;
+  return {{"arguments", arguments}};
+}
+
+}  // namespace
+
+std::string chat_body_of_messages(std::string_view text, bool counts_tokens) {
+  ordered_json body;
+  try {
+    const JsonDocument document = JsonDocument::parse(text, "request body");  // with its limits
+    body = ordered_json::parse(text);
+  } catch (const Error& error) {
+    throw ApiError(400, error.what(), "", "invalid_json");
+  }
+  if (!body.is_object()) throw ApiError(400, "the request body must be a JSON object", "", "invalid_json");
+  ordered_json chat{{"messages", messages_of(body)}};
+  add_tools(body, chat);
+  for (const char* same : {"model", "temperature", "top_p", "top_k", "stream", "chat_template_kwargs", "cache_salt"}) {
+    if (const ordered_json* value = find(body, same)) chat[same] = *value;
+  }
+  if (const ordered_json* stops = find(body, "stop_sequences")) chat["stop"] = *stops;
+  if (const ordered_json* metadata = find_object(body, "metadata")) {
+    if (const ordered_json* user = find(*metadata, "user_id")) chat["user_id"] = *user;
+  }
+  if (const ordered_json* thinking = find_object(body, "thinking")) {
+    const std::string type = text_at(*thinking, "type", "thinking");
+    if (type != "enabled" && type != "disabled" && type != "adaptive" && type != "between_tools") {
+      refuse("thinking.type", "must be enabled, adaptive, between_tools or disabled");
+    }
+    chat["thinking"] = {{"type", type == "disabled" ? type : "enabled"}};
+  }
+  if (const ordered_json* output = find_object(body, "output_config")) {
+    if (const ordered_json* format = find(*output, "format")) {
+      if (!format->is_object() || text_at(*format, "type", "output_config.format") != "json_schema") {
+        refuse("output_config.format", "must be a json_schema");
+      }
+      const ordered_json* schema = find(*format, "schema");
+      if (schema == nullptr) refuse("output_config.format.schema", "is missing");
+      chat["response_format"] = {{"type", "json_schema"}, {"json_schema", {{"name", "answer"}, {"schema", *schema}}}};
+    }
+  }
+  if (const ordered_json* most = find(body, "max_tokens")) {
+    chat["max_tokens"] = *most;
+  } else if (!counts_tokens) {
+    throw ApiError(400, "max_tokens: is missing", "max_tokens", "missing_required_parameter");
+  }
+  return json_text(chat);
+}
+
+std::string messages_error_json(const ApiError& error) {
+  const char* type = "api_error";
+  switch (error.status) {
+    case 400:
+      type = "invalid_request_error";
+      break;
+    case 401:
+      type = "authentication_error";
+      break;
+    case 403:
+      type = "permission_error";
+      break;
+    case 404:
+      type = "not_found_error";
+      break;
+    case 413:
+      type = "request_too_large";
+      break;
+    case 429:
+      type = "rate_limit_error";
+      break;
+    case 503:
+      type = "overloaded_error";
+      break;
+    default:
+      break;
+  }
+  return json_text({{"type", "error"}, {"error", {{"type", type}, {"message", error.what()}}}});
+}
+
+ordered_json message_json(const std::string& id, const std::string& model, const ordered_json& choice,
+                          const MessageEnd& end, const Usage& usage) {
+  ordered_json message = envelope(id, model);
+  ordered_json& content = message["content"];
+  if (const ordered_json* thoughts = find(choice, "reasoning_content")) {
+    content.push_back({{"type", "thinking"}, {"thinking", *thoughts}, {"signature", ""}});
+  }
+  if (const ordered_json* text = find(choice, "content"); text != nullptr && *text != "") {
+    content.push_back({{"type", "text"}, {"text", *text}});
+  }
+  if (const ordered_json* calls = find(choice, "tool_calls")) {
+    for (const ordered_json& call : *calls) {
+      content.push_back({{"type", "tool_use"},
+                         {"id", call["id"]},
+                         {"name", call["function"]["name"]},
+                         {"input", input_of(call["function"]["arguments"])}});
+    }
+  }
+  message["stop_reason"] = reason_of(end);
+  message["stop_sequence"] = stop_of(end);
+  message["usage"] = usage_of(usage);
+  return message;
+}
+
+std::string MessageStream::begin(const std::string& id, const std::string& model, int64_t prompt_tokens) {
+  ordered_json message = envelope(id, model);
+  message["usage"] = usage_of({.prompt_tokens = prompt_tokens});
+  return event({{"type", "message_start"}, {"message", std::move(message)}});
+}
+
+std::string MessageStream::end_block() {
+  if (block_ == Block::none) return {};
+  std::string events;
+  if (block_ == Block::thinking) {  // nobody checks it, but clients wait for one
+    events = event({{"type", "content_block_delta"},
+                    {"index", n_blocks_},
+                    {"delta", {{"type", "signature_delta"}, {"signature", ""}}}});
+  }
+  block_ = Block::none;
+  return events + event({{"type", "content_block_stop"}, {"index", n_blocks_++}});
+}
+
+std::string MessageStream::begin_block(Block block, const ordered_json& content) {
+  std::string events = end_block();
+  block_ = block;
+  return events + event({{"type", "content_block_start"}, {"index", n_blocks_}, {"content_block", content}});
+}
+
+std::string MessageStream::push(const ordered_json& delta) {
+  std::string events;
+  const auto add = [&](const char* type, const char* key, const std::string& text) {
+    if (text.empty()) return;
+    events += event({{"type", "content_block_delta"}, {"index", n_blocks_}, {"delta", {{"type", type}, {key, text}}}});
+  };
+  if (const ordered_json* thoughts = find(delta, "reasoning_content"); thoughts != nullptr && *thoughts != "") {
+    if (block_ != Block::thinking) {
+      events += begin_block(Block::thinking, {{"type", "thinking"}, {"thinking", ""}, {"signature", ""}});
+    }
+    add("thinking_delta", "thinking", *thoughts);
+  }
+  if (const ordered_json* text = find(delta, "content"); text != nullptr && *text != "") {
+    if (block_ != Block::text) events += begin_block(Block::text, {{"type", "text"}, {"text", ""}});
+    add("text_delta", "text", *text);
+  }
+  if (const ordered_json* calls = find(delta, "tool_calls")) {
+    for (const ordered_json& call : *calls) {
+      if (call.contains("id")) {
+        events += begin_block(Block::tool_use, {{"type", "tool_use"},
+                                                {"id", call["id"]},
+                                                {"name", call["function"]["name"]},
+                                                {"input", ordered_json::object()}});
+      }
+      add("input_json_delta", "partial_json", call["function"].value("arguments", ""));
+    }
+  }
+  return events;
+}
+
+std::string MessageStream::finish(const MessageEnd& end, const Usage& usage) {
+  return end_block() +
+         event({{"type", "message_delta"},
+                {"delta", {{"stop_reason", reason_of(end)}, {"stop_sequence", stop_of(end)}}},
+                {"usage", usage_of(usage)}}) +
+         event({{"type", "message_stop"}});
+}
+
+}  // namespace fathom::serve

@@ -95,7 +95,7 @@ class Harness(Case):
                     np.testing.assert_allclose([value for value, _ in told], [value for value, _ in wanted], atol=2e-4, rtol=2e-6)
                     self.assertEqual([greedy for _, greedy in told], [greedy for _, greedy in wanted])
                     self.assertEqual(results["acc"], accuracy)
-        self.assertGreater(accuracy, 0.35, "the model knows its Shakespeare better than chance")
+        self.assertGreater(accuracy, 0.25, "better than chance, or nothing has been compared")
         print(f"lines: {len(documents)} questions, accuracy {accuracy:.3f} in both")
 
     def test_what_is_greedy_is_told(self):

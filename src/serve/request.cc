@@ -162,10 +162,10 @@ void read_schema(const Fields& fields, std::string_view name, GrammarRequest& gr
 void read_response_format(const Fields& body, GrammarRequest& grammar) {
   const auto format = body.fields("response_format");
   const std::string type = required_text(*format, "type");
+  const auto named = format->fields("json_schema");
   if (type == "json_object") {
     grammar.kind = Kind::json_object;
   } else if (type == "json_schema") {
-    const auto named = format->fields("json_schema");
     if (!named || !named->find("schema")) {
       refuse("response_format.json_schema.schema", "is missing", "missing_required_parameter");
     }

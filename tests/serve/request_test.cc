@@ -125,6 +125,8 @@ TEST(ChatRequest, RefusesWithTheFieldInFront) {
       "400 invalid_value messages[0].tool_calls[0].type: must be function");
   EXPECT_EQ(chat_refusal(R"(, "cache_salt": "s", "user_id": ")" + std::string(257, 'u') + "\""),
             "400 invalid_value user_id: at most 256 bytes");
+  EXPECT_EQ(chat_refusal(R"(, "response_format": {"type": "text", "json_schema": []})"),
+            "400 invalid_type response_format.json_schema: must be an object");
   EXPECT_EQ(chat_refusal(R"(, "n": 129)"), "400 invalid_value n: must be between 1 and 128");
   EXPECT_EQ(chat_refusal(R"(, "n": 1.5)"), "400 invalid_type n: must be an integer");
   EXPECT_THAT(chat_refusal(R"(, "n": -9223372036854775809)"), testing::StartsWith("400 invalid_json"));

@@ -211,7 +211,10 @@ std::string chat_body_of_messages(std::string_view text, bool counts_tokens) {
   for (const char* same : {"model", "temperature", "top_p", "top_k", "stream", "chat_template_kwargs", "cache_salt"}) {
     if (const ordered_json* value = find(body, same)) chat[same] = *value;
   }
-  if (const ordered_json* stops = find(body, "stop_sequences")) chat["stop"] = *stops;
+  if (const ordered_json* stops = find(body, "stop_sequences")) {
+    if (!stops->is_array()) refuse("stop_sequences", "must be a list");
+    chat["stop"] = *stops;
+  }
   if (const ordered_json* metadata = find_object(body, "metadata")) {
     if (const ordered_json* user = find(*metadata, "user_id")) chat["user_id"] = *user;
   }

@@ -95,6 +95,7 @@ TEST(Messages, SayWhatIsWrong) {
            "tools[0].type: must be custom"},
           {"{" + user + R"(, "max_tokens": 1, "tool_choice": "any"})", "tool_choice: must be an object"},
           {"{" + user + R"(, "max_tokens": 1, "thinking": {"type": "on"}})", "thinking.type: must be enabled"},
+          {"{" + user + R"(, "max_tokens": 1, "stop_sequences": "x"})", "stop_sequences: must be a list"},
       }) {
     EXPECT_EQ(refusal(body).find(what), 0u) << body << ": " << refusal(body);
   }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "text/grammar.h"
+#include "text/grammar_matcher.h"
 #include "text/tokenizer.h"
 
 namespace fathom {

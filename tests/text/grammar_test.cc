@@ -12,6 +12,7 @@
 #include "refusal.h"
 #include "sanitized.h"
 #include "text/gbnf.h"
+#include "text/grammar_matcher.h"
 #include "text/json_schema.h"
 #include "text/regex_grammar.h"
 #include "tokenizer_fixture.h"
@@ -162,6 +163,20 @@ TEST(TokenMasks, ForgetWhatTheyHaveNoRoomFor) {
   }
   EXPECT_GT(large.bytes(), kRoom);
   EXPECT_GT(most, kRoom / 4);
+}
+
+TEST(TokenMasks, RefuseWhatTakesTooLong) {
+  // Whatever comes may end each of the rules that are open.
+  constexpr int kRules = 1500;
+  std::string source = fmt::format("root ::= r0\nany ::= .*\nr{} ::= any\n", kRules);
+  for (int i = 0; i < kRules; ++i) source += fmt::format("r{} ::= \"(\" r{} any | any\n", i, i + 1);
+  const GrammarPtr grammar = parse_gbnf(source);
+  TokenMasks masks(grammar, std::make_shared<const TokenTrie>(Tokenizer::load(test::text_data() / "tiny")));
+  GrammarMatcher matcher(grammar);
+  std::vector<uint64_t> mask;
+  ASSERT_TRUE(matcher.accept(repeated("(", kRules)));
+  EXPECT_EQ(refusal([&] { matcher.allowed(masks, mask); }),
+            "the grammar is too ambiguous: more than 16777216 steps to the tokens that may come next");
 }
 
 TEST(GrammarMatcher, ReadsTheSameHoweverTheTextIsCut) {

@@ -1,5 +1,6 @@
 #include "text/json_schema.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <regex>
@@ -8,6 +9,7 @@
 #include "base/rng.h"
 #include "refusal.h"
 #include "sanitized.h"
+#include "text/grammar_matcher.h"
 #include "tokenizer_fixture.h"
 
 namespace fathom {

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "text/gbnf.h"
+#include "text/grammar_matcher.h"
 #include "text/json_schema.h"
 #include "text/regex_grammar.h"
 

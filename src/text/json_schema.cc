@@ -19,34 +19,19 @@ using Kind = GrammarNode::Kind;
 
 constexpr uint64_t kUnlimited = GrammarBuilder::kUnlimited;
 constexpr size_t kMaxMergedBytes = size_t{4} << 20;  // of schemas put together from others
-constexpr size_t kMaxMergedKeys = 200'000;
+constexpr size_t kMaxMergedValues = 200'000;
+constexpr size_t kMaxPathBytes = 256;  // more is not shown, and there may be a path for every few bytes of the schema
 
 // clang-format off
 constexpr std::string_view kConstraints[] = {
     "$ref", "allOf", "anyOf", "oneOf", "type", "enum", "const", "properties", "required", "items", "minItems",
     "additionalProperties", "maxItems", "pattern", "format", "prefixItems", "minLength", "minimum", "maximum",
     "exclusiveMinimum", "maxLength", "exclusiveMaximum"};
+constexpr std::string_view kUnsupported[] = {
+    "not", "if", "then", "else", "contains", "minContains", "maxContains", "patternProperties", "propertyNames",
+    "multipleOf", "dependentRequired", "dependentSchemas", "dependencies", "minProperties", "maxProperties",
+    "unevaluatedProperties", "$dynamicRef", "unevaluatedItems", "additionalItems", "$recursiveRef"};
 // clang-format on
-constexpr std::string_view kUnsupported[] = {"not",
-                                             "if",
-                                             "then",
-                                             "else",
-                                             "contains",
-                                             "minContains",
-                                             "maxContains",
-                                             "patternProperties",
-                                             "propertyNames",
-                                             "multipleOf",
-                                             "dependentRequired",
-                                             "dependentSchemas",
-                                             "dependencies",
-                                             "minProperties",
-                                             "maxProperties",
-                                             "unevaluatedProperties",
-                                             "$dynamicRef",
-                                             "unevaluatedItems",
-                                             "additionalItems",
-                                             "$recursiveRef"};
 
 bool is_in(std::string_view word, std::span<const std::string_view> words) {
   return std::ranges::find(words, word) != words.end();
@@ -56,6 +41,8 @@ const Json* find(const Json& object, const std::string& key) {
   const auto found = object.find(key);
   return found == object.end() ? nullptr : &*found;
 }
+
+bool is_hex(char c) { return std::string_view("0123456789abcdefABCDEF").find(c) != std::string_view::npos; }
 
 std::string spelled(const Json& value) { return value.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
@@ -163,7 +150,7 @@ class Compiler {
   std::deque<Json> merged_;  // what schemas became
   std::unordered_map<const Json*, uint32_t> rules_;
   std::unordered_map<std::string, uint32_t> merged_rules_, pattern_rules_;  // by their text
-  size_t merged_bytes_ = 0, merged_keys_ = 0;
+  size_t merged_bytes_ = 0, merged_values_ = 0;
 };
 
 // A schema that is no deeper than kMaxSchemaDepth can be read by functions that call themselves.
@@ -187,6 +174,14 @@ void check_size(const Json& schema) {
     if (!value->is_structured()) continue;
     for (const Json& child : *value) todo.emplace_back(&child, depth + 1);
   }
+}
+
+size_t n_values(const Json& value) {
+  size_t n = 1;
+  if (value.is_structured()) {
+    for (const Json& child : value) n += n_values(child);
+  }
+  return n;
 }
 
 void check_keywords(const Json& schema, const std::string& path) {
@@ -395,8 +390,9 @@ void Compiler::define_array(uint32_t rule, const std::vector<uint32_t>& first, s
 uint32_t Compiler::rule_of(const Json& schema, const std::string& path) {
   const auto [found, is_new] = rules_.try_emplace(&schema, 0);
   if (is_new) {
-    found->second = builder_.add_rule(path);
-    pending_.push_back({&schema, path, found->second});
+    const std::string kept = path.substr(0, kMaxPathBytes);
+    found->second = builder_.add_rule(kept);
+    pending_.push_back({&schema, kept, found->second});
   }
   return found->second;
 }
@@ -661,7 +657,7 @@ std::pair<const Json*, std::string> Compiler::referred(const Json& ref, const st
       if (rest.starts_with("~0") || rest.starts_with("~1")) {
         key += rest[1] == '0' ? '~' : '/';
         ++i;
-      } else if (rest[0] == '%' && rest.size() > 2 && std::isxdigit(rest[1]) != 0 && std::isxdigit(rest[2]) != 0) {
+      } else if (rest[0] == '%' && rest.size() > 2 && is_hex(rest[1]) && is_hex(rest[2])) {
         key += static_cast<char>(std::stoi(std::string(rest.substr(1, 2)), nullptr, 16));
         i += 2;
       } else {
@@ -714,9 +710,9 @@ void Compiler::merge(Json& into, const Json& from, const std::string& path) {
     return keys;
   };
   const auto own = names(into), others = names(from);
-  merged_keys_ += 1 + from.size() + own.size() + others.size();
-  if (merged_keys_ > kMaxMergedKeys) {
-    throw Error("{}: $ref and allOf put more than {} keywords together", printable(path), kMaxMergedKeys);
+  merged_values_ += n_values(from) + own.size() + others.size();
+  if (merged_values_ > kMaxMergedValues) {
+    throw Error("{}: $ref and allOf put more than {} values together", printable(path), kMaxMergedValues);
   }
   // Properties that the other one has are additional ones.
   const auto lets = [](const Json& schema, const auto& has, const auto& new_ones) {

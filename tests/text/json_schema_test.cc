@@ -485,9 +485,20 @@ TEST(JsonSchema, HostileSchemasEndInAnError) {
         i, i - 1);
   }
   EXPECT_EQ(why("{\"$ref\": \"#/$defs/d24\", \"$defs\": {" + doubled + "}}"),
-            "#/$defs/d1: $ref and allOf put more than 200000 keywords together");
+            "#/$defs/d2: $ref and allOf put more than 200000 values together");
   EXPECT_TRUE(why("{\"$ref\": \"#/$defs/d24\", \"$defs\": {" + sums + "}}")
-                  .ends_with(": $ref and allOf put more than 200000 keywords together"));
+                  .ends_with(": $ref and allOf put more than 200000 values together"));
+  // Each copies all of the first.
+  std::string copies = "{\"$ref\":\"#/$defs/all\"}";
+  for (int i = 0; i < 400; ++i) copies += ",{\"$ref\":\"#/$defs/all\"}";
+  EXPECT_EQ(why("{\"allOf\": [" + copies + "], \"$defs\": {\"all\": {\"properties\": {\"x\": {\"properties\": {" +
+                keys.substr(0, keys.find(",\"k1500\"")) + "}}}}}}"),
+            "#/allOf/66: $ref and allOf put more than 200000 values together");
+  // Rules are named by paths, each of which would hold the long key.
+  const auto named = schema_grammar(Json::parse("{\"properties\": {\"" + repeated("k", 30'000) +
+                                                "\": {\"maxItems\": 0, \"items\": {\"type\": \"null\"}}}}"));
+  for (const std::string& rule : named->unused_rules()) EXPECT_LT(rule.size(), 1000);
+  EXPECT_THAT(named->unused_rules(), testing::Contains(testing::StartsWith("#/properties/kkk")));
   EXPECT_EQ(why("{\"pattern\": \"" + repeated("(", 60'000) + "\"}"),
             "#: pattern: column 257: groups are nested deeper than 256 levels");
 }

@@ -2,7 +2,7 @@
 # Installs what is missing, builds, and runs every test: under ThreadSanitizer (the threaded parts), under AddressSanitizer and
 # UndefinedBehaviorSanitizer (all), as users run it, and the parsers on input made to break them; compiles the kernels for Arm.
 # Ends with ctest's summary.
-#   ./test.sh --peers    installs llama.cpp and the gguf package too, for the tests that exchange files with them
+#   ./test.sh --peers    installs llama.cpp, gguf and xgrammar too, for the tests that compare with them
 set -euo pipefail
 cd "$(dirname "$0")"
 start=$SECONDS

@@ -1,7 +1,6 @@
 #include "text/grammar.h"
 
 #include <algorithm>
-#include <functional>
 #include <map>
 #include <numeric>
 
@@ -394,26 +393,6 @@ std::shared_ptr<const Grammar> GrammarBuilder::finish(uint32_t root) const {
     throw Error("there is no text that the rule {} allows", printable(rules_[root].name, 80));
   }
   auto grammar = std::make_shared<Grammar>();
-
-  std::vector<char> used(rules_.size()), seen(nodes_.size());
-  std::vector<uint32_t> todo = {rules_[root].start};
-  used[root] = 1;
-  while (!todo.empty()) {
-    const uint32_t at = todo.back();
-    todo.pop_back();
-    if (seen[at] != 0 || alive[at] == 0) continue;
-    seen[at] = 1;
-    const GrammarNode& node = nodes_[at];
-    todo.push_back(node.next);
-    if (node.kind == Kind::fork) todo.push_back(node.what);
-    if (node.kind == Kind::call) {
-      used[node.what] = 1;
-      todo.push_back(rules_[node.what].start);
-    }
-  }
-  for (size_t rule = 0; rule < rules_.size(); ++rule) {
-    if (used[rule] == 0) grammar->unused_rules_.push_back(rules_[rule].name);
-  }
 
   // Without jumps, without branches that lead nowhere, and with calls at the end of a rule made jumps: what they call
   // returns to where the rule itself does. Since no rule begins with itself, nothing goes round in circles.

@@ -60,8 +60,6 @@ class Grammar {
   // Bytes of one class are in the same sets.
   uint32_t class_of(uint8_t byte) const { return class_of_[byte]; }
   uint32_t n_classes() const { return n_classes_; }
-  // Names of rules that no text comes to.
-  const std::vector<std::string>& unused_rules() const { return unused_rules_; }
 
  private:
   friend class GrammarBuilder;
@@ -69,7 +67,6 @@ class Grammar {
   std::vector<ByteSet> sets_;
   uint32_t start_ = 0, n_classes_ = 1;
   std::array<uint8_t, 256> class_of_{};
-  std::vector<std::string> unused_rules_;
 };
 
 // Puts grammars together. Error where there are more than kMaxGrammarElements nodes.

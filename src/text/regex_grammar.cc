@@ -28,6 +28,27 @@ const CodePoints kSpace{{{'\t', '\r'},
                          {0xFEFF, 0xFEFF}}};
 const CodePoints kLineEnds{{{'\n', '\n'}, {'\r', '\r'}, {0x2028, 0x2029}}};
 
+// One of the characters, as they stand in a JSON string.
+Piece json_characters(GrammarBuilder& builder, const CodePoints& set) {
+  CodePoints plain;
+  std::vector<std::string> escaped;
+  for (const auto& [first, last] : set.normalized().ranges) {
+    char32_t next = first;
+    for (char32_t c = first; c <= std::min<char32_t>(last, '\\'); ++c) {
+      if (c >= 0x20 && c != '"' && c != '\\') continue;
+      if (c > next) plain.add(next, c - 1);
+      next = c + 1;
+      const size_t letter = std::u32string_view(U"\b\f\n\r\t\"\\").find(c);
+      escaped.push_back(letter == std::u32string_view::npos ? fmt::format("\\u{:04x}", static_cast<uint32_t>(c))
+                                                            : std::string{'\\', "bfnrt\"\\"[letter]});
+    }
+    if (next <= last) plain.add(next, last);
+  }
+  if (escaped.empty()) return builder.code_points(plain);
+  const Piece one = builder.code_points(plain);
+  return builder.either(one, builder.one_of(escaped));
+}
+
 class Parser {
  public:
   Parser(GrammarBuilder& builder, std::string_view pattern, RegexText text, RegexMatch match)
@@ -632,26 +653,6 @@ void ExpressionReader::close() {
 }
 
 Piece ExpressionReader::finish() { return whole(groups_.back()); }
-
-Piece json_characters(GrammarBuilder& builder, const CodePoints& set) {
-  CodePoints plain;
-  std::vector<std::string> escaped;
-  for (const auto& [first, last] : set.normalized().ranges) {
-    char32_t next = first;
-    for (char32_t c = first; c <= std::min<char32_t>(last, '\\'); ++c) {
-      if (c >= 0x20 && c != '"' && c != '\\') continue;
-      if (c > next) plain.add(next, c - 1);
-      next = c + 1;
-      const size_t letter = std::u32string_view(U"\b\f\n\r\t\"\\").find(c);
-      escaped.push_back(letter == std::u32string_view::npos ? fmt::format("\\u{:04x}", static_cast<uint32_t>(c))
-                                                            : std::string{'\\', "bfnrt\"\\"[letter]});
-    }
-    if (next <= last) plain.add(next, last);
-  }
-  if (escaped.empty()) return builder.code_points(plain);
-  const Piece one = builder.code_points(plain);
-  return builder.either(one, builder.one_of(escaped));
-}
 
 Piece regex_piece(GrammarBuilder& builder, std::string_view pattern, RegexText text, RegexMatch match) {
   return Parser(builder, pattern, text, match).parse();

@@ -22,9 +22,6 @@ enum class RegexMatch { whole, anywhere };
 
 GrammarBuilder::Piece regex_piece(GrammarBuilder& builder, std::string_view pattern, RegexText text, RegexMatch match);
 
-// One of the characters, as they stand in a JSON string.
-GrammarBuilder::Piece json_characters(GrammarBuilder& builder, const CodePoints& set);
-
 // As a JSON text spells it.
 struct NumberBound {
   std::string number;

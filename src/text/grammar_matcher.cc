@@ -1,6 +1,7 @@
 #include "text/grammar_matcher.h"
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 
 #include "base/error.h"
@@ -266,11 +267,25 @@ void TokenMasks::walk(uint32_t state, size_t from, size_t end, size_t depth, std
 const TokenMasks::Local& TokenMasks::local_of(uint32_t node) {
   const auto known = locals_.find(node);
   if (known != locals_.end()) return known->second;
-  Local local{.mask = std::vector<uint64_t>(trie_->mask_words()), .passing = {}};
-  walk(state_of({{node, kCut}}), 0, trie_->nodes().size() - 1, 0, local.mask, [&](size_t i, uint32_t state) {
+  Local local;
+  std::vector<uint64_t> mask(trie_->mask_words());
+  walk(state_of({{node, kCut}}), 0, trie_->nodes().size() - 1, 0, mask, [&](size_t i, uint32_t state) {
     if (look_at(state).passes) local.passing.push_back(static_cast<uint32_t>(i));
   });
-  bytes_ += local.mask.size() * sizeof(uint64_t) + local.passing.capacity() * sizeof(uint32_t);
+  size_t n = 0;
+  for (const uint64_t word : mask) n += static_cast<size_t>(std::popcount(word));
+  if (n < mask.size()) {
+    local.ids.reserve(n);
+    for (size_t i = 0; i < mask.size(); ++i) {
+      for (uint64_t word = mask[i]; word != 0; word &= word - 1) {
+        local.ids.push_back(static_cast<int32_t>(64 * i) + std::countr_zero(word));
+      }
+    }
+  } else {
+    local.mask = std::move(mask);
+  }
+  bytes_ += sizeof(Local) + local.mask.size() * sizeof(uint64_t) +
+            (local.ids.capacity() + local.passing.capacity()) * sizeof(uint32_t);
   return locals_.emplace(node, std::move(local)).first->second;
 }
 
@@ -282,7 +297,8 @@ void TokenMasks::fill(uint32_t state) {
   for (size_t i = 0; i < stacks.size(); ++i) {
     const auto [node, frame] = stacks[i];
     const Local& local = local_of(node);
-    std::ranges::transform(mask, local.mask, mask.begin(), std::bit_or<>());
+    std::ranges::transform(local.mask, mask, mask.begin(), std::bit_or<>());
+    for (const int32_t id : local.ids) mask[static_cast<size_t>(id) / 64] |= uint64_t{1} << id % 64;
     if (frame <= kCut) continue;
     const auto [back, below] = frames_[frame];
     if (look_at(state_of({{node, kCut}})).passes) stacks.add(back, below);

@@ -85,8 +85,9 @@ class TokenMasks {
   // From a node, whatever is below it on the stack: the tokens that are certain, and where in the trie what is below is
   // come to, so that longer tokens depend on it.
   struct Local {
-    std::vector<uint64_t> mask;
-    std::vector<uint32_t> passing;
+    std::vector<uint64_t> mask{};  // or
+    std::vector<int32_t> ids{};    // where they are few: an object may have thousands of keys, each its own node
+    std::vector<uint32_t> passing{};
   };
   struct Hash {
     size_t operator()(const std::vector<GrammarStack>& stacks) const;

@@ -47,8 +47,8 @@ else
   echo "SKIPPED: Arm's libraries cannot be loaded"
 fi
 
-say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, requests, HTTP"
-scripts/fuzz.sh model_load_fuzz=30s safetensors_header_fuzz=30s gguf_fuzz=30s tokenizer_fuzz=30s jinja_fuzz=30s dataset_fuzz=30s answer_parser_fuzz=20s request_fuzz=30s http_fuzz=20s
+say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP"
+scripts/fuzz.sh model_load_fuzz=30s safetensors_header_fuzz=30s gguf_fuzz=30s tokenizer_fuzz=30s jinja_fuzz=30s dataset_fuzz=30s answer_parser_fuzz=20s grammar_fuzz=30s request_fuzz=30s http_fuzz=20s
 
 say "Release: every test"
 build release

@@ -36,6 +36,7 @@ def expect(condition, message):
 
 class Server:
     def __init__(self, program, *arguments, model=MODEL):
+        self.begin = time.monotonic()
         self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         self.process = subprocess.Popen([program, "serve", "--model", str(model), "--port", "0", "--no-access-log", *arguments],
                                         stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8")
@@ -45,6 +46,7 @@ class Server:
         for _ in range(1200):
             with contextlib.suppress(OSError):
                 if (await self.get("/ready"))[0] == 200:
+                    self.ready_s = time.monotonic() - self.begin
                     return self
             await asyncio.sleep(0.05)
         raise Failed("the server is not ready")
@@ -87,9 +89,10 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
-def request_of(body, path="/v1/completions"):
+def request_of(body, path="/v1/completions", key=None):
     data = json.dumps(body).encode()
-    return b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n" + (f"Authorization: Bearer {key}\r\n" if key else "")
+    return head.encode() + b"\r\n" + data
 
 
 class Stream:
@@ -100,10 +103,10 @@ class Stream:
         self.text, self.times, self.status, self.done, self.error, self.logprobs = "", [], None, False, None, []
         self.finish = self.usage = None
 
-    async def run(self, server, body, stop_after=None):
+    async def run(self, server, body, stop_after=None, key=None):
         reader, writer = await server.open()
         try:
-            writer.write(request_of({**body, "stream": True, "stream_options": {"include_usage": True}}))
+            writer.write(request_of({**body, "stream": True, "stream_options": {"include_usage": True}}, key=key))
             head = await reader.readuntil(b"\r\n\r\n")
             self.status = int(head.split(b" ", 2)[1])
             self.head = head.decode().lower()
@@ -384,6 +387,7 @@ async def restart(o):
     n = 50 if o.full else 4
     rng = random.Random(6)
     loaded = damaged = 0
+    ready_s = []
     bodies = [{"prompt": p, "max_tokens": 4, "temperature": 0, "logprobs": 2} for p in prompts_of(24, rng, 450)]
     async with Server(o.program) as server:
         wanted = [await Stream().run(server, body) for body in bodies]
@@ -398,6 +402,7 @@ async def restart(o):
             server = Server(o.program, "--prefix-cache", folder, "--cache-tokens", "4096")
             try:
                 await server.__aenter__()
+                ready_s.append(server.ready_s)
                 order = rng.sample(range(len(bodies)), 12)
                 answers = await asyncio.gather(*(Stream().run(server, bodies[k]) for k in order))
                 for k, s in zip(order, answers):
@@ -411,10 +416,50 @@ async def restart(o):
                 server.process.stdout.close()
             await asyncio.gather(*writing, return_exceptions=True)
     expect(loaded > 0, "nothing was found in files")
-    return {"kills": n, "files_damaged": damaged, "tokens_found_in_files": int(loaded)}
+    if o.full:
+        expect(max(ready_s) < 2, f"ready after {max(ready_s):.1f} s")
+    return {"kills": n, "files_damaged": damaged, "tokens_found_in_files": int(loaded), "ready_worst_s": round(max(ready_s), 2)}
 
 
-PARTS = {f.__name__: f for f in (streams, invariance, cancels, overload, slow, ending, prefix, restart)}
+def chance_of(a, b, rng, rounds=2000):
+    """That means so far apart come of one distribution: by permutation."""
+    apart = abs(statistics.mean(a) - statistics.mean(b))
+    both, as_far = a + b, 0
+    for _ in range(rounds):
+        rng.shuffle(both)
+        as_far += abs(statistics.mean(both[:len(a)]) - statistics.mean(both[len(a):])) >= apart
+    return (as_far + 1) / (rounds + 1)
+
+
+async def isolation(o):
+    """What one key's prompts left in the cache another does not find: neither in what is told nor in the time of its answers."""
+    n = 1000 if o.full else 60
+    rng = random.Random(7)
+    with tempfile.NamedTemporaryFile("w") as keys:
+        keys.write("sk-first\nsk-second\n")
+        keys.flush()
+        async with Server(o.program, "--api-key-file", keys.name) as server:
+            async def first_token(key, prompt):
+                s = await Stream().run(server, {"prompt": prompt, "max_tokens": 1}, key=key)
+                expect(s.status == 200 and s.done, f"{s.status} {s.error}")
+                return s.times[0] - s.begin, s.usage["prompt_tokens_details"]["cached_tokens"]
+            mine, others, new = [], [], []
+            for _ in range(n):
+                known, unknown = ("".join(rng.choices("abcdefgh \n", k=400)) for _ in range(2))
+                await first_token("sk-first", known)
+                for times, key, prompt, cached in rng.sample([(mine, "sk-first", known, 384), (others, "sk-second", known, 0), (new, "sk-second", unknown, 0)], 3):
+                    took, found = await first_token(key, prompt)
+                    expect(found == cached, f"{key} was told of {found} tokens in the cache, not {cached}")
+                    times.append(took)
+    chance, own_chance = chance_of(others, new, rng), chance_of(mine, new, rng)
+    expect(own_chance < 0.01, "the measurement cannot tell what is cached from what is not")
+    # By chance alone 0.05 comes up once in twenty times.
+    expect(chance > 0.001, f"another key's prompts are told from new ones by time: chance {chance:.4f}")
+    times = {name: round(1e3 * statistics.median(values), 2) for name, values in (("own", mine), ("others", others), ("new", new))}
+    return {"prompts": n, "first_token_ms": times, "chance_that_others_are_as_new": round(chance, 3)}
+
+
+PARTS = {f.__name__: f for f in (streams, invariance, cancels, overload, slow, ending, prefix, restart, isolation)}
 
 
 def main():

@@ -15,6 +15,18 @@ using nlohmann::ordered_json;
 constexpr int kClientGone = 499;  // nginx's number, for the log
 constexpr const char* kAlive = ": keep-alive\n\n";
 
+const char* id_prefix(const JobInput& input) {
+  switch (input.dialect) {
+    case Dialect::messages:
+      return "msg_";
+    case Dialect::responses:
+      return "resp_";
+    case Dialect::chat:
+      break;
+  }
+  return input.chat ? "chatcmpl-" : "cmpl-";
+}
+
 std::string event(const ordered_json& json) { return "data: " + json_text(json) + "\n\n"; }
 
 }  // namespace
@@ -52,16 +64,16 @@ Job::Job(JobInput input, const Tokenizer& tokenizer, std::string model, HttpRepl
          Metrics& metrics, OnEnd on_end)
     : input_(std::move(input)),
       tokenizer_(tokenizer),
-      id_(random_id(input_.messages ? "msg_"
-                    : input_.chat   ? "chatcmpl-"
-                                    : "cmpl-")),
+      id_(random_id(id_prefix(input_))),
       model_(std::move(model)),
       created_(std::time(nullptr)),
       reply_(std::move(reply)),
       headers_(std::move(headers)),
       metrics_(metrics),
       on_end_(std::move(on_end)),
-      start_s_(monotonic_s()) {}
+      start_s_(monotonic_s()) {
+  if (input_.dialect == Dialect::responses) response_.emplace(id_, model_, created_, std::move(input_.echo_fields));
+}
 
 void Job::start(Engine& engine, const JobSettings& settings) {
   CommonRequest& request = input_.request;
@@ -121,15 +133,20 @@ void Job::over(int status) {
 void Job::fail(const ApiError& error) {
   if (over_) return;
   cancel_all();
+  const bool is_message = input_.dialect == Dialect::messages;
   if (input_.request.stream) {
-    reply_.write(input_.messages ? "event: error\ndata: " + messages_error_json(error) + "\n\n"
-                                 : "data: " + error_json(error) + "\n\ndata: [DONE]\n\n");
+    if (is_message) {
+      reply_.write("event: error\ndata: " + messages_error_json(error) + "\n\n");
+    } else if (response_) {
+      reply_.write(response_->fail(error.what(), "server_error"));
+    } else {
+      reply_.write("data: " + error_json(error) + "\n\ndata: [DONE]\n\n");
+    }
     reply_.end();
   } else {
     HttpHeaders headers = headers_;
     if (error.status == 503) headers.emplace_back("Retry-After", "5");
-    reply_.send(error.status, "application/json", input_.messages ? messages_error_json(error) : error_json(error),
-                headers);
+    reply_.send(error.status, "application/json", is_message ? messages_error_json(error) : error_json(error), headers);
   }
   over(error.status);
 }
@@ -139,15 +156,22 @@ ordered_json Job::envelope(bool chunk) const {
   return {{"id", id_}, {"object", kind}, {"created", created_}, {"model", model_}, {"system_fingerprint", "fathom"}};
 }
 
+void Job::stream_delta(Choice& choice, const ordered_json& delta) {
+  const bool is_first = delta.contains("role");
+  std::string events;
+  if (response_) {
+    events = is_first ? response_->begin() : response_->push(delta);
+  } else {
+    events = is_first ? choice.messages.begin(id_, model_, std::ssize(input_.prompts[choice.prompt]))
+                      : choice.messages.push(delta);
+  }
+  if (!events.empty()) reply_.write(events);
+}
+
 void Job::stream_choice(Choice& choice, ordered_json fields, ordered_json logprobs, const char* finish) {
-  if (input_.messages) {
-    const ordered_json& delta = fields["delta"];
-    if (delta.contains("role")) {
-      reply_.write(choice.messages.begin(id_, model_, std::ssize(input_.prompts[choice.prompt])));
-    } else if (const std::string events = choice.messages.push(delta); !events.empty()) {
-      reply_.write(events);
-    }
-    return;  // its end comes with the usage
+  if (input_.dialect != Dialect::chat) {
+    if (finish == nullptr) stream_delta(choice, fields["delta"]);
+    return;  // the end comes with the usage
   }
   ordered_json chunk = envelope(true);
   ordered_json told = {{"index", index_of(choice)}};
@@ -282,15 +306,28 @@ void Job::add_facts(ordered_json& object) const {
   object["experts"] = {{"layers", moe_layers_}, {"counts", sum}};
 }
 
+void Job::answer_dialect() {
+  Choice& choice = choices_[0];  // there is no other
+  const MessageEnd end{choice.finish, choice.result.stopped_by};
+  if (input_.request.stream) {
+    reply_.write(response_ ? response_->finish(choice.finish, totals_.usage)
+                           : choice.messages.finish(end, totals_.usage));
+    return reply_.end();
+  }
+  ordered_json whole;
+  if (response_) {
+    response_->push(choice.chat.message());
+    response_->finish(choice.finish, totals_.usage);
+    whole = response_->response();
+  } else {
+    whole = message_json(id_, model_, choice.chat.message(), end, totals_.usage);
+  }
+  reply_.send(200, "application/json", json_text(whole), headers_);
+}
+
 void Job::answer() {
-  if (input_.messages) {
-    if (input_.request.stream) {
-      reply_.write(choices_[0].messages.finish(message_end(), totals_.usage));
-      reply_.end();
-    } else {
-      const ordered_json message = message_json(id_, model_, choices_[0].chat.message(), message_end(), totals_.usage);
-      reply_.send(200, "application/json", json_text(message), headers_);
-    }
+  if (input_.dialect != Dialect::chat) {
+    answer_dialect();
   } else if (input_.request.stream) {
     if (input_.request.include_usage) {
       ordered_json chunk = envelope(true);

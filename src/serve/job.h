@@ -10,22 +10,27 @@
 
 #include "serve/engine.h"
 #include "serve/http.h"
-#include "serve/messages.h"
+#include "serve/messages_api.h"
 #include "serve/metrics.h"
 #include "serve/prompt.h"
 #include "serve/response.h"
+#include "serve/responses_api.h"
 
 namespace fathom::serve {
+
+// How a chat is answered: as OpenAI's Chat Completions, Anthropic's Messages or OpenAI's Responses.
+enum class Dialect { chat, messages, responses };
 
 // What a request is about, ready to be generated.
 struct JobInput {
   bool chat = true;
-  bool messages = false;  // a chat that is answered as Anthropic's API does
+  Dialect dialect = Dialect::chat;
   CommonRequest request;
   bool echo = false;
   std::vector<std::vector<int32_t>> prompts;
   AnswerFormat format{};  // of a chat
   std::string begun{};
+  nlohmann::ordered_json echo_fields{};  // of Dialect::responses
 };
 
 // How it is generated.
@@ -82,10 +87,11 @@ class Job : public std::enable_shared_from_this<Job> {
   void stream_deltas(Choice& choice, std::vector<nlohmann::ordered_json> deltas, nlohmann::ordered_json logprobs);
   nlohmann::ordered_json logprobs_json(const Choice& choice, std::span<const int32_t> ids,
                                        std::span<const TokenLogprobs> logprobs) const;
+  void stream_delta(Choice& choice, const nlohmann::ordered_json& delta);
+  void answer_dialect();
   nlohmann::ordered_json whole_choice(Choice& choice) const;
   nlohmann::ordered_json envelope(bool chunk) const;
   void add_facts(nlohmann::ordered_json& object) const;
-  MessageEnd message_end() const { return {choices_[0].finish, choices_[0].result.stopped_by}; }
   void answer();
   void cancel_all();
   void over(int status);
@@ -104,6 +110,7 @@ class Job : public std::enable_shared_from_this<Job> {
   std::vector<int64_t> moe_layers_;
   std::vector<Engine::Ticket> tickets_;
   std::vector<Choice> choices_;
+  std::optional<ResponseStream> response_;  // of Dialect::responses
   size_t n_left_ = 0;
   JobTotals totals_;
   double start_s_;

@@ -385,6 +385,7 @@ void read_tools(const Fields& body, ChatRequest& request) {
       if (!is_function_name(required_text(*function, "name"))) {
         refuse(function->name_of("name"), "has 1 to 64 letters, digits, _, - and .");
       }
+      function->text("description");
       function->fields("parameters");
       request.tools.push_back({{"type", "function"}, {"function", tool.json("function")}});
     }

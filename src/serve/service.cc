@@ -94,6 +94,8 @@ const std::vector<Service::Route>& Service::routes() {
       {"POST", "/v1/completions", &Service::post_completion},
       {"POST", "/completions", &Service::post_completion},
       {"POST", "/beta/completions", &Service::post_completion},
+      {"POST", "/v1/responses", &Service::post_responses},
+      {"POST", "/responses", &Service::post_responses},
       {"POST", "/v1/messages", &Service::post_messages},
       {"POST", "/anthropic/v1/messages", &Service::post_messages},
       {"POST", "/v1/messages/count_tokens", &Service::post_count_tokens},
@@ -384,7 +386,22 @@ void Service::post_messages(const CallPtr& call) {
       call,
       [this](const std::string& body) {
         JobInput input = prepare_chat(parse_chat_request(chat_body_of_messages(body, false)));
-        input.messages = true;
+        input.dialect = Dialect::messages;
+        return input;
+      },
+      [this, call](JobInput input) { start(call, std::move(input)); });
+}
+
+void Service::post_responses(const CallPtr& call) {
+  served();
+  check_room();
+  prepare(
+      call,
+      [this](const std::string& body) {
+        ResponseInput asked = response_input(body);
+        JobInput input = prepare_chat(parse_chat_request(asked.chat));
+        input.dialect = Dialect::responses;
+        input.echo_fields = std::move(asked.echo);
         return input;
       },
       [this, call](JobInput input) { start(call, std::move(input)); });

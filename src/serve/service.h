@@ -80,6 +80,7 @@ class Service {
   void get_tokenizer_info(const CallPtr& call);
   void post_chat(const CallPtr& call);
   void post_messages(const CallPtr& call);
+  void post_responses(const CallPtr& call);
   void post_count_tokens(const CallPtr& call);
   JobInput prepare_chat(ChatRequest request) const;
   void post_completion(const CallPtr& call);

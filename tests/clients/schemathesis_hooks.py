@@ -73,11 +73,21 @@ def mend_message(body):
         body["metadata"]["user_id"] = body["metadata"]["user_id"][:60]
 
 
+def mend_response(body):
+    if body["input"] == "":
+        body["input"] = "x"
+    if isinstance(body["input"], list):
+        body["input"][-1]["role"] = "user"
+    body["max_output_tokens"] = min(body.get("max_output_tokens") or 9, 9)
+
+
 def mend(path, body):
     draw = random.Random(repr(body))
     body.update(shorten(body))
     if path.startswith("/v1/messages"):
         return mend_message(body)
+    if path == "/v1/responses":
+        return mend_response(body)
     if path == "/detokenize":
         body["tokens"] = ids_of(body["tokens"])
         return

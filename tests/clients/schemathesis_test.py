@@ -24,7 +24,7 @@ from program import TINY, Case
 from serve_test import Server
 
 HERE = pathlib.Path(__file__).resolve().parent
-ASKED = ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/apply-template")
+ASKED = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/tokenize", "/detokenize", "/apply-template")
 
 
 class Fuzzed(Case):

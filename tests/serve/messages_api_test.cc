@@ -1,5 +1,5 @@
 // Anthropic's bodies and events in terms of OpenAI's.
-#include "serve/messages.h"
+#include "serve/messages_api.h"
 
 #include <gtest/gtest.h>
 

@@ -1,101 +1,80 @@
-#include "serve/messages.h"
+#include "serve/messages_api.h"
 
 #include <fmt/format.h>
 
 #include <utility>
 
 #include "base/error.h"
-#include "base/json.h"
 #include "serve/job.h"
+#include "serve/json_fields.h"
 
 namespace fathom::serve {
 namespace {
 
 using nlohmann::ordered_json;
 
-[[noreturn]] void refuse(const std::string& param, const std::string& message) {
-  throw ApiError(400, fmt::format("{}: {}", param, message), param, "invalid_value");
-}
-
-const ordered_json* find(const ordered_json& object, const char* key) {
-  const auto found = object.find(key);
-  return found == object.end() || found->is_null() ? nullptr : &*found;
-}
-
-const ordered_json* find_object(const ordered_json& object, const char* key) {
-  const ordered_json* found = find(object, key);
-  if (found != nullptr && !found->is_object()) refuse(key, "must be an object");
-  return found;
-}
-
-std::string text_at(const ordered_json& object, const char* key, const std::string& path) {
-  const ordered_json* text = find(object, key);
-  if (text == nullptr || !text->is_string()) refuse(path + "." + key, "must be a string");
-  return text->get<std::string>();
-}
-
 // A string, or a list of blocks of text.
 std::string text_of(const ordered_json& content, const std::string& path) {
   if (content.is_string()) return content.get<std::string>();
-  if (!content.is_array()) refuse(path, "must be a string or a list of blocks");
+  if (!content.is_array()) refuse_field(path, "must be a string or a list of blocks");
   std::string text;
   for (size_t i = 0; i < content.size(); ++i) {
     const std::string at = fmt::format("{}[{}]", path, i);
-    if (!content[i].is_object()) refuse(at, "must be an object");
-    if (const std::string type = text_at(content[i], "type", at); type != "text") {
-      refuse(at + ".type", fmt::format("{} cannot be read: the model reads text", printable(type)));
+    if (!content[i].is_object()) refuse_field(at, "must be an object");
+    if (const std::string type = text_field(content[i], "type", at); type != "text") {
+      refuse_field(at + ".type", fmt::format("{} cannot be read: the model reads text", printable(type)));
     }
-    text += text_at(content[i], "text", at);
+    text += text_field(content[i], "text", at);
   }
   return text;
 }
 
 ordered_json call_of(const ordered_json& block, const std::string& path) {
-  const ordered_json* input = find(block, "input");
-  if (input != nullptr && !input->is_object()) refuse(path + ".input", "must be an object");
-  return {{"id", text_at(block, "id", path)},
+  const ordered_json* input = find_field(block, "input");
+  if (input != nullptr && !input->is_object()) refuse_field(path + ".input", "must be an object");
+  return {{"id", text_field(block, "id", path)},
           {"type", "function"},
           {"function",
-           {{"name", text_at(block, "name", path)}, {"arguments", input == nullptr ? "{}" : json_text(*input)}}}};
+           {{"name", text_field(block, "name", path)}, {"arguments", input == nullptr ? "{}" : json_text(*input)}}}};
 }
 
 // One message becomes several where results of tools stand in it.
 void add_message(ordered_json& messages, const ordered_json& message, const std::string& path, bool is_last) {
-  if (!message.is_object()) refuse(path, "must be an object");
-  const std::string role = text_at(message, "role", path);
-  if (role != "user" && role != "assistant") refuse(path + ".role", "must be user or assistant");
-  const ordered_json* content = find(message, "content");
-  if (content == nullptr) refuse(path + ".content", "is missing");
+  if (!message.is_object()) refuse_field(path, "must be an object");
+  const std::string role = text_field(message, "role", path);
+  if (role != "user" && role != "assistant") refuse_field(path + ".role", "must be user or assistant");
+  const ordered_json* content = find_field(message, "content");
+  if (content == nullptr) refuse_field(path + ".content", "is missing");
   std::string text, thoughts;
   ordered_json calls = ordered_json::array();
   bool said = content->is_string(), answered = false;
   if (said) {
     text = content->get<std::string>();
   } else if (!content->is_array()) {
-    refuse(path + ".content", "must be a string or a list of blocks");
+    refuse_field(path + ".content", "must be a string or a list of blocks");
   } else {
     for (size_t i = 0; i < content->size(); ++i) {
       const ordered_json& block = (*content)[i];
       const std::string at = fmt::format("{}.content[{}]", path, i);
-      if (!block.is_object()) refuse(at, "must be an object");
-      const std::string type = text_at(block, "type", at);
+      if (!block.is_object()) refuse_field(at, "must be an object");
+      const std::string type = text_field(block, "type", at);
       if (type == "text") {
-        text += text_at(block, "text", at);
+        text += text_field(block, "text", at);
         said = true;
       } else if (type == "thinking" && role == "assistant") {
-        thoughts += text_at(block, "thinking", at);
+        thoughts += text_field(block, "thinking", at);
       } else if (type == "redacted_thinking" && role == "assistant") {
         continue;  // another model's
       } else if (type == "tool_use" && role == "assistant") {
         calls.push_back(call_of(block, at));
       } else if (type == "tool_result" && role == "user") {
-        const ordered_json* result = find(block, "content");
+        const ordered_json* result = find_field(block, "content");
         messages.push_back({{"role", "tool"},
-                            {"tool_call_id", text_at(block, "tool_use_id", at)},
+                            {"tool_call_id", text_field(block, "tool_use_id", at)},
                             {"content", result == nullptr ? "" : text_of(*result, at + ".content")}});
         answered = true;
       } else {
-        refuse(at + ".type", fmt::format("{} cannot be read from {}", printable(type), role));
+        refuse_field(at + ".type", fmt::format("{} cannot be read from {}", printable(type), role));
       }
     }
   }
@@ -115,11 +94,12 @@ void add_message(ordered_json& messages, const ordered_json& message, const std:
 
 ordered_json messages_of(const ordered_json& body) {
   ordered_json messages = ordered_json::array();
-  if (const ordered_json* system = find(body, "system")) {
+  if (const ordered_json* system = find_field(body, "system")) {
     messages.push_back({{"role", "system"}, {"content", text_of(*system, "system")}});
   }
-  const ordered_json* list = find(body, "messages");
-  if (list == nullptr || !list->is_array() || list->empty()) refuse("messages", "must be a list that is not empty");
+  const ordered_json* list = find_field(body, "messages");
+  if (list == nullptr || !list->is_array() || list->empty())
+    refuse_field("messages", "must be a list that is not empty");
   for (size_t i = 0; i < list->size(); ++i) {
     add_message(messages, (*list)[i], fmt::format("messages[{}]", i), i + 1 == list->size());
   }
@@ -127,33 +107,33 @@ ordered_json messages_of(const ordered_json& body) {
 }
 
 void add_tools(const ordered_json& body, ordered_json& chat) {
-  if (const ordered_json* tools = find(body, "tools")) {
-    if (!tools->is_array()) refuse("tools", "must be a list");
+  if (const ordered_json* tools = find_field(body, "tools")) {
+    if (!tools->is_array()) refuse_field("tools", "must be a list");
     chat["tools"] = ordered_json::array();
     for (size_t i = 0; i < tools->size(); ++i) {
       const ordered_json& tool = (*tools)[i];
       const std::string at = fmt::format("tools[{}]", i);
-      if (!tool.is_object()) refuse(at, "must be an object");
-      if (const ordered_json* type = find(tool, "type"); type != nullptr && *type != "custom") {
-        refuse(at + ".type", "must be custom: this server has no tools of its own");
+      if (!tool.is_object()) refuse_field(at, "must be an object");
+      if (const ordered_json* type = find_field(tool, "type"); type != nullptr && *type != "custom") {
+        refuse_field(at + ".type", "must be custom: this server has no tools of its own");
       }
-      ordered_json function{{"name", text_at(tool, "name", at)}};
-      if (find(tool, "description") != nullptr) function["description"] = text_at(tool, "description", at);
-      if (const ordered_json* schema = find(tool, "input_schema")) function["parameters"] = *schema;
+      ordered_json function{{"name", text_field(tool, "name", at)}};
+      if (find_field(tool, "description") != nullptr) function["description"] = text_field(tool, "description", at);
+      if (const ordered_json* schema = find_field(tool, "input_schema")) function["parameters"] = *schema;
       chat["tools"].push_back({{"type", "function"}, {"function", std::move(function)}});
     }
   }
   const ordered_json* choice = find_object(body, "tool_choice");
   if (choice == nullptr) return;
-  const std::string type = text_at(*choice, "type", "tool_choice");
+  const std::string type = text_field(*choice, "type", "tool_choice");
   if (type == "auto" || type == "none") {
     chat["tool_choice"] = type;
   } else if (type == "any") {
     chat["tool_choice"] = "required";
   } else if (type == "tool") {
-    chat["tool_choice"] = {{"type", "function"}, {"function", {{"name", text_at(*choice, "name", "tool_choice")}}}};
+    chat["tool_choice"] = {{"type", "function"}, {"function", {{"name", text_field(*choice, "name", "tool_choice")}}}};
   } else {
-    refuse("tool_choice.type", "must be auto, any, tool or none");
+    refuse_field("tool_choice.type", "must be auto, any, tool or none");
   }
 }
 
@@ -198,44 +178,37 @@ ordered_json input_of(const std::string& arguments) {
 }  // namespace
 
 std::string chat_body_of_messages(std::string_view text, bool counts_tokens) {
-  ordered_json body;
-  try {
-    const JsonDocument document = JsonDocument::parse(text, "request body");  // with its limits
-    body = ordered_json::parse(text);
-  } catch (const Error& error) {
-    throw ApiError(400, error.what(), "", "invalid_json");
-  }
-  if (!body.is_object()) throw ApiError(400, "the request body must be a JSON object", "", "invalid_json");
+  const ordered_json body = parse_object(text);
   ordered_json chat{{"messages", messages_of(body)}};
   add_tools(body, chat);
   for (const char* same : {"model", "temperature", "top_p", "top_k", "stream", "chat_template_kwargs", "cache_salt"}) {
-    if (const ordered_json* value = find(body, same)) chat[same] = *value;
+    if (const ordered_json* value = find_field(body, same)) chat[same] = *value;
   }
-  if (const ordered_json* stops = find(body, "stop_sequences")) {
-    if (!stops->is_array()) refuse("stop_sequences", "must be a list");
+  if (const ordered_json* stops = find_field(body, "stop_sequences")) {
+    if (!stops->is_array()) refuse_field("stop_sequences", "must be a list");
     chat["stop"] = *stops;
   }
   if (const ordered_json* metadata = find_object(body, "metadata")) {
-    if (const ordered_json* user = find(*metadata, "user_id")) chat["user_id"] = *user;
+    if (const ordered_json* user = find_field(*metadata, "user_id")) chat["user_id"] = *user;
   }
   if (const ordered_json* thinking = find_object(body, "thinking")) {
-    const std::string type = text_at(*thinking, "type", "thinking");
+    const std::string type = text_field(*thinking, "type", "thinking");
     if (type != "enabled" && type != "disabled" && type != "adaptive" && type != "between_tools") {
-      refuse("thinking.type", "must be enabled, adaptive, between_tools or disabled");
+      refuse_field("thinking.type", "must be enabled, adaptive, between_tools or disabled");
     }
     chat["thinking"] = {{"type", type == "disabled" ? type : "enabled"}};
   }
   if (const ordered_json* output = find_object(body, "output_config")) {
-    if (const ordered_json* format = find(*output, "format")) {
-      if (!format->is_object() || text_at(*format, "type", "output_config.format") != "json_schema") {
-        refuse("output_config.format", "must be a json_schema");
+    if (const ordered_json* format = find_field(*output, "format")) {
+      if (!format->is_object() || text_field(*format, "type", "output_config.format") != "json_schema") {
+        refuse_field("output_config.format", "must be a json_schema");
       }
-      const ordered_json* schema = find(*format, "schema");
-      if (schema == nullptr) refuse("output_config.format.schema", "is missing");
+      const ordered_json* schema = find_field(*format, "schema");
+      if (schema == nullptr) refuse_field("output_config.format.schema", "is missing");
       chat["response_format"] = {{"type", "json_schema"}, {"json_schema", {{"name", "answer"}, {"schema", *schema}}}};
     }
   }
-  if (const ordered_json* most = find(body, "max_tokens")) {
+  if (const ordered_json* most = find_field(body, "max_tokens")) {
     chat["max_tokens"] = *most;
   } else if (!counts_tokens) {
     throw ApiError(400, "max_tokens: is missing", "max_tokens", "missing_required_parameter");
@@ -277,13 +250,13 @@ ordered_json message_json(const std::string& id, const std::string& model, const
                           const MessageEnd& end, const Usage& usage) {
   ordered_json message = envelope(id, model);
   ordered_json& content = message["content"];
-  if (const ordered_json* thoughts = find(choice, "reasoning_content")) {
+  if (const ordered_json* thoughts = find_field(choice, "reasoning_content")) {
     content.push_back({{"type", "thinking"}, {"thinking", *thoughts}, {"signature", ""}});
   }
-  if (const ordered_json* text = find(choice, "content"); text != nullptr && *text != "") {
+  if (const ordered_json* text = find_field(choice, "content"); text != nullptr && *text != "") {
     content.push_back({{"type", "text"}, {"text", *text}});
   }
-  if (const ordered_json* calls = find(choice, "tool_calls")) {
+  if (const ordered_json* calls = find_field(choice, "tool_calls")) {
     for (const ordered_json& call : *calls) {
       content.push_back({{"type", "tool_use"},
                          {"id", call["id"]},
@@ -327,17 +300,17 @@ std::string MessageStream::push(const ordered_json& delta) {
     if (text.empty()) return;
     events += event({{"type", "content_block_delta"}, {"index", n_blocks_}, {"delta", {{"type", type}, {key, text}}}});
   };
-  if (const ordered_json* thoughts = find(delta, "reasoning_content"); thoughts != nullptr && *thoughts != "") {
+  if (const ordered_json* thoughts = find_field(delta, "reasoning_content"); thoughts != nullptr && *thoughts != "") {
     if (block_ != Block::thinking) {
       events += begin_block(Block::thinking, {{"type", "thinking"}, {"thinking", ""}, {"signature", ""}});
     }
     add("thinking_delta", "thinking", *thoughts);
   }
-  if (const ordered_json* text = find(delta, "content"); text != nullptr && *text != "") {
+  if (const ordered_json* text = find_field(delta, "content"); text != nullptr && *text != "") {
     if (block_ != Block::text) events += begin_block(Block::text, {{"type", "text"}, {"text", ""}});
     add("text_delta", "text", *text);
   }
-  if (const ordered_json* calls = find(delta, "tool_calls")) {
+  if (const ordered_json* calls = find_field(delta, "tool_calls")) {
     for (const ordered_json& call : *calls) {
       if (call.contains("id")) {
         events += begin_block(Block::tool_use, {{"type", "tool_use"},

@@ -1,0 +1,45 @@
+#include "serve/json_fields.h"
+
+#include <fmt/format.h>
+
+#include "base/error.h"
+#include "base/json.h"
+
+namespace fathom::serve {
+
+using nlohmann::ordered_json;
+
+void refuse_field(const std::string& path, const std::string& message) {
+  throw ApiError(400, fmt::format("{}: {}", path, message), path, "invalid_value");
+}
+
+ordered_json parse_object(std::string_view text) {
+  ordered_json body;
+  try {
+    const JsonDocument checked = JsonDocument::parse(text, "request body");
+    body = ordered_json::parse(text);
+  } catch (const Error& error) {
+    throw ApiError(400, error.what(), "", "invalid_json");
+  }
+  if (!body.is_object()) throw ApiError(400, "the request body must be a JSON object", "", "invalid_json");
+  return body;
+}
+
+const ordered_json* find_field(const ordered_json& object, const char* key) {
+  const auto found = object.find(key);
+  return found == object.end() || found->is_null() ? nullptr : &*found;
+}
+
+const ordered_json* find_object(const ordered_json& object, const char* key) {
+  const ordered_json* found = find_field(object, key);
+  if (found != nullptr && !found->is_object()) refuse_field(key, "must be an object");
+  return found;
+}
+
+std::string text_field(const ordered_json& object, const char* key, const std::string& path) {
+  const ordered_json* text = find_field(object, key);
+  if (text == nullptr || !text->is_string()) refuse_field(path.empty() ? key : path + "." + key, "must be a string");
+  return text->get<std::string>();
+}
+
+}  // namespace fathom::serve

@@ -1,0 +1,22 @@
+// Fields of bodies that become bodies of another API: null is as good as absent, what has the wrong kind is refused
+// with its place.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+
+#include "serve/request.h"
+
+namespace fathom::serve {
+
+[[noreturn]] void refuse_field(const std::string& path, const std::string& message);  // ApiError 400
+
+// The body's object, within the limits of all bodies.
+nlohmann::ordered_json parse_object(std::string_view body);
+
+const nlohmann::ordered_json* find_field(const nlohmann::ordered_json& object, const char* key);
+const nlohmann::ordered_json* find_object(const nlohmann::ordered_json& object, const char* key);
+std::string text_field(const nlohmann::ordered_json& object, const char* key, const std::string& path);
+
+}  // namespace fathom::serve

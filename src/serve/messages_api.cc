@@ -168,6 +168,8 @@ ordered_json envelope(const std::string& id, const std::string& model) {
           {"stop_sequence", nullptr}};
 }
 
+bool is_said(const ordered_json* text) { return text != nullptr && !text->get_ref<const std::string&>().empty(); }
+
 // What a call was given, as an object; what is none, as a model may write it, under a name of its own.
 ordered_json input_of(const std::string& arguments) {
   ordered_json input = ordered_json::parse(arguments, nullptr, false);
@@ -253,7 +255,7 @@ ordered_json message_json(const std::string& id, const std::string& model, const
   if (const ordered_json* thoughts = find_field(choice, "reasoning_content")) {
     content.push_back({{"type", "thinking"}, {"thinking", *thoughts}, {"signature", ""}});
   }
-  if (const ordered_json* text = find_field(choice, "content"); text != nullptr && *text != "") {
+  if (const ordered_json* text = find_field(choice, "content"); is_said(text)) {
     content.push_back({{"type", "text"}, {"text", *text}});
   }
   if (const ordered_json* calls = find_field(choice, "tool_calls")) {
@@ -300,13 +302,13 @@ std::string MessageStream::push(const ordered_json& delta) {
     if (text.empty()) return;
     events += event({{"type", "content_block_delta"}, {"index", n_blocks_}, {"delta", {{"type", type}, {key, text}}}});
   };
-  if (const ordered_json* thoughts = find_field(delta, "reasoning_content"); thoughts != nullptr && *thoughts != "") {
+  if (const ordered_json* thoughts = find_field(delta, "reasoning_content"); is_said(thoughts)) {
     if (block_ != Block::thinking) {
       events += begin_block(Block::thinking, {{"type", "thinking"}, {"thinking", ""}, {"signature", ""}});
     }
     add("thinking_delta", "thinking", *thoughts);
   }
-  if (const ordered_json* text = find_field(delta, "content"); text != nullptr && *text != "") {
+  if (const ordered_json* text = find_field(delta, "content"); is_said(text)) {
     if (block_ != Block::text) events += begin_block(Block::text, {{"type", "text"}, {"text", ""}});
     add("text_delta", "text", *text);
   }

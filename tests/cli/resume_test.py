@@ -154,7 +154,8 @@ class Resume(Case):
     def test_tells_where_other_steps_move_the_learning_rate(self):
         arguments = self.arguments(self.folder / "out")
         steps = arguments.index("--steps") + 1
-        arguments[arguments.index("--extend-at") + 1] = "10"
+        for name in "--extend-at", "--batch-ramp", "--mtp-late-at":
+            arguments[arguments.index(name) + 1] = "10"
         for n, told in (("20", ""), ("40", "step 20 had the learning rate 0.0003; with --steps 40 its schedule has 0.003 there")):
             arguments[steps] = n
             result = fathom(*arguments, "--schedule", "wsd", "--resume")

@@ -141,6 +141,8 @@ void add_train(CLI::App& app, CommonOptions& common) {
                 "Skip a step whose loss is so many standard deviations above the usual (0: none)")
       ->capture_default_str();
   c->add_option("--max-skips", o.max_skips, "End after more skipped steps in a row than these")->capture_default_str();
+  c->add_flag("--check-memory", o.check_memory,
+              "End the run when weights or moments are not what the step before left (memory without ECC)");
   c->add_option("--precision", options->precision,
                 "What products of the linear layers round their operands to: f32, bf16, fp8 (tiles of 128, as V3), "
                 "fp8-per-tensor (to compare)")

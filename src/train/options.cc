@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "base/cpu.h"
 #include "base/file.h"
 #include "checkpoint/hf_config.h"
 
@@ -217,6 +218,7 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const DatasetI
                      double alpha) {
   const char* const schedules[] = {"constant", "cosine", "wsd"};
   Settings settings = {{"data", fmt::format("{} ids, xxh3 {:016x}", data.n_tokens, data.ids_xxh3)},
+                       {kInstructionSet, isa_name(cpu_isa())},
                        {"seed", fmt::to_string(o.seed)},
                        {"precision", precision_name(o.precision)},
                        {"moments", format_traits(o.moments).name},

@@ -68,6 +68,7 @@ struct TrainOptions {
   int64_t val_every = 0;       // 0: only after the last step
   int64_t val_sequences = 64;  // at most, in the middle of the run; the last validation reads all
   int64_t save_every = 0;      // 0: only at the end
+  bool check_memory = false;   // that between steps no bit of weights and moments flips
   SaverOptions saver{SaveMode::automatic, SaveFailure::stop, {}};
   std::filesystem::path log;          // empty: OUT/train.jsonl
   std::filesystem::path tensorboard;  // directory of event files; empty: none

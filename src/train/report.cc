@@ -93,7 +93,7 @@ if(loads.length){
   const figure=make('figure',document.getElementById('charts'));figure.className='wide';
   make('h2',figure,'Expert load over time (one band an MoE layer, one row an expert, 1 is the mean)');
   const svg=svgNode('svg',figure,{viewBox:`0 0 960 ${height}`,role:'img','aria-label':`Load of ${experts} experts in ${layers} layers over ${loads.length} moments`});
-  for(let l=0;l<layers;++l){const top=l*(experts*row+10);svgNode('text',svg,{x:0,y:top+experts*row/2+4},'layer '+(l+1));
+  for(let l=0;l<layers;++l){const top=l*(experts*row+10);svgNode('text',svg,{x:0,y:top+experts*row/2+4},'MoE '+(l+1));
     loads.forEach((s,i)=>{const counts=s.expert_load[l];if(!counts)return;const mean=counts.reduce((a,b)=>a+b,0)/experts||1;
       counts.forEach((c,e)=>{const v=c/mean,strength=Math.min(1,Math.abs(v-1));
         const rect=svgNode('rect',svg,{x:60+i*cell,y:top+e*row,width:cell+.3,height:row+.2,fill:v>1?'var(--b)':'var(--a)','fill-opacity':strength.toFixed(2)});
@@ -138,7 +138,10 @@ Json settings_of(const ModelConfig& c, const Settings& settings) {
            {"experts a token", std::to_string(c.router.num_experts_per_tok)},
            {"shared experts", std::to_string(c.n_shared_experts)},
            {"MTP modules", std::to_string(c.num_nextn_predict_layers)}};
-  for (const auto& [name, value] : settings) all["--" + name] = value;
+  for (const auto& [name, value] : settings) {
+    const bool is_option = name.find(' ') == std::string::npos;  // others say what they are of
+    all[(is_option ? "--" : "") + name] = value;
+  }
   return all;
 }
 

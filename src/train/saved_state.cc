@@ -193,6 +193,13 @@ void check_settings(const fs::path& directory, const Settings& stored, const Set
     const auto found = stored.find(name);
     const std::string before = found == stored.end() ? "not set" : found->second;
     if (before == value) continue;
+    if (name == kInstructionSet) {  // a run may move to another machine
+      if (found != stored.end())
+        log("{} was saved by a CPU that computes with {}, this one does with {}: bits will not be those of a run on "
+            "one",
+            printable(directory.native()), printable(before), value);
+      continue;
+    }
     throw Error("--resume: {} is {} now and was {} when {} was saved; give the same or start anew in another --out",
                 name, printable(value), printable(before), printable(directory.native()));
   }

@@ -47,6 +47,7 @@ void copy_state(TrainedState& into, const TrainedState& state);
 
 // Options that change the result, by name: a resumed run must have the same.
 using Settings = std::map<std::string, std::string>;
+inline constexpr const char* kInstructionSet = "instruction set";  // that one may have another, which is told
 
 std::filesystem::path checkpoint_directory(const std::filesystem::path& out, int64_t step);
 

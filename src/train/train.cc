@@ -16,6 +16,7 @@
 #include "text/dataset.h"
 #include "train/balance.h"
 #include "train/examples.h"
+#include "train/memory_check.h"
 #include "train/metrics.h"
 #include "train/report.h"
 #include "train/saver.h"
@@ -28,6 +29,7 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
 constexpr double kSecondsBeforePeak = 5;
+constexpr const char* kCalmer = "try a lower --lr, or a longer --warmup";
 
 // A stretch of the flat parameters that decays or does not: matrices do, norms and the embedding do not.
 struct DecayRun {
@@ -230,9 +232,11 @@ struct Run {
   int32_t separator;       // of documents, where they are masked
   Arena scratch{};         // of what is made again
   double begin_s = 0, measured_peak = 0;
-  int64_t last_taken = 0;   // step, of this process
-  bool not_finite = false;  // the last step's loss or gradient, or a bias
-  bool broken = false;      // the last step has left weights or moments that are not finite
+  int64_t last_taken = 0;               // step, of this process
+  bool not_finite = false;              // the last step's loss or gradient, or a bias
+  bool broken = false;                  // the last step has left weights or moments that are not finite
+  std::optional<uint64_t> state_sum{};  // of what the last update left, where that is checked
+  bool changed = false;                 // it is not what it was
 
   const Phase& phase(int64_t step) const {
     return phases.size() > 1 && step > options.extend_at ? phases[1] : phases[0];
@@ -369,12 +373,14 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   if (run.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
   run.state.step = step;
   run.state.lr = m.lr;
+  run.changed = run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state);
   run.not_finite = !std::isfinite(m.loss) || !std::isfinite(loss.mtp_loss()) || !std::isfinite(m.grad_norm);
   std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations);
   if (!biases_are_finite(run.model.weights)) {  // which neither loss nor gradient tells
     run.not_finite = true;
     why = "a correction bias of the router is not finite";
   }
+  if (run.changed) why = "weights or moments are not what the step before left: the memory has lost bits";
   if (!why.empty()) {
     ++guard.skipped;
     log("step {}: skipped: {}", step, why);
@@ -383,6 +389,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     run.broken = !update(run, step, loss, m.lr, m.grad_norm);
     run.last_taken = step;
     average_weights(run, step);
+    if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);
     count_taken(guard, m.loss);
     run.state.tokens += loss.main_targets;
     run.state.loss = m.loss;
@@ -417,12 +424,13 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
 }
 
 // Why the run ends here. Of checkpoints those are good that a step was taken from.
-[[noreturn]] void give_up(const Run& run, int64_t step, const std::string& why) {
+[[noreturn]] void give_up(const Run& run, int64_t step, const std::string& why, const char* advice) {
   const int64_t good = checkpoint_before(run.options.out, run.last_taken);
-  throw Error("step {}: {}. {}: try a lower --lr, or a longer --warmup", step, why,
+  throw Error("step {}: {}. {}: {}", step, why,
               good > 0 ? fmt::format("The last good checkpoint is {}",
                                      printable(checkpoint_directory(run.options.out, good).native()))
-                       : "No good checkpoint was saved before");
+                       : "No good checkpoint was saved before",
+              advice);
 }
 
 // Writes the model directory, that of the averaged weights inside it, and the report.
@@ -547,6 +555,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     log("--warmup {} ends behind the last step {}: the learning rate stays below --lr", options.lr.warmup,
         options.steps);
   }
+  if (options.check_memory) run.state_sum = state_checksum(pool, run.state);
   run.begin_s = monotonic_s();
   TrainResult result;
   if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);
@@ -572,15 +581,17 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       }
       log("step {}: {}; training goes on", step, error.what());
     }
-    if (run.broken) give_up(run, step, "it left weights or moments that are not finite");
+    if (run.changed)
+      give_up(run, step, *m.skipped, "remove later ones, go on with --resume, on a machine whose memory is sound");
+    if (run.broken) give_up(run, step, "it left weights or moments that are not finite", kCalmer);
     if (!m.skipped) saver.taken(step);
     if (m.skipped && run.state.guard.skipped > options.max_skips) {
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
       const std::string why = fmt::format("{}; it is skipped number {} in a row", *m.skipped, n);
-      if (run.not_finite) give_up(run, step, why);
+      if (run.not_finite) give_up(run, step, why, kCalmer);
       saver.save_last(run.state);
-      throw Error("step {}: {}. The weights before are saved in {}: try a lower --lr, or a longer --warmup", step, why,
-                  printable(checkpoint_directory(options.out, step).native()));
+      throw Error("step {}: {}. The weights before are saved in {}: {}", step, why,
+                  printable(checkpoint_directory(options.out, step).native()), kCalmer);
     }
     if (m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);

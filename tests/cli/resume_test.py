@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 import unittest
+import unittest.mock
 
 from program import PROGRAM, Case, fathom
 
@@ -162,6 +163,18 @@ class Resume(Case):
             self.assert_done(result)
             self.assertIn(told, result.stderr)
             self.assertEqual(told != "", "its schedule has" in result.stderr)
+
+    def test_tells_where_another_instruction_set_changes_bits(self):
+        arguments = self.arguments(self.folder / "out")
+        for name, value in ("--steps", "12"), ("--extend-at", "6"), ("--batch-ramp", "6"), ("--mtp-late-at", "6"):
+            arguments[arguments.index(name) + 1] = value
+        with unittest.mock.patch.dict(os.environ, {"FATHOM_ISA": "baseline"}):
+            self.assert_done(fathom(*arguments))
+        arguments[arguments.index("--steps") + 1] = "14"
+        result = fathom(*arguments, "--resume")
+        self.assert_done(result)
+        others = " ".join(re.search("found ([^;\n]*)", fathom("--version").stdout)[1].split()) != "baseline"
+        self.assertEqual("was saved by a CPU that computes with baseline, this one does with" in result.stderr, others, result.stderr)
 
     def test_refuses_ways_to_save_that_there_are_not(self):
         for save in (["--save-mode", "later"], ["--save-failure", "ignore"], ["--keep-every", "5"], ["--keep-every", "-1"]):

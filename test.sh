@@ -40,7 +40,7 @@ ctest --preset asan -j "$jobs" >build/asan/ctest.log || { grep -v " Passed " bui
 grep "tests passed" build/asan/ctest.log
 
 say "Arm: kernels and number formats, cross-compiled"
-if [ -d build/aarch64-sysroot ] || scripts/aarch64_sysroot.sh; then
+if scripts/aarch64_sysroot.sh; then
   cmake --preset aarch64 -DFATHOM_WERROR=ON >build/aarch64.log || { cat build/aarch64.log; exit 1; }
   cmake --build --preset aarch64 -j "$jobs" --target fathom_number fathom_ops >build/aarch64.log || { tail -n 100 build/aarch64.log; exit 1; }
 else

@@ -62,7 +62,7 @@ EXPERIMENTS = {
     "experts": {
         "about": "fine or coarse experts, a shared one or none, groups or free choice; active parameters equal", "tokens": 3_000_000,
         "config": THIRDS, "options": BALANCED,
-        "references": ["fine"], "measures": [*LOSSES, "val_max_vio", "max_vio_tail"], "curves": ["loss", "val_loss", "max_violation"],
+        "references": ["fine"], "measures": [*LOSSES, "max_vio_tail"], "curves": ["loss", "val_loss", "max_violation"],
         "arms": {
             "fine": {},
             # One of 8 would leave the router without a gradient: the weights of the chosen are normalised, and one alone is always 1.

@@ -11,6 +11,10 @@ packages=(libfmt-dev libfmt9 libsimdjson-dev libsimdjson14 libpcre2-dev libpcre2
   zlib1g-dev zlib1g libzstd-dev libzstd1 nlohmann-json3-dev libcli11-dev libboost1.81-dev libssl-dev libssl3
   libgtest-dev libgmock-dev libc6 libstdc++6 libgcc-s1)
 
+if [ "$(cat "$sysroot/packages" 2>/dev/null)" = "${packages[*]}" ]; then
+  echo "aarch64 sysroot: all ${#packages[@]} packages are in $sysroot"
+  exit 0
+fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$scratch"/{lists,archives}/partial "$scratch/debs"
@@ -20,4 +24,5 @@ apt=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o Dir::
 (cd "$scratch/debs" && "${apt[@]}" download "${packages[@]}")
 mkdir -p "$sysroot"
 for package in "$scratch"/debs/*.deb; do dpkg -x "$package" "$sysroot"; done
+echo "${packages[*]}" >"$sysroot/packages"
 echo "aarch64 sysroot: ${#packages[@]} packages in $sysroot"

@@ -53,7 +53,9 @@ std::string head_of(int status, std::string_view content_type, const HttpHeaders
 bool names_version(std::string_view bytes) {
   constexpr std::string_view kVersion = " HTTP/";
   const size_t at = bytes.find(kVersion);
-  return at != std::string_view::npos && bytes.substr(at + kVersion.size() + 3, 2) == "\r\n";
+  if (at == std::string_view::npos) return false;
+  const std::string_view behind = bytes.substr(at + kVersion.size());
+  return behind.size() >= 5 && behind.substr(3, 2) == "\r\n";
 }
 
 std::string refusal_of(int status, const std::string& message) {
@@ -311,6 +313,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
       held_.clear();
       count_body(0);
       return refuse(refusal_of(refusal.status, refusal.what()));
+    } catch (const std::exception& error) {
+      log("bug: {} while a request was read", printable(error.what()));
+      held_.clear();
+      count_body(0);
+      return refuse(refusal_of(500, "the request cannot be read"));
     }
     HttpRequest request = reader_.take();
     count_body(0);
@@ -531,7 +538,16 @@ HttpServer::~HttpServer() {
 }
 
 uint16_t HttpServer::port() const { return state_->tcp ? state_->tcp->local_endpoint().port() : uint16_t{0}; }
-void HttpServer::run() { state_->io.run(); }
+void HttpServer::run() {
+  for (;;) {
+    try {
+      state_->io.run();
+      return;
+    } catch (const std::exception& error) {  // that nobody foresaw: it ends what it met, not the server
+      log("bug: {}; the server goes on", printable(error.what()));
+    }
+  }
+}
 void HttpServer::stop() { state_->io.stop(); }
 void HttpServer::post(std::function<void()> work) { asio::post(state_->io, std::move(work)); }
 void HttpServer::every(double seconds, std::function<void()> work) {

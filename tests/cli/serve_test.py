@@ -367,6 +367,9 @@ class Hostile(Case):
             ("GET /\x7f HTTP/1.1\r\n" + host + "\r\n", 400),
             (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 200, 400),  # TLS
             ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+            ("GET / HTP/1.1\r\nHost: a HTTP/\r\n\r\n", 400),
+            ("GET / HTP/1.1 HTTP/1", 400),
+            ("GET / HTP/1.1\r\nX: HTTP/1.1\r", 400),
             ("GET /health HTTP/1.1\r\n" + host + "X: " + "a" * 20000 + "\r\n\r\n", 431),
             ("GET /health HTTP/1.1\r\n" + host + "A: b\r\n" * 200 + "\r\n", 431),
             ("GET /" + "a" * 20000 + " HTTP/1.1\r\n" + host + "\r\n", 431),

@@ -42,6 +42,15 @@ TEST(RequestReader, ReadsTheSameRequestsHoweverTheyAreCut) {
   }
 }
 
+TEST(RequestReader, AVersionMayStandAtTheVeryEnd) {
+  const std::string version = "GET / HTP/1.1\r\nX: a HTTP/1.1\r\n";
+  for (size_t n = 13; n <= version.size(); ++n) {
+    EXPECT_THAT(read(version.substr(0, n), n),
+                testing::AnyOf(testing::ElementsAre(testing::StartsWith("refused ")), testing::IsEmpty()))
+        << n;
+  }
+}
+
 TEST(RequestReader, WhatComesBehindAChunkedBodyIsNoHeader) {
   const HttpLimits limits;
   RequestReader reader(limits);

@@ -42,6 +42,12 @@ TEST(RequestReader, ReadsTheSameRequestsHoweverTheyAreCut) {
   }
 }
 
+TEST(RequestReader, AnEmptyBodyInChunksMayBeCut) {
+  const std::string bytes = "POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+  for (size_t cut = 1; cut <= bytes.size(); ++cut)
+    EXPECT_THAT(read(bytes, cut), testing::ElementsAre("POST /a  ")) << cut;
+}
+
 TEST(RequestReader, AVersionMayStandAtTheVeryEnd) {
   const std::string version = "GET / HTP/1.1\r\nX: a HTTP/1.1\r\n";
   for (size_t n = 13; n <= version.size(); ++n) {

@@ -693,7 +693,7 @@ if __name__ == "__main__":
     parser.add_argument("--url", help="or where it is served already")
     parser.add_argument("--screenshot", metavar="FILE", help="also write a picture of a conversation there")
     _, rest = parser.parse_known_args(namespace=arguments)
-    if (arguments.program is None) == (arguments.url is None):
+    if bool(arguments.program) == bool(arguments.url):
         parser.error("give PROGRAM or --url")
     server = None
     if arguments.program:

@@ -209,8 +209,9 @@ TEST_P(Oracle, ScoreMatches) {
 }
 
 // With rounded operands the gradient of all weights together has about the oracle's direction and length: 1 to 14 % off
-// in bf16, 17 to 58 % in FP8, with cosines above 0.989 and 0.836, by instruction set. Rounding turns choices of experts,
-// and these models are narrow and steep; each product is held to its twin to the bit elsewhere (tests/model/fp8_test.cc).
+// in bf16, 17 to 58 % in FP8, with cosines above 0.989 and 0.836, by instruction set. Rounding turns choices of
+// experts, and these models are narrow and steep; each product is held to its twin to the bit elsewhere
+// (tests/model/fp8_test.cc).
 TEST_P(Oracle, RoundedGradientsAreNear) {
   if (!fs::exists(folder() / "grads.safetensors")) GTEST_SKIP() << "a fixture without gradients";
   const SafetensorsFile expected(folder() / "expected.safetensors"), want(folder() / "grads.safetensors");

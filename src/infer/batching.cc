@@ -251,13 +251,12 @@ const PageStore::Name& Batching::store_name(Running& sequence, size_t page) {
 // Takes pages of the prompt from files instead of computing them, as long as there is time. Returns whether the next is
 // in a file too.
 bool Batching::load_pages(Running& sequence, double until_s) {
-  const int64_t ahead = drafts_ ? 1 : 0;
   while (sequence.cache.length == std::ssize(sequence.pages) * kCachePageRows &&
          sequence.n_shared == std::ssize(sequence.pages) && !sequence.wants_prompt_logprobs()) {
     const auto i = sequence.pages.size();
     const int64_t end = sequence.cache.length + kCachePageRows;
-    // As PagePool::find(): something must be left to compute.
-    if (end >= sequence.output.n_prompt() || end + ahead > sequence.output.n_prompt()) return false;
+    // As PagePool::find(): something must be left to compute, the token that the module's last row knows among it.
+    if (end >= sequence.output.n_prompt()) return false;
     const PageStore::Name name = store_name(sequence, i);
     if (!options_.store->has(name)) return false;
     if (monotonic_s() > until_s) return true;

@@ -1,7 +1,7 @@
 // Pages of prompts (infer/page_pool.h) in files, so that who begins alike finds them after the program has ended, or
 // after there was no room for them in memory. A page's file is named by all that its content depends on: what holds for
 // the whole folder (the model, the program), the salt, and every token up to its end; nothing of these can be read from
-// the name. A file that is not whole, or not what was written, is removed and counts as absent: nothing is synced.
+// the name. A file that is not whole, or not what was written, is removed and counts as absent.
 #pragma once
 
 #include <array>

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/json.h"
 
@@ -40,6 +42,23 @@ std::string text_field(const ordered_json& object, const char* key, const std::s
   const ordered_json* text = find_field(object, key);
   if (text == nullptr || !text->is_string()) refuse_field(path.empty() ? key : path + "." + key, "must be a string");
   return text->get<std::string>();
+}
+
+std::string text_of_parts(const ordered_json& content, const std::string& path, const char* name,
+                          std::initializer_list<std::string_view> types) {
+  if (content.is_string()) return content.get<std::string>();
+  if (!content.is_array()) refuse_field(path, fmt::format("must be a string or a list of {}", name));
+  std::string text;
+  for (size_t i = 0; i < content.size(); ++i) {
+    const std::string at = fmt::format("{}[{}]", path, i);
+    if (!content[i].is_object()) refuse_field(at, "must be an object");
+    const std::string type = text_field(content[i], "type", at);
+    if (std::find(types.begin(), types.end(), type) == types.end()) {
+      refuse_field(at + ".type", fmt::format("{} cannot be read: the model reads text", printable(type)));
+    }
+    text += text_field(content[i], "text", at);
+  }
+  return text;
 }
 
 }  // namespace fathom::serve

@@ -2,6 +2,7 @@
 // with its place.
 #pragma once
 
+#include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
@@ -18,5 +19,8 @@ nlohmann::ordered_json parse_object(std::string_view body);
 const nlohmann::ordered_json* find_field(const nlohmann::ordered_json& object, const char* key);
 const nlohmann::ordered_json* find_object(const nlohmann::ordered_json& object, const char* key);
 std::string text_field(const nlohmann::ordered_json& object, const char* key, const std::string& path);
+// The text of a string, or of a list of parts {type, text} that all have one of these types. name: of many such.
+std::string text_of_parts(const nlohmann::ordered_json& content, const std::string& path, const char* name,
+                          std::initializer_list<std::string_view> types);
 
 }  // namespace fathom::serve

@@ -13,21 +13,8 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// A string, or a list of parts that are text.
 std::string text_of(const ordered_json& content, const std::string& path) {
-  if (content.is_string()) return content.get<std::string>();
-  if (!content.is_array()) refuse_field(path, "must be a string or a list of parts");
-  std::string text;
-  for (size_t i = 0; i < content.size(); ++i) {
-    const std::string at = fmt::format("{}[{}]", path, i);
-    if (!content[i].is_object()) refuse_field(at, "must be an object");
-    const std::string type = text_field(content[i], "type", at);
-    if (type != "input_text" && type != "output_text" && type != "reasoning_text" && type != "text") {
-      refuse_field(at + ".type", fmt::format("{} cannot be read: the model reads text", printable(type)));
-    }
-    text += text_field(content[i], "text", at);
-  }
-  return text;
+  return text_of_parts(content, path, "parts", {"input_text", "output_text", "reasoning_text", "text"});
 }
 
 // Items become messages: thoughts, text and calls of one turn are one message of the assistant's.

@@ -157,8 +157,8 @@ bool Batching::admit(std::unique_ptr<Running>& waiting) {
 }
 
 // The next to be admitted: of the owner of whom the fewest sequences run, then of the request of which the fewest have
-// been admitted, the oldest of equals. Each second of waiting makes up for one, so that nobody is put off for ever. An
-// eighth of the places is for requests of which nothing runs.
+// been admitted, the oldest of equals. Every eighth of an owner's is its oldest, so that requests that come do not put
+// off the rest of one before for ever. An eighth of the places is for requests of which nothing runs.
 std::deque<std::unique_ptr<Batching::Running>>::iterator Batching::next_waiting() {
   std::map<std::string_view, int64_t> of_owner;
   std::set<int64_t> running_groups;
@@ -167,22 +167,21 @@ std::deque<std::unique_ptr<Batching::Running>>::iterator Batching::next_waiting(
     running_groups.insert(sequence->request.group);
   }
   const bool is_crowded = n_running() >= options_.max_sequences - options_.max_sequences / 8;
-  const double now_s = monotonic_s();
-  const auto cost = [&](const Running& s) {
-    const double waited_s = now_s - s.start_s;
-    const auto left = [&](int64_t n) { return std::max(0.0, static_cast<double>(n) - waited_s); };
-    const auto admitted = admitted_of_group_.find(s.request.group);
-    return std::pair(left(of_owner[s.request.owner]),
-                     left(admitted != admitted_of_group_.end() ? admitted->second : 0));
+  const auto count_of = [](const auto& counts, const auto& key) {
+    const auto found = counts.find(key);
+    return found == counts.end() ? 0 : found->second;
   };
   auto best = waiting_.end();
-  std::pair<double, double> least;
+  std::pair<int64_t, int64_t> least;
   for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
-    const Running& s = **it;
-    if (s.skipped || (is_crowded && running_groups.contains(s.request.group))) continue;
-    if (const auto c = cost(s); best == waiting_.end() || c < least) {
+    const BatchRequest& request = (*it)->request;
+    if ((*it)->skipped || (is_crowded && running_groups.contains(request.group))) continue;
+    const bool is_oldest_due = count_of(admitted_of_owner_, request.owner) % 8 == 7;
+    const std::pair cost(count_of(of_owner, request.owner),
+                         is_oldest_due ? 0 : count_of(admitted_of_group_, request.group));
+    if (best == waiting_.end() || cost < least) {
       best = it;
-      least = c;
+      least = cost;
     }
   }
   return best;
@@ -199,12 +198,21 @@ void Batching::admit() {
     if (next == waiting_.end() || !admit(*next)) break;
     if (*next == nullptr) {
       ++admitted_of_group_[running_.back()->request.group];
+      ++admitted_of_owner_[running_.back()->request.owner];
       waiting_.erase(next);
     } else {
       (*next)->skipped = true;
     }
   }
-  if (waiting_.empty()) admitted_of_group_.clear();
+  // Of those of whom nothing waits, nothing needs to be known.
+  const auto forget = [&](auto& counts, auto BatchRequest::*key) {
+    if (std::ssize(counts) <= 2 * n_waiting()) return;
+    std::set<typename std::decay_t<decltype(counts)>::key_type> kept;
+    for (const auto& sequence : waiting_) kept.insert(sequence->request.*key);
+    std::erase_if(counts, [&](const auto& count) { return !kept.contains(count.first); });
+  };
+  forget(admitted_of_group_, &BatchRequest::group);
+  forget(admitted_of_owner_, &BatchRequest::owner);
 }
 
 std::unique_ptr<Batching::Running> Batching::leave(const Running& sequence) {

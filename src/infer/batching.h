@@ -127,7 +127,8 @@ class Batching {
   PagePool pool_;
   std::deque<std::unique_ptr<Running>> waiting_;  // the next first
   std::list<std::unique_ptr<Running>> running_;   // the oldest first
-  std::map<int64_t, int64_t> admitted_of_group_;  // since last nobody waited
+  std::map<int64_t, int64_t> admitted_of_group_;  // and of the owner: as long as some of theirs wait
+  std::map<std::string, int64_t> admitted_of_owner_;
   Id n_added_ = 0;
   int64_t n_preempted_ = 0;
   PassCounts counts_;

@@ -265,6 +265,36 @@ TEST(Batching, WhoHasLittleRunningIsAdmittedFirst) {
   EXPECT_EQ(ended.size(), 32u);
 }
 
+// Requests that come one behind the other, each of one sequence, go before the rest of those of many, and yet do not
+// put them off for ever.
+TEST(Batching, RequestsOfManySequencesLetOthersPassAndGoOn) {
+  Machine m;
+  Batching batching(m.ctx, m.model, &m.tokenizer, {.max_sequences = 4});
+  std::map<int64_t, int64_t> ended;
+  const auto add = [&](int64_t group, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      BatchRequest request{.prompt = {static_cast<int32_t>(i + 1)}, .options = {.max_tokens = 4}, .group = group};
+      request.on_end = [&ended, group](const Generation&, const std::string&) { ++ended[group]; };
+      batching.add(std::move(request));
+    }
+  };
+  for (int64_t group = 0; group < 10; ++group) add(group, 20);
+  for (int i = 0; i < 20; ++i) batching.step();
+  EXPECT_EQ(ended.size(), 10u) << "one of each first";
+  const auto n_ended = [&](int64_t from, int64_t to) {
+    int64_t n = 0;
+    for (int64_t group = from; group < to; ++group) n += ended[group];
+    return n;
+  };
+  const int64_t n_before = n_ended(0, 10), n_steps = 150;
+  for (int64_t i = 0; i < n_steps; ++i) {
+    add(100 + i, 1);  // as many as there is room for
+    batching.step();
+  }
+  EXPECT_GT(n_ended(0, 10) - n_before, n_steps / 10);
+  EXPECT_GT(n_ended(100, 100 + n_steps), n_steps / 2);
+}
+
 TEST(Batching, RefusesPromptsThatItCannotRead) {
   Machine m;
   Batching batching(m.ctx, m.model, &m.tokenizer, {.cache_tokens = 128});

@@ -125,10 +125,14 @@ Service::~Service() {
 
 void Service::serve(const Served& served) { served_.emplace(served); }
 
-const Served& Service::served() const {
-  if (draining_) throw ApiError(503, "the server is shutting down", "", "shutting_down");
+const Served& Service::loaded() const {
   if (!served_) throw ApiError(503, "the model is being loaded", "", "loading");
   return *served_;
+}
+
+const Served& Service::served() const {
+  if (draining_) throw ApiError(503, "the server is shutting down", "", "shutting_down");
+  return loaded();
 }
 
 void Service::drain() {
@@ -499,7 +503,7 @@ bool Service::get_file(const CallPtr& call) {
 }
 
 void Service::get_health(const CallPtr& call) {
-  if (!served_) throw ApiError(503, "the model is being loaded", "", "loading");
+  loaded();
   answer_json(call, {{"status", "ok"}});
 }
 
@@ -516,17 +520,21 @@ void Service::get_metrics(const CallPtr& call) {
   answer(call, 200, "text/plain; version=0.0.4; charset=utf-8", metrics_.text(state, counts, server_.n_connections()));
 }
 
+// While it is being loaded there is none: clients that wait for a server by asking for its models ask it something
+// next.
 ordered_json Service::model_json() const {
-  ordered_json model{{"id", options_.model_name}, {"object", "model"}, {"created", created_}, {"owned_by", "fathom"}};
-  if (served_) {
-    const ModelConfig& config = served_->model.config;
-    model["max_model_len"] = served_->engine.context();
-    model["meta"] = {{"vocab_size", config.vocab_size},
-                     {"n_ctx_train", config.max_position_embeddings},
-                     {"n_embd", config.hidden_size},
-                     {"n_layer", config.num_hidden_layers}};
-  }
-  return model;
+  const Served& s = loaded();
+  const ModelConfig& config = s.model.config;
+  return {{"id", options_.model_name},
+          {"object", "model"},
+          {"created", created_},
+          {"owned_by", "fathom"},
+          {"max_model_len", s.engine.context()},
+          {"meta",
+           {{"vocab_size", config.vocab_size},
+            {"n_ctx_train", config.max_position_embeddings},
+            {"n_embd", config.hidden_size},
+            {"n_layer", config.num_hidden_layers}}}};
 }
 
 void Service::get_models(const CallPtr& call) {

@@ -68,7 +68,8 @@ class Service {
   HttpHeaders headers_of(const Call& call) const;
   void check_origin(const Call& call) const;
   void check_key(Call& call) const;
-  const Served& served() const;  // ApiError 503 while there is no model
+  const Served& loaded() const;  // ApiError 503 while there is no model,
+  const Served& served() const;  // or it is to end
   void check_room() const;
 
   bool get_file(const CallPtr& call);  // false: there is none of that name

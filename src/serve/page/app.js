@@ -332,10 +332,10 @@ function askForKey(message, retry) {
 
 async function meetServer() {
   try {
+    await waitUntilReady();
     const { data } = await getJson('/v1/models');
     Object.assign(model, { name: String(data[0].id), context: Number(data[0].max_model_len) || 0 });
     by('model').textContent = model.name;
-    await waitUntilReady();
     // A model without a chat template is asked nothing: its text is written on.
     const { prompt } = await postJson('/apply-template', { messages: [{ role: 'user', content: 'fathom?' }] });
     model.continues = String(prompt).endsWith('fathom?');

@@ -1,7 +1,6 @@
-#include <math.h>
-
 #include "ops/cpu/panel_kernels.h"
-#include "ops/cpu/panel_vec.h"
+#include "ops/cpu/panel_rows.h"
+#include "ops/cpu/panel_wide.h"
 
 namespace fathom::cpu::FATHOM_ISA_NAMESPACE {
 namespace {
@@ -11,81 +10,27 @@ constexpr bool kWide = true;
 #else
 constexpr bool kWide = false;  // the loops that stand for vectors here gain nothing from tiles
 #endif
-constexpr int64_t kTokens = 128;      // at most, whose columns of a strip lie in the cache while panels go by
-constexpr int64_t kSums = 4096;       // vectors of them, one for a panel and a token, that do so too
-constexpr float kF8Range = 0x1p120f;  // what from_f8_bits() is too small by
-constexpr int kAhead = 2048;          // bytes of a panel fetched before they are used
+constexpr int64_t kTokens = 128;  // at most, whose columns of a strip lie in the cache while panels go by
+constexpr int64_t kSums = 4096 / kPanelsOfVector;  // vectors of them that do so too
+constexpr bool kRoom = kPanelsOfVector == 2;       // 32 registers, as these have, hold the sums of 8 tokens
+constexpr float kF8Range = 0x1p120f;               // what from_f8_bits() is too small by
+constexpr int kAhead = 2048;                       // bytes of a panel fetched before they are used
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 Bytes low_halves(Bytes v) { return v & 15; }
 Bytes high_halves(Bytes v) { return as<Bytes>(as<Shorts>(v) >> 4) & 15; }
 
-// ---- Quantized rows
-
-// Codes of n numbers (a multiple of 32) and the scale; sums[i] of 16 codes each.
-float quantize(int8_t* codes, const float* x, int n, int16_t* sums) {
-  Floats largest = {};
-  for (int i = 0; i < n; i += 8) {
-    largest = larger(as<Floats>(load_as<Ints>(x + i) & 0x7FFFFFFF), largest);
-  }
-  typedef float Half __attribute__((vector_size(16)));
-  Half halves[2];
-  memcpy(halves, &largest, sizeof largest);
-  const Half half = halves[0] > halves[1] ? halves[0] : halves[1];
-  float amax = 0;
-  for (int i = 0; i < 4; ++i) amax = half[i] > amax ? half[i] : amax;
-  // Below that the inverse is no number; such activations are nothing.
-  const float inverse = amax > 1e-30f ? 127 / amax : 0;
-  const Floats factor = splat_float(inverse), magic = splat_float(12582912.0f);  // 1.5 * 2^23: rounds to an integer
-  for (int i = 0; i < n; i += 32) {
-    Ints rounded[4];
-    for (int j = 0; j < 4; ++j) {
-      rounded[j] = as<Ints>(multiply_add(load_as<Floats>(x + i + j * 8), factor, magic)) - as<Ints>(magic);
-    }
-    store_codes(codes + i, sums + i / 16, rounded);
-  }
-  return amax / 127;
-}
-
-void quantize_32(uint8_t* out, const float* x, int64_t cols) {
-  auto* codes = reinterpret_cast<int8_t*>(out);
-  auto* scales = reinterpret_cast<float*>(out + cols);
-  auto* offsets = reinterpret_cast<uint32_t*>(scales + cols / 32);
-  for (int64_t b = 0; b < cols / 32; ++b) {
-    int16_t sums[2];
-    scales[b] = quantize(codes + b * 32, x + b * 32, 32, sums);
-    offsets[b] = static_cast<uint16_t>(-8 * (sums[0] + sums[1]));
-  }
-}
-
-void quantize_256(uint8_t* out, const float* x, int64_t cols) {
-  auto* codes = reinterpret_cast<int8_t*>(out);
-  auto* scales = reinterpret_cast<float*>(out + cols);
-  auto* sums_32 = reinterpret_cast<int16_t*>(scales + cols / 256);
-  int16_t* sums_16 = sums_32 + cols / 32;
-  for (int64_t b = 0; b < cols / 256; ++b) {
-    scales[b] = quantize(codes + b * 256, x + b * 256, 256, sums_16 + b * 16);
-    for (int64_t s = b * 8; s < b * 8 + 8; ++s) {
-      sums_32[s] = static_cast<int16_t>(sums_16[2 * s] + sums_16[2 * s + 1]);
-    }
-  }
-}
-
-void lift_f8(uint8_t* out, const float* x, int64_t cols) {
-  for (int64_t k = 0; k < cols; ++k) reinterpret_cast<float*>(out)[k] = x[k] * kF8Lift;
-}
-
 // ---- Formats with blocks of 32
 
-// Some blocks of one panel, as bytes.
+// Some blocks of a vector's panels, as bytes.
 struct Blocks32 {
   static constexpr int64_t kCols = 256;
-  Bytes codes[kCols / 4];
-  Floats d[kCols / 32];
+  WideBytes codes[kCols / 4];
+  WideFloats d[kCols / 32];
   // Of signed codes, where kSignsApart; codes are magnitudes then.
-  Bytes signs[kCols / 4];
-  Ints ones[kCols / 32];
+  WideBytes signs[kCols / 4];
+  WideInts ones[kCols / 32];
 };
 
 // One token's columns of a chunk, as tiles read them.
@@ -95,17 +40,17 @@ struct Packed32 {
   int32_t offsets[8];
 };
 
-template <int kN, int kP>
-using Partials = Partial[kN][kP];
+template <int kN, int kV>
+using Partials = WidePartial[kN][kV];
 
-// sums += products of a tile at 4 columns. codes: of each panel, x: of each token.
-template <class Chunk, int kP, int kN, class Packed>
-void add_group(Partials<kN, kP>& sums, const Chunk* chunk, const Packed* x, int64_t group) {
+// sums += products of a tile at 4 columns. codes: of each vector of panels, x: of each token.
+template <class Chunk, int kV, int kN, class Packed>
+void add_group(Partials<kN, kV>& sums, const Chunk* chunk, const Packed* x, int64_t group) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
-    const Ints a = splat_4_bytes(x[t].codes + group * 4);
+    const auto a = splat_4<WideInts>(x[t].codes + group * 4);
 #pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) sums[t][p] = add_products(sums[t][p], chunk[p].codes[group], a);
+    for (int v = 0; v < kV; ++v) sums[t][v] = add_products(sums[t][v], chunk[v].codes[group], a);
   }
 }
 
@@ -141,24 +86,24 @@ struct Q4_0 {
     return total(sum);
   }
   static constexpr bool kSigned = false;
-  static constexpr int kT = 6;
+  static constexpr int kT = kRoom ? 8 : 6;
   static constexpr int64_t kBlockBytes = 144;
   static void unpack(Bytes* codes, const uint8_t* in) { unpack_nibbles(codes, in); }
   // 15 * 127 * 32 in an i16 at most, and what is taken off to begin with is of the other sign or as small.
-  template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Packed32* x, int64_t block) {
-    Partials<kN, kP> partial;
+  template <int kV, int kN>
+  static void dot(WideInts (&sums)[kN][kV], const Blocks32* chunk, const Packed32* x, int64_t block) {
+    Partials<kN, kV> partial;
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) partial[t][p] = partial_from(x[t].offsets[block]);
+      for (int v = 0; v < kV; ++v) partial[t][v] = wide_partial_from(x[t].offsets[block]);
     }
 #pragma GCC unroll 1
     for (int g = 0; g < 8; ++g) add_group(partial, chunk, x, block * 8 + g);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sums[t][p] = total(partial[t][p]);
+      for (int v = 0; v < kV; ++v) sums[t][v] = total(partial[t][v]);
     }
   }
 };
@@ -174,29 +119,29 @@ struct Q5_0 {
     return (splat_int(offset) << 16 >> 15) + total(first) + total(second);
   }
   static constexpr bool kSigned = false;
-  static constexpr int kT = 4;
+  static constexpr int kT = kRoom ? 8 : 4;
   static constexpr int64_t kBlockBytes = 176;
   static void unpack(Bytes* codes, const uint8_t* in) {
     unpack_nibbles(codes, in);
     add_fifth_bits(codes, in + 128);
   }
-  template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Packed32* x, int64_t block) {
+  template <int kV, int kN>
+  static void dot(WideInts (&sums)[kN][kV], const Blocks32* chunk, const Packed32* x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Ints minus_16_sums = splat_int(x[t].offsets[block]) << 16 >> 15;
+      const WideInts minus_16_sums = wide_int(x[t].offsets[block]) << 16 >> 15;
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sums[t][p] = minus_16_sums;
+      for (int v = 0; v < kV; ++v) sums[t][v] = minus_16_sums;
     }
 #pragma GCC unroll 2
     for (int half = 0; half < 8; half += 4) {  // 31 * 127 * 8 is all that an i16 holds
-      Partials<kN, kP> partial = {};
+      Partials<kN, kV> partial = {};
 #pragma GCC unroll 1
       for (int g = half; g < half + 4; ++g) add_group(partial, chunk, x, block * 8 + g);
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-        for (int p = 0; p < kP; ++p) sums[t][p] += total(partial[t][p]);
+        for (int v = 0; v < kV; ++v) sums[t][v] += total(partial[t][v]);
       }
     }
   }
@@ -210,46 +155,47 @@ struct Q8_0 {
     return sum;
   }
   static constexpr bool kSigned = true;
-  static constexpr int kT = 4;
+  static constexpr int kT = kRoom ? 8 : 4;
   static constexpr int64_t kBlockBytes = 272;
   static void unpack(Bytes* codes, const uint8_t* in) {
 #pragma GCC unroll 8
     for (int g = 0; g < 8; ++g) codes[g] = stored_signed(load_as<Bytes>(in + g * 32));
   }
-  template <int kP, int kN>
-  static void dot(Ints (&sums)[kN][kP], const Blocks32* chunk, const Packed32* x, int64_t block) {
+  template <int kV, int kN>
+  static void dot(WideInts (&sums)[kN][kV], const Blocks32* chunk, const Packed32* x, int64_t block) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) {
-        sums[t][p] = kSignsApart ? chunk[p].ones[block] : signed_from(x[t].offsets[block]);
+      for (int v = 0; v < kV; ++v) {
+        sums[t][v] = kSignsApart ? chunk[v].ones[block] : wide_signed_from(x[t].offsets[block]);
       }
     }
 #pragma GCC unroll 1
     for (int64_t g = block * 8; g < block * 8 + 8; ++g) {
 #pragma GCC unroll 8
       for (int t = 0; t < kN; ++t) {
-        const Ints a = splat_4_bytes(x[t].codes + g * 4);
+        const auto a = splat_4<WideInts>(x[t].codes + g * 4);
 #pragma GCC unroll 2
-        for (int p = 0; p < kP; ++p) sums[t][p] = add_split(sums[t][p], chunk[p].codes[g], chunk[p].signs[g], a);
+        for (int v = 0; v < kV; ++v) sums[t][v] = add_split(sums[t][v], chunk[v].codes[g], chunk[v].signs[g], a);
       }
     }
   }
 };
 
 // Not part of its caller, whose constants would take registers from the sums.
-template <class Format, int kP, int kN>
-[[gnu::noinline]] void tile_32(const Blocks32* chunk, int64_t n_blocks, const Packed32* x, Floats* __restrict totals) {
+template <class Format, int kV, int kN>
+[[gnu::noinline]] void tile_32(const Blocks32* chunk, int64_t n_blocks, const Packed32* x,
+                               WideFloats* __restrict totals) {
   for (int64_t b = 0; b < n_blocks; ++b) {
-    Ints sums[kN][kP];
+    WideInts sums[kN][kV];
     Format::dot(sums, chunk, x, b);
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Floats scale = splat_float(x[t].scales[b]);
+      const WideFloats scale = wide_float(x[t].scales[b]);
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) {
-        Floats& total = totals[t * kP + p];
-        total = multiply_add(to_floats(sums[t][p]), chunk[p].d[b] * scale, total);
+      for (int v = 0; v < kV; ++v) {
+        WideFloats& total = totals[t * kV + v];
+        total = multiply_add(to_floats(sums[t][v]), chunk[v].d[b] * scale, total);
       }
     }
   }
@@ -257,12 +203,19 @@ template <class Format, int kP, int kN>
 
 // ---- Formats with blocks of 256
 
+template <class PartialV, class ShortsV, class FloatsV>
+struct HeaderOf {
+  PartialV scales[16];   // of 32 columns (q6_k: 16)
+  ShortsV offsets[8];    // mins (q6_k: scales) of two neighbours in the two i16 of a row
+  FloatsV d, minus_min;  // what the offsets' sum is multiplied by
+};
+using Header256 = HeaderOf<Partial, Shorts, Floats>;
+
+// Of a vector's panels.
 struct Block256 {
   static constexpr int64_t kCols = 256;
-  Bytes codes[64];
-  Partial scales[16];   // of 32 columns (q6_k: 16)
-  Shorts offsets[8];    // mins (q6_k: scales) of two neighbours in the two i16 of a row
-  Floats d, minus_min;  // what the offsets' sum is multiplied by
+  WideBytes codes[64];
+  HeaderOf<WidePartial, WideShorts, WideFloats> header;
 };
 
 struct alignas(64) Packed256 {
@@ -276,27 +229,27 @@ Shorts in_pairs(Partial first, Partial second) {
 }
 
 // The 6-bit scales and mins of q4_k and q5_k: eight bytes of a word at once.
-void unpack_scales(Block256& block, const uint8_t* in) {
+void unpack_scales(Header256& header, const uint8_t* in) {
   constexpr uint64_t kLow = 0x0F0F0F0F0F0F0F0F, kTwo = 0x0303030303030303;
   Partial mins[8];
 #pragma GCC unroll 8
   for (int s = 0; s < 8; ++s) {
     const auto low = load_as<uint64_t>(in + s * 8);
     const uint64_t high = load_as<uint64_t>(in + 64 + s / 2 * 8) >> s % 2 * 2;
-    block.scales[s] = spread((low & kLow) | (high & kTwo) << 4);
+    header.scales[s] = spread((low & kLow) | (high & kTwo) << 4);
     mins[s] = spread((low >> 4 & kLow) | (high >> 4 & kTwo) << 4);
   }
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) block.offsets[j] = in_pairs(mins[2 * j], mins[2 * j + 1]);
+  for (int j = 0; j < 4; ++j) header.offsets[j] = in_pairs(mins[2 * j], mins[2 * j + 1]);
 }
 
 // sums += scale * partial
-template <int kP, int kN>
-void add_scaled(Ints (&sums)[kN][kP], const Partials<kN, kP>& partial, const Block256* block, int scale) {
+template <int kV, int kN>
+void add_scaled(WideInts (&sums)[kN][kV], const Partials<kN, kV>& partial, const Block256* block, int scale) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) sums[t][p] += scaled(partial[t][p], block[p].scales[scale]);
+    for (int v = 0; v < kV; ++v) sums[t][v] += scaled(partial[t][v], block[v].header.scales[scale]);
   }
 }
 
@@ -305,11 +258,11 @@ void add_scaled(Ints (&sums)[kN][kP], const Partials<kN, kP>& partial, const Blo
 struct Q4K {
   static constexpr int kT = 6;
   static constexpr int64_t kBlockBytes = 1152, kHeaderBytes = 128, kSubBytes = 128;
-  static constexpr int kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = 8;
-  static void scales(Block256& block, const uint8_t* in) {
-    block.d = from_f16(in);
-    block.minus_min = -from_f16(in + 16);
-    unpack_scales(block, in + 32);
+  static constexpr int kScales = 8, kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = 8;
+  static void scales(Header256& header, const uint8_t* in) {
+    header.d = from_f16(in);
+    header.minus_min = -from_f16(in + 16);
+    unpack_scales(header, in + 32);
   }
   static void codes(Bytes* out, const uint8_t* in) { unpack_nibbles(out, in); }
 };
@@ -317,8 +270,8 @@ struct Q4K {
 struct Q5K {
   static constexpr int kT = 6;
   static constexpr int64_t kBlockBytes = 1408, kHeaderBytes = 128, kSubBytes = 160;
-  static constexpr int kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = kWidePartial ? 8 : 4;
-  static void scales(Block256& block, const uint8_t* in) { Q4K::scales(block, in); }
+  static constexpr int kScales = 8, kOffsets = 4, kGroupsOfScale = 8, kGroupsOfSum = kWidePartial ? 8 : 4;
+  static void scales(Header256& header, const uint8_t* in) { Q4K::scales(header, in); }
   static void codes(Bytes* out, const uint8_t* in) {
     unpack_nibbles(out, in);
     add_fifth_bits(out, in + 128);
@@ -328,14 +281,14 @@ struct Q5K {
 struct Q6K {
   static constexpr int kT = kWidePartial ? 6 : 4;
   static constexpr int64_t kBlockBytes = 1680, kHeaderBytes = 144, kSubBytes = 192;
-  static constexpr int kOffsets = 8, kGroupsOfScale = 4, kGroupsOfSum = kWidePartial ? 4 : 2;
-  static void scales(Block256& block, const uint8_t* in) {
-    block.d = from_f16(in);
-    block.minus_min = block.d * splat_float(-32);
+  static constexpr int kScales = 16, kOffsets = 8, kGroupsOfScale = 4, kGroupsOfSum = kWidePartial ? 4 : 2;
+  static void scales(Header256& header, const uint8_t* in) {
+    header.d = from_f16(in);
+    header.minus_min = header.d * splat_float(-32);
 #pragma GCC unroll 16
-    for (int j = 0; j < 16; ++j) block.scales[j] = spread_signed(load_as<uint64_t>(in + 16 + j * 8));
+    for (int j = 0; j < 16; ++j) header.scales[j] = spread_signed(load_as<uint64_t>(in + 16 + j * 8));
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) block.offsets[j] = in_pairs(block.scales[2 * j], block.scales[2 * j + 1]);
+    for (int j = 0; j < 8; ++j) header.offsets[j] = in_pairs(header.scales[2 * j], header.scales[2 * j + 1]);
   }
   static void codes(Bytes* out, const uint8_t* in) {
     unpack_nibbles(out, in);
@@ -351,22 +304,22 @@ struct Q6K {
 };
 
 // What the mins (q6_k: the 32 that codes are too large by) take off, before its factor.
-template <class Format>
-Ints sum_offsets(const Block256& block, const void* sums_of_codes) {
+template <class Format, class IntsV, class PartialV, class ShortsV, class FloatsV>
+IntsV sum_offsets(const HeaderOf<PartialV, ShortsV, FloatsV>& header, const void* sums_of_codes) {
   const auto* sums = static_cast<const uint8_t*>(sums_of_codes);  // i16
-  Ints offset = {};
+  IntsV offset = {};
 #pragma GCC unroll 8
   for (int j = 0; j < Format::kOffsets; ++j) {
-    offset += dot_pairs(block.offsets[j], as<Shorts>(splat_4_bytes(sums + 4 * j)));
+    offset += dot_pairs(header.offsets[j], as<ShortsV>(splat_4<IntsV>(sums + 4 * j)));
   }
   return offset;
 }
 
-template <class Format, int kP, int kN>
-void tile_256(const Block256* block, const Packed256* x, Floats* totals) {
-  Ints sums[kN][kP] = {};
+template <class Format, int kV, int kN>
+void tile_256(const Block256* block, const Packed256* x, WideFloats* totals) {
+  WideInts sums[kN][kV] = {};
   for (int group = 0; group < 64; group += Format::kGroupsOfSum) {
-    Partials<kN, kP> partial = {};
+    Partials<kN, kV> partial = {};
 #pragma GCC unroll 1
     for (int g = group; g < group + Format::kGroupsOfSum; ++g) add_group(partial, block, x, g);
     add_scaled(sums, partial, block, group / Format::kGroupsOfScale);
@@ -374,13 +327,14 @@ void tile_256(const Block256* block, const Packed256* x, Floats* totals) {
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
     const int16_t* of_codes = Format::kOffsets == 4 ? x[t].sums_32 : x[t].sums_16;
-    const Floats scale = splat_float(x[t].scale);
+    const WideFloats scale = wide_float(x[t].scale);
 #pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) {
-      Floats& total = totals[t * kP + p];
-      total = multiply_add(to_floats(sums[t][p]), block[p].d * scale, total);
-      const Ints offsets = sum_offsets<Format>(block[p], of_codes);
-      total = multiply_add(to_floats(offsets), block[p].minus_min * scale, total);
+    for (int v = 0; v < kV; ++v) {
+      WideFloats& total = totals[t * kV + v];
+      const auto& header = block[v].header;
+      total = multiply_add(to_floats(sums[t][v]), header.d * scale, total);
+      const auto offsets = sum_offsets<Format, WideInts>(header, of_codes);
+      total = multiply_add(to_floats(offsets), header.minus_min * scale, total);
     }
   }
 }
@@ -389,8 +343,8 @@ void tile_256(const Block256* block, const Packed256* x, Floats* totals) {
 
 struct FloatColumns {
   static constexpr int64_t kCols = 128;
-  Floats w[kCols];
-  Floats scale;
+  WideFloats w[kCols];
+  WideFloats scale;
 };
 
 struct PackedFloats {
@@ -426,21 +380,21 @@ constexpr int64_t kElementBytes<F32> = 4;
 template <>
 constexpr int64_t kElementBytes<F8> = 1;
 
-template <int kP, int kN>
-void tile_floats(const FloatColumns* chunk, int64_t n_cols, const PackedFloats* x, Floats* totals) {
-  Floats sums[kN][kP] = {};
+template <int kV, int kN>
+void tile_floats(const FloatColumns* chunk, int64_t n_cols, const PackedFloats* x, WideFloats* totals) {
+  WideFloats sums[kN][kV] = {};
   for (int64_t k = 0; k < n_cols; ++k) {
 #pragma GCC unroll 8
     for (int t = 0; t < kN; ++t) {
-      const Floats a = splat_float(x[t].x[k]);
+      const WideFloats a = wide_float(x[t].x[k]);
 #pragma GCC unroll 4
-      for (int p = 0; p < kP; ++p) sums[t][p] = multiply_add(a, chunk[p].w[k], sums[t][p]);
+      for (int v = 0; v < kV; ++v) sums[t][v] = multiply_add(a, chunk[v].w[k], sums[t][v]);
     }
   }
 #pragma GCC unroll 8
   for (int t = 0; t < kN; ++t) {
 #pragma GCC unroll 4
-    for (int p = 0; p < kP; ++p) totals[t * kP + p] = multiply_add(sums[t][p], chunk[p].scale, totals[t * kP + p]);
+    for (int v = 0; v < kV; ++v) totals[t * kV + v] = multiply_add(sums[t][v], chunk[v].scale, totals[t * kV + v]);
   }
 }
 
@@ -454,7 +408,7 @@ struct Of32 {
   using Chunk = Blocks32;
   using Packed = Packed32;
   static constexpr int kT = Format::kT;
-  static constexpr int kPanels = 2;
+  static constexpr int kVectors = 2;
   static constexpr int64_t kChunksOfStrip = 4;
   template <int kN>
   static constexpr int kPanelsOfFew = 1;
@@ -465,22 +419,29 @@ struct Of32 {
     memcpy(out.scales, scales, n / 8);
     memcpy(out.offsets, scales + c.cols / 32 * 4, n / 8);
   }
-  static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t n_cols) {
+  static void unpack(Chunk& chunk, int p, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t n_cols) {
     panel += col / 32 * Format::kBlockBytes;
     for (int64_t b = 0; b < n_cols / 32; ++b, panel += Format::kBlockBytes) {
       prefetch(panel, Format::kBlockBytes);
-      chunk.d[b] = from_f16(panel);
-      Format::unpack(chunk.codes + b * 8, panel + 16);
-      if constexpr (kSignsApart && Format::kSigned) {
-        Partial ones = {};
-        for (int64_t g = b * 8; g < b * 8 + 8; ++g) split_signs(chunk.codes[g], chunk.signs[g], ones);
-        chunk.ones[b] = total(ones);
+      put(chunk.d[b], p, from_f16(panel));
+      Bytes codes[8];
+      Format::unpack(codes, panel + 16);
+      Partial ones = {};
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) {
+        if constexpr (kSignsApart && Format::kSigned) {
+          Bytes signs;
+          split_signs(codes[g], signs, ones);
+          put(chunk.signs[b * 8 + g], p, signs);
+        }
+        put(chunk.codes[b * 8 + g], p, codes[g]);
       }
+      if constexpr (kSignsApart && Format::kSigned) put(chunk.ones[b], p, total(ones));
     }
   }
-  template <int kP, int kN>
-  static void tile(const Chunk* chunk, int64_t n_cols, const Packed* x, Floats* totals) {
-    tile_32<Format, kP, kN>(chunk, n_cols / 32, x, totals);
+  template <int kV, int kN>
+  static void tile(const Chunk* chunk, int64_t n_cols, const Packed* x, WideFloats* totals) {
+    tile_32<Format, kV, kN>(chunk, n_cols / 32, x, totals);
   }
   template <int kN>
   static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
@@ -508,7 +469,7 @@ struct Of256 {
   using Chunk = Block256;
   using Packed = Packed256;
   static constexpr int kT = Format::kT;
-  static constexpr int kPanels = 2;
+  static constexpr int kVectors = 2;
   static constexpr int64_t kChunksOfStrip = 4;
   template <int kN>
   static constexpr int kPanelsOfFew = 1;
@@ -519,16 +480,28 @@ struct Of256 {
     memcpy(out.sums_32, sums_32 + col / 32 * 2, sizeof out.sums_32);
     memcpy(out.sums_16, sums_32 + c.cols / 32 * 2 + col / 16 * 2, sizeof out.sums_16);
   }
-  static void unpack(Chunk& chunk, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t) {
+  static void unpack(Chunk& chunk, int p, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t) {
     panel += col / 256 * Format::kBlockBytes;
     prefetch(panel, Format::kBlockBytes);
-    Format::scales(chunk, panel);
+    Header256 header;
+    Format::scales(header, panel);
+#pragma GCC unroll 16
+    for (int s = 0; s < Format::kScales; ++s) put(chunk.header.scales[s], p, header.scales[s]);
+#pragma GCC unroll 8
+    for (int j = 0; j < Format::kOffsets; ++j) put(chunk.header.offsets[j], p, header.offsets[j]);
+    put(chunk.header.d, p, header.d);
+    put(chunk.header.minus_min, p, header.minus_min);
     panel += Format::kHeaderBytes;
-    for (int s = 0; s < 8; ++s) Format::codes(chunk.codes + s * 8, panel + s * Format::kSubBytes);
+    for (int s = 0; s < 8; ++s, panel += Format::kSubBytes) {
+      Bytes codes[8];
+      Format::codes(codes, panel);
+#pragma GCC unroll 8
+      for (int g = 0; g < 8; ++g) put(chunk.codes[s * 8 + g], p, codes[g]);
+    }
   }
-  template <int kP, int kN>
-  static void tile(const Chunk* chunk, int64_t, const Packed* x, Floats* totals) {
-    tile_256<Format, kP, kN>(chunk, x, totals);
+  template <int kV, int kN>
+  static void tile(const Chunk* chunk, int64_t, const Packed* x, WideFloats* totals) {
+    tile_256<Format, kV, kN>(chunk, x, totals);
   }
   template <int kN>
   static void few(const PanelProduct& c, const uint8_t* panel, Floats* y) {
@@ -539,8 +512,8 @@ struct Of256 {
     Floats totals[kN] = {};
     for (int64_t col = 0; col < c.cols; col += 256, panel += Format::kBlockBytes) {
       prefetch(panel, Format::kBlockBytes);
-      Block256 block;
-      Format::scales(block, panel);
+      Header256 header;
+      Format::scales(header, panel);
       Ints sums[kN] = {};
       const uint8_t* sub = panel + Format::kHeaderBytes;
 #pragma GCC unroll 1
@@ -556,7 +529,7 @@ struct Of256 {
             for (int g = group; g < group + Format::kGroupsOfSum; ++g) {
               partial = add_products(partial, codes[g], splat_4_bytes(x[t] + col + (s * 8 + g) * 4));
             }
-            sums[t] += scaled(partial, block.scales[(s * 8 + group) / Format::kGroupsOfScale]);
+            sums[t] += scaled(partial, header.scales[(s * 8 + group) / Format::kGroupsOfScale]);
           }
         }
       }
@@ -564,9 +537,9 @@ struct Of256 {
       for (int t = 0; t < kN; ++t) {
         const Floats scale = splat_float(read_float(x[t] + scales_at + col / 256 * 4));
         const uint8_t* of_codes = x[t] + sums_at + col / 256 * (Format::kOffsets * 4);
-        totals[t] = multiply_add(to_floats(sums[t]), block.d * scale, totals[t]);
-        const Ints offsets = sum_offsets<Format>(block, of_codes);
-        totals[t] = multiply_add(to_floats(offsets), block.minus_min * scale, totals[t]);
+        totals[t] = multiply_add(to_floats(sums[t]), header.d * scale, totals[t]);
+        const auto offsets = sum_offsets<Format, Ints>(header, of_codes);
+        totals[t] = multiply_add(to_floats(offsets), header.minus_min * scale, totals[t]);
       }
     }
     memcpy(y, totals, sizeof totals);
@@ -578,7 +551,7 @@ struct OfFloats {
   using Chunk = FloatColumns;
   using Packed = PackedFloats;
   static constexpr int kT = 6;
-  static constexpr int kPanels = 2;
+  static constexpr int kVectors = 2;
   static constexpr int64_t kChunksOfStrip = 2;
   // One token has no more sums than panels: four of them keep the adders busy.
   template <int kN>
@@ -590,15 +563,15 @@ struct OfFloats {
   static void pack(Packed& out, const PanelProduct&, const uint8_t* row, int64_t col, int64_t n_cols) {
     memcpy(out.x, row + col * 4, static_cast<size_t>(n_cols) * 4);
   }
-  static void unpack(Chunk& chunk, const PanelProduct& c, const uint8_t* panel, int64_t col, int64_t n_cols) {
-    chunk.scale = splat_float(scale(panel, col));
+  static void unpack(Chunk& chunk, int p, const PanelProduct& c, const uint8_t* panel, int64_t col, int64_t n_cols) {
+    put(chunk.scale, p, splat_float(scale(panel, col)));
     if (kScaled) panel += (c.cols + Chunk::kCols - 1) / Chunk::kCols * 4;
     constexpr int64_t kBytes = 8 * kElementBytes<Element>;
-    for (int64_t k = 0; k < n_cols; ++k) chunk.w[k] = widen<Element>(panel + (col + k) * kBytes);
+    for (int64_t k = 0; k < n_cols; ++k) put(chunk.w[k], p, widen<Element>(panel + (col + k) * kBytes));
   }
-  template <int kP, int kN>
-  static void tile(const Chunk* chunk, int64_t n_cols, const Packed* x, Floats* totals) {
-    tile_floats<kP, kN>(chunk, n_cols, x, totals);
+  template <int kV, int kN>
+  static void tile(const Chunk* chunk, int64_t n_cols, const Packed* x, WideFloats* totals) {
+    tile_floats<kV, kN>(chunk, n_cols, x, totals);
   }
   template <int kP, int kN>
   static void add_column(Floats (&sums)[kP][kN], const uint8_t* w, int64_t panel_stride, const float* const (&x)[kN],
@@ -644,23 +617,25 @@ struct OfFloats {
   }
 };
 
-template <class Kind, int kP, int kN>
+template <class Kind, int kV, int kN>
 void tiles(const typename Kind::Chunk* chunk, int64_t n_cols, const typename Kind::Packed* x, int64_t n,
-           Floats* totals) {
-  for (; n >= kN; n -= kN, x += kN, totals += kN * kP) Kind::template tile<kP, kN>(chunk, n_cols, x, totals);
+           WideFloats* totals) {
+  for (; n >= kN; n -= kN, x += kN, totals += kN * kV) Kind::template tile<kV, kN>(chunk, n_cols, x, totals);
   if constexpr (kN > 1) {
-    if (n > 0) tiles<Kind, kP, (kN > 4 ? 4 : kN / 2)>(chunk, n_cols, x, n, totals);
+    if (n > 0) tiles<Kind, kV, (kN > 4 ? 4 : kN / 2)>(chunk, n_cols, x, n, totals);
   }
 }
 
-// Panels begin .. end, at most kSums / n, with n tokens, at most kTokens. Strip by strip the tokens' columns go to
-// where tiles read them one behind the other, and meet all panels there: rows of many columns do not fit in the cache,
-// and those a multiple of 4 KiB apart (16384 columns) fall on the same few lines of it.
-template <class Kind, int kP, int kN>
+// Panels begin .. end, whose sums with n tokens are at most kSums, n at most kTokens. Strip by strip the tokens'
+// columns go to where tiles read them one behind the other, and meet all panels there: rows of many columns do not fit
+// in the cache, and those a multiple of 4 KiB apart (16384 columns) fall on the same few lines of it.
+template <class Kind, int kV, int kN>
 void multiply_group(const PanelProduct& c, int64_t begin, int64_t end, int64_t first, int64_t n) {
   using Chunk = typename Kind::Chunk;
-  Floats totals[kSums];
-  memset(totals, 0, static_cast<size_t>((end - begin) * n) * sizeof(Floats));
+  constexpr int kP = kV * kPanelsOfVector;
+  WideFloats totals[kSums];
+  const int64_t n_vectors = (end - begin + kPanelsOfVector - 1) / kPanelsOfVector;
+  memset(totals, 0, static_cast<size_t>(n_vectors * n) * sizeof(WideFloats));
   typename Kind::Packed x[Kind::kChunksOfStrip * kTokens];
   const int64_t strip_cols = Kind::kChunksOfStrip * kTokens / n * Chunk::kCols;
   for (int64_t strip = 0; strip < c.cols; strip += strip_cols) {
@@ -674,27 +649,33 @@ void multiply_group(const PanelProduct& c, int64_t begin, int64_t end, int64_t f
       packed = x;
       for (int64_t col = strip; col < strip_end; col += Chunk::kCols, packed += n) {
         const int64_t n_cols = smaller(Chunk::kCols, c.cols - col);
-        Chunk chunk[kP];
-        for (int p = 0; p < kP; ++p) Kind::unpack(chunk[p], c, c.panels + (panel + p) * c.panel_stride, col, n_cols);
-        tiles<Kind, kP, kN>(chunk, n_cols, packed, n, totals + (panel - begin) * n);
+        Chunk chunk[kV];
+        const int n_of_vector = static_cast<int>(smaller(kP, end - panel));
+        if (n_of_vector < kP) memset(chunk, 0, sizeof chunk);  // the last panel, alone in its vector
+        for (int p = 0; p < n_of_vector; ++p) {
+          const uint8_t* from = c.panels + (panel + p) * c.panel_stride;
+          Kind::unpack(chunk[p / kPanelsOfVector], p % kPanelsOfVector, c, from, col, n_cols);
+        }
+        tiles<Kind, kV, kN>(chunk, n_cols, packed, n, totals + (panel - begin) / kPanelsOfVector * n);
       }
     }
   }
   for (int64_t panel = begin; panel < end; panel += kP) {
     const int64_t row = panel * 8, rows = smaller(kP * 8, c.n_rows - row);
     for (int64_t t = 0; t < n; ++t) {
-      memcpy(c.y + (first + t) * c.y_stride + row, totals + (panel - begin) * n + t * kP,
+      memcpy(c.y + (first + t) * c.y_stride + row, totals + (panel - begin) / kPanelsOfVector * n + t * kV,
              static_cast<size_t>(rows) * sizeof(float));
     }
   }
 }
 
-template <class Kind, int kP, int kN>
+template <class Kind, int kV, int kN>
 void multiply_panels(const PanelProduct& c, int64_t begin, int64_t end) {
-  const int64_t group = kSums / smaller(kTokens, c.n_tokens) / kP * kP;
+  constexpr int kP = kV * kPanelsOfVector;
+  const int64_t group = kSums * kPanelsOfVector / smaller(kTokens, c.n_tokens) / kP * kP;
   for (int64_t panel = begin; panel < end; panel += group) {
     for (int64_t first = 0; first < c.n_tokens; first += kTokens) {
-      multiply_group<Kind, kP, kN>(c, panel, smaller(panel + group, end), first, smaller(kTokens, c.n_tokens - first));
+      multiply_group<Kind, kV, kN>(c, panel, smaller(panel + group, end), first, smaller(kTokens, c.n_tokens - first));
     }
   }
 }
@@ -728,6 +709,28 @@ constexpr int kFewParts<Of256<Format>> = 1;
 template <class Element>
 constexpr int kFewParts<OfFloats<Element>> = 2;
 
+// Panels 0 .. , kFew tokens at a time, as far as they make whole steps; returns how many.
+template <class Kind>
+int64_t multiply_in_parts(const PanelProduct& c, int64_t n_panels) {
+  constexpr int64_t kStep = Kind::template kPanelsOfFew<1>;  // the others' whole steps too
+  int64_t panel = 0;
+  for (; panel + kStep <= n_panels; panel += kStep) {
+    for (int64_t first = 0; first < c.n_tokens; first += kFew) {
+      const PanelProduct part = {smaller(kFew, c.n_tokens - first),
+                                 c.cols,
+                                 c.x + first * c.x_stride,
+                                 c.x_stride,
+                                 c.panels + panel * c.panel_stride,
+                                 c.panel_stride,
+                                 smaller(kStep * 8, c.n_rows - panel * 8),
+                                 c.y + first * c.y_stride + panel * 8,
+                                 c.y_stride};
+      multiply_few<Kind, kFew>(part, kStep);
+    }
+  }
+  return panel;
+}
+
 template <class Kind>
 void multiply(const PanelProduct& c) {
   const int64_t n_panels = (c.n_rows + 7) / 8;
@@ -735,24 +738,11 @@ void multiply(const PanelProduct& c) {
   if (c.n_tokens <= (kWide ? kFew : 1)) {
     panel = multiply_few < Kind, kWide ? kFew : 1 > (c, n_panels);
   } else if (kWide && c.n_tokens <= kFewParts<Kind> * kFew) {
-    constexpr int64_t kStep = Kind::template kPanelsOfFew<1>;  // the others' whole steps too
-    for (; panel + kStep <= n_panels; panel += kStep) {
-      for (int64_t first = 0; first < c.n_tokens; first += kFew) {
-        const PanelProduct part = {smaller(kFew, c.n_tokens - first),
-                                   c.cols,
-                                   c.x + first * c.x_stride,
-                                   c.x_stride,
-                                   c.panels + panel * c.panel_stride,
-                                   c.panel_stride,
-                                   smaller(kStep * 8, c.n_rows - panel * 8),
-                                   c.y + first * c.y_stride + panel * 8,
-                                   c.y_stride};
-        multiply_few<Kind, kFew>(part, kStep);
-      }
-    }
+    panel = multiply_in_parts<Kind>(c, n_panels);
   } else if (kWide) {
-    panel = n_panels / Kind::kPanels * Kind::kPanels;
-    multiply_panels<Kind, Kind::kPanels, Kind::kT>(c, 0, panel);
+    constexpr int64_t kStep = Kind::kVectors * kPanelsOfVector;
+    panel = n_panels / kStep * kStep;
+    multiply_panels<Kind, Kind::kVectors, Kind::kT>(c, 0, panel);
   }
   multiply_panels<Kind, 1, 1>(c, panel, n_panels);
 }

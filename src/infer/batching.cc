@@ -12,7 +12,6 @@
 namespace fathom {
 namespace {
 
-constexpr int64_t kLeastPiece = 16;   // of a prompt in a pass, however slow the machine
 constexpr int64_t kLogprobRows = 64;  // of a prompt: so many rows of logits at a time
 
 bool has_drafts(const Model& model, const BatchingOptions& options) {
@@ -60,6 +59,7 @@ Batching::Batching(Context& ctx, const Model& model, const Tokenizer* tokenizer,
       options_(options),
       drafts_(has_drafts(model, options)),
       // The module's row for a page's last token knows the token behind it.
+      pacing_(options.pass_s, options.long_pass_s),
       pool_(page_bytes(model, options), kCachePageRows, std::max<int64_t>(1, options.cache_tokens / kCachePageRows),
             drafts_ ? 1 : 0) {
   FATHOM_CHECK(ctx.device == nullptr);
@@ -320,9 +320,14 @@ std::vector<Batching::Piece> Batching::next_pieces() {
     const double until_s = monotonic_s() + options_.pass_s;
     std::erase_if(reading, [&](Running* sequence) { return load_pages(*sequence, until_s); });
   }
-  int64_t room = options_.pass_tokens;
-  if (!generating.empty() && prompt_token_s_ > 0) {
-    room = std::clamp(static_cast<int64_t>(options_.pass_s / prompt_token_s_), kLeastPiece, room);
+  int64_t n_unread = 0;
+  for (const Running* sequence : reading) n_unread += sequence->unread();
+  PromptRoom room = pacing_.room(!generating.empty(), n_unread, options_.pass_tokens);
+  if (room.whole_only) {
+    std::stable_sort(reading.begin(), reading.end(),
+                     [](const Running* a, const Running* b) { return a->unread() < b->unread(); });
+    const auto ends_later = [&, left = room.tokens](const Running* s) mutable { return (left -= s->unread()) < 0; };
+    reading.erase(std::find_if(reading.begin(), reading.end(), ends_later), reading.end());
   }
   std::vector<Piece> pieces;
   const auto add = [&](Running* sequence, int64_t n) {
@@ -335,7 +340,7 @@ std::vector<Batching::Piece> Batching::next_pieces() {
     pieces.push_back({sequence, n, n_drafts, whole});
   };
   for (Running* sequence : generating) add(sequence, std::min(sequence->unread(), options_.pass_tokens));
-  for (const auto& [sequence, n] : shares_of(reading, room)) add(sequence, n);
+  for (const auto& [sequence, n] : shares_of(reading, room.tokens)) add(sequence, n);
   // Whoever was put back for the sake of one behind it in this list.
   std::erase_if(pieces, [](const Piece& piece) { return piece.sequence->pages.empty(); });
   return pieces;
@@ -555,10 +560,7 @@ void Batching::run(const std::vector<Piece>& pieces) {
       forward(ctx_, model_, make_batch(ctx_, ids, positions),
               {.caches = caches, .expand_from = n_generating, .on_layer = counts_experts ? &count : nullptr});
   const Tensor logits = rows.empty() ? Tensor() : logits_of_rows(ctx_, model_, hidden, rows);
-  if (n_prompt_tokens > n_tokens / 2) {
-    const double measured = (monotonic_s() - begin_s) / static_cast<double>(n_prompt_tokens);
-    prompt_token_s_ = prompt_token_s_ == 0 ? measured : 0.8 * prompt_token_s_ + 0.2 * measured;
-  }
+  pacing_.took(n_generating > 0, n_prompt_tokens, monotonic_s() - begin_s);
   ++counts_.passes;
   counts_.prompt_tokens += n_prompt_tokens;
   int64_t row = 0;

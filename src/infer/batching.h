@@ -14,6 +14,7 @@
 
 #include "infer/draft.h"
 #include "infer/output.h"
+#include "infer/pacing.h"
 #include "infer/page_pool.h"
 #include "infer/page_store.h"
 
@@ -21,8 +22,9 @@ namespace fathom {
 
 struct BatchingOptions {
   int64_t max_sequences = 64;       // at a time
-  int64_t pass_tokens = 512;        // of prompts in a pass, beside nothing that generates
-  double pass_s = 0.25;             // beside it: about so long may reading take, and with it the gap between two tokens
+  int64_t pass_tokens = 512;        // of prompts in a pass at most
+  double pass_s = 0.25;             // beside sequences that generate a pass with prompts takes about so long,
+  double long_pass_s = 2;           // and now and then so long (pacing.h)
   int64_t cache_tokens = 64 << 10;  // that all caches hold together
   int64_t context = 32 << 10;       // tokens of one sequence at most
   Format kv_type = Format::f32;
@@ -124,6 +126,7 @@ class Batching {
   const Tokenizer* tokenizer_;
   BatchingOptions options_;
   const bool drafts_;
+  Pacing pacing_;
   PagePool pool_;
   std::deque<std::unique_ptr<Running>> waiting_;  // the next first
   std::list<std::unique_ptr<Running>> running_;   // the oldest first
@@ -132,7 +135,6 @@ class Batching {
   Id n_added_ = 0;
   int64_t n_preempted_ = 0;
   PassCounts counts_;
-  double prompt_token_s_ = 0;  // measured: a token of a prompt, in a pass
 };
 
 }  // namespace fathom

@@ -414,10 +414,16 @@ struct Of32 {
   static constexpr int kPanelsOfFew = 1;
   static void pack(Packed& out, const PanelProduct& c, const uint8_t* row, int64_t col, int64_t n_cols) {
     const uint8_t* scales = row + c.cols + col / 32 * 4;
-    const auto n = static_cast<size_t>(n_cols);
-    memcpy(out.codes, row + col, n);
-    memcpy(out.scales, scales, n / 8);
-    memcpy(out.offsets, scales + c.cols / 32 * 4, n / 8);
+    const auto copy = [&](size_t n) __attribute__((always_inline)) {
+      memcpy(out.codes, row + col, n);
+      memcpy(out.scales, scales, n / 8);
+      memcpy(out.offsets, scales + c.cols / 32 * 4, n / 8);
+    };
+    if (n_cols == Chunk::kCols) {
+      copy(Chunk::kCols);  // a length that the compiler knows
+    } else {
+      copy(static_cast<size_t>(n_cols));
+    }
   }
   static void unpack(Chunk& chunk, int p, const PanelProduct&, const uint8_t* panel, int64_t col, int64_t n_cols) {
     panel += col / 32 * Format::kBlockBytes;
@@ -561,7 +567,11 @@ struct OfFloats {
     return kScaled ? kF8Range / kF8Lift * read_float(panel + col / Chunk::kCols * 4) : 1;
   }
   static void pack(Packed& out, const PanelProduct&, const uint8_t* row, int64_t col, int64_t n_cols) {
-    memcpy(out.x, row + col * 4, static_cast<size_t>(n_cols) * 4);
+    if (n_cols == Chunk::kCols) {
+      memcpy(out.x, row + col * 4, sizeof out.x);
+    } else {
+      memcpy(out.x, row + col * 4, static_cast<size_t>(n_cols) * 4);
+    }
   }
   static void unpack(Chunk& chunk, int p, const PanelProduct& c, const uint8_t* panel, int64_t col, int64_t n_cols) {
     put(chunk.scale, p, splat_float(scale(panel, col)));

@@ -179,9 +179,18 @@ void Job::stream_choice(Choice& choice, ordered_json fields, ordered_json logpro
   told["logprobs"] = std::move(logprobs);
   told["finish_reason"] = finish != nullptr ? ordered_json(finish) : ordered_json(nullptr);
   chunk["choices"] = ordered_json::array({std::move(told)});
-  if (input_.request.include_usage) chunk["usage"] = nullptr;
+  if (input_.request.usage_in_chunks) {
+    chunk["usage"] = usage_json(usage_of(choice));
+  } else if (input_.request.include_usage) {
+    chunk["usage"] = nullptr;
+  }
   if (input_.request.timings_per_token) chunk["timings"] = timings_json(choice.timings);
   reply_.write(event(chunk));
+}
+
+Usage Job::usage_of(const Choice& choice) {
+  const Timings& t = choice.timings;
+  return {t.prompt_tokens, t.cached_tokens, t.generated_tokens, choice.chat.reasoning_tokens()};
 }
 
 // The first chunk of a choice bears the role; log probabilities stand beside the first delta.
@@ -246,10 +255,10 @@ void Job::take_end(Choice& choice, const Generation& result, const std::string& 
   choice.timings = timings_of(result);
   std::vector<ordered_json> rest = choice.chat.finish();
   choice.finish = totals_.finish = finish_reason_json(result.finish, choice.chat.calls_tools());
+  Usage usage = usage_of(choice);
   // The choices of a prompt read it once.
-  const bool first_of_prompt = index_of(choice) % static_cast<size_t>(input_.request.n) == 0;
-  totals_.usage += {first_of_prompt ? result.prompt_tokens : 0, first_of_prompt ? result.cached_tokens : 0,
-                    std::ssize(result.ids), choice.chat.reasoning_tokens()};
+  if (index_of(choice) % static_cast<size_t>(input_.request.n) != 0) usage.prompt_tokens = usage.cached_tokens = 0;
+  totals_.usage += usage;
   if (input_.request.stream) {
     if (input_.chat) {
       stream_deltas(choice, std::move(rest), nullptr);

@@ -82,6 +82,7 @@ class Job : public std::enable_shared_from_this<Job> {
   void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
                    std::span<const TokenLogprobs> logprobs, const Timings& timings);
   void take_end(Choice& choice, const Generation& result, const std::string& error);
+  static Usage usage_of(const Choice& choice);  // so far
   void stream_choice(Choice& choice, nlohmann::ordered_json fields, nlohmann::ordered_json logprobs,
                      const char* finish);
   void stream_deltas(Choice& choice, std::vector<nlohmann::ordered_json> deltas, nlohmann::ordered_json logprobs);

@@ -113,6 +113,10 @@ void add_tools(const ordered_json& body, ordered_json& chat) {
   }
   const ordered_json* choice = find_object(body, "tool_choice");
   if (choice == nullptr) return;
+  if (const ordered_json* one = find_field(*choice, "disable_parallel_tool_use")) {
+    if (!one->is_boolean()) refuse_field("tool_choice.disable_parallel_tool_use", "must be true or false");
+    chat["parallel_tool_calls"] = !one->get<bool>();
+  }
   const std::string type = text_field(*choice, "type", "tool_choice");
   if (type == "auto" || type == "none") {
     chat["tool_choice"] = type;
@@ -143,7 +147,9 @@ ordered_json reason_of(const MessageEnd& end) {
 }
 
 ordered_json stop_of(const MessageEnd& end) {
-  return end.stopped_by.empty() ? ordered_json(nullptr) : ordered_json(end.stopped_by);
+  // What ends a call that is to be the only one is no text that the request named.
+  if (end.stopped_by.empty() || end.finish == "tool_calls") return nullptr;
+  return end.stopped_by;
 }
 
 ordered_json envelope(const std::string& id, const std::string& model) {

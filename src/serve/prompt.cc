@@ -26,6 +26,11 @@ std::string call_head(CallFormat format, const std::string& name) {
   throw ApiError(400, "tool_choice: the model's chat template has no tool calls", "tool_choice", "unsupported_value");
 }
 
+std::string call_end(CallFormat format) {
+  if (format == CallFormat::none) return "";
+  return format == CallFormat::deepseek_v3_2 ? "</｜DSML｜invoke>" : "<｜tool▁call▁end｜>";
+}
+
 // What the arguments of the named function must be.
 GrammarRequest arguments_of(const ChatRequest& request) {
   GrammarRequest grammar{.kind = GrammarRequest::Kind::json_object, .param = "tools"};
@@ -112,6 +117,7 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
       prompt.ids.insert(prompt.ids.end(), head.begin(), head.end());
       prompt.text += input.begun;
     }
+    if (request.one_call) input.call_end = call_end(input.format.calls);
     GrammarRequest grammar = request.grammar;
     if (forced) {
       if (grammar.kind != GrammarRequest::Kind::none) {

@@ -31,6 +31,7 @@ struct ChatInput {
   AnswerFormat format;
   std::shared_ptr<const Constraint> constraint;  // of the answer, or null
   std::string begun;  // of the answer: what of it stands in the prompt and is to be parsed with it (a tool call's head)
+  std::string call_end;  // where one call is all there may be: what ends it
 };
 
 // Throw ApiError.

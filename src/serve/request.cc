@@ -225,6 +225,7 @@ void read_common(const Fields& body, CommonRequest& request) {
   request.expert_counts = body.boolean("expert_counts").value_or(false);
   if (const auto options = body.fields("stream_options")) {
     request.include_usage = options->boolean("include_usage").value_or(false);
+    request.usage_in_chunks = options->boolean("continuous_usage_stats").value_or(false) && request.include_usage;
   }
   constexpr int64_t kMostTokens = int64_t{1} << 40;  // the context's limit comes later
   request.max_tokens = body.integer("max_completion_tokens", 1, kMostTokens);
@@ -374,6 +375,7 @@ bool is_function_name(std::string_view name) {
 }
 
 void read_tools(const Fields& body, ChatRequest& request) {
+  request.one_call = !body.boolean("parallel_tool_calls").value_or(true);
   if (const auto list = body.list("tools"); list && list->size() > 0) {
     request.tools = ordered_json::array();
     for (const element value : *list) {

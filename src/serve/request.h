@@ -43,6 +43,7 @@ struct CommonRequest {
   std::string model;
   int64_t n = 1;
   bool stream = false, include_usage = false;
+  bool usage_in_chunks = false;       // in each of a stream, as far as it is
   std::optional<int64_t> max_tokens;  // absent: as many as the context holds
   std::optional<uint64_t> seed;
   bool ignore_eos = false;
@@ -71,6 +72,7 @@ struct ChatRequest : CommonRequest {
   nlohmann::ordered_json tools = nullptr;  // a list, or null
   ToolChoice tool_choice = ToolChoice::automatic;
   std::string tool;               // the named one
+  bool one_call = false;          // at most (parallel_tool_calls: false)
   std::optional<bool> thinking;   // by thinking, reasoning_effort or chat_template_kwargs
   nlohmann::ordered_json kwargs;  // chat_template_kwargs, an object
   bool continues_last = false;    // the last message is the beginning of the answer (prefix)

@@ -102,6 +102,7 @@ void add_tools(const ordered_json& body, ordered_json& chat) {
       chat["tools"].push_back({{"type", "function"}, {"function", std::move(function)}});
     }
   }
+  if (const ordered_json* several = find_field(body, "parallel_tool_calls")) chat["parallel_tool_calls"] = *several;
   const ordered_json* choice = find_field(body, "tool_choice");
   if (choice == nullptr) return;
   if (choice->is_object()) {

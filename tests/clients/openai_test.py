@@ -75,6 +75,9 @@ class Chat(Clients):
         self.assertEqual([c.choices[0].finish_reason for c in chunks[:-1]], [None] * (len(chunks) - 2) + ["length"])
         self.assertEqual(([c.usage for c in chunks[:-1]], chunks[-1].choices), ([None] * (len(chunks) - 1), []))
         self.assertEqual((chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens), (6, 40))
+        running = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True}))
+        counts = [c.usage.completion_tokens for c in running]
+        self.assertEqual((counts, counts[-1], {c.usage.prompt_tokens for c in running}), (sorted(counts), 40, {6}))
         plain = list(client.chat.completions.create(**ask, stream=True))
         self.assertTrue(all(len(c.choices) == 1 for c in plain), "no chunk of usage that nobody asked for")
 

@@ -46,7 +46,7 @@ TEST(Messages, ToolsAndTheirResults) {
                                         {"type": "tool_use", "id": "t1", "name": "weather", "input": {"city": "Rome"}}]},
       {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "sun"}]},
                                    {"type": "text", "text": "and?"}]}],
-      "tools": [{"name": "weather", "description": "d", "input_schema": {"type": "object"}}], "tool_choice": {"type": "any"}})");
+      "tools": [{"name": "weather", "description": "d", "input_schema": {"type": "object"}}], "tool_choice": {"type": "any", "disable_parallel_tool_use": true}})");
   EXPECT_EQ(chat["messages"], ordered_json::parse(R"([
       {"role": "user", "content": "weather?"},
       {"role": "assistant", "content": "Let me see.", "reasoning_content": "hm", "tool_calls":
@@ -56,6 +56,7 @@ TEST(Messages, ToolsAndTheirResults) {
   EXPECT_EQ(chat["tools"], ordered_json::parse(R"([{"type": "function", "function":
       {"name": "weather", "description": "d", "parameters": {"type": "object"}}}])"));
   EXPECT_EQ(chat["tool_choice"], "required");
+  EXPECT_EQ(chat["parallel_tool_calls"], false);
   EXPECT_EQ(chat_of(R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "tools": [{"name": "f"}],
                         "tool_choice": {"type": "tool", "name": "f"}})")["tool_choice"]["function"]["name"],
             "f");

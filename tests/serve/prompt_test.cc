@@ -103,6 +103,10 @@ TEST(ChatInput, ACallThatMustComeHasBegun) {
     EXPECT_EQ(none.text, chat(source, kHi).text);
     EXPECT_EQ(none.format.calls, CallFormat::none);
     EXPECT_NE(chat(source, kHi, kTools).format.calls, CallFormat::none);
+    EXPECT_EQ(chat(source, kHi, kTools).call_end, "");
+    const ChatInput one = chat(source, kHi, kTools + R"(, "parallel_tool_calls": false)");
+    EXPECT_TRUE(!one.call_end.empty() && rest.ends_with(one.call_end)) << name << ": " << one.call_end;
+    EXPECT_EQ(chat(source, kHi, R"(, "parallel_tool_calls": false)").call_end, "") << "no tools, no calls";
   }
   EXPECT_THROW(chat(source_of("deepseek-v2"), kHi, kTools + R"(, "tool_choice": "required")"), ApiError);
 }

@@ -37,7 +37,8 @@ TEST(ChatRequest, DefaultsAreOpenAIs) {
       chat(R"(, "model": "m", "stop": null, "tools": [], "tool_choice": "none", "unknown": {"a": 1})");
   EXPECT_EQ(r.model, "m");
   EXPECT_EQ(r.n, 1);
-  EXPECT_FALSE(r.stream || r.include_usage || r.continues_last || r.max_tokens || r.seed || r.thinking);
+  EXPECT_FALSE(r.one_call || r.usage_in_chunks || r.stream || r.include_usage || r.continues_last || r.max_tokens ||
+               r.seed || r.thinking);
   EXPECT_EQ(r.generation.sampler.temperature, 1);
   EXPECT_EQ(r.generation.sampler.top_p, 1);
   EXPECT_EQ(r.generation.sampler.top_k, 0);
@@ -48,7 +49,8 @@ TEST(ChatRequest, DefaultsAreOpenAIs) {
 }
 
 TEST(ChatRequest, ReadsEveryField) {
-  const ChatRequest r = chat(R"(, "n": 3, "stream": true, "stream_options": {"include_usage": true}, "max_tokens": 7,
+  const ChatRequest r = chat(
+      R"(, "n": 3, "stream": true, "stream_options": {"include_usage": true, "continuous_usage_stats": true}, "parallel_tool_calls": false, "max_tokens": 7,
     "max_completion_tokens": 9, "seed": -1, "temperature": 0, "top_p": 0, "top_k": -1, "min_p": 0.05,
     "presence_penalty": -2, "frequency_penalty": 0.5, "repetition_penalty": 1.1, "logit_bias": {"50": -100, "7": 1.5},
     "stop": ["a", "bc"], "logprobs": true, "top_logprobs": 5, "user_id": "u", "thinking": {"type": "enabled"},
@@ -57,7 +59,8 @@ TEST(ChatRequest, ReadsEveryField) {
     "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}})");
   const SamplerOptions& s = r.generation.sampler;
   EXPECT_EQ(r.n, 3);
-  EXPECT_TRUE(r.stream && r.include_usage);
+  EXPECT_TRUE(r.stream && r.include_usage && r.usage_in_chunks && r.one_call);
+  EXPECT_FALSE(chat(R"(, "stream": true, "stream_options": {"continuous_usage_stats": true})").usage_in_chunks);
   EXPECT_EQ(r.max_tokens, 9);
   EXPECT_EQ(r.seed, UINT64_MAX);
   EXPECT_EQ(s.temperature, 0);

@@ -26,11 +26,11 @@ TEST(Responses, AskForTheSameAsAChat) {
           R"({"model": "m", "input": "Hi", "instructions": "Be brief.", "max_output_tokens": 9, "temperature": 0.5, "stream": true,
               "reasoning": {"effort": "high"}, "text": {"format": {"type": "json_schema", "name": "n", "strict": true, "schema": {}}},
               "tools": [{"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": true}],
-              "tool_choice": {"type": "function", "name": "f"}, "store": true, "metadata": {"a": "b"}})"),
+              "tool_choice": {"type": "function", "name": "f"}, "parallel_tool_calls": false, "store": true, "metadata": {"a": "b"}})"),
       ordered_json::parse(
           R"({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
               "tools": [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object"}, "strict": true}}],
-              "tool_choice": {"type": "function", "function": {"name": "f"}},
+              "parallel_tool_calls": false, "tool_choice": {"type": "function", "function": {"name": "f"}},
               "response_format": {"type": "json_schema", "json_schema": {"name": "n", "strict": true, "schema": {}}},
               "model": "m", "temperature": 0.5, "stream": true, "max_completion_tokens": 9, "reasoning_effort": "high"})"));
   const ordered_json echo = response_input(R"({"input": "a", "temperature": 0.25, "metadata": {"a": "b"}})").echo;

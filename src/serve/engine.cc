@@ -4,13 +4,21 @@
 
 namespace fathom::serve {
 
+struct Engine::Undelivered {
+  std::mutex mutex;
+  std::condition_variable changed;
+  int n = 0;
+  bool stops = false;
+};
+
 Engine::Engine(Context& ctx, const Model& model, const Tokenizer* tokenizer, const BatchingOptions& options,
                int64_t max_waiting, std::function<void(Events)> deliver)
     : max_waiting_(max_waiting),
       deliver_(std::move(deliver)),
       store_(options.store),
       batching_(ctx, model, tokenizer, options),
-      context_(batching_.context()) {
+      context_(batching_.context()),
+      undelivered_(std::make_shared<Undelivered>()) {
   state_.pages = batching_.pages().n_pages();
   thread_ = std::thread([this] { run(); });
 }
@@ -21,6 +29,11 @@ Engine::~Engine() {
     stops_ = true;
   }
   wake_.notify_one();
+  {
+    const std::lock_guard lock(undelivered_->mutex);
+    undelivered_->stops = true;
+  }
+  undelivered_->changed.notify_one();
   thread_.join();
 }
 
@@ -100,6 +113,24 @@ void Engine::take_orders() {
   }
 }
 
+void Engine::deliver() {
+  if (events_.empty()) return;
+  {
+    const std::lock_guard lock(undelivered_->mutex);
+    ++undelivered_->n;
+  }
+  // Goes with the events, whoever drops them and when: the engine may be gone by then.
+  std::shared_ptr<void> gone(nullptr, [undelivered = undelivered_](void*) {
+    {
+      const std::lock_guard lock(undelivered->mutex);
+      --undelivered->n;
+    }
+    undelivered->changed.notify_one();
+  });
+  events_.push_back([gone = std::move(gone)] {});
+  deliver_(std::exchange(events_, {}));
+}
+
 void Engine::run() {
   for (;;) {
     {
@@ -121,7 +152,9 @@ void Engine::run() {
                 pages.n_shared(),      pages.n_evicted(),     batching_.n_preempted(), {}};
       counts_ = batching_.counts();
     }
-    if (!events_.empty()) deliver_(std::exchange(events_, {}));
+    deliver();
+    std::unique_lock lock(undelivered_->mutex);
+    undelivered_->changed.wait(lock, [&] { return undelivered_->n < 2 || undelivered_->stops; });
   }
 }
 

@@ -25,7 +25,8 @@ class Engine {
   // One pass, as the thread is behind it: how it went, and the callbacks of its requests, to be called in this order.
   using Events = std::vector<std::function<void()>>;
 
-  // `deliver` is called on the engine's thread, behind each pass that gave something, and behind each change of state.
+  // `deliver` is called on the engine's thread, behind each pass that gave something. While events of two passes are
+  // still there, called or not, the engine waits: what writes answers is not to fall behind.
   Engine(Context& ctx, const Model& model, const Tokenizer* tokenizer, const BatchingOptions& options,
          int64_t max_waiting, std::function<void(Events events)> deliver);
   ~Engine();  // stops; what runs is dropped without a word
@@ -39,8 +40,10 @@ class Engine {
   int64_t context() const { return context_; }
 
  private:
+  struct Undelivered;
   void run();
   void take_orders();
+  void deliver();
 
   const int64_t max_waiting_;
   const std::function<void(Events)> deliver_;
@@ -48,6 +51,7 @@ class Engine {
   Batching batching_;
   const int64_t context_;
   Events events_;                                     // of the pass that runs
+  std::shared_ptr<Undelivered> undelivered_;          // with those that are out
   std::unordered_map<Ticket, Batching::Id> running_;  // on the thread alone
   std::vector<Ticket> ended_;
 

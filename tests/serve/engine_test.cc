@@ -137,6 +137,36 @@ TEST(Engine, TakesAllOfARequestOrNothing) {
   EXPECT_EQ(submit(1), 1u);
 }
 
+TEST(Engine, WaitsForEventsThatNobodyTakes) {
+  Machine m;
+  std::mutex mutex;
+  std::vector<Engine::Events> held;
+  const auto n_held = [&] {
+    const std::lock_guard lock(mutex);
+    return held.size();
+  };
+  Engine engine(m.ctx, m.model, &m.tokenizer, {.context = 256}, 1000, [&](Engine::Events events) {
+    const std::lock_guard lock(mutex);
+    held.push_back(std::move(events));
+  });
+  BatchRequest request = request_of(1);
+  request.options.max_tokens = 100;
+  request.options.eos_ids = {};
+  request.on_tokens = [](auto, auto, auto, auto) {};
+  engine.submit({request});
+  while (n_held() < 2) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  EXPECT_EQ(n_held(), 2u);
+  const int64_t n_passes = engine.counts().passes;
+  EXPECT_LE(n_passes, 3);
+  {
+    const std::lock_guard lock(mutex);
+    held.erase(held.begin());  // dropped without having been called
+  }
+  while (n_held() < 2) std::this_thread::yield();
+  EXPECT_GT(engine.counts().passes, n_passes - 1);
+}
+
 TEST(Engine, IsStoppedInTheMiddleOfWork) {
   Machine m;
   for (int i = 0; i < 20; ++i) {

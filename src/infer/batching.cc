@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
-#include <set>
+#include <tuple>
 
 #include "base/arithmetic.h"
 #include "base/terminal.h"
@@ -131,15 +131,17 @@ bool Batching::is_read_already(const Running& sequence, int64_t n_found) const {
   });
 }
 
-bool Batching::admit(std::unique_ptr<Running>& waiting) {
+Batching::Admission Batching::admit(std::unique_ptr<Running>& waiting) {
   Running& sequence = *waiting;
   std::vector<PageId> found;
   if (!sequence.wants_prompt_logprobs()) found = pool_.find(sequence.request.cache_salt, sequence.request.prompt);
   const int64_t needed = ceil_div(std::ssize(sequence.output.previous()), kCachePageRows) - std::ssize(found);
-  const bool fits = running_.empty() || needed <= pool_.n_pages() - pool_.n_held();
-  if (!fits || is_read_already(sequence, std::ssize(found))) {
+  const bool fits =
+      running_.empty() || (n_running() < options_.max_sequences && needed <= pool_.n_pages() - pool_.n_held());
+  const bool comes_later = is_read_already(sequence, std::ssize(found));
+  if (!fits || comes_later) {
     for (const PageId page : found) pool_.release(page);
-    return fits;
+    return comes_later ? Admission::later : Admission::no_room;
   }
   for (const PageId page : found) add_page(sequence, page);
   sequence.n_shared = std::ssize(found);
@@ -153,32 +155,40 @@ bool Batching::admit(std::unique_ptr<Running>& waiting) {
     counts_.cached_tokens += sequence.cache.length;
   }
   running_.push_back(std::move(waiting));
-  return true;
+  return Admission::done;
 }
 
-// The next to be admitted: of the owner of whom the fewest sequences run, then of the request of which the fewest have
-// been admitted, the oldest of equals. Every eighth of an owner's is its oldest, so that requests that come do not put
-// off the rest of one before for ever. An eighth of the places is for requests of which nothing runs.
-std::deque<std::unique_ptr<Batching::Running>>::iterator Batching::next_waiting() {
+// How many sequences run.
+struct Batching::Shares {
   std::map<std::string_view, int64_t> of_owner;
-  std::set<int64_t> running_groups;
-  for (const auto& sequence : running_) {
-    ++of_owner[sequence->request.owner];
-    running_groups.insert(sequence->request.group);
+  std::map<int64_t, int64_t> of_group;
+  explicit Shares(const std::list<std::unique_ptr<Running>>& running) {
+    for (const auto& sequence : running) {
+      ++of_owner[sequence->request.owner];
+      ++of_group[sequence->request.group];
+    }
   }
-  const bool is_crowded = n_running() >= options_.max_sequences - options_.max_sequences / 8;
+};
+
+// The next to be admitted: of the owner of whom the fewest sequences run, then of a request of which nothing runs, then
+// of that of which the fewest have been admitted, the oldest of equals. Every eighth of an owner's is its oldest, so
+// that requests that come do not put off the rest of one before for ever.
+std::deque<std::unique_ptr<Batching::Running>>::iterator Batching::next_waiting(bool for_others_place,
+                                                                                const std::set<std::string>& not_of) {
+  const Shares shares(running_);
   const auto count_of = [](const auto& counts, const auto& key) {
     const auto found = counts.find(key);
     return found == counts.end() ? 0 : found->second;
   };
   auto best = waiting_.end();
-  std::pair<int64_t, int64_t> least;
+  std::tuple<int64_t, bool, int64_t> least;
   for (auto it = waiting_.begin(); it != waiting_.end(); ++it) {
     const BatchRequest& request = (*it)->request;
-    if ((*it)->skipped || (is_crowded && running_groups.contains(request.group))) continue;
-    const bool is_oldest_due = count_of(admitted_of_owner_, request.owner) % 8 == 7;
-    const std::pair cost(count_of(of_owner, request.owner),
-                         is_oldest_due ? 0 : count_of(admitted_of_group_, request.group));
+    const bool runs = shares.of_group.contains(request.group);
+    if ((*it)->skipped || (for_others_place && (runs || not_of.contains(request.owner)))) continue;
+    const bool is_due = count_of(admitted_of_owner_, request.owner) % 8 == 7;
+    const std::tuple cost(count_of(shares.of_owner, request.owner), runs && !is_due,
+                          is_due ? 0 : count_of(admitted_of_group_, request.group));
     if (best == waiting_.end() || cost < least) {
       best = it;
       least = cost;
@@ -187,21 +197,44 @@ std::deque<std::unique_ptr<Batching::Running>>::iterator Batching::next_waiting(
   return best;
 }
 
-// Where there is no room for the next one's prompt beside what runs, it waits, and all others.
+// For the sake of a request of which nothing runs, one of which several do puts its youngest sequence back, or an owner
+// of whom two more run than of the request's. Returns whether one did.
+bool Batching::give_way_to(const Running& waiting) {
+  Shares shares(running_);
+  if (shares.of_group[waiting.request.group] > 0) return false;
+  const int64_t n_own = shares.of_owner[waiting.request.owner];
+  Running* most = nullptr;
+  std::pair<int64_t, int64_t> largest;
+  for (const auto& sequence : running_) {
+    const std::pair share(shares.of_owner[sequence->request.owner], shares.of_group[sequence->request.group]);
+    const bool may = sequence->request.owner == waiting.request.owner ? share.second > 1 : share.first > n_own + 1;
+    if (!may || (most != nullptr && share < largest)) continue;
+    most = sequence.get();
+    largest = share;
+  }
+  if (most != nullptr) put_back(*most);
+  return most != nullptr;
+}
+
+// Where there is no room for the next one, and nobody to give way, it waits, and all others.
 void Batching::admit() {
   for (auto& sequence : waiting_) sequence->skipped = false;
-  while (n_running() < options_.max_sequences) {
-    // Who gave way goes on first: it is older than all that have not begun.
-    const auto preempted =
-        std::find_if(waiting_.begin(), waiting_.end(), [](const auto& s) { return s->admitted_s > 0; });
-    const auto next = preempted != waiting_.end() && !(*preempted)->skipped ? preempted : next_waiting();
-    if (next == waiting_.end() || !admit(*next)) break;
-    if (*next == nullptr) {
-      ++admitted_of_group_[running_.back()->request.group];
-      ++admitted_of_owner_[running_.back()->request.owner];
+  std::set<std::string> in_vain;  // owners for whom nobody gives way
+  for (;;) {
+    const bool is_full = n_running() >= options_.max_sequences;
+    const auto next = next_waiting(is_full, in_vain);
+    if (next == waiting_.end()) break;
+    Running& sequence = **next;
+    const Admission admission = admit(*next);
+    if (admission == Admission::done) {
+      ++admitted_of_group_[sequence.request.group];
+      ++admitted_of_owner_[sequence.request.owner];
       waiting_.erase(next);
-    } else {
-      (*next)->skipped = true;
+    } else if (admission == Admission::later) {
+      sequence.skipped = true;
+    } else if (!give_way_to(sequence)) {
+      if (!is_full) break;
+      in_vain.insert(sequence.request.owner);
     }
   }
   // Of those of whom nothing waits, nothing needs to be known.
@@ -226,6 +259,9 @@ std::unique_ptr<Batching::Running> Batching::leave(const Running& sequence) {
 void Batching::put_back(Running& sequence) {
   release_pages(sequence);
   sequence.preempted = true;
+  if (const auto admitted = admitted_of_group_.find(sequence.request.group); admitted != admitted_of_group_.end()) {
+    --admitted->second;
+  }
   waiting_.push_front(leave(sequence));
   ++n_preempted_;
 }

@@ -9,6 +9,7 @@
 #include <list>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -45,7 +46,7 @@ struct BatchRequest {
   GenerationOptions options;  // max_tokens may be 0. With drafts the same distribution, and when greedy the same tokens
   std::string cache_salt;     // only requests with the same share pages
   std::string owner{};        // who asks, and
-  int64_t group = 0;          // with which request: those of whom less runs are admitted first
+  int64_t group = 0;          // with which request: those of whom less runs go first
   bool count_experts = false;        // tell which the output used
   int64_t prompt_top_logprobs = -1;  // >= 0: as options.top_logprobs, of the prompt; all of it is computed then
   // Behind each pass that gave tokens: what may be shown of them, the tokens, and their log probabilities if asked for.
@@ -99,9 +100,15 @@ class Batching {
     bool whole;        // to the end: logits are wanted
   };
 
-  std::deque<std::unique_ptr<Running>>::iterator next_waiting();
+  // for_others_place: all are taken; of a request of which nothing runs, and of none of these owners.
+  std::deque<std::unique_ptr<Running>>::iterator next_waiting(bool for_others_place,
+                                                              const std::set<std::string>& not_of);
   void admit();
-  bool admit(std::unique_ptr<Running>& sequence);  // moved to running_; false: there is no room
+  // done: moved to running_; later: somebody reads its prompt already.
+  enum class Admission { done, later, no_room };
+  Admission admit(std::unique_ptr<Running>& sequence);
+  struct Shares;
+  bool give_way_to(const Running& waiting);
   bool is_read_already(const Running& sequence, int64_t n_found) const;
   void add_page(Running& sequence, PageId page);
   bool load_pages(Running& sequence, double until_s);

@@ -295,6 +295,44 @@ TEST(Batching, RequestsOfManySequencesLetOthersPassAndGoOn) {
   EXPECT_GT(n_ended(100, 100 + n_steps), n_steps / 2);
 }
 
+// Places that one request or one owner has taken are shared as soon as others come, and outputs stay what they are.
+TEST(Batching, WhoHasMuchRunningGivesWay) {
+  Machine m;
+  Batching batching(m.ctx, m.model, &m.tokenizer, {.max_sequences = 4});
+  std::vector<std::string> ended;
+  std::map<std::string, std::vector<std::vector<int32_t>>> ids;
+  const auto add = [&](const std::string& owner, int64_t group, int64_t n, int64_t max_tokens) {
+    for (int64_t i = 0; i < n; ++i) {
+      BatchRequest request{.prompt = {static_cast<int32_t>(7 * i + 1), 5},
+                           .options = {.max_tokens = max_tokens},
+                           .owner = owner,
+                           .group = group};
+      request.on_end = [&, name = owner + std::to_string(group)](const Generation& result, const std::string&) {
+        ended.push_back(name);
+        ids[name].push_back(result.ids);
+      };
+      batching.add(std::move(request));
+    }
+  };
+  add("a", 1, 4, 100);
+  for (int i = 0; i < 10; ++i) batching.step();
+  EXPECT_EQ(batching.n_running(), 4);
+  add("a", 2, 1, 5);
+  add("b", 3, 4, 5);
+  for (int i = 0; i < 7; ++i) batching.step();
+  ASSERT_GE(ended.size(), 2u) << "one of another request, one of another owner";
+  EXPECT_TRUE(std::count(ended.begin(), ended.end(), "a2") == 1 && std::count(ended.begin(), ended.end(), "b3") > 0);
+  EXPECT_EQ(batching.n_preempted(), 3) << "two places to each owner, and one of a's to its other request";
+  while (batching.step()) continue;
+  EXPECT_EQ(ended.size(), 9u);
+  std::sort(ids["a1"].begin(), ids["a1"].end());
+  const auto shared = std::exchange(ids["a1"], {});
+  add("a", 1, 4, 100);
+  while (batching.step()) continue;
+  std::sort(ids["a1"].begin(), ids["a1"].end());
+  EXPECT_EQ(ids["a1"], shared);
+}
+
 TEST(Batching, RefusesPromptsThatItCannotRead) {
   Machine m;
   Batching batching(m.ctx, m.model, &m.tokenizer, {.cache_tokens = 128});

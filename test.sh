@@ -48,7 +48,7 @@ else
 fi
 
 say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP"
-scripts/fuzz.sh model_load_fuzz=30s safetensors_header_fuzz=30s gguf_fuzz=30s tokenizer_fuzz=30s jinja_fuzz=30s dataset_fuzz=30s answer_parser_fuzz=20s grammar_fuzz=30s request_fuzz=30s http_fuzz=20s
+scripts/fuzz.sh request_fuzz=500000 request_fuzz:2=500000 model_load_fuzz=15s safetensors_header_fuzz=15s gguf_fuzz=15s tokenizer_fuzz=15s jinja_fuzz=15s dataset_fuzz=15s answer_parser_fuzz=15s grammar_fuzz=15s http_fuzz=15s
 
 say "Release: every test"
 build release

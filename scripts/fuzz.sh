@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs fuzzers of build/asan from their seeds, one a core at a time: scripts/fuzz.sh NAME=RUNS NAME=SECONDSs ...
+# NAME:2=... goes other ways than NAME=... does, beside it.
 # Of a finding it shows the report, the input in base64 and how to run it again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,10 +8,11 @@ export found=build/asan/findings
 mkdir -p "$found"
 rm -f "$found"/*.failed
 
-fuzz() { # NAME=RUNS or NAME=SECONDSs
-  local name=${1%%=*} limit=${1#*=} seeds input
-  local log=$found/$name.log
-  local options=(-seed=1 -entropic=0 -rss_limit_mb=2048 -timeout=5 "-artifact_prefix=$found/$name-")
+fuzz() { # NAME[:SEED]=RUNS or NAME[:SEED]=SECONDSs
+  local name=${1%%[:=]*} limit=${1#*=} seed=1 seeds input
+  [[ $1 == *:* ]] && seed=${1#*:} && seed=${seed%%=*}
+  local log=$found/$name-$seed.log
+  local options=("-seed=$seed" -entropic=0 -rss_limit_mb=2048 -timeout=5 "-artifact_prefix=$found/$name-")
   [[ $limit == *s ]] && options+=("-max_total_time=${limit%s}") || options+=("-runs=$limit")
   case $name in
     tokenizer_fuzz) options+=(-max_len=1024) ;;
@@ -27,9 +29,9 @@ fuzz() { # NAME=RUNS or NAME=SECONDSs
   grep -v '^#[0-9]' "$log" | tail -n 60
   if [[ -n $input ]]; then
     echo "base64: $(base64 -w 0 "$input")"
-    echo "fuzz: $name fails on $input; run it again with build/asan/tests/fuzz/$name $input" >"$found/$name.failed"
+    echo "fuzz: $name fails on $input; run it again with build/asan/tests/fuzz/$name $input" >"$found/$name-$seed.failed"
   else
-    echo "fuzz: $name did not run to its end; see $log" >"$found/$name.failed"
+    echo "fuzz: $name did not run to its end; see $log" >"$found/$name-$seed.failed"
   fi
 }
 export -f fuzz

@@ -186,6 +186,7 @@ void run(const Options& o, const CommonOptions& common) {
   });
   server.run();
   loading.join();
+  answers->stop();
   if (loaded) loaded->engine.reset();
   if (failure) throw Error(*failure);
 }

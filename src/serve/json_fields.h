@@ -2,6 +2,8 @@
 // with its place.
 #pragma once
 
+#include <simdjson.h>
+
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -13,6 +15,9 @@ namespace fathom::serve {
 
 [[noreturn]] void refuse_field(const std::string& path, const std::string& message);  // ApiError 400
 
+// What a parsed value is, its keys in their order. In one pass: the class looks through all keys for each that is put
+// in.
+nlohmann::ordered_json ordered_of(simdjson::dom::element value);
 // The body's object, within the limits of all bodies.
 nlohmann::ordered_json parse_object(std::string_view body);
 

@@ -56,6 +56,12 @@ ApiKeys ApiKeys::read(const std::filesystem::path& file) {
   return ApiKeys(keys);
 }
 
+std::string ApiKeys::name(size_t i) const {
+  std::string name;
+  for (const char byte : digests_[i].substr(0, 16)) name += fmt::format("{:02x}", static_cast<uint8_t>(byte));
+  return name;
+}
+
 std::optional<size_t> ApiKeys::find(std::string_view key) const {
   const std::string digest = sha256(key);
   std::optional<size_t> found;

@@ -21,6 +21,8 @@ class ApiKeys {
   bool required() const { return !digests_.empty(); }
   // Which of the keys this is. Takes as long for every text of a length.
   std::optional<size_t> find(std::string_view key) const;
+  // What names one of them wherever it stands in the file: hexadecimal digits of its digest.
+  std::string name(size_t i) const;
 
  private:
   std::vector<std::string> digests_;  // SHA-256; the keys themselves are not kept

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "serve/json_fields.h"
 
 namespace fathom::serve {
 namespace {
@@ -79,7 +80,7 @@ struct Fields {
   }
   ordered_json json(std::string_view name) const {
     const auto value = find(name);
-    return value ? ordered_json::parse(simdjson::to_string(*value)) : ordered_json(nullptr);
+    return value ? ordered_of(*value) : ordered_json(nullptr);
   }
 };
 
@@ -116,14 +117,18 @@ void read_stops(const Fields& body, GenerationOptions& generation) {
 void read_logit_bias(const Fields& body, SamplerOptions& sampler) {
   const auto biases = body.fields("logit_bias");
   if (!biases) return;
-  for (const auto [key, unused] : biases->object) {
+  for (const auto [key, value] : biases->object) {
     int32_t id = -1;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
     if (error != std::errc() || end != key.data() + key.size() || id < 0) {
       refuse("logit_bias", "its keys must be token ids");
     }
-    if (const auto bias = biases->number(key, -100, 100))
-      sampler.logit_bias.emplace_back(id, static_cast<float>(*bias));
+    double bias;
+    if (value.is_null()) continue;
+    if (value.get(bias) != simdjson::SUCCESS || !(bias >= -100 && bias <= 100)) {
+      refuse("logit_bias", "its values must be numbers between -100 and 100");
+    }
+    sampler.logit_bias.emplace_back(id, static_cast<float>(bias));
   }
   std::sort(sampler.logit_bias.begin(), sampler.logit_bias.end());
 }
@@ -427,6 +432,8 @@ void read_thinking(const Fields& body, ChatRequest& request) {
     for (const char* name : {"messages", "tools", "documents", "add_generation_prompt", "bos_token", "eos_token"}) {
       if (kwargs->find(name)) refuse(kwargs->name_of(name), "is not the request's to set");
     }
+    if (kwargs->object.size() > kMaxKwargs)
+      refuse("chat_template_kwargs", fmt::format("at most {} fields", kMaxKwargs));
     request.kwargs = body.json("chat_template_kwargs");
     for (const char* name : {"thinking", "enable_thinking"}) {
       if (const auto on = kwargs->boolean(name)) request.thinking = *on;

@@ -4,7 +4,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <condition_variable>
 #include <ctime>
+#include <deque>
+#include <mutex>
+#include <thread>
 
 #include "base/error.h"
 #include "base/terminal.h"
@@ -16,8 +20,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
-constexpr int64_t kMostPrepared = 256;  // requests that wait to be read
-constexpr size_t kMostIdBytes = 128;    // of an X-Request-Id
+constexpr size_t kMostPrepared = 256;    // requests that wait to be read
+constexpr size_t kShortBody = 16 << 10;  // bytes
+constexpr size_t kMostIdBytes = 128;     // of an X-Request-Id
 constexpr const char* kJson = "application/json";
 
 std::string_view without_port(std::string_view host) {
@@ -112,15 +117,52 @@ Service::Service(HttpServer& server, ServiceOptions options)
       options_(std::move(options)),
       metrics_(options_.model_name),
       created_(std::time(nullptr)),
-      preparing_([this] { run_preparations(); }) {}
+      short_(std::make_unique<Preparations>()),
+      long_(std::make_unique<Preparations>()) {}
 
-Service::~Service() {
-  {
-    const std::lock_guard lock(mutex_);
-    stops_ = true;
+// Work on a thread of its own, in its order.
+struct Service::Preparations {
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::deque<std::function<void()>> waiting;
+  bool stops = false;
+  std::thread thread{[this] { run(); }};
+
+  ~Preparations() {
+    {
+      const std::lock_guard lock(mutex);
+      stops = true;
+    }
+    wake.notify_one();
+    thread.join();
   }
-  wake_.notify_one();
-  preparing_.join();
+  void add(std::function<void()> work) {
+    {
+      const std::lock_guard lock(mutex);
+      waiting.push_back(std::move(work));
+    }
+    wake.notify_one();
+  }
+  void run() {
+    for (;;) {
+      std::function<void()> work;
+      {
+        std::unique_lock lock(mutex);
+        wake.wait(lock, [&] { return stops || !waiting.empty(); });
+        if (stops) return;
+        work = std::move(waiting.front());
+        waiting.pop_front();
+      }
+      work();
+    }
+  }
+};
+
+Service::~Service() = default;
+
+void Service::stop() {
+  short_.reset();
+  long_.reset();
 }
 
 void Service::serve(const Served& served) { served_.emplace(served); }
@@ -142,7 +184,9 @@ void Service::drain() {
 
 void Service::abandon() {
   const auto jobs = jobs_;
-  for (const auto& job : jobs) job->fail(ApiError(503, "the server is shutting down", "", "shutting_down"));
+  const ApiError end(503, "the server is shutting down", "", "shutting_down");
+  for (const auto& job : jobs) job->fail(end);
+  for (const CallPtr& call : std::exchange(prepared_, {})) refuse(call, end);
 }
 
 // ---- Calls
@@ -284,25 +328,11 @@ void Service::log(const Call& call, int status, const JobTotals* totals) const {
 
 // ---- Work that takes long
 
-void Service::run_preparations() {
-  for (;;) {
-    std::function<void()> work;
-    {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [&] { return stops_ || !preparations_.empty(); });
-      if (stops_) return;
-      work = std::move(preparations_.front());
-      preparations_.pop_front();
-    }
-    work();
-  }
-}
-
 template <class Prepare, class Use>
 void Service::prepare(const CallPtr& call, Prepare prepare, Use use) {
-  if (n_prepared_ >= kMostPrepared)
+  if (prepared_.size() >= kMostPrepared)
     throw ApiError(429, "the server is busy: too many requests wait", "", "server_busy");
-  ++n_prepared_;
+  prepared_.insert(call);
   auto work = [this, call, prepare = std::move(prepare), use = std::move(use)] {
     using Prepared = decltype(prepare(call->request.body));
     std::shared_ptr<Prepared> prepared;
@@ -315,7 +345,7 @@ void Service::prepare(const CallPtr& call, Prepare prepare, Use use) {
       error = ApiError(500, failure.what());
     }
     server_.post([this, call, prepared, error, use] {
-      --n_prepared_;
+      if (prepared_.erase(call) == 0) return;  // refused since: the server ends
       if (call->gone) return log(*call, 499, nullptr);
       try {
         if (error) throw *error;
@@ -327,11 +357,8 @@ void Service::prepare(const CallPtr& call, Prepare prepare, Use use) {
       }
     });
   };
-  {
-    const std::lock_guard lock(mutex_);
-    preparations_.push_back(std::move(work));
-  }
-  wake_.notify_one();
+  // Who asks little does not wait for who asks much.
+  (call->request.body.size() <= kShortBody ? short_ : long_)->add(std::move(work));
 }
 
 // ---- Generation
@@ -447,7 +474,9 @@ void Service::start(const CallPtr& call, JobInput input) {
   const Served& s = served();
   const uint64_t seed = input.request.seed.value_or(options_.seed + 0x9e3779b97f4a7c15 * ++n_jobs_);
   // Caches are shared among requests with one key and one salt.
-  const std::string salt = fmt::format("{}:{}", call->key ? std::to_string(*call->key) : "", input.request.cache_salt);
+  // Files of caches outlive the file of keys: its lines may change places.
+  const std::string owner = call->key ? options_.keys.name(*call->key) : "";
+  const std::string salt = fmt::format("{}:{}", owner, input.request.cache_salt);
   auto holder = std::make_shared<std::weak_ptr<Job>>();
   const auto job =
       std::make_shared<Job>(std::move(input), s.tokenizer, options_.model_name, call->reply, headers_of(*call),
@@ -458,9 +487,7 @@ void Service::start(const CallPtr& call, JobInput input) {
                               if (const auto ended = holder->lock()) jobs_.erase(ended);
                             });
   *holder = job;
-  JobSettings settings{
-      s.eos_ids,      salt, call->key ? std::to_string(*call->key) : "", static_cast<int64_t>(n_jobs_), seed,
-      s.draft_tokens, {}};
+  JobSettings settings{s.eos_ids, salt, owner, static_cast<int64_t>(n_jobs_), seed, s.draft_tokens, {}};
   const ModelConfig& config = s.model.config;
   for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
     if (config.is_moe(l)) settings.moe_layers.push_back(l);

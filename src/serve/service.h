@@ -3,13 +3,10 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
-#include <deque>
 #include <memory>
-#include <mutex>
 #include <optional>
+#include <set>
 #include <string>
-#include <thread>
 #include <unordered_set>
 #include <vector>
 
@@ -52,7 +49,8 @@ class Service {
   // No more work. What runs may end until abandon().
   void drain();
   void abandon();
-  bool idle() const { return jobs_.empty() && n_prepared_ == 0; }
+  bool idle() const { return jobs_.empty() && prepared_.empty(); }
+  void stop();  // behind the server's end, before what is Served goes
 
  private:
   struct Call;
@@ -90,12 +88,11 @@ class Service {
   void post_apply_template(const CallPtr& call);
   nlohmann::ordered_json model_json() const;
 
-  // prepare() on the other thread, then use() of what it returned on this one, unless the client is gone. ApiErrors of
+  // prepare() on another thread, then use() of what it returned on this one, unless the client is gone. ApiErrors of
   // both are answered.
   template <class Prepare, class Use>
   void prepare(const CallPtr& call, Prepare prepare, Use use);
   void start(const CallPtr& call, JobInput input);
-  void run_preparations();
 
   HttpServer& server_;
   ServiceOptions options_;
@@ -106,12 +103,9 @@ class Service {
   uint64_t n_jobs_ = 0;
   int64_t created_;
 
-  int64_t n_prepared_ = 0;  // waiting for it, or in it
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> preparations_;
-  bool stops_ = false;
-  std::thread preparing_;
+  struct Preparations;
+  std::set<CallPtr> prepared_;  // waiting for it, or in it
+  std::unique_ptr<Preparations> short_, long_;
 };
 
 }  // namespace fathom::serve

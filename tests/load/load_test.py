@@ -372,6 +372,56 @@ async def ending(o):
     return {"times": n, "streams_ended": ended, "streams_told": told}
 
 
+async def heavy(o):
+    """Bodies that take long to read: who asks for them waits, others do not, and the server ends in time in their middle."""
+    n = 150_000 if o.full else 30_000
+    keys = "{" + ",".join(f'"{i:x}": 0' for i in range(n)) + "}"
+    chat = '{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, '
+    bodies = {
+        "chat_template_kwargs": ("/v1/chat/completions", chat + f'"chat_template_kwargs": {keys}}}'),
+        "unknown field": ("/v1/messages", chat + f'"unknown": {keys}}}'),
+        "parameters": ("/v1/chat/completions", chat + f'"tools": [{{"type": "function", "function": {{"name": "f", "parameters": {keys}}}}}]}}'),
+        "schema": ("/v1/chat/completions", chat + f'"response_format": {{"type": "json_schema", "json_schema": {{"name": "n", "schema": {{"type": "object", "properties": {keys}}}}}}}}}'),
+        "logit_bias": ("/v1/completions", '{"prompt": "x", "max_tokens": 1, "logit_bias": {' + ",".join(f'"{i}": 0' for i in range(n)) + "}}"),
+        "prompt": ("/v1/completions", json.dumps({"prompt": " " * (8_000_000 if o.full else 800_000), "max_tokens": 1})),
+    }
+
+    async def ask(server, path, body):
+        reader, writer = await server.open()
+        writer.write(request_of(None, path).replace(b"Content-Length: 4", f"Content-Length: {len(body)}\r\nConnection: close".encode())[:-4] + body.encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.read()
+        writer.close()
+        return int(head.split(b" ", 2)[1])
+
+    took, waited = {}, 0.0
+    async with Server(o.program) as server:
+        for name, (path, body) in bodies.items():
+            begin = time.monotonic()
+            heavy_one = asyncio.create_task(ask(server, path, body))
+            await asyncio.sleep(0.05)
+            while True:
+                s = await Stream().run(server, {"prompt": "x", "max_tokens": 1})
+                waited = max(waited, s.times[0] - s.begin)
+                if heavy_one.done():
+                    break
+            expect(await heavy_one < 500, f"{name}: {await heavy_one}")
+            took[name] = round(time.monotonic() - begin, 2)
+    expect(waited < 1, f"another client waited {waited:.1f} s for a token")
+    for i in range(20 if o.full else 3):
+        async with Server(o.program, "--drain-timeout", "0.1") as server:
+            path, body = bodies["prompt"]
+            heavy_one = asyncio.create_task(ask(server, path, body))
+            await asyncio.sleep(0.01 + i * 0.01)
+            begin = time.monotonic()
+            server.process.terminate()
+            status = await heavy_one
+            expect(status in (400, 503), f"while it was being read: {status}")
+            code = await asyncio.to_thread(server.process.wait, 60)
+            expect(code == 0 and time.monotonic() - begin < 5, f"exit code {code} after {time.monotonic() - begin:.1f} s")
+    return {"took_s_each": took, "others_first_token_worst_s": round(waited, 2)}
+
+
 async def prefix(o):
     """A long beginning that is there already costs next to nothing the second time."""
     async with Server(o.program) as server:
@@ -461,7 +511,7 @@ async def isolation(o):
     return {"prompts": n, "first_token_ms": times, "chance_that_others_are_as_new": round(chance, 3)}
 
 
-PARTS = {f.__name__: f for f in (streams, invariance, cancels, overload, slow, ending, prefix, restart, isolation)}
+PARTS = {f.__name__: f for f in (streams, invariance, cancels, overload, slow, heavy, ending, prefix, restart, isolation)}
 
 
 def main():

@@ -138,7 +138,7 @@ TEST(ChatRequest, RefusesWithTheFieldInFront) {
   EXPECT_EQ(chat_refusal(R"(, "max_tokens": 0)"), "400 invalid_value max_tokens: must be 1 or more");
   EXPECT_EQ(chat_refusal(R"(, "logit_bias": {"x": 1})"), "400 invalid_value logit_bias: its keys must be token ids");
   EXPECT_EQ(chat_refusal(R"(, "logit_bias": {"1": 101})"),
-            "400 invalid_value logit_bias.1: must be between -100 and 100");
+            "400 invalid_value logit_bias: its values must be numbers between -100 and 100");
   EXPECT_EQ(chat_refusal(R"(, "stop": "")"), "400 invalid_value stop: a text has 1 to 256 bytes");
   EXPECT_EQ(chat_refusal(R"(, "stop": [1])"), "400 invalid_type stop: must be a string or a list of strings");
   EXPECT_EQ(chat_refusal(R"(, "top_logprobs": 2)"), "400 invalid_value top_logprobs: needs logprobs: true");

@@ -427,6 +427,9 @@ void Batching::take_logits(Running& sequence, Tensor logits) {
   const int64_t before = output.n_generated(), accepted = output.result.accepted;
   try {
     text = output.take(logits, sequence.drafts);
+  } catch (const GrammarError& e) {
+    error = e.what();
+    output.result.refused = true;
   } catch (const Error& e) {
     error = e.what();
   }

@@ -55,6 +55,7 @@ struct Generation {
   std::string text;                              // what the ids say, without special tokens, cut before a stop text
   FinishReason finish = FinishReason::length;
   std::string stopped_by{};  // the stop text, where one ended the output
+  bool refused = false;      // it failed for what the request asked for: a grammar that cannot be followed
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;  // of the prompt, found in the sequence
   int64_t main_passes = 0;    // of the main model, the prompt's included

@@ -102,7 +102,9 @@ void Engine::take_orders() {
     try {
       running_[ticket] = batching_.add(std::move(wrapped));
     } catch (const Error& error) {
-      if (on_end) events_.push_back([on_end, message = std::string(error.what())] { on_end({}, message); });
+      Generation failed;
+      failed.refused = dynamic_cast<const GrammarError*>(&error) != nullptr;
+      if (on_end) events_.push_back([on_end, failed, message = std::string(error.what())] { on_end(failed, message); });
     }
   }
   for (const Ticket ticket : cancelled) {

@@ -250,7 +250,7 @@ void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int
 void Job::take_end(Choice& choice, const Generation& result, const std::string& error) {
   if (over_) return;
   metrics_.count_end(result, !error.empty());
-  if (!error.empty()) return fail(ApiError(500, error));
+  if (!error.empty()) return fail(result.refused ? ApiError(400, error, "", "invalid_grammar") : ApiError(500, error));
   choice.result = result;
   choice.timings = timings_of(result);
   std::vector<ordered_json> rest = choice.chat.finish();

@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
+
 namespace fathom {
 
 inline constexpr size_t kMaxGrammarElements = 1'000'000;  // nodes, with every repetition written out
@@ -49,6 +51,11 @@ struct GrammarNode {
   };
   Kind kind;
   uint32_t what, next;
+};
+
+// A grammar with more ways to read a text than can be followed.
+struct GrammarError : Error {
+  using Error::Error;
 };
 
 // Immutable, shared by sequences. Every node leads to the end of the text: there are no dead ends.

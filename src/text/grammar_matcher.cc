@@ -19,7 +19,7 @@ constexpr size_t kWorkOfLook = 8;                 // takes so many times as long
 constexpr size_t kMinFramesToForget = 1024;
 
 [[noreturn]] void refuse_ambiguous(const char* what, size_t limit) {
-  throw Error("the grammar is too ambiguous: more than {} {}", limit, what);
+  throw GrammarError("the grammar is too ambiguous: more than {} {}", limit, what);
 }
 
 size_t mixed(uint64_t key) {  // the end of MurmurHash3

@@ -368,6 +368,7 @@ class Errors(Clients):
             (lambda: text(model="m", prompt="x" * 200), "prompt", "context_length_exceeded"),
             (lambda: text(model="m", prompt=[99999]), "prompt", "invalid_value"),
             (lambda: text(model="m", prompt="x", best_of=5), "best_of", "invalid_value"),
+            (lambda: text(model="m", prompt="x", extra_body={"grammar": 'root ::= ("a"? ){2000} "b"'}), None, "invalid_grammar"),
         ]
         for ask, param, code in cases:
             with self.subTest(param=param):

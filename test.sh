@@ -25,14 +25,13 @@ build() { # preset, targets...
   tail -n 1 "$log"
 }
 
-say "ThreadSanitizer: thread pool, operators, model, engine of the server"
+say "ThreadSanitizer: thread pool, operators, model, server"
 build tsan base_test ops_test model_test serve_test
 # A part of the tests a core; those of the machine's rates mean nothing here.
 seq 0 $((jobs - 1)) | xargs -P "$jobs" -I {} bash -c '
-  for room in base ops model; do
+  for room in base ops model serve; do
     GTEST_TOTAL_SHARDS=$1 GTEST_SHARD_INDEX={} "build/tsan/tests/${room}_test" --gtest_brief=1 --gtest_filter=-Machine.* || exit 1
   done' shard "$jobs"
-build/tsan/tests/serve_test --gtest_brief=1 --gtest_filter='Engine.*'
 
 say "AddressSanitizer and UndefinedBehaviorSanitizer: every test"
 build asan

@@ -358,7 +358,7 @@ std::vector<Batching::Piece> Batching::next_pieces() {
   }
   int64_t n_unread = 0;
   for (const Running* sequence : reading) n_unread += sequence->unread();
-  PromptRoom room = pacing_.room(!generating.empty(), n_unread, options_.pass_tokens);
+  PromptRoom room = pacing_.room(std::ssize(generating), n_unread, options_.pass_tokens);
   if (room.whole_only) {
     std::stable_sort(reading.begin(), reading.end(),
                      [](const Running* a, const Running* b) { return a->unread() < b->unread(); });
@@ -599,7 +599,7 @@ void Batching::run(const std::vector<Piece>& pieces) {
       forward(ctx_, model_, make_batch(ctx_, ids, positions),
               {.caches = caches, .expand_from = n_generating, .on_layer = counts_experts ? &count : nullptr});
   const Tensor logits = rows.empty() ? Tensor() : logits_of_rows(ctx_, model_, hidden, rows);
-  pacing_.took(n_generating > 0, n_prompt_tokens, monotonic_s() - begin_s);
+  pacing_.took(static_cast<int64_t>(n_generating), n_prompt_tokens, monotonic_s() - begin_s);
   ++counts_.passes;
   counts_.prompt_tokens += n_prompt_tokens;
   int64_t row = 0;

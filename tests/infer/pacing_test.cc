@@ -32,7 +32,7 @@ Served serve(const Machine& machine, int clients, int64_t n_prompt, int64_t n_ou
   for (int i = 0; i < passes; ++i) {
     int64_t n_unread = 0, n_generating = 0, n_read = 0;
     for (const Client& c : all) n_unread += c.unread, n_generating += c.unread == 0;
-    const PromptRoom room = pacing.room(n_generating > 0, n_unread, 512);
+    const PromptRoom room = pacing.room(n_generating, n_unread, 512);
     int64_t left = room.tokens;
     for (Client& c : all) {
       if (c.unread == 0) {
@@ -46,7 +46,7 @@ Served serve(const Machine& machine, int clients, int64_t n_prompt, int64_t n_ou
       }
     }
     const double seconds = machine.pass(n_read);
-    pacing.took(n_generating > 0, n_read, seconds);
+    pacing.took(n_generating, n_read, seconds);
     served.gaps.insert(served.gaps.end(), static_cast<size_t>(n_generating), seconds);
     served.seconds += seconds;
     served.prompt_s += n_read > 0 ? seconds : 0;
@@ -70,16 +70,16 @@ TEST(Pacing, MostGapsStayShortAndPromptsAreReadInLargePieces) {
 TEST(Pacing, WhatFitsWithinAGapIsReadAtOnce) {
   const Machine machine{.plain_s = 0.1, .token_s = 0.005};
   Pacing pacing(0.25, 2);
-  for (int i = 0; i < 50; ++i) pacing.took(true, 0, machine.pass(0));
-  for (int i = 0; i < 50; ++i) pacing.took(false, 400, machine.pass(400));
-  EXPECT_FALSE(pacing.room(true, 25, 512).whole_only);
-  EXPECT_GE(pacing.room(true, 25, 512).tokens, 25);
-  EXPECT_EQ(pacing.room(false, 5000, 512).tokens, 512) << "nobody waits for a token";
-  const PromptRoom longer = pacing.room(true, 5000, 512);
+  for (int i = 0; i < 50; ++i) pacing.took(9, 0, machine.pass(0));
+  for (int i = 0; i < 50; ++i) pacing.took(0, 400, machine.pass(400));
+  EXPECT_FALSE(pacing.room(9, 25, 512).whole_only);
+  EXPECT_GE(pacing.room(9, 25, 512).tokens, 25);
+  EXPECT_EQ(pacing.room(0, 5000, 512).tokens, 512) << "nobody waits for a token";
+  const PromptRoom longer = pacing.room(9, 5000, 512);
   EXPECT_FALSE(longer.whole_only) << "there was none for long";
   EXPECT_NEAR(static_cast<double>(longer.tokens), 380, 20);
-  pacing.took(true, longer.tokens, machine.pass(longer.tokens));
-  const PromptRoom next = pacing.room(true, 5000, 512);
+  pacing.took(9, longer.tokens, machine.pass(longer.tokens));
+  const PromptRoom next = pacing.room(9, 5000, 512);
   EXPECT_TRUE(next.whole_only);
   EXPECT_NEAR(static_cast<double>(next.tokens), 30, 2) << "short ones go on";
 }

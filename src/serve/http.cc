@@ -2,9 +2,6 @@
 
 #include <unistd.h>
 
-// Should bytes from outside make false what Beast asserts, the request is refused, in every build.
-#define BOOST_ENABLE_ASSERT_HANDLER
-
 #include <algorithm>
 #include <array>
 #include <boost/asio.hpp>
@@ -20,6 +17,8 @@
 #include "base/terminal.h"
 #include "serve/request.h"
 
+// Should bytes from outside make false what Beast asserts, the message is refused, in every build: the room is compiled
+// with BOOST_ENABLE_ASSERT_HANDLER.
 namespace boost {
 
 void assertion_failed(const char* expression, const char*, const char*, long) {
@@ -104,7 +103,11 @@ size_t RequestReader::put(std::string_view bytes) {
     parser_ = std::make_unique<Parser>();
     parser_->header_limit(limits_.header_bytes);
     parser_->body_limit(limits_.body_bytes);
+    header_bytes_ = 0;
   }
+  const auto too_long = [&](int status, const char* what) {
+    return HttpRefusal(status, fmt::format("{} has more than {} bytes", what, limits_.header_bytes));
+  };
   while (taken < bytes.size() && !done_) {
     error_code error;
     // Header and body in turn, so that a header is judged before anything of its body is kept.
@@ -115,9 +118,10 @@ size_t RequestReader::put(std::string_view bytes) {
       throw HttpRefusal(400, "this is no HTTP request: its parts do not fit");
     }
     taken += n;
+    // Beast takes lines that are whole and counts only what is left, so that a header in lines would never be too long.
+    if (!has_header_) header_bytes_ += n;
+    if (error == http::error::header_limit || header_bytes_ > limits_.header_bytes) throw too_long(431, "the header");
     if (error == http::error::need_more) break;
-    if (error == http::error::header_limit)
-      throw HttpRefusal(431, fmt::format("the header has more than {} bytes", limits_.header_bytes));
     if (error == http::error::body_limit)
       throw HttpRefusal(413, fmt::format("the body has more than {} bytes", limits_.body_bytes));
     if (error == http::error::bad_version && names_version(bytes))
@@ -127,6 +131,10 @@ size_t RequestReader::put(std::string_view bytes) {
     done_ = parser_->is_done();
     if (n == 0) break;
   }
+  // What Beast leaves for later is a part of the header, of a chunk's own line, or of fields behind the last chunk.
+  const size_t left = done_ ? 0 : bytes.size() - taken;
+  if (!has_header_ && header_bytes_ + left > limits_.header_bytes) throw too_long(431, "the header");
+  if (left > limits_.header_bytes) throw too_long(400, "a line between chunks");
   return taken;
 }
 

@@ -64,6 +64,7 @@ class RequestReader {
   void read_header();
   const HttpLimits& limits_;
   std::unique_ptr<Parser> parser_;
+  size_t header_bytes_ = 0;  // so far
   HttpRequest request_;
   bool has_header_ = false, done_ = false, expects_continue_ = false;
 };

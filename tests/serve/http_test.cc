@@ -79,6 +79,14 @@ TEST(RequestReader, KeepsToItsLimits) {
   EXPECT_EQ(ends(head + "A: b\r\nA: b\r\nA: b\r\nContent-Length: 10\r\n\r\n0123456789"), "POST /  0123456789");
   EXPECT_EQ(ends(head + "A: b\r\nA: b\r\nA: b\r\nA: b\r\nA: b\r\n\r\n"), "refused 431");
   EXPECT_EQ(ends(head + "A: " + std::string(300, 'b')), "refused 431");
+  std::string lines = head;
+  while (lines.size() < 300) lines += "A: b\r\n";
+  for (size_t cut = 1; cut <= lines.size(); ++cut) {
+    EXPECT_THAT(read(lines, cut, limits), testing::ElementsAre("refused 431")) << cut;
+  }
+  const std::string chunked = head + "Transfer-Encoding: chunked\r\n\r\n";
+  EXPECT_EQ(ends(chunked + "1;" + std::string(300, 'b')), "refused 400");
+  EXPECT_EQ(ends(chunked + "1\r\na\r\n0\r\nA: " + std::string(300, 'b')), "refused 400");
   EXPECT_EQ(ends(head + "Content-Length: 11\r\n\r\n"), "refused 413");
   EXPECT_EQ(ends(head + "Transfer-Encoding: chunked\r\n\r\n6\r\n012345\r\n6\r\n012345\r\n0\r\n\r\n"), "refused 413");
 }

@@ -46,8 +46,8 @@ else
   echo "SKIPPED: Arm's libraries cannot be loaded"
 fi
 
-say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP"
-scripts/fuzz.sh request_fuzz=500000 request_fuzz:2=500000 model_load_fuzz=15s safetensors_header_fuzz=15s gguf_fuzz=15s tokenizer_fuzz=15s jinja_fuzz=15s dataset_fuzz=15s answer_parser_fuzz=15s grammar_fuzz=15s http_fuzz=15s
+say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP both ways"
+scripts/fuzz.sh request_fuzz=500000 request_fuzz:2=500000 model_load_fuzz=15s safetensors_header_fuzz=15s gguf_fuzz=15s tokenizer_fuzz=15s jinja_fuzz=15s dataset_fuzz=15s answer_parser_fuzz=15s grammar_fuzz=15s http_fuzz=15s reply_fuzz=15s
 
 say "Release: every test"
 build release

@@ -1,4 +1,4 @@
-// fathom bench: tokens a second of reading prompts and of writing.
+// fathom bench: tokens a second of reading prompts and of writing; with --url, see cli/bench_serve.h.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,7 @@
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
 #include "checkpoint/random_model.h"
+#include "cli/bench_serve.h"
 #include "cli/command.h"
 #include "infer/generation.h"
 #include "infer/passes.h"
@@ -23,6 +24,7 @@ struct Options {
   bool machine = false;
   DraftOptions draft;
   PlacementOptions placement;
+  ServeBenchOptions serve;
 };
 
 // What a run works on: sequences of the same length, filled with random tokens.
@@ -232,10 +234,12 @@ void run_machine(const CommonOptions& common) {
 
 void add_bench(CLI::App& app, CommonOptions& common) {
   const auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("bench", "Tokens a second of reading a prompt and of writing");
+  CLI::App* command =
+      app.add_subcommand("bench", "Tokens a second of reading a prompt and of writing; or a load on a server (--url)");
   command->option_defaults()->always_capture_default();
-  CLI::Option* model = command->add_option("--model", options->model, "Model directory or .gguf file");
-  model->type_name("PATH");
+  CLI::Option* model =
+      command->add_option("--model", options->model, "Model directory or .gguf file; with --url, its name there");
+  model->type_name("MODEL");
   CLI::Option* config =
       command->add_option("--model-config", options->model_config, "A Hugging Face config.json, with random weights");
   config->excludes(model)->type_name("FILE");
@@ -244,18 +248,34 @@ void add_bench(CLI::App& app, CommonOptions& common) {
       ->excludes(model)
       ->excludes(config);
   const auto up_to = [](int64_t least) { return CLI::Range(least, int64_t{1} << 24); };
-  command->add_option("--prompt", options->prompt, "Tokens read in one go (0: none)")->check(up_to(0));
-  command->add_option("--gen", options->gen, "Tokens written one by one (0: none)")->check(up_to(0));
+  CLI::Option* prompt = command->add_option("--prompt", options->prompt, "Tokens read in one go (0: none)");
+  prompt->check(up_to(0));
+  CLI::Option* gen = command->add_option("--gen", options->gen, "Tokens written one by one (0: none)");
+  gen->check(up_to(0));
   command->add_option("--depth", options->depth, "Tokens in the cache before")->check(up_to(0));
   command->add_option("--batch", options->batch, "Sequences side by side")->check(CLI::Range(1, 1024));
   add_draft_options(*command, options->draft);
   add_kv_type_option(*command, options->kv_type);
   command->add_option("--reps", options->reps, "How often; one run more is not counted")->check(CLI::Range(1, 1000));
   add_placement_options(*command, options->placement);
-  command->callback([options, &common] {
+  // What a model's own benchmark has and that of a server has not.
+  std::vector<CLI::Option*> of_models = command->get_options();
+  std::erase_if(of_models, [&](const CLI::Option* option) {
+    return option == model || option == prompt || option == gen || option == command->get_help_ptr();
+  });
+  add_serve_bench_options(*command, options->serve, prompt);
+  command->callback([options, of_models, &common] {
+    if (!options->serve.url.empty()) {
+      for (const CLI::Option* option : of_models) {
+        if (option->count() > 0)
+          throw UsageError("bench: {} is for a model of this program, not for --url", option->get_name());
+      }
+      return run_serve_bench(options->serve, options->model, options->prompt, options->gen, common);
+    }
     if (options->machine) return run_machine(common);
     if (options->model.empty() && options->model_config.empty()) {
-      throw UsageError("bench: give --model PATH, --model-config FILE or --machine (see fathom bench --help)");
+      throw UsageError(
+          "bench: give --model PATH, --model-config FILE, --machine or --url URL (see fathom bench --help)");
     }
     run(*options, common);
   });

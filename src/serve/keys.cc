@@ -26,11 +26,12 @@ std::string sha256(std::string_view text) {
 
 }  // namespace
 
-ApiKeys::ApiKeys(const std::vector<std::string>& keys) {
-  for (const std::string& key : keys) digests_.push_back(sha256(key));
+bool is_api_key(std::string_view text) {
+  const bool plain = std::all_of(text.begin(), text.end(), [](char c) { return c > 0x20 && c < 0x7f; });
+  return plain && !text.empty() && text.size() <= kMaxKeyBytes;
 }
 
-ApiKeys ApiKeys::read(const std::filesystem::path& file) {
+std::vector<std::string> read_api_keys(const std::filesystem::path& file) {
   const std::string where = printable(file.string());
   struct stat info {};
   if (stat(file.c_str(), &info) == 0 && (info.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
@@ -46,15 +47,20 @@ ApiKeys ApiKeys::read(const std::filesystem::path& file) {
     ++n;
     if (line.ends_with('\r')) line.remove_suffix(1);
     if (line.empty() || line.starts_with('#')) continue;
-    const bool plain = std::all_of(line.begin(), line.end(), [](char c) { return c > 0x20 && c < 0x7f; });
-    if (!plain || line.size() > kMaxKeyBytes) {
+    if (!is_api_key(line)) {
       throw Error("{}: line {}: a key has 1 to {} characters of ASCII, without spaces", where, n, kMaxKeyBytes);
     }
     keys.emplace_back(line);
   }
   if (keys.empty()) throw Error("{}: there is no key in it, one a line", where);
-  return ApiKeys(keys);
+  return keys;
 }
+
+ApiKeys::ApiKeys(const std::vector<std::string>& keys) {
+  for (const std::string& key : keys) digests_.push_back(sha256(key));
+}
+
+ApiKeys ApiKeys::read(const std::filesystem::path& file) { return ApiKeys(read_api_keys(file)); }
 
 std::string ApiKeys::name(size_t i) const {
   std::string name;

@@ -9,12 +9,17 @@
 
 namespace fathom::serve {
 
+// What a header can carry: 1 to 512 characters of ASCII, without spaces.
+bool is_api_key(std::string_view text);
+// The keys in a file, one a line; empty lines and those that begin with '#' aside. Error for a file without one, for
+// one that others than its owner may read, and for keys that no header can carry.
+std::vector<std::string> read_api_keys(const std::filesystem::path& file);
+
 class ApiKeys {
  public:
   // Nobody has to have a key.
   ApiKeys() = default;
-  // One a line; empty lines and those that begin with '#' aside. Error for a file without one, for one that others than
-  // its owner may read, and for keys that no header can carry.
+  // See read_api_keys().
   static ApiKeys read(const std::filesystem::path& file);
   explicit ApiKeys(const std::vector<std::string>& keys);
 

@@ -386,10 +386,10 @@ void add_serve_bench_options(CLI::App& command, ServeBenchOptions& o, CLI::Optio
     return add(name, values, help)->delimiter(',')->allow_extra_args(false)->type_name("N,...");
   };
   CLI::Option* clients =
-      list("--clients", o.clients, "Load levels: so many clients at a time, each request behind the last (1)");
-  clients->check(CLI::Range(1, 1 << 16));
+      list("--clients", o.clients, "Load levels: so many clients at a time, each request behind the last");
+  clients->check(CLI::Range(1, 1 << 16))->default_str("1");
   CLI::Option* rates = list("--rate", o.rates, "Load levels: so many requests a second, whatever becomes of them");
-  rates->check(number_in(1e-6, 1e6))->excludes(clients);
+  rates->check(number_in(1e-6, 1e6))->excludes(clients)->default_str("");
   add("--burstiness", o.burstiness, "With --rate: 1 comes by chance (Poisson), less in bursts, more evenly")
       ->check(number_in(1e-3, 1e6))
       ->needs(rates);

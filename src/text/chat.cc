@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "text/chat_messages.h"
 #include "text/chat_template.h"
 #include "text/deepseek_v32_encoding.h"
 
@@ -51,6 +52,50 @@ ordered_json guarded_messages(const Tokenizer& tokenizer, const ordered_json& me
   return list;
 }
 
+std::string render_jinja(std::string_view chat_template, const ordered_json& messages, const ChatOptions& options) {
+  ordered_json variables = {{"messages", messages},
+                            {"tools", options.tools},
+                            {"documents", nullptr},
+                            {"add_generation_prompt", options.add_generation_prompt}};
+  if (!options.bos_token.empty()) variables["bos_token"] = options.bos_token;
+  if (!options.eos_token.empty()) variables["eos_token"] = options.eos_token;
+  for (const auto& [name, value] : options.kwargs.items()) variables[name] = value;
+  return render_template(chat_template, variables);
+}
+
+constexpr const char* kFirstWord = "Alpha-1";
+// Does anything come of what these roles say first, one after the other?
+bool speaks_for(std::string_view chat_template, std::initializer_list<const char*> roles, const ChatOptions& options) {
+  ordered_json messages = ordered_json::array();
+  for (const char* role : roles) {
+    messages.push_back({{"role", role}, {"content", messages.empty() ? kFirstWord : "Beta-2"}});
+  }
+  messages.push_back({{"role", "user"}, {"content", "Gamma-3"}});
+  try {
+    return render_jinja(chat_template, messages, options).find(kFirstWord) != std::string::npos;
+  } catch (const Error&) {
+    return false;
+  }
+}
+
+// Templates drop without a word what they do not know.
+ordered_json fitted(std::string_view chat_template, ordered_json messages, const ChatOptions& options) {
+  const auto is_developer = [](const ordered_json& message) {
+    return message.contains("role") && message["role"] == "developer";
+  };
+  const bool has_developer = std::any_of(messages.begin(), messages.end(), is_developer);
+  const bool knows_developer = chat_template.find("developer") != std::string_view::npos;
+  if (has_developer && !(knows_developer && speaks_for(chat_template, {"developer"}, options))) {
+    messages = with_developers_as_system(std::move(messages));
+    if (!speaks_for(chat_template, {"system", "system"}, options)) messages = with_one_system_message(messages);
+  }
+  if (!options.tools.empty() && !reads_tools(chat_template)) {
+    const std::string text = tools_text(chat_template, options.tools);
+    if (!text.empty()) messages = with_system_text(std::move(messages), text);
+  }
+  return messages;
+}
+
 // What an answer that has begun says behind `prompt`. With reasoning and no content it is still in its reasoning.
 std::string beginning_of(const ordered_json& answer, std::string_view prompt) {
   const auto part = [&](const char* name) {
@@ -91,18 +136,11 @@ std::string render_chat(std::string_view chat_template, const nlohmann::ordered_
   }
   if (!options.tools.is_null() && !options.tools.is_array()) throw Error("tools must be a list");
   if (!options.kwargs.is_object()) throw Error("kwargs, the template's variables, must be an object");
-  if (chat_template == kDeepseekV32Encoding) return encode_deepseek_v32(messages, options);
+  if (chat_template == kDeepseekV32Encoding) return encode_deepseek_v32(in_call_order(messages), options);
   if (chat_template.empty()) {
     throw Error("the model has no chat template; give one as a file or use plain text instead of messages");
   }
-  nlohmann::ordered_json variables = {{"messages", messages},
-                                      {"tools", options.tools},
-                                      {"documents", nullptr},
-                                      {"add_generation_prompt", options.add_generation_prompt}};
-  if (!options.bos_token.empty()) variables["bos_token"] = options.bos_token;
-  if (!options.eos_token.empty()) variables["eos_token"] = options.eos_token;
-  for (const auto& [name, value] : options.kwargs.items()) variables[name] = value;
-  return render_template(chat_template, variables);
+  return render_jinja(chat_template, fitted(chat_template, in_call_order(messages), options), options);
 }
 
 }  // namespace fathom

@@ -23,7 +23,9 @@ struct ChatOptions {
 // Stands for V3.2's own encoder, which is released instead of a Jinja template.
 inline constexpr std::string_view kDeepseekV32Encoding = "deepseek-v3.2-encoding";
 
-// `chat_template`: Jinja source, or kDeepseekV32Encoding. `messages`: a list of {role, content, ...}.
+// `chat_template`: Jinja source, or kDeepseekV32Encoding. `messages`: a list of {role, content, ...}. What a template
+// would drop is told in words that it knows: a list of tools in the system text, developers as the system; results of
+// tools come in the order of their calls.
 std::string render_chat(std::string_view chat_template, const nlohmann::ordered_json& messages,
                         const ChatOptions& options);
 

@@ -14,6 +14,7 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr std::string_view kThinkMarks[] = {"<think>", "</think>"};
+constexpr int kMaxDepth = 64;  // of JSON within JSON
 
 // A character of private use that stands in none of the texts.
 std::string guard_for(std::initializer_list<std::string_view> texts) {
@@ -42,12 +43,36 @@ ordered_json guarded(const Tokenizer& tokenizer, const ordered_json& json, std::
   return object;
 }
 
+// Arguments are JSON, in which a mark may be spelled with escapes that a template undoes.
+std::string guarded_arguments(const Tokenizer& tokenizer, const std::string& text, std::string_view guard) {
+  std::string plain = tokenizer.guarded(text, guard);
+  if (text.find("\\u") == std::string::npos && text.find("\\/") == std::string::npos) return plain;
+  const auto within = [](int depth, ordered_json::parse_event_t, const ordered_json&) {
+    if (depth > kMaxDepth) throw Error("a tool call's arguments are nested deeper than {}", kMaxDepth);
+    return true;
+  };
+  const ordered_json json = ordered_json::parse(text, within, /*allow_exceptions=*/false);
+  if (json.is_discarded()) return plain;
+  const ordered_json marked = guarded(tokenizer, json, guard, {});
+  return marked == json ? plain : marked.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+}
+
 ordered_json guarded_messages(const Tokenizer& tokenizer, const ordered_json& messages, std::string_view guard) {
   if (!messages.is_array()) return messages;
-  ordered_json list = ordered_json::array();
-  for (const ordered_json& message : messages) {
-    const bool assistant = message.is_object() && message.contains("role") && message["role"] == "assistant";
-    list.push_back(guarded(tokenizer, message, guard, assistant ? kThinkMarks : std::span<const std::string_view>()));
+  ordered_json list = guarded(tokenizer, messages, guard, {});
+  for (size_t i = 0; i < messages.size(); ++i) {
+    const ordered_json& message = messages[i];
+    if (!message.is_object() || !message.contains("role") || message["role"] != "assistant") continue;
+    if (message.contains("content")) list[i]["content"] = guarded(tokenizer, message["content"], guard, kThinkMarks);
+    if (!message.contains("tool_calls") || !message["tool_calls"].is_array()) continue;
+    for (size_t j = 0; j < message["tool_calls"].size(); ++j) {
+      const ordered_json& call = message["tool_calls"][j];
+      if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
+      const auto arguments = call["function"].find("arguments");
+      if (arguments == call["function"].end() || !arguments->is_string()) continue;
+      list[i]["tool_calls"][j]["function"]["arguments"] =
+          guarded_arguments(tokenizer, arguments->get_ref<const std::string&>(), guard);
+    }
   }
   return list;
 }

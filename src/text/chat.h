@@ -34,7 +34,7 @@ struct ChatPrompt {
   std::vector<int32_t> ids;
 };
 // The same as a model is to read it: the marks that the template writes are special tokens, those that messages, tools
-// and kwargs spell are plain text (<think> and </think> in an assistant's messages apart, which templates look for).
+// and kwargs spell are plain text (<think> and </think> in what an assistant said apart, which templates look for).
 // Elsewhere the ids are those of `text`. A template that goes by a text's length may notice: where a mark is spelled
 // it sees one character more.
 ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_template,

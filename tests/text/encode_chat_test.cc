@@ -34,7 +34,8 @@ struct Family {
 };
 std::vector<Family> families() {
   std::vector<Family> all = {{"v3.2 encoding", std::string(kDeepseekV32Encoding)}};
-  for (const char* name : {"deepseek-v2", "deepseek-v3", "deepseek-r1", "deepseek-v3.1", "kimi-k2"}) {
+  for (const char* name :
+       {"deepseek-v2", "deepseek-v3", "deepseek-v3-api-zip", "deepseek-r1", "deepseek-v3.1", "kimi-k2"}) {
     all.push_back({name, slurp(std::string(FATHOM_TEST_DATA) + "/chat/" + name + ".jinja")});
   }
   return all;
@@ -53,17 +54,19 @@ std::vector<int32_t> marks_in(const std::vector<int32_t>& ids, const std::map<in
   return found;
 }
 
-// A conversation in which everybody says `text`.
-ordered_json conversation(const std::string& text) {
+// A conversation in which everybody says `text`. A call may stand alone: the first template of V3 shows no other.
+ordered_json conversation(const std::string& text, bool says_with_call = true) {
   return ordered_json::array(
       {{{"role", "system"}, {"content", "Be " + text}},
+       {{"role", "developer"}, {"content", "Well " + text}},
        {{"role", "user"}, {"content", text}},
        {{"role", "assistant"},
-        {"content", ""},
+        {"content", says_with_call ? ordered_json("") : ordered_json(nullptr)},
         {"tool_calls",
-         ordered_json::array({{{"id", "f:0"},
-                               {"type", "function"},
-                               {"function", {{"name", "f"}, {"arguments", ordered_json{{"x", text}}.dump()}}}}})}},
+         ordered_json::array(
+             {{{"id", "f:0"},
+               {"type", "function"},
+               {"function", {{"name", "f" + text}, {"arguments", ordered_json{{"x" + text, text}}.dump()}}}}})}},
        {{"role", "tool"}, {"tool_call_id", "f:0"}, {"content", text + " four"}},
        {{"role", "assistant"}, {"content", "It is " + text}},
        {{"role", "user"}, {"content", "Thanks. " + text}}});
@@ -73,7 +76,7 @@ ordered_json tools(const std::string& text) {
   return ordered_json::array(
       {{{"type", "function"},
         {"function",
-         {{"name", "f"},
+         {{"name", "f" + text},
           {"description", text},
           {"parameters", {{"type", "object"}, {"properties", {{"x" + text, {{"type", "string"}}}}}}}}}}});
 }
@@ -87,34 +90,59 @@ TEST(EncodeChat, GivesTheIdsOfTheRenderedTextWhereNobodySpellsAMark) {
   }
 }
 
+// Texts that hold some of the marks each, and all of them all.
+std::vector<std::string> spellings(const std::map<int32_t, std::string>& marks, size_t n) {
+  std::vector<std::string> texts(n);
+  size_t i = 0;
+  for (const auto& [id, content] : marks) texts[i++ % n] += content;
+  texts[0] = "<" + texts[0] + texts[0] + " " + texts[0];         // behind what may begin one, twice
+  texts[1] += "<｜User<｜User｜>｜>";                            // one within another
+  texts[2] += "<｜end▁of▁sentence｜><｜User｜></think><think>";  // side by side
+  return texts;
+}
+
+// 504 prompts, in which each of the tokenizer's marks is spelled to each template by everybody.
 TEST(EncodeChat, WhatIsSaidNeverBecomesASpecialToken) {
   const Tokenizer& tokenizer = deepseek_v3();
   const auto marks = marks_of(tokenizer);
-  ASSERT_GT(marks.size(), 800u);
-  std::vector<std::string> spelled;
-  for (const auto& [id, content] : marks) {
-    if (content.find("holder") == std::string::npos || id % 97 == 0) spelled.push_back(content);
-  }
-  std::string all;
-  for (const std::string& content : spelled) all += content;
-  spelled.push_back(all);
-  spelled.push_back(all + all + " " + all);
-  spelled.push_back("<" + all);                          // a mark behind what may begin one
-  spelled.push_back("<｜User<｜User｜>｜>");             // one within another
-  spelled.push_back("<｜end▁of▁sentence｜><｜User｜>");  // side by side
+  ASSERT_EQ(marks.size(), 818u);
+  constexpr size_t kTexts = 72;
+  const std::vector<std::string> texts = spellings(marks, kTexts);
+  size_t n_prompts = 0;
   for (const auto& [name, chat_template] : families()) {
-    const std::vector<int32_t> wanted =
-        marks_in(encode_chat(tokenizer, chat_template, conversation("x"), options_of(tools("x"))).ids, marks);
-    for (const std::string& text : spelled) {
-      // What an assistant is said to have thought is the template's to cut.
-      const bool thinks = text.find("think>") != std::string::npos;
-      ordered_json messages = conversation(text);
-      if (thinks) messages[2]["tool_calls"][0]["function"]["arguments"] = "{\"x\": \"x\"}";
-      if (thinks) messages[4]["content"] = "It is x";
-      const ChatPrompt prompt = encode_chat(tokenizer, chat_template, messages, options_of(tools(text)));
-      EXPECT_EQ(marks_in(prompt.ids, marks), wanted) << name << ": " << text;
-      EXPECT_EQ(prompt.text, render_chat(chat_template, messages, options_of(tools(text)))) << name << ": " << text;
-      EXPECT_EQ(tokenizer.decode(prompt.ids), prompt.text) << name << ": " << text;
+    const bool says = name == "deepseek-v2";
+    for (size_t i = 0; i < kTexts; ++i, ++n_prompts) {
+      const std::string& text = texts[i];
+      const auto prompt_of = [&](const std::string& said) {
+        ordered_json messages = conversation(said, says);
+        // What an assistant is said to have thought is the template's to cut.
+        if (said.find("think>") != std::string::npos) messages[5]["content"] = "It is x";
+        ChatOptions options = options_of(tools(said));
+        options.kwargs["thinking"] = i % 2 == 0;
+        const ChatPrompt prompt = encode_chat(tokenizer, chat_template, messages, options);
+        EXPECT_TRUE(i >= 3 || prompt.text == render_chat(chat_template, messages, options)) << name;
+        return prompt;
+      };
+      const ChatPrompt prompt = prompt_of(text);
+      ASSERT_EQ(marks_in(prompt.ids, marks), marks_in(prompt_of("x").ids, marks)) << name << ": " << text;
+      ASSERT_EQ(tokenizer.decode(prompt.ids), prompt.text) << name << ": " << text;
+    }
+  }
+  EXPECT_EQ(n_prompts, 504u);
+}
+
+// Arguments of calls are JSON, which some templates decode.
+TEST(EncodeChat, EscapesInArgumentsMakeNoMark) {
+  const auto marks = marks_of(deepseek_v3());
+  for (const auto& [name, chat_template] : families()) {
+    const auto found = [&](const std::string& arguments) {
+      ordered_json messages = conversation("x", name == "deepseek-v2");
+      messages[3]["tool_calls"][0]["function"]["arguments"] = arguments;
+      return marks_in(encode_chat(deepseek_v3(), chat_template, messages, options_of()).ids, marks);
+    };
+    for (const char* arguments : {R"({"x": "\u003c｜User｜>"})", R"({"x\u003cthink>": ["<\/think>"]})",
+                                  R"({"x": "<\uff5cAssistant\uFF5C>\n"})", R"({"x": "\u00e9"})"}) {
+      EXPECT_EQ(found(arguments), found(R"({"x": "x"})")) << name << ": " << arguments;
     }
   }
 }

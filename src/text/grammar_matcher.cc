@@ -141,10 +141,11 @@ void PairSet::clear() {
   }
 }
 
-TokenTrie::TokenTrie(const Tokenizer& tokenizer, std::span<const int32_t> left_out) {
+TokenTrie::TokenTrie(const Tokenizer& tokenizer, std::span<const int32_t> left_out, std::span<const int32_t> with) {
+  const auto is_in = [](std::span<const int32_t> ids, int32_t id) { return std::ranges::find(ids, id) != ids.end(); };
   std::vector<std::pair<std::string, int32_t>> tokens;
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
-    const bool is_out = tokenizer.is_special(id) || std::ranges::find(left_out, id) != left_out.end();
+    const bool is_out = (tokenizer.is_mark(id) && !is_in(with, id)) || is_in(left_out, id);
     std::string bytes = is_out ? "" : tokenizer.token_bytes(id);
     if (!bytes.empty()) tokens.emplace_back(std::move(bytes), id);
   }

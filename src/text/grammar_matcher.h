@@ -43,10 +43,12 @@ struct GrammarStack {
   auto operator<=>(const GrammarStack&) const = default;
 };
 
-// The vocabulary by the bytes of its tokens, without special tokens and those left out. One for a tokenizer, shared.
+// The vocabulary by the bytes of its tokens, without marks and those left out. A mark within a string would be read as
+// the end of more than the string; those in `with` are wanted all the same. One for a tokenizer, shared.
 class TokenTrie {
  public:
-  explicit TokenTrie(const Tokenizer& tokenizer, std::span<const int32_t> left_out = {});
+  explicit TokenTrie(const Tokenizer& tokenizer, std::span<const int32_t> left_out = {},
+                     std::span<const int32_t> with = {});
 
   struct Node {
     uint32_t end;     // of what begins like it: the nodes up to there

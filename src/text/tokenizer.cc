@@ -134,8 +134,8 @@ bool is_bytes_vocabulary(const Vocabulary& v) {
 struct Tokenizer::Data {
   bool bytes = false;
   bool ignore_merges = false;
-  std::vector<std::string> tokens;  // [id]: what decoding emits
-  std::vector<bool> special;        // [id]
+  std::vector<std::string> tokens;   // [id]: what decoding emits
+  std::vector<bool> special, marks;  // [id]
   std::unordered_map<std::string_view, int32_t> id_by_content;
   AddedTokenFinder raw_tokens, normalized_tokens;  // the first have precedence over all the text
   Pretokenizer pretokenizer;
@@ -156,11 +156,13 @@ struct Tokenizer::Data {
 void Tokenizer::Data::set_tokens(std::vector<std::string> contents, const std::vector<AddedToken>& added) {
   tokens = std::move(contents);
   special.assign(tokens.size(), false);
+  marks.assign(tokens.size(), false);
   id_by_content.reserve(tokens.size());
   std::vector<AddedToken> raw, normalized;
   for (const AddedToken& token : added) {
     (token.normalized ? normalized : raw).push_back(token);
     special[static_cast<size_t>(token.id)] = token.special;
+    marks[static_cast<size_t>(token.id)] = token.special || utf8_unit(token.content).bytes < token.content.size();
     id_by_content.emplace(tokens[static_cast<size_t>(token.id)], token.id);
   }
   raw_tokens = AddedTokenFinder(raw);
@@ -420,6 +422,10 @@ const std::string& Tokenizer::chat_template() const { return data_->chat_templat
 
 bool Tokenizer::is_special(int32_t id) const {
   return id >= 0 && id < vocab_size() && data_->special[static_cast<size_t>(id)];
+}
+
+bool Tokenizer::is_mark(int32_t id) const {
+  return id >= 0 && id < vocab_size() && data_->marks[static_cast<size_t>(id)];
 }
 
 int32_t Tokenizer::id_of(std::string_view content) const {

@@ -50,6 +50,7 @@ class Tokenizer {
   // tokenizers but bytes.
   bool adds_bos() const;
   bool is_special(int32_t id) const;
+  bool is_mark(int32_t id) const;  // special, or an added token of several characters: never what guarded text becomes
   // The id of one token by its exact content, or -1.
   int32_t id_of(std::string_view content) const;
   std::string token_bytes(int32_t id) const;  // what decoding it emits

@@ -67,7 +67,7 @@ void expect_exact_mask(const GrammarMatcher& matcher, TokenMasks& masks, const T
   ASSERT_EQ(mask.size(), (tokenizer.vocab_size() + 63) / 64);
   for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
     const std::string bytes = tokenizer.token_bytes(id);
-    const bool want = !tokenizer.is_special(id) && !bytes.empty() && GrammarMatcher(matcher).accept(bytes);
+    const bool want = !tokenizer.is_mark(id) && !bytes.empty() && GrammarMatcher(matcher).accept(bytes);
     ASSERT_EQ(is_allowed(mask, id), want) << id << " \"" << printable(bytes) << '"';
   }
 }
@@ -143,6 +143,25 @@ TEST(TokenMasks, HaveNoTokensThatAreLeftOut) {
   GrammarMatcher(any).allowed(masks, mask);
   EXPECT_TRUE(is_allowed(mask, '['));
   EXPECT_FALSE(is_allowed(mask, '{') || is_allowed(mask, '"'));
+}
+
+TEST(TokenMasks, HaveNoMarksInStrings) {
+  if (test::kSanitized) GTEST_SKIP() << "slow";
+  const Tokenizer tokenizer = test::released_tokenizer("deepseek-v3");
+  const int32_t separator = tokenizer.id_of("<｜tool▁sep｜>");
+  GrammarMatcher in_string(any_json_object());
+  ASSERT_TRUE(in_string.accept("{\"a"));
+  for (const bool with : {false, true}) {
+    TokenMasks masks(any_json_object(), std::make_shared<const TokenTrie>(tokenizer, std::span<const int32_t>(),
+                                                                          std::span(&separator, with ? 1 : 0)));
+    std::vector<uint64_t> mask;
+    in_string.allowed(masks, mask);
+    for (const char* mark : {"<｜tool▁call▁end｜>", "<｜User｜>", "<think>", "</think>", "<｜end▁of▁sentence｜>"}) {
+      EXPECT_FALSE(is_allowed(mask, tokenizer.id_of(mark))) << mark;
+    }
+    EXPECT_EQ(is_allowed(mask, separator), with);
+    EXPECT_TRUE(is_allowed(mask, tokenizer.id_of("<")));
+  }
 }
 
 TEST(TokenMasks, ForgetWhatTheyHaveNoRoomFor) {

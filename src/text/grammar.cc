@@ -336,6 +336,28 @@ std::vector<char> GrammarBuilder::leading_to_end(bool through_bytes) const {
   return leads;
 }
 
+uint32_t GrammarBuilder::add(const Grammar& grammar, const std::string& name) {
+  const uint32_t before = size() - 1;  // its end is the one that is there
+  const auto place = [&](uint32_t at) { return at == 0 ? kEnd : before + at; };
+  std::unordered_map<uint32_t, uint32_t> rules;  // by where they start
+  const auto rule_at = [&](uint32_t start) {
+    const auto [found, is_new] = rules.try_emplace(start, 0);
+    if (is_new) {
+      found->second = add_rule(name);
+      rules_[found->second].start = place(start);
+    }
+    return found->second;
+  };
+  for (size_t i = 1; i < grammar.nodes().size(); ++i) {
+    const auto [kind, what, next] = grammar.nodes()[i];
+    uint32_t there = place(what);
+    if (kind == Kind::bytes) there = set_of(grammar.sets()[what]);
+    if (kind == Kind::call) there = rule_at(what);
+    node(kind, there, place(next));
+  }
+  return rule_at(grammar.start());
+}
+
 void GrammarBuilder::refuse_left_recursion(const std::vector<char>& nullable) const {
   // Which rules a rule may begin with.
   std::vector<std::vector<uint32_t>> first_calls(rules_.size());

@@ -104,6 +104,9 @@ class GrammarBuilder {
   Piece either(Piece one, Piece other);
   Piece repeat(Piece piece, uint64_t min, uint64_t max);
 
+  // A finished grammar becomes rules; returns that of its texts.
+  uint32_t add(const Grammar& grammar, const std::string& name);
+
   // For networks that are no expressions: nodes, one by one. `what` of bytes: see set_of.
   uint32_t node(GrammarNode::Kind kind, uint32_t what, uint32_t next);
   uint32_t set_of(const ByteSet& set);

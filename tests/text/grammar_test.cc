@@ -595,5 +595,27 @@ TEST(GrammarBuilder, OneOfHoldsItsTextsAndNoOthers) {
             "there is no text that the rule none allows");
 }
 
+// A finished grammar within another says the same as alone, its recursion included.
+TEST(GrammarBuilder, TakesGrammarsIn) {
+  const GrammarPtr list = schema(R"({"type": "array", "items": {"$ref": "#"}})"), sum = parse_gbnf(kArithmetic);
+  GrammarBuilder builder;
+  const uint32_t lists = builder.add(*list, "lists"), sums = builder.add(*sum, "sums");
+  const uint32_t root = builder.add_rule("root");
+  const auto call = [&](const char* name, uint32_t rule) {
+    const GrammarBuilder::Piece text = builder.text(name);
+    return builder.then(text, builder.then(builder.call(rule), builder.text(";")));
+  };
+  const GrammarBuilder::Piece one = call("get:", lists), other = call("get_time:", sums);
+  builder.define(root, builder.either(one, other));
+  const GrammarPtr both = builder.finish(root);
+  const auto follows = [&](const std::string& text) {
+    GrammarMatcher matcher(both);
+    return matcher.accept(text) && matcher.can_end();
+  };
+  EXPECT_TRUE(follows("get:[[], [[[]]]];"));
+  EXPECT_TRUE(follows("get_time:(a+1)*2=3\nb=4\n;"));
+  EXPECT_FALSE(follows("get:a=1\n;") || follows("get_time:[];") || follows("get:[[];") || follows("get_time:a=1;"));
+}
+
 }  // namespace
 }  // namespace fathom

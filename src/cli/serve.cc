@@ -114,6 +114,7 @@ serve::Served served_of(const Options& o, const Loaded& loaded) {
             ? "messages are put one behind the other as they stand"
             : "that of its family serves");
   }
+  prompts.call_trie = serve::call_trie(loaded.tokenizer, prompts.chat_template);
   if (!o.thinking.empty())
     prompts.chat.kwargs = {{"thinking", o.thinking == "on"}, {"enable_thinking", o.thinking == "on"}};
   std::vector<int64_t> eos_ids = model.config.eos_token_ids;

@@ -7,7 +7,9 @@
 namespace fathom {
 
 ConstraintState::ConstraintState(const Constraint& constraint)
-    : constraint_(constraint), matcher_(constraint.grammar), active_(constraint.behind.empty()) {}
+    : constraint_(constraint), matcher_(constraint.grammar), active_(constraint.behind.empty()) {
+  if (!matcher_.accept(constraint.begun)) throw Error("what has begun does not follow the grammar");
+}
 
 void ConstraintState::mask(std::span<float> logits, std::span<const int64_t> eos_ids) {
   if (!active_) return;

@@ -17,6 +17,7 @@ struct Constraint {
   std::shared_ptr<const Grammar> grammar;
   std::shared_ptr<TokenMasks> masks;
   std::string behind{};  // the grammar holds from this text of the output on (</think>); empty: from the beginning
+  std::string begun{};   // what of the grammar's text stands in the prompt
 };
 
 // Where one output stands.

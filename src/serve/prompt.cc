@@ -1,6 +1,7 @@
 #include "serve/prompt.h"
 
 #include "base/error.h"
+#include "serve/tool_calls.h"
 #include "text/gbnf.h"
 #include "text/json_schema.h"
 #include "text/regex_grammar.h"
@@ -10,39 +11,20 @@ namespace {
 
 using nlohmann::ordered_json;
 
-// What a model of this format writes in front of a call's arguments; without a name, as far as it does not matter.
-std::string call_head(CallFormat format, const std::string& name) {
-  const std::string begin = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>", separator = "<｜tool▁sep｜>";
-  switch (format) {
-    case CallFormat::v3:
-      return begin + "function" + separator + (name.empty() ? "" : name + "\n```json\n");
-    case CallFormat::v3_1:
-      return begin + (name.empty() ? "" : name + separator);
-    case CallFormat::deepseek_v3_2:
-      return "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"" + (name.empty() ? "" : name + "\">\n");
-    case CallFormat::none:
-      break;
-  }
-  throw ApiError(400, "tool_choice: the model's chat template has no tool calls", "tool_choice", "unsupported_value");
+std::shared_ptr<const Constraint> constraint_by(std::shared_ptr<const Grammar> grammar,
+                                                const std::shared_ptr<const TokenTrie>& trie, std::string behind = {},
+                                                std::string begun = {}) {
+  auto masks = std::make_shared<TokenMasks>(grammar, trie);
+  return std::make_shared<Constraint>(
+      Constraint{std::move(grammar), std::move(masks), std::move(behind), std::move(begun)});
 }
 
-std::string call_end(CallFormat format) {
-  if (format == CallFormat::none) return "";
-  return format == CallFormat::deepseek_v3_2 ? "</｜DSML｜invoke>" : "<｜tool▁call▁end｜>";
-}
-
-// What the arguments of the named function must be.
-GrammarRequest arguments_of(const ChatRequest& request) {
-  GrammarRequest grammar{.kind = GrammarRequest::Kind::json_object, .param = "tools"};
-  for (const ordered_json& tool : request.tools) {
-    const ordered_json& function = tool["function"];
-    if (function["name"] != request.tool || !function.contains("parameters") || function["parameters"].is_null())
-      continue;
-    grammar.kind = GrammarRequest::Kind::json_schema;
-    grammar.schema = function["parameters"];
-    if (!grammar.schema.contains("type")) grammar.schema["type"] = "object";
-  }
-  return grammar;
+// The answer's beginning is a part of what the grammar speaks of.
+void check_begun(const Constraint& constraint, const std::string& begun, const std::string& param) {
+  const std::string last = "the last message, which begins the answer, ";
+  GrammarMatcher matcher(constraint.grammar);
+  if (!matcher.accept(begun)) throw ApiError(400, param + ": " + last + "begins nothing of this form", "messages");
+  if (matcher.must_end()) throw ApiError(400, param + ": " + last + "is all of it: nothing can follow", "messages");
 }
 
 }  // namespace
@@ -63,7 +45,7 @@ std::string default_template(const Tokenizer& tokenizer, std::string_view model_
 }
 
 std::shared_ptr<const Constraint> constraint_of(const PromptSource& source, const GrammarRequest& request,
-                                                std::string behind) {
+                                                std::string behind, const std::string& begun) {
   using Kind = GrammarRequest::Kind;
   if (request.kind == Kind::none) return nullptr;
   try {
@@ -72,11 +54,18 @@ std::shared_ptr<const Constraint> constraint_of(const PromptSource& source, cons
     if (request.kind == Kind::json_schema) grammar = schema_grammar(request.schema);
     if (request.kind == Kind::gbnf) grammar = parse_gbnf(request.source);
     if (request.kind == Kind::regex) grammar = regex_grammar(request.source);
-    return std::make_shared<Constraint>(
-        Constraint{grammar, std::make_shared<TokenMasks>(grammar, source.trie), std::move(behind)});
+    auto constraint = constraint_by(grammar, source.trie, std::move(behind), begun);
+    if (!begun.empty()) check_begun(*constraint, begun, request.param);
+    return constraint;
   } catch (const Error& error) {
     throw ApiError(400, fmt::format("{}: {}", request.param, error.what()), request.param, "invalid_value");
   }
+}
+
+std::shared_ptr<const TokenTrie> call_trie(const Tokenizer& tokenizer, std::string_view chat_template) {
+  const int32_t mark = tokenizer.id_of("<｜tool▁sep｜>");
+  if (mark < 0 || answer_format_of(chat_template, "").calls != CallFormat::v3_1) return nullptr;
+  return std::make_shared<TokenTrie>(tokenizer, std::span<const int32_t>(), std::span(&mark, 1));
 }
 
 ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
@@ -86,6 +75,7 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
   ordered_json messages = request.messages;
   std::optional<bool> thinking = request.thinking;
   bool in_reasoning = false;
+  std::string begun_content;
   if (request.continues_last) {
     chat.begun_answer = messages.back();
     messages.erase(messages.size() - 1);
@@ -96,6 +86,7 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
     };
     if (says("reasoning_content")) thinking = true;
     in_reasoning = says("reasoning_content") && !says("content");
+    if (says("content")) begun_content = chat.begun_answer["content"];
   }
   if (thinking) chat.kwargs["thinking"] = chat.kwargs["enable_thinking"] = *thinking;  // templates know either name
   for (const auto& [name, value] : request.kwargs.items()) chat.kwargs[name] = value;
@@ -123,11 +114,15 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
       if (grammar.kind != GrammarRequest::Kind::none) {
         throw ApiError(400, "tool_choice: goes with no other form of the output", "tool_choice", "invalid_value");
       }
-      // The arguments of the call; which function is the model's choice otherwise, and so is their form.
-      if (!request.tool.empty()) grammar = arguments_of(request);
+      if (!request.tool.empty()) grammar = arguments_of(request.tools, request.tool);
     }
     const bool thinks_first = input.format.begins_in_reasoning && !forced;
-    input.constraint = constraint_of(source, grammar, thinks_first ? "</think>" : "");
+    input.constraint = constraint_of(source, grammar, thinks_first ? "</think>" : "", begun_content);
+    if (forced && request.tool.empty()) {
+      const bool has_mark = input.format.calls == CallFormat::v3_1 && source.call_trie != nullptr;
+      input.constraint =
+          constraint_by(call_grammar(input.format.calls, request.tools), has_mark ? source.call_trie : source.trie);
+    }
     input.ids = std::move(prompt.ids);
     input.text = std::move(prompt.text);
   } catch (const Error& error) {

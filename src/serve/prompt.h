@@ -19,7 +19,12 @@ struct PromptSource {
   std::shared_ptr<const TokenTrie> trie;  // of the tokenizer
   std::string chat_template;              // never empty
   ChatOptions chat;  // of every conversation: begin and end token, kwargs that hold unless a request has others
+  std::shared_ptr<const TokenTrie> call_trie = nullptr;  // see call_trie(); null: the other
 };
+
+// For calls whose function the model chooses: with the mark between a name and its arguments, where the template's
+// format has one. Within a string that one ends nothing. Null where the other serves.
+std::shared_ptr<const TokenTrie> call_trie(const Tokenizer& tokenizer, std::string_view chat_template);
 
 // For a model that has no template: that of its family where its tokenizer has the marks, else the messages as they
 // stand, an answer behind what it answers.
@@ -39,9 +44,9 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request);
 // One for each prompt.
 std::vector<std::vector<int32_t>> completion_inputs(const PromptSource& source, const CompletionRequest& request);
 
-// What a completion must be; null: anything.
+// What a completion must be, of which `begun` stands in the prompt; null: anything.
 std::shared_ptr<const Constraint> constraint_of(const PromptSource& source, const GrammarRequest& request,
-                                                std::string behind);
+                                                std::string behind, const std::string& begun = {});
 
 // The ids of a text, behind the begin token where it belongs there and is asked for.
 std::vector<int32_t> text_ids(const Tokenizer& tokenizer, std::string_view text, bool add_special_tokens,

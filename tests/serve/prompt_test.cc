@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <set>
+
+#include "base/rng.h"
 #include "serve/response.h"
 #include "text/tokenizer_fixture.h"
 
@@ -16,10 +19,13 @@ const Tokenizer& deepseek_v3() {
 PromptSource source_of(const std::string& name) {
   const std::string file = std::string(FATHOM_TEST_DATA) + "/chat/" + name + ".jinja";
   static const auto trie = std::make_shared<TokenTrie>(deepseek_v3());
+  const std::string chat_template = name == kDeepseekV32Encoding ? name : test::slurp(file);
+  static const auto with_mark = call_trie(deepseek_v3(), test::slurp(FATHOM_TEST_DATA "/chat/deepseek-v3.1.jinja"));
   return {deepseek_v3(),
           trie,
-          name == kDeepseekV32Encoding ? name : test::slurp(file),
-          {.bos_token = "<｜begin▁of▁sentence｜>", .eos_token = "<｜end▁of▁sentence｜>"}};
+          chat_template,
+          {.bos_token = "<｜begin▁of▁sentence｜>", .eos_token = "<｜end▁of▁sentence｜>"},
+          name == "deepseek-v3.1" ? with_mark : nullptr};
 }
 ChatInput chat(const PromptSource& source, const std::string& messages, const std::string& fields = "") {
   return chat_input(source, parse_chat_request(R"({"messages": )" + messages + fields + "}"));
@@ -109,6 +115,124 @@ TEST(ChatInput, ACallThatMustComeHasBegun) {
     EXPECT_EQ(chat(source, kHi, R"(, "parallel_tool_calls": false)").call_end, "") << "no tools, no calls";
   }
   EXPECT_THROW(chat(source_of("deepseek-v2"), kHi, kTools + R"(, "tool_choice": "required")"), ApiError);
+}
+
+bool is_allowed(const std::vector<uint64_t>& mask, int32_t id) {
+  return (mask[static_cast<size_t>(id) / 64] >> (id % 64) & 1) != 0;
+}
+
+// One of the tokens that may come, all as likely.
+int32_t drawn(const std::vector<uint64_t>& mask, Rng& rng) {
+  std::vector<int32_t> ids;
+  for (int32_t id = 0; id < std::ssize(mask) * 64; ++id) {
+    if (is_allowed(mask, id)) ids.push_back(id);
+  }
+  return ids.at(rng.below(ids.size()));
+}
+
+// Of several tools the model has the choice, and no other: one that knows nothing at all makes a call that is one.
+TEST(ChatInput, ACallThatMustComeIsOfOneOfTheTools) {
+  const std::string fields = R"(, "tool_choice": "required", "tools": [
+    {"function": {"name": "get", "parameters": {"type": "object", "required": ["days", "city"],
+       "properties": {"days": {"type": "integer", "minimum": 0, "maximum": 99}, "city": {"enum": ["Paris", "Rome"]}}}}},
+    {"function": {"name": "get_time", "parameters": {"properties": {"zone": {"type": "string", "maxLength": 3}}}}}])";
+  for (const std::string& name :
+       {std::string("deepseek-v3"), std::string("deepseek-v3.1"), std::string(kDeepseekV32Encoding)}) {
+    const PromptSource source = source_of(name);
+    const ChatInput input = chat(source, kHi, fields);
+    ASSERT_NE(input.constraint, nullptr);
+    std::vector<uint64_t> mask;
+    std::set<std::string> called;
+    for (uint64_t seed = 0; seed < 24; ++seed) {
+      Rng rng(seed, 0);
+      GrammarMatcher matcher(input.constraint->grammar);
+      ChatChoice choice(input.format, "call_");
+      choice.push(input.begun, 0);
+      std::string text;
+      while (!matcher.must_end()) {
+        ASSERT_LT(text.size(), 2000u);
+        matcher.allowed(*input.constraint->masks, mask);
+        const std::string bytes = deepseek_v3().token_bytes(drawn(mask, rng));
+        ASSERT_TRUE(matcher.accept(bytes));
+        text += bytes;
+      }
+      choice.push(text, 1);
+      choice.finish();
+      ASSERT_TRUE(choice.calls_tools()) << text;
+      const auto function = choice.message()["tool_calls"][0]["function"];
+      const auto arguments = nlohmann::json::parse(function["arguments"].get<std::string>());
+      called.insert(function["name"]);
+      if (function["name"] == "get") {
+        EXPECT_TRUE(arguments["days"].is_number_integer() && arguments["city"].is_string()) << text;
+      } else {
+        EXPECT_EQ(function["name"], "get_time") << text;
+        EXPECT_TRUE(arguments.is_object()) << text;
+      }
+    }
+    EXPECT_EQ(called.size(), 2u) << name;
+    GrammarMatcher named(input.constraint->grammar);
+    ASSERT_TRUE(named.accept("get"));
+    named.allowed(*input.constraint->masks, mask);
+    EXPECT_EQ(is_allowed(mask, deepseek_v3().id_of("<｜tool▁sep｜>")), name == "deepseek-v3.1");
+    const ChatInput any = chat(source, kHi, kTwoTools + R"(, "tool_choice": "required")");
+    GrammarMatcher matcher(any.constraint->grammar);
+    const std::string between = name == "deepseek-v3"     ? "\n```json\n"
+                                : name == "deepseek-v3.1" ? "<｜tool▁sep｜>"
+                                                          : "\">\n";
+    EXPECT_TRUE(matcher.accept("get_weather" + between + "{\"x\": [1]}") && matcher.must_end());
+    EXPECT_FALSE(GrammarMatcher(any.constraint->grammar).accept("get_news"));
+  }
+  try {
+    chat(source_of("deepseek-v3"), kHi, R"(, "tool_choice": "required", "tools": [{"function": {"name": "a"}},
+      {"function": {"name": "b", "parameters": {"type": "thing"}}}])");
+    FAIL();
+  } catch (const ApiError& error) {
+    EXPECT_THAT(error.what(), testing::StartsWith("tools[1].function.parameters: "));
+  }
+}
+
+// A form of the output speaks of what has begun and what follows together.
+TEST(ChatInput, WhatHasBegunIsAPartOfTheForm) {
+  const PromptSource v3 = source_of("deepseek-v3"), v3_1 = source_of("deepseek-v3.1");
+  const auto with = [](const PromptSource& source, const std::string& parts) {
+    return chat(source, R"([{"role": "user", "content": "Hi"}, {"role": "assistant", "prefix": true, )" + parts + "}]",
+                R"(, "response_format": {"type": "json_object"})");
+  };
+  ConstraintState state(*with(v3, R"("content": "{\"a\": [1")").constraint);
+  state.take("2]}");
+  EXPECT_TRUE(state.is_whole());
+  EXPECT_EQ(with(v3_1, R"("content": null, "reasoning_content": "{")").constraint->behind, "</think>");
+  for (const char* content : {"Sure: {", "{]", R"({\"a\": 1})"}) {
+    try {
+      with(v3, std::string(R"("content": ")") + content + '"');
+      FAIL() << content;
+    } catch (const ApiError& error) {
+      EXPECT_EQ(error.status, 400);
+      EXPECT_THAT(error.what(), testing::StartsWith("response_format: the last message, which begins the answer, "));
+    }
+  }
+}
+
+TEST(ChatInput, ToolsAndDevelopersComeToEveryTemplate) {
+  for (const char* name : {"deepseek-v3", "deepseek-v3.1", "deepseek-r1", "deepseek-v3-api-zip", "kimi-k2"}) {
+    const ChatInput input = chat(source_of(name), R"([{"role": "developer", "content": "Be brief."},
+      {"role": "user", "content": "Hi"}])",
+                                 kTools);
+    EXPECT_THAT(input.text, testing::HasSubstr("get_weather")) << name;
+    EXPECT_THAT(input.text, testing::HasSubstr("Be brief.")) << name;
+  }
+}
+
+TEST(ChatInput, AResultThatNobodyAskedForIsRefused) {
+  const std::string messages = R"([{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [
+    {"id": "a", "function": {"name": "f"}}]}, {"role": "tool", "tool_call_id": "b", "content": "1"}])";
+  try {
+    chat(source_of(std::string(kDeepseekV32Encoding)), messages);
+    FAIL();
+  } catch (const ApiError& error) {
+    EXPECT_EQ(error.status, 400);
+    EXPECT_THAT(error.what(), testing::HasSubstr("messages[2].tool_call_id: none of the calls"));
+  }
 }
 
 TEST(ChatInput, ATemplatesComplaintIsTheRequestsFault) {

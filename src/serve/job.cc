@@ -253,7 +253,7 @@ void Job::take_end(Choice& choice, const Generation& result, const std::string& 
   if (!error.empty()) return fail(result.refused ? ApiError(400, error, "", "invalid_grammar") : ApiError(500, error));
   choice.result = result;
   choice.timings = timings_of(result);
-  std::vector<ordered_json> rest = choice.chat.finish();
+  std::vector<ordered_json> rest = choice.chat.finish(result.stopped_by);
   choice.finish = totals_.finish = finish_reason_json(result.finish, choice.chat.calls_tools());
   Usage usage = usage_of(choice);
   // The choices of a prompt read it once.

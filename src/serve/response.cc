@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/utf8.h"
+#include "serve/tool_calls.h"
 #include "text/jinja_text.h"
 
 namespace fathom::serve {
@@ -107,7 +108,7 @@ ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<cons
 }
 
 ChatChoice::ChatChoice(const AnswerFormat& format, std::string call_prefix)
-    : parser_(format), call_prefix_(std::move(call_prefix)) {}
+    : parser_(format), call_end_(call_end(format.calls)), call_prefix_(std::move(call_prefix)) {}
 
 std::vector<ordered_json> ChatChoice::push(std::string_view text, int64_t n_tokens) {
   const std::vector<AnswerPart> parts = parser_.push(text);
@@ -115,7 +116,13 @@ std::vector<ordered_json> ChatChoice::push(std::string_view text, int64_t n_toke
   return deltas_of(parts);
 }
 
-std::vector<ordered_json> ChatChoice::finish() { return deltas_of(parser_.finish()); }
+std::vector<ordered_json> ChatChoice::finish(std::string_view stopped_by) {
+  std::vector<AnswerPart> parts;
+  if (calls_tools() && !call_end_.empty() && stopped_by == call_end_) parts = parser_.push(stopped_by);
+  const std::vector<AnswerPart> rest = parser_.finish();
+  parts.insert(parts.end(), rest.begin(), rest.end());
+  return deltas_of(parts);
+}
 
 std::vector<ordered_json> ChatChoice::deltas_of(const std::vector<AnswerPart>& parts) {
   std::vector<ordered_json> deltas;

@@ -43,7 +43,8 @@ class ChatChoice {
 
   // Deltas of the message, for a stream. n_tokens: that the text stands for.
   std::vector<nlohmann::ordered_json> push(std::string_view text, int64_t n_tokens);
-  std::vector<nlohmann::ordered_json> finish();
+  // stopped_by: the text that ended the output and does not stand in it. Where that is a call's end, the call is whole.
+  std::vector<nlohmann::ordered_json> finish(std::string_view stopped_by = {});
 
   // {role, content, reasoning_content, tool_calls} so far.
   nlohmann::ordered_json message() const;
@@ -59,6 +60,7 @@ class ChatChoice {
   std::string id_of(int64_t call) const { return call_prefix_ + std::to_string(call); }
 
   AnswerParser parser_;
+  std::string call_end_;
   std::string call_prefix_, content_, reasoning_;
   std::vector<Call> calls_;
   int64_t reasoning_tokens_ = 0;

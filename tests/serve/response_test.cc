@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "base/rng.h"
+#include "serve/tool_calls.h"
 
 namespace fathom::serve {
 namespace {
@@ -37,6 +38,45 @@ ordered_json joined(const std::vector<ordered_json>& deltas) {
     }
   }
   return message;
+}
+
+// Where one call is all there may be, its end mark is a stop text, which is cut away.
+TEST(ChatChoice, ACallThatItsEndStopsIsWhole) {
+  struct Case {
+    CallFormat format;
+    std::string answer, arguments;
+  };
+  const std::string v3 = "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>";
+  for (const auto& [format, answer, arguments] :
+       {Case{CallFormat::v3, v3 + "function<｜tool▁sep｜>f\n```json\n{\"a\": 1}\n```<｜tool▁call▁end｜> more",
+             "{\"a\": 1}"},
+        Case{CallFormat::v3_1, v3 + "f<｜tool▁sep｜>{\"a\": 1}<｜tool▁call▁end｜> more", "{\"a\": 1}"},
+        Case{CallFormat::deepseek_v3_2,
+             "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n<｜DSML｜parameter name=\"a\" "
+             "string=\"false\">1</｜DSML｜parameter>\n<｜DSML｜parameter name=\"b\" "
+             "string=\"true\">x</｜DSML｜parameter>\n</｜DSML｜invoke> more",
+             "{\"a\": 1, \"b\": \"x\"}"},
+        Case{CallFormat::deepseek_v3_2, "<｜DSML｜function_calls>\n<｜DSML｜invoke name=\"f\">\n</｜DSML｜invoke> more",
+             "{}"}}) {
+    for (const size_t piece : {answer.size(), size_t{1}, size_t{5}}) {
+      StopFilter filter({call_end(format)});
+      ChatChoice choice({.calls = format}, "call_");
+      std::vector<ordered_json> deltas;
+      const auto add = [&](const std::vector<ordered_json>& more) {
+        deltas.insert(deltas.end(), more.begin(), more.end());
+      };
+      for (size_t at = 0; at < answer.size(); at += piece) add(choice.push(filter.push(answer.substr(at, piece)), 1));
+      ASSERT_TRUE(filter.stopped());
+      add(choice.finish(filter.stopped_by()));
+      EXPECT_EQ(choice.message()["tool_calls"][0]["function"]["arguments"], arguments) << answer;
+      EXPECT_EQ(joined(deltas), choice.message()) << answer;
+      EXPECT_TRUE(choice.message()["content"].is_null()) << choice.message();
+    }
+  }
+  ChatChoice silent({.calls = CallFormat::v3_1}, "call_");
+  silent.push("Hi", 1);
+  silent.finish("<｜tool▁call▁end｜>");
+  EXPECT_EQ(silent.message()["content"], "Hi") << "no call, no end of one";
 }
 
 TEST(ChatChoice, DeltasAddUpToTheMessage) {

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -51,6 +52,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     const simdjson::dom::element root = document.root();
     StepMetrics m;
     if (root["step"].get(m.step) != simdjson::SUCCESS) return std::nullopt;
+    m.steps = number<int64_t>(root, "steps");
     const double nan = std::numeric_limits<double>::quiet_NaN();  // null in the file
     m.loss = optional_number(root, "loss").value_or(nan);
     m.mtp_loss = optional_number(root, "mtp_loss");
@@ -58,6 +60,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     m.grad_norm = optional_number(root, "grad_norm").value_or(nan);
     m.tokens = number<int64_t>(root, "tokens");
     m.tokens_per_s = number<double>(root, "tokens_per_s");
+    m.seconds = number<double>(root, "seconds");
     m.mfu = optional_number(root, "mfu");
     m.max_violation = number<double>(root, "max_violation");
     m.val_loss = optional_number(root, "val_loss");
@@ -99,12 +102,13 @@ void for_each_line(std::string_view content, const Visit& visit) {
 }  // namespace
 
 std::string to_json_line(const StepMetrics& m) {
-  Json object{{"step", m.step}, {"loss", m.loss}};
+  Json object{{"step", m.step}, {"steps", m.steps}, {"loss", m.loss}};
   if (m.mtp_loss) object["mtp_loss"] = *m.mtp_loss;
   object["lr"] = m.lr;
   object["grad_norm"] = m.grad_norm;
   object["tokens"] = m.tokens;
   object["tokens_per_s"] = std::round(m.tokens_per_s * 10) / 10;
+  object["seconds"] = std::round(m.seconds * 1e3) / 1e3;
   if (m.mfu) object["mfu"] = std::round(*m.mfu * 1e4) / 1e4;
   object["max_violation"] = m.max_violation;
   if (m.skipped) object["skipped"] = *m.skipped;
@@ -138,7 +142,9 @@ MetricsLog::MetricsLog(const std::filesystem::path& path, int64_t last_step) : p
     const std::string content = read_file(path, kMaxLogBytes);
     for_each_line(content, [&](std::string_view line) {
       const auto metrics = parse_line(line);
-      if (metrics && metrics->step <= last_step) kept.append(line).push_back('\n');
+      if (!metrics || metrics->step > last_step) return;
+      kept.append(line).push_back('\n');
+      seconds_before_ = std::max(seconds_before_, metrics->seconds);
     });
   }
   // Beside the checkpoint protocol's care a log is no loss: a plain file, but a pipe or device is written to as it is.

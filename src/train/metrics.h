@@ -13,11 +13,13 @@ namespace fathom {
 
 struct StepMetrics {
   int64_t step = 0;
+  int64_t steps = 0;  // that the run is to have
   double loss = 0;
   std::optional<double> mtp_loss;
   double lr = 0, grad_norm = 0;
   int64_t tokens = 0;  // learned from since the beginning
   double tokens_per_s = 0;
+  double seconds = 0;         // of training until the step was done; pauses before a --resume do not count
   std::optional<double> mfu;  // model FLOPs utilization: the step's part of the machine's measured f32 peak
   double max_violation = 0;
   std::optional<std::string> skipped;  // why the step was not taken; its loss may be no number then
@@ -45,11 +47,13 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
   void write(const StepMetrics& metrics);
-  void sync();  // what was written survives a power loss
+  void sync();                                               // what was written survives a power loss
+  double seconds_before() const { return seconds_before_; }  // those of the last line that was kept; 0: none
 
  private:
   std::filesystem::path path_;
   int fd_ = -1;
+  double seconds_before_ = 0;
   bool broken_line_ = false;  // a write failed in the middle of a line
 };
 

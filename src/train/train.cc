@@ -232,6 +232,7 @@ struct Run {
   int32_t separator;       // of documents, where they are masked
   Arena scratch{};         // of what is made again
   double begin_s = 0, measured_peak = 0;
+  double seconds_before = 0;            // of training, before a --resume
   int64_t last_taken = 0;               // step, of this process
   bool not_finite = false;              // the last step's loss or gradient, or a bias
   bool broken = false;                  // the last step has left weights or moments that are not finite
@@ -364,6 +365,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   const LossResult& loss = *whole;
   StepMetrics m;
   m.step = step;
+  m.steps = o.steps;
   m.loss = loss.loss();
   if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
   m.lr = learning_rate(o.lr, step);
@@ -420,6 +422,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     exact.precision = Precision::f32;
     m.sample = o.sample(run.ctx, exact, run.tokenizer, run.prompt, step);
   }
+  m.seconds = run.seconds_before + monotonic_s() - run.begin_s;
   return m;
 }
 
@@ -557,6 +560,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   }
   if (options.check_memory) run.state_sum = state_checksum(pool, run.state);
   run.begin_s = monotonic_s();
+  run.seconds_before = metrics_log.seconds_before();
   TrainResult result;
   if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);
   const std::optional<double>& val_loss = run.state.val_loss;

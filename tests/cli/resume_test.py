@@ -50,7 +50,7 @@ class Resume(Case):
 
     def result(self, out):
         """Weights, their average and log, times aside."""
-        log = re.sub(r'"(tokens_per_s|mfu)":[^,}]*,?', "", (out / "train.jsonl").read_text())
+        log = re.sub(r'"(tokens_per_s|seconds|mfu)":[^,}]*,?', "", (out / "train.jsonl").read_text())
         return (out / "model.safetensors").read_bytes() + (out / "average/model.safetensors").read_bytes(), log
 
     def unbroken(self, name, threads=1):

@@ -346,14 +346,21 @@ TEST_F(Train, ResumedRunHasTheBitsOfAnUninterruptedOne) {
   TrainOptions o = options("cut");
   EXPECT_TRUE(run(o, 1, 3).stopped);
   EXPECT_FALSE(fs::exists(o.out / "model.safetensors"));
-  std::ofstream(o.out / "train.jsonl", std::ios::app) << R"({"step": 4, "loss": 1})"
+  const double seconds_before = read_metrics(o.out / "train.jsonl").back().seconds;
+  EXPECT_GT(seconds_before, 0);
+  std::ofstream(o.out / "train.jsonl", std::ios::app) << R"({"step": 4, "loss": 1, "seconds": 1000})"
                                                       << "\n{\"step\": 5, \"lo";
   o.resume = true;
   run(o, 2);
   EXPECT_TRUE(weights("whole") == weights("cut"));
   const auto steps = read_metrics(o.out / "train.jsonl");
   ASSERT_EQ(steps.size(), 6u);
-  for (size_t i = 0; i < 6; ++i) EXPECT_EQ(steps[i].step, static_cast<int64_t>(i) + 1);
+  for (size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(steps[i].step, static_cast<int64_t>(i) + 1);
+    EXPECT_EQ(steps[i].steps, 6);
+  }
+  EXPECT_GE(steps[3].seconds, seconds_before);  // of both parts together
+  EXPECT_LT(steps[5].seconds, 1000);            // and not of what was dropped
 }
 
 TEST_F(Train, EveryPrecisionLearnsAndResumesWithTheSameBits) {

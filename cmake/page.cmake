@@ -1,10 +1,17 @@
-# Adds the page and the libraries that it needs, Debian's, to `embedded` (src/serve/page/README.md).
-file(GLOB own CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/serve/page/*.html ${CMAKE_CURRENT_SOURCE_DIR}/serve/page/*.css
-     ${CMAKE_CURRENT_SOURCE_DIR}/serve/page/*.js ${CMAKE_CURRENT_SOURCE_DIR}/serve/page/*.txt)
-foreach(file ${own})
-  get_filename_component(name ${file} NAME)
-  list(APPEND embedded /${name}=${file})
-endforeach()
+# Adds the pages and the libraries that they need, Debian's, to `embedded` (src/serve/page/README.md): chat/NAME are files of the page of
+# fathom serve, watch/NAME those of fathom watch.
+set(page ${CMAKE_CURRENT_SOURCE_DIR}/serve/page)
+function(page_files name) # FILE ...
+  foreach(file ${ARGN})
+    get_filename_component(base ${file} NAME)
+    list(APPEND embedded ${name}/${base}=${file})
+  endforeach()
+  set(embedded ${embedded} PARENT_SCOPE)
+endfunction()
+file(GLOB chat CONFIGURE_DEPENDS ${page}/*.html ${page}/*.css ${page}/*.js ${page}/*.txt)
+file(GLOB watch CONFIGURE_DEPENDS ${page}/watch/*.html ${page}/watch/*.css ${page}/watch/*.js)
+page_files(chat ${chat})
+page_files(watch ${watch} ${page}/base.css ${page}/theme.js ${page}/dom.js ${page}/ask.js ${page}/key.js)
 
 function(page_library package folder) # FILE=SERVED ...
   foreach(pair ${ARGN})
@@ -13,7 +20,7 @@ function(page_library package folder) # FILE=SERVED ...
     if(NOT EXISTS ${file})
       message(FATAL_ERROR "${file} of the page is missing: apt-get install ${package}, or build without the page, -DFATHOM_PAGE=OFF")
     endif()
-    list(APPEND embedded /lib/${CMAKE_MATCH_2}=${file})
+    list(APPEND embedded chat/lib/${CMAKE_MATCH_2}=${file})
   endforeach()
   set(embedded ${embedded} PARENT_SCOPE)
 endfunction()

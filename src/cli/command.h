@@ -8,11 +8,13 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "base/error.h"
 #include "checkpoint/packed_model.h"
 #include "infer/sampler.h"
 #include "model/forward.h"
+#include "serve/access.h"
 #include "text/tokenizer.h"
 
 namespace CLI {
@@ -43,6 +45,7 @@ void add_tokenize(CLI::App& app, CommonOptions& common);
 void add_convert(CLI::App& app, CommonOptions& common);
 void add_bench(CLI::App& app, CommonOptions& common);
 void add_serve(CLI::App& app, CommonOptions& common);
+void add_watch(CLI::App& app, CommonOptions& common);
 
 // Temperature, filters and penalties, as options of `command`.
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler);
@@ -106,6 +109,20 @@ ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOp
                             const Device* device = nullptr);
 // Of the experts that were chosen, the part that was in memory; nothing where that was not counted.
 std::optional<double> hit_rate(const Model& model, const ExpertBytes& chosen);
+
+// Where a server listens and who may ask it, as options of `command`.
+struct ListenOptions {
+  std::string host = "127.0.0.1";
+  uint16_t port = 0;
+  std::string key_file{};
+  bool without_key = false;
+  std::vector<std::string> allowed_hosts{};
+};
+void add_listen_options(CLI::App& command, ListenOptions& options);
+// UsageError of `command` where other machines would be let in without a key, and nobody has said that this is meant.
+serve::Access access_of(const ListenOptions& options, std::string_view command);
+// What a browser is given. port: the one that the server took.
+std::string url_of(const std::string& host, uint16_t port);
 
 // --template: a Jinja file or kDeepseekV32Encoding; without one, the tokenizer's own template, empty when it has none.
 std::string load_chat_template(const std::string& file, const Tokenizer& tokenizer);

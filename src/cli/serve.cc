@@ -25,10 +25,10 @@ namespace fs = std::filesystem;
 constexpr double kFlushS = 2;  // for clients to take what was said last
 
 struct Options {
-  std::string model, model_name, host = "127.0.0.1", key_file, prefix_cache, template_file, thinking, kv_type = "auto";
-  uint16_t port = 8080;
-  bool without_key = false, no_log = false;
-  std::vector<std::string> cors_origins, allowed_hosts;
+  std::string model, model_name, prefix_cache, template_file, thinking, kv_type = "auto";
+  ListenOptions listen{.port = 8080};
+  bool no_log = false;
+  std::vector<std::string> cors_origins;
   int64_t max_waiting = 256;
   double drain_s = 30;
   uint64_t prefix_cache_bytes = uint64_t{32} << 30;
@@ -57,15 +57,6 @@ struct Loaded {
   }
 };
 
-bool is_loopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host.starts_with("127.") || host.starts_with("unix:");
-}
-
-std::string url_of(const std::string& host, uint16_t port) {
-  if (host.starts_with("unix:")) return host;
-  return fmt::format("http://{}:{}", host.find(':') == std::string::npos ? host : "[" + host + "]", port);
-}
-
 std::string name_of(const fs::path& model) {
   fs::path name = model.lexically_normal();
   if (!name.has_filename()) name = name.parent_path();
@@ -78,17 +69,8 @@ serve::ServiceOptions service_options(const Options& o, const CommonOptions& com
   s.model_name = o.model_name.empty() ? name_of(o.model) : o.model_name;
   s.version = version_text();
   s.version.resize(s.version.find('\n'));
-  if (!o.key_file.empty()) s.keys = serve::ApiKeys::read(o.key_file);
-  if (!s.keys.required() && !is_loopback(o.host) && !o.without_key) {
-    throw UsageError("serve: --host {} lets other machines in: give --api-key-file FILE, or --no-key if that is meant",
-                     printable(o.host));
-  }
-  s.cors_origins = o.cors_origins;
-  s.allowed_hosts = o.allowed_hosts;
-  if (is_loopback(o.host) && !o.host.starts_with("unix:")) {
-    for (const char* name : {"localhost", "127.0.0.1", "[::1]"}) s.allowed_hosts.emplace_back(name);
-    s.allowed_hosts.push_back(o.host);
-  }
+  s.access = access_of(o.listen, "serve");
+  s.access.cors_origins = o.cors_origins;
   s.log_requests = !o.no_log;
   s.seed = common.seed;
   return s;
@@ -131,11 +113,12 @@ void run(const Options& o, const CommonOptions& common) {
   const std::string name = service.model_name;
 
   std::unique_ptr<serve::Service> answers;
-  serve::HttpServer server(o.host, o.port, o.limits, [&](serve::HttpRequest request, serve::HttpReply reply) {
-    answers->handle(std::move(request), std::move(reply));
-  });
+  serve::HttpServer server(o.listen.host, o.listen.port, o.limits,
+                           [&](serve::HttpRequest request, serve::HttpReply reply) {
+                             answers->handle(std::move(request), std::move(reply));
+                           });
   answers = std::make_unique<serve::Service>(server, std::move(service));
-  const std::string url = url_of(o.host, server.port());
+  const std::string url = url_of(o.listen.host, server.port());
   write_stdout(common.json
                    ? nlohmann::ordered_json{{"url", url}, {"port", server.port()}, {"model", name}}.dump() + "\n"
                    : url + "\n");
@@ -200,16 +183,9 @@ void add_serve(CLI::App& app, CommonOptions& common) {
   c->option_defaults()->always_capture_default();
   c->add_option("--model", o->model, "Model directory or .gguf file")->required()->type_name("MODEL");
   c->add_option("--model-name", o->model_name, "What answers call it (default: the name of the directory or file)");
-  c->add_option("--host", o->host, "Address to listen on, or unix:PATH");
-  c->add_option("--port", o->port, "Port to listen on; 0 takes a free one, which stdout tells");
-  c->add_option("--api-key-file", o->key_file, "Who asks must have one of these keys, one a line (chmod 600)")
-      ->type_name("FILE");
-  c->add_flag("--no-key", o->without_key, "Let other machines in without a key");
+  add_listen_options(*c, o->listen);
   c->add_option("--cors-origin", o->cors_origins,
                 "Origin whose pages may ask, or * (may be given again; default: none)")
-      ->allow_extra_args(false);
-  c->add_option("--allowed-host", o->allowed_hosts,
-                "Name that requests may give the server (may be given again; default: any, on this machine its own)")
       ->allow_extra_args(false);
   c->add_option("--template", o->template_file, "Jinja file, or deepseek-v3.2-encoding (default: model's)")
       ->type_name("FILE");

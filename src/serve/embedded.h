@@ -1,4 +1,4 @@
-// Files that are part of the program (cmake/embed.cmake): the page, what it is made with, and openapi.json.
+// Files that are part of the program (cmake/embed.cmake): the pages, what they are made with, and openapi.json.
 #pragma once
 
 #include <string_view>

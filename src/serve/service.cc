@@ -1,7 +1,5 @@
 #include "serve/service.h"
 
-#include <strings.h>
-
 #include <algorithm>
 #include <charconv>
 #include <condition_variable>
@@ -13,7 +11,7 @@
 #include "base/error.h"
 #include "base/terminal.h"
 #include "base/utf8.h"
-#include "serve/embedded.h"
+#include "serve/page_file.h"
 
 namespace fathom::serve {
 namespace {
@@ -24,12 +22,6 @@ constexpr size_t kMostPrepared = 256;    // requests that wait to be read
 constexpr size_t kShortBody = 16 << 10;  // bytes
 constexpr size_t kMostIdBytes = 128;     // of an X-Request-Id
 constexpr const char* kJson = "application/json";
-
-std::string_view without_port(std::string_view host) {
-  const size_t colon = host.rfind(':');
-  return colon == std::string_view::npos || host.find(']', colon) != std::string_view::npos ? host
-                                                                                            : host.substr(0, colon);
-}
 
 // HEAD goes where GET does.
 std::string allowed_of(const std::string& methods) {
@@ -200,9 +192,9 @@ void Service::handle(HttpRequest request, HttpReply reply) {
   call->id = usable ? *given : random_id("req-");
   call->reply.on_gone([call] { call->gone = true; });
   try {
-    check_origin(*call);
+    check_origin(options_.access, call->request);
     if (const std::string* origin = call->request.header("origin")) {
-      for (const std::string& allowed : options_.cors_origins) {
+      for (const std::string& allowed : options_.access.cors_origins) {
         if (allowed == "*" || allowed == *origin) call->allowed_origin = *origin;
       }
     }
@@ -216,7 +208,7 @@ void Service::handle(HttpRequest request, HttpReply reply) {
       if (!fits) continue;
       call->route = path;
       if (method == route.method) {
-        if (!route.open) check_key(*call);
+        if (!route.open) call->key = check_key(options_.access, call->request);
         return (this->*route.handle)(call);
       }
       methods += (methods.empty() ? "" : ", ") + std::string(route.method);
@@ -231,40 +223,6 @@ void Service::handle(HttpRequest request, HttpReply reply) {
   } catch (const std::exception& error) {
     refuse(call, ApiError(500, error.what()));
   }
-}
-
-// A page of somebody else's must not speak to a server on its reader's machine, by its name or by a name of the page's.
-void Service::check_origin(const Call& call) const {
-  const std::string* host = call.request.header("host");
-  if (!options_.allowed_hosts.empty() && host != nullptr) {  // no browser speaks HTTP/1.0, which has none
-    const std::string_view name = without_port(*host);
-    const bool allowed =
-        std::find(options_.allowed_hosts.begin(), options_.allowed_hosts.end(), name) != options_.allowed_hosts.end();
-    if (!allowed) throw ApiError(403, "the Host header names no host of this server", "", "host_not_allowed");
-  }
-  const std::string* origin = call.request.header("origin");
-  if (origin == nullptr) return;
-  const bool own = host != nullptr && (*origin == "http://" + *host || *origin == "https://" + *host);
-  const auto is_it = [&](const std::string& allowed) { return allowed == "*" || allowed == *origin; };
-  if (!own && std::none_of(options_.cors_origins.begin(), options_.cors_origins.end(), is_it)) {
-    throw ApiError(403, "pages of this origin may not ask here", "", "origin_not_allowed");
-  }
-}
-
-void Service::check_key(Call& call) const {
-  if (!options_.keys.required()) return;
-  constexpr std::string_view kBearer = "Bearer ";  // in either case, as RFC 9110 has it
-  std::string_view key;
-  if (const std::string* header = call.request.header("authorization");
-      header != nullptr && strncasecmp(header->c_str(), kBearer.data(), kBearer.size()) == 0) {
-    key = std::string_view(*header).substr(kBearer.size());
-  } else if (const std::string* plain = call.request.header("x-api-key")) {
-    key = *plain;
-  }
-  call.key = options_.keys.find(key);
-  if (!call.key)
-    throw ApiError(401, key.empty() ? "an API key is needed: Authorization: Bearer KEY" : "this API key is not known",
-                   "", "invalid_api_key");
 }
 
 HttpHeaders Service::headers_of(const Call& call) const {
@@ -498,32 +456,13 @@ void Service::start(const CallPtr& call, JobInput input) {
 
 // ---- The rest
 
-// The page and what belongs to it; openapi.json. Nothing on it comes from elsewhere, and nobody may frame it.
+// The page and what belongs to it; openapi.json.
 bool Service::get_file(const CallPtr& call) {
-  const std::string& path = call->request.path;
-  const std::string_view content = embedded_file(path == "/" ? "/index.html" : path);
-  if (content.empty()) return false;
-  const size_t dot = path.rfind('.');
-  const std::string_view kind =
-      dot == std::string::npos ? std::string_view("html") : std::string_view(path).substr(dot + 1);
-  constexpr std::pair<std::string_view, const char*> kTypes[] = {{"html", "text/html; charset=utf-8"},
-                                                                 {"js", "text/javascript; charset=utf-8"},
-                                                                 {"css", "text/css; charset=utf-8"},
-                                                                 {"json", kJson},
-                                                                 {"svg", "image/svg+xml"},
-                                                                 {"woff2", "font/woff2"},
-                                                                 {"txt", "text/plain; charset=utf-8"}};
-  const auto* type = std::find_if(std::begin(kTypes), std::end(kTypes), [&](const auto& t) { return t.first == kind; });
+  const std::optional<PageFile> file = find_page_file("chat", call->request.path);
+  if (!file) return false;
   HttpHeaders headers = headers_of(*call);
-  headers.emplace_back("Cache-Control", "no-cache");
-  headers.emplace_back("Referrer-Policy", "no-referrer");
-  headers.emplace_back("Cross-Origin-Opener-Policy", "same-origin");
-  headers.emplace_back("Cross-Origin-Resource-Policy", "same-origin");
-  headers.emplace_back(
-      "Content-Security-Policy",
-      "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; "
-      "connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
-  call->reply.send(200, type != std::end(kTypes) ? type->second : "application/octet-stream", content, headers);
+  for (auto& header : page_headers()) headers.push_back(std::move(header));
+  call->reply.send(200, file->content_type, file->content, headers);
   call->route = "page";
   log(*call, 200, nullptr);
   metrics_.count_http(call->route, 200);

@@ -10,10 +10,10 @@
 #include <unordered_set>
 #include <vector>
 
+#include "serve/access.h"
 #include "serve/engine.h"
 #include "serve/http.h"
 #include "serve/job.h"
-#include "serve/keys.h"
 #include "serve/metrics.h"
 #include "serve/prompt.h"
 
@@ -21,9 +21,7 @@ namespace fathom::serve {
 
 struct ServiceOptions {
   std::string model_name, version;
-  ApiKeys keys;
-  std::vector<std::string> cors_origins;   // pages of these may ask; "*": all
-  std::vector<std::string> allowed_hosts;  // that Host may name; empty: any
+  Access access;
   bool log_requests = true;
   uint64_t seed = 0;  // of requests without one, each of which gets another
 };
@@ -64,8 +62,6 @@ class Service {
   void answer_json(const CallPtr& call, const nlohmann::ordered_json& json);
   void log(const Call& call, int status, const JobTotals* totals) const;
   HttpHeaders headers_of(const Call& call) const;
-  void check_origin(const Call& call) const;
-  void check_key(Call& call) const;
   const Served& loaded() const;  // ApiError 503 while there is no model,
   const Served& served() const;  // or it is to end
   void check_room() const;

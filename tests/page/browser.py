@@ -153,32 +153,23 @@ def in_turn(*scripts):
 # ---- A page for each test
 
 
-class PageTest(unittest.TestCase):
-    """A page of its own for each test, and what the tests say about it."""
+class BrowserTest(unittest.TestCase):
+    """A browser, a page of its own for each test, and what must not happen there. `url`: where the page comes from."""
+
+    url = ""
 
     @classmethod
     def setUpClass(cls):
         expect.set_options(timeout=15000)
         cls.playwright = sync_playwright().start()
         cls.browser = cls.playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        cls.server = ThreadingHTTPServer(("127.0.0.1", 0), Relay)
-        cls.server.daemon_threads = True
-        cls.url = f"http://127.0.0.1:{cls.server.server_port}"
-        threading.Thread(target=cls.server.serve_forever, daemon=True).start()
 
     @classmethod
     def tearDownClass(cls):
         cls.browser.close()
         cls.playwright.stop()
-        cls.server.shutdown()
 
     def setUp(self):
-        self.server.requests, self.server.script, self.server.key = [], say("Hello."), None
-        self.server.answers = {
-            "/v1/models": (200, {"data": [{"id": "mock", "max_model_len": 4096}]}),
-            "/ready": (200, {}),
-            "/apply-template": (200, {"prompt": "<User>fathom?<Assistant>"}),
-        }
         self.wrong, self.allowed = [], []
         self.new_context()
 
@@ -209,6 +200,62 @@ class PageTest(unittest.TestCase):
     def allow_failures(self):
         self.allowed.append("Failed to load resource")
 
+    def until(self, condition, seconds=15):
+        """Like playwright's wait_for_function, which the Content-Security-Policy does not let evaluate texts."""
+        end = time.monotonic() + seconds
+        while not self.page.evaluate(condition):
+            self.assertLess(time.monotonic(), end, f"still not: {condition}")
+            time.sleep(0.05)
+
+    def wrong_names(self):
+        """What a screen reader could not name, and what else it would stumble over."""
+        return self.page.evaluate("""() => {
+            const wrong = [];
+            const say = (what, element) => wrong.push(what + ': ' + element.outerHTML.slice(0, 160));
+            const byIds = (ids) => ids.split(/\\s+/).map((id) => document.getElementById(id));
+            for (const e of document.querySelectorAll('button, a, input, textarea, select, [role=group], [role=img], [role=log], nav, aside, dialog, article')) {
+              const label = e.labels?.[0]?.textContent || e.getAttribute('aria-label') || byIds(e.getAttribute('aria-labelledby') ?? '').map((x) => x?.textContent ?? '').join('') ||
+                            (e.matches('button, a') ? e.textContent : '');
+              if (!label.trim()) say('no name', e);
+            }
+            for (const e of document.querySelectorAll('[aria-labelledby], [aria-describedby], [aria-controls], [for]')) {
+              for (const name of ['aria-labelledby', 'aria-describedby', 'aria-controls', 'for']) {
+                if (e.hasAttribute(name) && byIds(e.getAttribute(name)).includes(null)) say(name, e);
+              }
+            }
+            const ids = [...document.querySelectorAll('[id]')].map((e) => e.id);
+            if (new Set(ids).size !== ids.length) wrong.push('ids twice');
+            for (const e of document.querySelectorAll('img:not([alt]), [tabindex]:not([tabindex="0"]):not([tabindex="-1"]), svg:not([aria-hidden]):not(.katex svg), [aria-hidden=true] button')) say('odd', e);
+            if (!document.documentElement.lang || document.querySelectorAll('h1').length !== 1 || document.querySelectorAll('main').length !== 1) wrong.push('page');
+            return wrong;
+        }""")
+
+
+class PageTest(BrowserTest):
+    """The page of `fathom serve` behind the relay, and what the tests say about it."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.server = ThreadingHTTPServer(("127.0.0.1", 0), Relay)
+        cls.server.daemon_threads = True
+        cls.url = f"http://127.0.0.1:{cls.server.server_port}"
+        threading.Thread(target=cls.server.serve_forever, daemon=True).start()
+
+    @classmethod
+    def tearDownClass(cls):
+        super().tearDownClass()
+        cls.server.shutdown()
+
+    def setUp(self):
+        self.server.requests, self.server.script, self.server.key = [], say("Hello."), None
+        self.server.answers = {
+            "/v1/models": (200, {"data": [{"id": "mock", "max_model_len": 4096}]}),
+            "/ready": (200, {}),
+            "/apply-template": (200, {"prompt": "<User>fathom?<Assistant>"}),
+        }
+        super().setUp()
+
     def open(self):
         self.page.goto(self.url + "/")
         expect(self.page.locator("#model")).not_to_be_empty()
@@ -223,13 +270,6 @@ class PageTest(unittest.TestCase):
     def settle(self):
         expect(self.page.locator("#send")).to_be_visible()
         self.until("!document.querySelector('[data-status=streaming]')")
-
-    def until(self, condition, seconds=15):
-        """Like playwright's wait_for_function, which the Content-Security-Policy does not let evaluate texts."""
-        end = time.monotonic() + seconds
-        while not self.page.evaluate(condition):
-            self.assertLess(time.monotonic(), end, f"still not: {condition}")
-            time.sleep(0.05)
 
     def answer(self, i=-1):
         return self.page.locator(".message[data-role=assistant]").nth(i)

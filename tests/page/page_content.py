@@ -294,27 +294,7 @@ class Use(PageTest):
         self.send()
         page.get_by_role("button", name="Experts", exact=True).click()
         page.get_by_role("button", name="Settings").click()
-        wrong = page.evaluate("""() => {
-            const wrong = [];
-            const say = (what, element) => wrong.push(what + ': ' + element.outerHTML.slice(0, 160));
-            const byIds = (ids) => ids.split(/\\s+/).map((id) => document.getElementById(id));
-            for (const e of document.querySelectorAll('button, a, input, textarea, select, [role=group], [role=img], [role=log], nav, aside, dialog, article')) {
-              const label = e.labels?.[0]?.textContent || e.getAttribute('aria-label') || byIds(e.getAttribute('aria-labelledby') ?? '').map((x) => x?.textContent ?? '').join('') ||
-                            (e.matches('button, a') ? e.textContent : '');
-              if (!label.trim()) say('no name', e);
-            }
-            for (const e of document.querySelectorAll('[aria-labelledby], [aria-describedby], [aria-controls], [for]')) {
-              for (const name of ['aria-labelledby', 'aria-describedby', 'aria-controls', 'for']) {
-                if (e.hasAttribute(name) && byIds(e.getAttribute(name)).includes(null)) say(name, e);
-              }
-            }
-            const ids = [...document.querySelectorAll('[id]')].map((e) => e.id);
-            if (new Set(ids).size !== ids.length) wrong.push('ids twice');
-            for (const e of document.querySelectorAll('img:not([alt]), [tabindex]:not([tabindex="0"]):not([tabindex="-1"]), svg:not([aria-hidden]):not(.katex svg), [aria-hidden=true] button')) say('odd', e);
-            if (!document.documentElement.lang || document.querySelectorAll('h1').length !== 1 || document.querySelectorAll('main').length !== 1) wrong.push('page');
-            return wrong;
-        }""")
-        self.assertEqual(wrong, [])
+        self.assertEqual(self.wrong_names(), [])
         log = page.locator("#log")
         self.assertEqual([log.get_attribute("role"), log.get_attribute("aria-live")], ["log", "polite"])
         expect(page.locator("#announcer")).to_have_text("The answer is complete")

@@ -1,7 +1,8 @@
 // Asks the server for answers and writes them into their nodes as they come.
 
-import { ApiError, streamChat } from './stream.js';
+import { ApiError } from './ask.js';
 import { path } from './conversations.js';
+import { streamChat } from './stream.js';
 
 const kWindow_ms = 3000;     // of the speed shown
 const kSaveEvery_ms = 2000;  // so that a closed tab costs no more than that

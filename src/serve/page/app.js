@@ -2,12 +2,13 @@
 
 import { announce, banner, by, download, duration, icon, number, toast } from './dom.js';
 import { Answering } from './answering.js';
+import { apiKey, getJson, postJson } from './ask.js';
 import { Conversations, append, choose, newConversation, path, removeNode, storageKeyId } from './conversations.js';
 import { ExpertsView } from './experts.js';
+import { askForKey } from './key.js';
 import { MessageLog, draftsText } from './messages.js';
 import { Settings } from './settings.js';
 import { Sidebar } from './sidebar.js';
-import { apiKey, getJson, postJson, setApiKey } from './stream.js';
 
 const kTick_ms = 250;     // of the line that tells the speed
 const kLookAgain_ms = 2000;
@@ -20,7 +21,6 @@ let current = newConversation();
 let frame = 0;
 const changed_nodes = new Map();  // since the last frame: node to whether it is final
 let draft_timer = 0;
-let key_retries = [];
 const deleted = new Set();  // ids: an answer that still ends there brings nothing back
 
 const settings = new Settings((name) => {
@@ -323,13 +323,6 @@ function focusText() {
 
 // ---- The server
 
-function askForKey(message, retry) {
-  if (retry) key_retries.push(retry);
-  by('key-message').textContent = message;
-  by('key').value = '';
-  if (!by('key-dialog').open) by('key-dialog').showModal();
-}
-
 async function meetServer() {
   try {
     await waitUntilReady();
@@ -397,20 +390,6 @@ by('theme').addEventListener('click', () => {
 by('toggle-experts').addEventListener('click', () => showExperts(by('experts').hidden));
 by('close-experts').addEventListener('click', () => showExperts(false));
 by('open-settings').addEventListener('click', () => settings.open());
-
-by('key-form').addEventListener('submit', (event) => {
-  event.preventDefault();
-  const key = by('key').value.trim();
-  if (!key) return;
-  setApiKey(key);
-  by('key-dialog').close('given');
-  key_retries.splice(0).forEach((retry) => retry());
-});
-by('key-cancel').addEventListener('click', () => by('key-dialog').close());
-by('key-dialog').addEventListener('close', () => {
-  if (by('key-dialog').returnValue !== 'given') key_retries = [];
-  by('key-dialog').returnValue = '';
-});
 
 document.addEventListener('keydown', (event) => {
   if (event.isComposing || document.querySelector('dialog[open]')) return;

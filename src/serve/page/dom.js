@@ -107,3 +107,10 @@ export function duration(ms) {
   if (ms < 60000) return `${number(ms / 1000, ms < 10000 ? 1 : 0)} s`;
   return `${Math.floor(ms / 60000)} min ${Math.floor(ms / 1000) % 60} s`;
 }
+
+// A colour between two (#rrggbb): `share` 0 is the first.
+export function mixed(from, to, share) {
+  const parts = (color) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
+  const [a, b] = [parts(from), parts(to)];
+  return `rgb(${a.map((x, i) => Math.round(x + (b[i] - x) * share)).join(' ')})`;
+}

@@ -1,6 +1,6 @@
 // Which experts an answer used: a row for each layer, a column for each expert, the stronger the colour the more tokens.
 
-import { by, h, number } from './dom.js';
+import { by, h, mixed, number } from './dom.js';
 
 const kGutter_px = 34;  // the numbers of the layers
 const kMostCell_px = 22;
@@ -22,12 +22,6 @@ export function spread(row) {
   const total = row.reduce((sum, n) => sum + n, 0);
   const most = Math.max(...row);
   return { total, most, busiest: row.indexOf(most), used: row.filter((n) => n > 0).length, over_mean: total > 0 ? most * row.length / total : 0 };
-}
-
-function mixed(from, to, share) {
-  const parts = (color) => [1, 3, 5].map((at) => parseInt(color.slice(at, at + 2), 16));
-  const [a, b] = [parts(from), parts(to)];
-  return `rgb(${a.map((x, i) => Math.round(x + (b[i] - x) * share)).join(' ')})`;
 }
 
 export class ExpertsView {

@@ -1,73 +1,8 @@
-// Speaks to the server: requests with the key where one is needed, and answers that come as server-sent events.
+// Answers that come as server-sent events.
 
-const kKey = 'fathom.key';
+import { ApiError, ask, errorOf } from './ask.js';
+
 const kSilent_ms = 90000;  // the server lets hear of itself every 15 s
-
-export class ApiError extends Error {
-  constructor(status, message, code = '') {
-    super(message);
-    this.status = status;  // 0: the connection failed
-    this.code = code;
-  }
-}
-
-let memory_key = '';  // where the browser has no storage for the page
-
-export function apiKey() {
-  try {
-    return sessionStorage.getItem(kKey) ?? memory_key;
-  } catch {
-    return memory_key;
-  }
-}
-
-export function setApiKey(key) {
-  memory_key = key;
-  try {
-    sessionStorage.setItem(kKey, key);
-  } catch {
-    // memory_key it is
-  }
-}
-
-function headers() {
-  const all = { 'Content-Type': 'application/json' };
-  if (apiKey()) all.Authorization = 'Bearer ' + apiKey();
-  return all;
-}
-
-function errorOf(status, json, retry_after) {
-  const error = json?.error ?? {};
-  let message = typeof error === 'string' ? error : error.message;
-  message = String(message ?? `the server answered ${status}`);
-  if (retry_after) message += ` (try again in ${retry_after} s)`;
-  return new ApiError(status, message, String(error.code ?? error.type ?? ''));
-}
-
-async function ask(method, path, body, signal) {
-  let response;
-  try {
-    response = await fetch(path, {
-      method, signal, headers: headers(), cache: 'no-store', body: body === undefined ? undefined : JSON.stringify(body)
-    });
-  } catch (error) {
-    if (signal?.aborted) throw error;
-    throw new ApiError(0, 'The server cannot be reached.', 'no_connection');
-  }
-  if (!response.ok) {
-    const json = await response.json().catch(() => null);
-    throw errorOf(response.status, json, response.headers.get('retry-after'));
-  }
-  return response;
-}
-
-export async function getJson(path) {
-  return (await ask('GET', path)).json();
-}
-
-export async function postJson(path, body) {
-  return (await ask('POST', path, body)).json();
-}
 
 // Splits a text that comes in pieces into the data of server-sent events; comments and other fields are passed over.
 export class EventReader {

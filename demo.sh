@@ -17,7 +17,7 @@ cmake --preset release -DFATHOM_TESTS=OFF >/dev/null
 cmake --build --preset release -j "$(nproc)" --target fathom | tail -n 1
 fathom=build/release/src/fathom
 
-say "Train ($steps steps; a checkpoint in $out, progress below)"
+say "Train ($steps steps; a checkpoint in $out, progress below; $fathom watch $out draws it live)"
 [ -n "${OUT:-}" ] || rm -rf "$out"  # a directory of the user's own is never removed
 "$fathom" train --model-config models/shakespeare.config.json --tokenizer bytes --out "$out" \
   --data data/tinyshakespeare-train.txt --val-data data/tinyshakespeare-val.txt --val-every 500 \
@@ -37,5 +37,6 @@ cat <<TEXT
   $fathom generate --model $out --prompt "JULIET:" --max-tokens 500 --temperature 0.8
   $fathom serve --model $out      # then http://127.0.0.1:8080/ is a page to chat on
   $fathom inspect $out
-  $out/report.html shows the run: losses, learning rate, expert loads, samples
+  $fathom watch $out              # then http://127.0.0.1:8090/ draws the run: losses, balance, biases, expert loads, samples
+  $out/report.html shows it too, in one file
 TEXT

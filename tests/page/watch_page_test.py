@@ -120,7 +120,8 @@ class Watch(BrowserTest):
         }""")
 
     def point(self, key, share):
-        """The pointer over a plot, so far from its left to its right end."""
+        """The pointer over a plot, so far from its left to its right end; what changed before has been drawn."""
+        self.page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         box = self.plot(key).locator(".over").bounding_box()
         x, y = box["x"] + 54 + (box["width"] - 68) * share, box["y"] + box["height"] / 2
         self.page.mouse.move(x, y)
@@ -603,7 +604,7 @@ class Screenshot(BrowserTest):
             self.addCleanup(server.terminate)
             self.url = server.stdout.readline().strip()
             server.stdout.close()
-            self.new_context(viewport={"width": 1280, "height": 1500})
+            self.new_context(viewport={"width": 1280, "height": 1840})
             self.page.goto(self.url + "/")
             expect(self.page.locator(".steps").last).to_contain_text("of")
             self.page.wait_for_timeout(1500)

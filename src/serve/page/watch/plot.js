@@ -108,7 +108,7 @@ export class Plot {
       const room = high > low ? (high - low) * 0.05 : Math.abs(high) * 0.1 || 1;
       [low, high] = [this.#source.from_zero && low === 0 ? 0 : low - room, high + room];
     }
-    this.#scale = { ...span, low, high, log, width, height };
+    this.#scale = { ...span, low, high, log, width, height, axis: this.#view.axis };
     this.#paint(traces);
     this.drawOver();
   }
@@ -284,7 +284,7 @@ export class Plot {
   #listen() {
     const over = this.#over;
     over.addEventListener('pointermove', (event) => {
-      if (!this.#scale) return;
+      if (this.#scale?.axis !== this.#view.axis) return;  // not drawn yet
       if (this.#drag && event.pointerId === this.#drag.pointer) {
         this.#drag.to_px = Math.min(kLeft + this.#scale.width, Math.max(kLeft, event.offsetX));
         this.#drag.moved ||= Math.abs(this.#drag.to_px - this.#drag.from_px) >= kLeastDrag_px;
@@ -292,7 +292,7 @@ export class Plot {
       this.#view.point(this.#at(event.offsetX));
     });
     over.addEventListener('pointerdown', (event) => {
-      if (!this.#scale || event.button !== 0) return;
+      if (this.#scale?.axis !== this.#view.axis || event.button !== 0) return;
       this.#drag = { pointer: event.pointerId, from_px: Math.min(kLeft + this.#scale.width, Math.max(kLeft, event.offsetX)), moved: false };
       this.#drag.to_px = this.#drag.from_px;
       over.setPointerCapture(event.pointerId);

@@ -88,7 +88,7 @@ function lineSource(plot, view) {
       const span = view.span();
       const slack = span ? (span.to - span.from) * 0.02 : 0;
       const head = [at === null ? 'latest' : positionText(view.axis, at),
-                    ...series.flatMap((each) => (smooths(each) ? [each.name, 'this step'] : [each.name]))];
+                    ...series.flatMap((each) => (smooths(each) ? [each.name, 'raw'] : [each.name]))];
       const several = view.runs.length > 1;
       const swatches = plot.series.length === 1 ? [] : series.flatMap((each) => {
         const { color, dash } = styleOf(view.runs[0], plot.series.indexOf(each));

@@ -32,6 +32,7 @@ void ConstraintState::mask(std::span<float> logits, std::span<const int64_t> eos
 void ConstraintState::take(std::string_view bytes) {
   if (active_) {
     if (!matcher_.accept(bytes)) throw Error("a token does not follow the grammar that the output must follow");
+    if (constraint_.returns && matcher_.must_end()) leave();
     return;
   }
   tail_ += bytes;
@@ -45,7 +46,17 @@ void ConstraintState::take(std::string_view bytes) {
   // What the token says behind the mark is the beginning; it was not masked, and may be a line's end alone.
   std::string_view rest = std::string_view(tail_).substr(found + constraint_.behind.size());
   while (rest.starts_with('\n') || rest.starts_with(' ')) rest.remove_prefix(1);
-  if (!matcher_.accept(rest)) throw Error("the output does not follow the grammar that it must follow");
+  if (!matcher_.accept(rest)) {
+    if (!constraint_.returns) throw Error("the output does not follow the grammar that it must follow");
+    return leave();  // nothing that it speaks of
+  }
+  if (constraint_.returns && matcher_.must_end()) leave();
+}
+
+void ConstraintState::leave() {
+  matcher_ = GrammarMatcher(constraint_.grammar);
+  active_ = false;
+  tail_.clear();
 }
 
 }  // namespace fathom

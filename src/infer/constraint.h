@@ -18,6 +18,7 @@ struct Constraint {
   std::shared_ptr<TokenMasks> masks;
   std::string behind{};  // the grammar holds from this text of the output on (</think>); empty: from the beginning
   std::string begun{};   // what of the grammar's text stands in the prompt
+  bool returns = false;  // once its text is whole, the output is free until `behind` comes again; not its end
 };
 
 // Where one output stands.
@@ -29,9 +30,11 @@ class ConstraintState {
   void mask(std::span<float> logits, std::span<const int64_t> eos_ids);
   // A token that was taken, and what it says. Error for one that mask() would not have left.
   void take(std::string_view bytes);
-  bool is_whole() const { return active_ && matcher_.must_end(); }  // nothing can come any more
+  bool is_whole() const { return active_ && matcher_.must_end() && !constraint_.returns; }  // nothing can come any more
 
  private:
+  void leave();
+
   Constraint constraint_;
   GrammarMatcher matcher_;
   bool active_;

@@ -11,9 +11,9 @@ namespace {
 
 using nlohmann::ordered_json;
 
-std::shared_ptr<const Constraint> constraint_by(std::shared_ptr<const Grammar> grammar,
-                                                const std::shared_ptr<const TokenTrie>& trie, std::string behind = {},
-                                                std::string begun = {}) {
+std::shared_ptr<Constraint> constraint_by(std::shared_ptr<const Grammar> grammar,
+                                          const std::shared_ptr<const TokenTrie>& trie, std::string behind = {},
+                                          std::string begun = {}) {
   auto masks = std::make_shared<TokenMasks>(grammar, trie);
   return std::make_shared<Constraint>(
       Constraint{std::move(grammar), std::move(masks), std::move(behind), std::move(begun)});
@@ -118,10 +118,16 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
     }
     const bool thinks_first = input.format.begins_in_reasoning && !forced;
     input.constraint = constraint_of(source, grammar, thinks_first ? "</think>" : "", begun_content);
+    const CallFormat calls = input.format.calls;
+    const std::shared_ptr<const TokenTrie>& with_mark =
+        calls == CallFormat::v3_1 && source.call_trie != nullptr ? source.call_trie : source.trie;
     if (forced && request.tool.empty()) {
-      const bool has_mark = input.format.calls == CallFormat::v3_1 && source.call_trie != nullptr;
-      input.constraint =
-          constraint_by(call_grammar(input.format.calls, request.tools), has_mark ? source.call_trie : source.trie);
+      input.constraint = constraint_by(call_grammar(calls, request.tools), with_mark);
+    } else if (!input.constraint && calls != CallFormat::none && has_strict(request.tools)) {
+      // Whether there is a call at all is the model's choice.
+      auto strict = constraint_by(call_grammar(calls, request.tools, true), with_mark, call_begin(calls));
+      strict->returns = true;
+      input.constraint = std::move(strict);
     }
     input.ids = std::move(prompt.ids);
     input.text = std::move(prompt.text);

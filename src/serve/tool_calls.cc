@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "base/error.h"
@@ -38,6 +39,10 @@ GrammarRequest arguments_of(const ordered_json& tool) {
   return grammar;
 }
 
+bool is_strict(const ordered_json& tool) {
+  return tool["function"].contains("strict") && tool["function"]["strict"] == true;
+}
+
 }  // namespace
 
 std::string call_head(CallFormat format, const std::string& name) {
@@ -68,30 +73,44 @@ GrammarRequest arguments_of(const ordered_json& tools, const std::string& name) 
   return {.kind = GrammarRequest::Kind::json_object, .param = "tools"};
 }
 
-std::shared_ptr<const Grammar> call_grammar(CallFormat format, const ordered_json& tools) {
+std::shared_ptr<const Grammar> call_grammar(CallFormat format, const ordered_json& tools, bool strict_alone) {
   GrammarBuilder builder;
-  std::vector<std::pair<std::string, uint32_t>> calls;  // what stands in front of arguments, and their rule
-  std::optional<uint32_t> any;                          // of functions that tell nothing of theirs
+  std::vector<std::pair<std::string, std::optional<uint32_t>>> calls;  // what is in front of arguments, and their rule
+  std::optional<uint32_t> any;                                         // of functions that tell nothing of theirs
   for (size_t i = 0; i < tools.size(); ++i) {
+    const std::string name = tools[i]["function"]["name"];
+    auto& [head, rule] = calls.emplace_back(name + behind_name(format), std::nullopt);
+    if (strict_alone && !is_strict(tools[i])) continue;
     const GrammarRequest arguments = arguments_of(tools[i]);
     try {
-      const std::string name = tools[i]["function"]["name"];
-      const bool is_any = arguments.kind == GrammarRequest::Kind::json_object;
-      if (is_any && !any) any = builder.add(*any_json_object(), "object");
-      calls.emplace_back(name + behind_name(format),
-                         is_any ? *any : builder.add(*schema_grammar(arguments.schema), name));
+      if (arguments.kind == GrammarRequest::Kind::json_object) {
+        if (!any) any = builder.add(*any_json_object(), "object");
+        rule = any;
+      } else {
+        rule = builder.add(*schema_grammar(arguments.schema), name);
+      }
     } catch (const Error& error) {
       throw ApiError(400, fmt::format("tools[{}].function.parameters: {}", i, error.what()), "tools", "invalid_value");
     }
   }
   GrammarBuilder::Piece one = builder.never();
   for (const auto& [head, rule] : calls) {
-    const GrammarBuilder::Piece text = builder.text(head);
-    one = builder.either(one, builder.then(text, builder.call(rule)));
+    GrammarBuilder::Piece call = builder.text(head);
+    if (rule) call = builder.then(call, builder.call(*rule));
+    one = builder.either(one, call);
   }
   const uint32_t root = builder.add_rule("call");
   builder.define(root, one);
   return builder.finish(root);
+}
+
+bool has_strict(const ordered_json& tools) { return std::any_of(tools.begin(), tools.end(), is_strict); }
+
+std::string call_begin(CallFormat format) {
+  const std::string head = call_head(format, "");
+  const size_t first =
+      format == CallFormat::deepseek_v3_2 ? head.find("<｜DSML｜invoke") : head.find("<｜tool▁call▁begin｜>");
+  return head.substr(first);
 }
 
 }  // namespace fathom::serve

@@ -191,6 +191,46 @@ TEST(ChatInput, ACallThatMustComeIsOfOneOfTheTools) {
   }
 }
 
+// Whether there is a call is the model's choice; of a strict function it is a valid one, and others stay free.
+TEST(ChatInput, ArgumentsOfStrictFunctionsFollowTheirSchema) {
+  const std::string fields = R"(, "tools": [{"function": {"name": "now"}}, {"function": {"name": "get", "strict": true,
+    "parameters": {"type": "object", "required": ["days"], "properties": {"days": {"type": "integer"}}}}}])";
+  struct Case {
+    std::string name, begin, between, end;
+  };
+  for (const auto& [name, begin, between, end] :
+       {Case{"deepseek-v3", "<｜tool▁call▁begin｜>function<｜tool▁sep｜>", "\n```json\n", "\n```<｜tool▁call▁end｜>"},
+        Case{"deepseek-v3.1", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"},
+        Case{std::string(kDeepseekV32Encoding), "<｜DSML｜invoke name=\"", "\">\n", "\n</｜DSML｜invoke>"}}) {
+    const PromptSource source = source_of(name);
+    const ChatInput input = chat(source, kHi, fields);
+    ASSERT_NE(input.constraint, nullptr) << name;
+    ConstraintState state(*input.constraint);
+    const auto says = [&](const std::string& text) {
+      for (const int32_t id : deepseek_v3().encode(text)) state.take(deepseek_v3().token_bytes(id));
+    };
+    const auto may_come = [&](const char* token) {
+      std::vector<float> logits(static_cast<size_t>(deepseek_v3().vocab_size()));
+      state.mask(logits, std::vector<int64_t>{1});
+      return logits[static_cast<size_t>(deepseek_v3().id_of(token))] == 0;
+    };
+    says("I look. " + begin);
+    EXPECT_TRUE(may_come("get") && may_come("now") && !may_come("I") && !may_come("<｜end▁of▁sentence｜>")) << name;
+    says("get" + between);
+    EXPECT_TRUE(may_come("{") && !may_come("[") && !may_come("<｜tool▁call▁end｜>")) << name;
+    says("{\"days\": 2");
+    EXPECT_FALSE(may_come("x"));
+    says("}");
+    EXPECT_FALSE(state.is_whole());
+    EXPECT_TRUE(may_come("x") && may_come("<｜tool▁call▁end｜>") && may_come("<｜end▁of▁sentence｜>")) << name;
+    says(end + "\n" + begin + "now" + between);
+    EXPECT_TRUE(may_come("x") && may_come("[")) << name;
+    says("what it likes" + end + begin);
+    EXPECT_FALSE(may_come("x")) << name;
+    EXPECT_EQ(chat(source, kHi, kTwoTools).constraint, nullptr) << "none is strict";
+  }
+}
+
 // A form of the output speaks of what has begun and what follows together.
 TEST(ChatInput, WhatHasBegunIsAPartOfTheForm) {
   const PromptSource v3 = source_of("deepseek-v3"), v3_1 = source_of("deepseek-v3.1");

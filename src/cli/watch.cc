@@ -59,9 +59,10 @@ void add_watch(CLI::App& app, CommonOptions& common) {
   const auto o = std::make_shared<Options>();
   CLI::App* c = app.add_subcommand(
       "watch", "Serve a page that draws training runs while they run: losses, balance, biases, speed, samples");
-  c->option_defaults()->always_capture_default();
   c->add_option("RUN", o->runs, "What fathom train --out names, or a log (.jsonl); several are drawn over one another")
-      ->required();
+      ->required()
+      ->type_name("");
+  c->option_defaults()->always_capture_default();
   add_listen_options(*c, o->listen);
   c->callback([o, &common] { run(*o, common); });
 }

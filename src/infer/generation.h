@@ -30,8 +30,10 @@ struct Sequence {
 struct GenerationOptions {
   SamplerOptions sampler;
   int64_t max_tokens = 256;
-  std::vector<std::string> stop;  // texts that end the output and do not stand in it
-  std::vector<int64_t> eos_ids;   // empty: nothing but the limits and `stop` ends the output
+  std::vector<std::string> stop;    // texts that end the output and do not stand in it
+  std::vector<int64_t> eos_ids;     // empty: nothing but the limits and `stop` ends the output
+  std::vector<int64_t> stop_ids{};  // end it too, where a constraint lets them come as any token
+  int64_t min_tokens = 0;           // nothing but a constraint's end ends the output before so many
   uint64_t seed = 0;
   int64_t draft_tokens = 0;  // tokens that the MTP module proposes for each pass at most; without a module: none
   std::shared_ptr<const Constraint> constraint{};  // that the output must follow; its end ends the output

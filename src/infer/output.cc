@@ -1,7 +1,9 @@
 #include "infer/output.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
+#include <utility>
 
 #include "infer/log_softmax.h"
 
@@ -44,15 +46,32 @@ Output::Output(const Tokenizer* tokenizer, const GenerationOptions& options, std
 std::string Output::emit(int32_t id) {
   result.ids.push_back(id);
   previous_.push_back(id);
-  if (std::find(options_.eos_ids.begin(), options_.eos_ids.end(), id) != options_.eos_ids.end()) {
+  for (const std::vector<int64_t>* ends : {&options_.eos_ids, &options_.stop_ids}) {
+    if (std::find(ends->begin(), ends->end(), id) == ends->end()) continue;
     end(FinishReason::eos);
     return {};
   }
   if (!decoder_ || id >= n_readable_) return {};
   if (constraint_) constraint_->take(tokenizer_->token_bytes(id));
-  std::string text = filter_.push(decoder_->push(id));
+  std::string text = decoder_->push(id);
+  if (n_generated() > options_.min_tokens) text = filter_.push(text);
   if (filter_.stopped() || (constraint_ && constraint_->is_whole())) end(FinishReason::stop);
   return text;
+}
+
+// Unless nothing else may come: a constraint's end is the output's.
+void Output::hold_back_ends(std::span<float> logits) const {
+  constexpr float kNever = -std::numeric_limits<float>::infinity();
+  std::vector<std::pair<int64_t, float>> held;
+  for (const std::vector<int64_t>* ends : {&options_.eos_ids, &options_.stop_ids}) {
+    for (const int64_t id : *ends) {
+      if (id < 0 || id >= std::ssize(logits)) continue;
+      held.emplace_back(id, std::exchange(logits[static_cast<size_t>(id)], kNever));
+    }
+  }
+  if (!constraint_ || std::any_of(logits.begin(), logits.end(), [](float x) { return x != kNever; })) return;
+  // Backwards: an id that stands twice was there the first time.
+  for (auto it = held.rbegin(); it != held.rend(); ++it) logits[static_cast<size_t>(it->first)] = it->second;
 }
 
 void Output::end(FinishReason why) {
@@ -67,6 +86,7 @@ std::string Output::take(Tensor logits, std::span<const Draft> drafts) {
     const std::span<float> row(logits.f32_row(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols()));
     if (options_.top_logprobs >= 0) logits_.assign(row.begin(), row.end());
     if (constraint_) constraint_->mask(row, options_.eos_ids);
+    if (n_generated() < options_.min_tokens) hold_back_ends(row);
     const Draft* const draft = i < drafts.size() ? &drafts[i] : nullptr;
     const int32_t id = draft == nullptr
                            ? sample(row, previous_, n_generated(), options_.sampler, rng_)

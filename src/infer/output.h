@@ -37,6 +37,7 @@ class Output {
 
  private:
   std::string emit(int32_t id);
+  void hold_back_ends(std::span<float> logits) const;
   void end(FinishReason why);
 
   GenerationOptions options_;

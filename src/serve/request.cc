@@ -6,10 +6,12 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <span>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "serve/json_fields.h"
+#include "text/json_schema.h"
 
 namespace fathom::serve {
 namespace {
@@ -94,6 +96,16 @@ std::string required_text(const Fields& fields, std::string_view name) {
   auto text = fields.text(name);
   if (!text) refuse(fields.name_of(name), "is missing", "missing_required_parameter");
   return *std::move(text);
+}
+
+std::vector<int32_t> read_ids(element list, const std::string& param) {
+  std::vector<int32_t> ids;
+  for (const element value : list.get_array()) {
+    const auto id = integer_of(value);
+    if (!id || *id < 0 || *id > INT32_MAX) refuse(param, "token ids are integers from 0 on");
+    ids.push_back(static_cast<int32_t>(*id));
+  }
+  return ids;
 }
 
 void read_stops(const Fields& body, GenerationOptions& generation) {
@@ -218,7 +230,90 @@ void read_grammar(const Fields& body, GrammarRequest& grammar) {
   }
 }
 
+// Whether a value is none of null, false, 0, "", [] and {}.
+bool asks(element value) {
+  switch (value.type()) {
+    case element_type::NULL_VALUE:
+      return false;
+    case element_type::BOOL:
+      return value.get_bool().value_unsafe();
+    case element_type::STRING:
+      return !value.get_string().value_unsafe().empty();
+    case element_type::ARRAY:
+      return value.get_array().value_unsafe().size() > 0;
+    case element_type::OBJECT:
+      return value.get_object().value_unsafe().size() > 0;
+    case element_type::INT64:
+    case element_type::UINT64:
+    case element_type::DOUBLE:
+      break;
+  }
+  return value.get_double().value() != 0;
+}
+
+// Known elsewhere and not here: who asks for one would get another answer than was meant.
+void refuse_unsupported(const Fields& body) {
+  struct Unsupported {
+    const char* name;
+    const char* harmless = "";  // as JSON: what asks for nothing either
+  };
+  constexpr Unsupported kOfBody[] = {{"functions"},
+                                     {"function_call", "\"none\""},
+                                     {"modalities", "[\"text\"]"},
+                                     {"audio"},
+                                     {"web_search_options"},
+                                     {"use_beam_search"},
+                                     {"bad_words"},
+                                     {"allowed_token_ids"},
+                                     {"include_stop_str_in_output"},
+                                     {"truncate_prompt_tokens"},
+                                     {"prompt_logprobs"},
+                                     {"return_tokens_as_token_ids"},
+                                     {"chat_template"},
+                                     {"documents"},
+                                     {"ebnf"},
+                                     {"stop_regex"},
+                                     {"logits_processors"},
+                                     {"mirostat"},
+                                     {"dry_multiplier"},
+                                     {"xtc_probability"},
+                                     {"dynatemp_range"}};
+  constexpr Unsupported kOfForm[] = {{"structural_tag"}};
+  const auto check = [](const Fields& fields, std::span<const Unsupported> all) {
+    for (const Unsupported& one : all) {
+      const auto value = fields.find(one.name);
+      if (value && asks(*value) && simdjson::to_string(*value) != one.harmless) {
+        refuse(fields.name_of(one.name), "is not supported", "unsupported_parameter");
+      }
+    }
+  };
+  check(body, kOfBody);
+  if (const auto form = body.fields("structured_outputs")) check(*form, kOfForm);
+}
+
+void read_ends(const Fields& body, CommonRequest& request) {
+  constexpr int64_t kMostTokens = int64_t{1} << 40;  // the context's limit comes later
+  request.max_tokens = body.integer("max_completion_tokens", 1, kMostTokens);
+  if (!request.max_tokens) request.max_tokens = body.integer("max_tokens", 0, kMostTokens);
+  if (const auto n = body.integer("n_predict", -1, kMostTokens); n && !request.max_tokens) {
+    request.max_tokens = *n < 0 ? kMostTokens : *n;
+  }
+  request.generation.min_tokens = body.integer("min_tokens", 0, kMostTokens).value_or(0);
+  read_stops(body, request.generation);
+  if (!body.list("stop_token_ids")) return;
+  for (const int32_t id : read_ids(*body.find("stop_token_ids"), "stop_token_ids"))
+    request.generation.stop_ids.push_back(id);
+  if (std::ssize(request.generation.stop_ids) > kMaxStops)
+    refuse("stop_token_ids", fmt::format("at most {} ids", kMaxStops));
+}
+
+void check_least(const CommonRequest& request) {
+  if (request.max_tokens && request.generation.min_tokens > *request.max_tokens)
+    refuse("min_tokens", "must be no more than max_tokens");
+}
+
 void read_common(const Fields& body, CommonRequest& request) {
+  refuse_unsupported(body);
   request.model = body.text("model").value_or("");
   request.n = body.integer("n", 1, kMaxChoices).value_or(1);
   if (const auto best_of = body.integer("best_of", 1, kMaxChoices); best_of && *best_of != request.n) {
@@ -232,9 +327,7 @@ void read_common(const Fields& body, CommonRequest& request) {
     request.include_usage = options->boolean("include_usage").value_or(false);
     request.usage_in_chunks = options->boolean("continuous_usage_stats").value_or(false) && request.include_usage;
   }
-  constexpr int64_t kMostTokens = int64_t{1} << 40;  // the context's limit comes later
-  request.max_tokens = body.integer("max_completion_tokens", 1, kMostTokens);
-  if (!request.max_tokens) request.max_tokens = body.integer("max_tokens", 0, kMostTokens);
+  read_ends(body, request);
   if (const auto seed = body.integer("seed", INT64_MIN, INT64_MAX)) request.seed = static_cast<uint64_t>(*seed);
   SamplerOptions& sampler = request.generation.sampler;
   sampler.temperature = body.number("temperature", 0, 2).value_or(1);
@@ -245,23 +338,12 @@ void read_common(const Fields& body, CommonRequest& request) {
   sampler.frequency_penalty = body.number("frequency_penalty", -2, 2).value_or(0);
   sampler.repetition_penalty = body.number("repetition_penalty", 0.01, 100).value_or(1);
   read_logit_bias(body, sampler);
-  read_stops(body, request.generation);
   read_grammar(body, request.grammar);
   for (const char* name : {"user_id", "cache_salt"}) {
     const auto text = body.text(name);
     if (text && text->size() > 256) refuse(name, "at most 256 bytes");
     if (text) request.cache_salt = *text;
   }
-}
-
-std::vector<int32_t> read_ids(element list, const std::string& param) {
-  std::vector<int32_t> ids;
-  for (const element value : list.get_array()) {
-    const auto id = integer_of(value);
-    if (!id || *id < 0 || *id > INT32_MAX) refuse(param, "token ids are integers from 0 on");
-    ids.push_back(static_cast<int32_t>(*id));
-  }
-  return ids;
 }
 
 // A text, ids, a list of texts or a list of lists of ids.
@@ -394,13 +476,19 @@ void read_tools(const Fields& body, ChatRequest& request) {
       }
       function->text("description");
       function->fields("parameters");
+      if (const auto schema = function->find("parameters");
+          schema && simdjson::to_string(*schema).size() > kMaxSchemaBytes) {
+        refuse(function->name_of("parameters"), fmt::format("a schema has at most {} bytes", kMaxSchemaBytes));
+      }
       request.tools.push_back({{"type", "function"}, {"function", tool.json("function")}});
     }
   }
   const auto choice = body.find("tool_choice");
   if (!choice) return;
   if (choice->is_object()) {
-    const auto function = body.fields("tool_choice")->fields("function");
+    const Fields named = *body.fields("tool_choice");
+    if (named.text("type").value_or("function") != "function") refuse("tool_choice.type", "must be function");
+    const auto function = named.fields("function");
     if (!function) refuse("tool_choice.function", "is missing", "missing_required_parameter");
     request.tool_choice = ToolChoice::named;
     request.tool = required_text(*function, "name");
@@ -460,6 +548,7 @@ void read_thinking(const Fields& body, ChatRequest& request) {
 void read_chat(const Fields& fields, ChatRequest& request) {
   read_common(fields, request);
   if (request.max_tokens == 0) refuse("max_tokens", "must be 1 or more");
+  check_least(request);
   read_messages(fields, request);
   read_tools(fields, request);
   read_thinking(fields, request);
@@ -520,6 +609,7 @@ CompletionRequest parse_completion_request(std::string_view body) {
     request.generation.top_logprobs = fields.integer("logprobs", 0, kMaxTopLogprobs).value_or(-1);
     if (request.max_tokens == 0 && !request.echo) refuse("max_tokens", "must be 1 or more, but for echo");
     if (!request.max_tokens) request.max_tokens = 16;  // OpenAI's default here
+    check_least(request);
   });
 }
 

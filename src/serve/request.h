@@ -28,8 +28,8 @@ std::string error_json(const ApiError& error);
 
 inline constexpr int64_t kMaxChoices = 128, kMaxPrompts = 1024, kMaxSequences = 4096;  // n; prompts; their product
 inline constexpr int64_t kMaxTopLogprobs = 20, kMaxTools = 128;
-inline constexpr int64_t kMaxStops = 16, kMaxStopBytes = 256;
-inline constexpr size_t kMaxKwargs = 256;  // of chat_template_kwargs
+inline constexpr int64_t kMaxStops = 16, kMaxStopBytes = 256;  // of texts, and of token ids
+inline constexpr size_t kMaxKwargs = 256;                      // of chat_template_kwargs
 
 // What the output must be.
 struct GrammarRequest {

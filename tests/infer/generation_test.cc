@@ -118,6 +118,28 @@ TEST(Generation, AnEndTokenEndsTheOutputAndIsItsLastId) {
   EXPECT_EQ(result.ids, std::vector<int32_t>(ids.begin(), ids.begin() + static_cast<int64_t>(first) + 1));
 }
 
+TEST(Generation, EndsCanBeHeldBackForSomeTokens) {
+  Machine m;
+  const Generation all = m.run(kPrompt, {.max_tokens = 20});
+  for (const bool own : {true, false}) {
+    GenerationOptions options{.max_tokens = 20};
+    (own ? options.stop_ids : options.eos_ids) = {all.ids[4]};
+    const Generation ended = m.run(kPrompt, options);
+    const auto first = std::find(all.ids.begin(), all.ids.end(), all.ids[4]);
+    EXPECT_EQ(ended.ids, std::vector<int32_t>(all.ids.begin(), first + 1));
+    EXPECT_EQ(ended.finish, FinishReason::eos);
+    options.min_tokens = 9;
+    const Generation held = m.run(kPrompt, options);
+    ASSERT_GE(held.ids.size(), 9u);
+    for (size_t i = 0; i < 8; ++i) EXPECT_NE(held.ids[i], all.ids[4]);
+  }
+  const std::string stop = all.text.substr(0, 1);
+  EXPECT_TRUE(m.run(kPrompt, {.max_tokens = 20, .stop = {stop}}).text.empty());
+  const Generation late = m.run(kPrompt, {.max_tokens = 20, .stop = {stop}, .min_tokens = 9});
+  EXPECT_GE(late.ids.size(), 9u);
+  EXPECT_TRUE(late.text.starts_with(stop));
+}
+
 TEST(Generation, AStopTextEndsTheOutputAndDoesNotStandInIt) {
   Machine m;
   const GenerationOptions sampled{.sampler = {.temperature = 1}, .max_tokens = 60, .seed = 2};

@@ -158,6 +158,69 @@ TEST(ChatRequest, RefusesWithTheFieldInFront) {
             "400 missing_required_parameter response_format.json_schema.schema: is missing");
 }
 
+TEST(ChatRequest, EndsCanBeTokensAndWait) {
+  const ChatRequest r = chat(R"(, "stop_token_ids": [7, 9.0], "min_tokens": 3, "n_predict": 5)");
+  EXPECT_THAT(r.generation.stop_ids, testing::ElementsAre(7, 9));
+  EXPECT_EQ(r.generation.min_tokens, 3);
+  EXPECT_EQ(r.max_tokens, 5);
+  EXPECT_EQ(chat(R"(, "n_predict": 5, "max_tokens": 6)").max_tokens, 6);
+  EXPECT_GT(parse_completion_request(R"({"prompt": "a", "n_predict": -1})").max_tokens, 1 << 30);
+  EXPECT_EQ(chat_refusal(R"(, "stop_token_ids": [-1])"),
+            "400 invalid_value stop_token_ids: token ids are integers from 0 on");
+  EXPECT_EQ(chat_refusal(R"(, "stop_token_ids": [1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17])"),
+            "400 invalid_value stop_token_ids: at most 16 ids");
+  EXPECT_EQ(chat_refusal(R"(, "stop_token_ids": 1)"), "400 invalid_type stop_token_ids: must be a list");
+  EXPECT_EQ(chat_refusal(R"(, "min_tokens": 3, "max_tokens": 2)"),
+            "400 invalid_value min_tokens: must be no more than max_tokens");
+  EXPECT_EQ(completion_refusal(R"(, "min_tokens": 17)"),
+            "400 invalid_value min_tokens: must be no more than max_tokens");
+}
+
+TEST(Requests, WhatWouldChangeTheAnswerAndIsNotThereIsRefused) {
+  for (const char* name : {"functions",
+                           "function_call",
+                           "modalities",
+                           "audio",
+                           "web_search_options",
+                           "use_beam_search",
+                           "bad_words",
+                           "allowed_token_ids",
+                           "include_stop_str_in_output",
+                           "truncate_prompt_tokens",
+                           "prompt_logprobs",
+                           "return_tokens_as_token_ids",
+                           "chat_template",
+                           "documents",
+                           "ebnf",
+                           "stop_regex",
+                           "logits_processors",
+                           "mirostat",
+                           "dry_multiplier",
+                           "xtc_probability",
+                           "dynatemp_range"}) {
+    for (const char* value : {"true", "1", "0.5", "\"a\"", "[0]", "{\"a\": 1}"}) {
+      const std::string field = fmt::format(", \"{}\": {}", name, value);
+      const std::string refused = fmt::format("400 unsupported_parameter {}: is not supported", name);
+      EXPECT_EQ(chat_refusal(field), refused);
+      EXPECT_EQ(completion_refusal(field), refused);
+    }
+    for (const char* value : {"null", "false", "0", "0.0", "\"\"", "[]", "{}"})
+      EXPECT_EQ(chat_refusal(fmt::format(", \"{}\": {}", name, value)), "accepted") << name << value;
+  }
+  EXPECT_EQ(chat_refusal(R"(, "function_call": "none", "modalities": ["text"])"), "accepted");
+  EXPECT_EQ(chat_refusal(R"(, "modalities": ["text", "audio"])"),
+            "400 unsupported_parameter modalities: is not supported");
+  EXPECT_EQ(chat_refusal(R"(, "structured_outputs": {"structural_tag": {"a": 1}})"),
+            "400 unsupported_parameter structured_outputs.structural_tag: is not supported");
+  EXPECT_EQ(
+      chat_refusal(
+          R"(, "tools": [{"function": {"name": "f"}}], "tool_choice": {"type": "custom", "function": {"name": "f"}})"),
+      "400 invalid_value tool_choice.type: must be function");
+  EXPECT_EQ(chat_refusal(R"(, "tools": [{"function": {"name": "f", "parameters": {"enum": [")" +
+                         std::string(65536, 'x') + R"("]}}}])"),
+            "400 invalid_value tools[0].function.parameters: a schema has at most 65536 bytes");
+}
+
 TEST(CompletionRequest, ReadsAllKindsOfPrompts) {
   const auto prompts = [](const std::string& prompt) {
     return parse_completion_request(R"({"prompt": )" + prompt + "}").prompts;

@@ -1,6 +1,7 @@
 #include "infer/batching.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <numeric>
 #include <tuple>
@@ -23,6 +24,12 @@ bool has_drafts(const Model& model, const BatchingOptions& options) {
 Timings timings_of(const Generation& g) {
   return {g.prompt_tokens, g.cached_tokens, std::ssize(g.ids), g.drafted,
           g.accepted,      g.queue_s,       g.prefill_s,       g.decode_s};
+}
+
+void PassSizes::add(int64_t n) {
+  const auto bits = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(std::max<int64_t>(n, 1) - 1)));
+  ++counts[std::min(bits, counts.size() - 1)];
+  sum += n;
 }
 
 // A request with what of it is in caches.
@@ -63,6 +70,13 @@ Batching::Batching(Context& ctx, const Model& model, const Tokenizer* tokenizer,
       pool_(page_bytes(model, options), kCachePageRows, std::max<int64_t>(1, options.cache_tokens / kCachePageRows),
             drafts_ ? 1 : 0) {
   FATHOM_CHECK(ctx.device == nullptr);
+  counts_.accepted_at.resize(drafts_ ? static_cast<size_t>(options.draft_tokens) : 0);
+  counts_.expert_tokens.resize(static_cast<size_t>(model.config.num_hidden_layers));
+  for (int64_t l = 0; l < model.config.num_hidden_layers; ++l) {
+    if (model.config.is_moe(l)) {
+      counts_.expert_tokens[static_cast<size_t>(l)].resize(static_cast<size_t>(model.config.router.n_routed_experts));
+    }
+  }
   options_.context =
       std::min({options.context, model.config.max_position_embeddings, pool_.n_pages() * kCachePageRows});
 }
@@ -153,6 +167,7 @@ Batching::Admission Batching::admit(std::unique_ptr<Running>& waiting) {
     result.queue_s = sequence.admitted_s - sequence.start_s;
     result.cached_tokens = sequence.cache.length;
     counts_.cached_tokens += sequence.cache.length;
+    counts_.asked_tokens += result.prompt_tokens;
   }
   running_.push_back(std::move(waiting));
   return Admission::done;
@@ -430,12 +445,17 @@ void Batching::take_logits(Running& sequence, Tensor logits) {
   } catch (const GrammarError& e) {
     error = e.what();
     output.result.refused = true;
+  } catch (const BrokenLogits& e) {
+    error = e.what();
+    ++counts_.corrupted;
   } catch (const Error& e) {
     error = e.what();
   }
   counts_.generated_tokens += output.n_generated() - before;
+  if (!sequence.drafts.empty()) ++counts_.drafts;
   counts_.drafted += std::ssize(sequence.drafts);
   counts_.accepted += output.result.accepted - accepted;
+  for (int64_t i = 0; i < output.result.accepted - accepted; ++i) ++counts_.accepted_at[static_cast<size_t>(i)];
   sequence.drafts.clear();
   // The last token of the output has not been read, whether it was drafted or not.
   sequence.cache.length = std::min(sequence.cache.length, std::ssize(output.previous()) - 1);
@@ -449,6 +469,8 @@ void Batching::take_logits(Running& sequence, Tensor logits) {
   const auto ids = std::span<const int32_t>(output.result.ids).subspan(static_cast<size_t>(before));
   const auto& all_logprobs = output.result.logprobs;
   const auto logprobs = std::span(all_logprobs).subspan(std::min(static_cast<size_t>(before), all_logprobs.size()));
+  if (before == 0 && sequence.request.on_prompt && sequence.request.prompt_top_logprobs >= 0)
+    sequence.request.on_prompt(output.result.prompt_logprobs);
   if (sequence.request.on_tokens && (!ids.empty() || !text.empty())) {
     take_times(sequence);
     sequence.request.on_tokens(text, ids, logprobs, timings_of(output.result));
@@ -560,7 +582,6 @@ void Batching::run(const std::vector<Piece>& pieces) {
   std::vector<int32_t> rows;  // whose logits are wanted
   size_t n_generating = 0;
   int64_t n_tokens = 0, n_prompt_tokens = 0;
-  bool counts_experts = false;
   for (const auto& [sequence, n, n_drafts, whole] : pieces) {
     const auto next = sequence->output.previous().begin() + sequence->cache.length;
     std::vector<int32_t>& of_piece = ids.emplace_back(next, next + n);
@@ -577,14 +598,17 @@ void Batching::run(const std::vector<Piece>& pieces) {
       n_prompt_tokens += n;
     } else {
       ++n_generating;
-      counts_experts |= sequence->request.count_experts;
     }
     ++sequence->output.result.main_passes;
   }
-  // Of the rows that generate, to which expert each went.
+  // To which expert each row went: of all, and of those that generate for who asks.
   size_t moe_layer = 0;
-  const LayerVisit count = [&](int64_t, const LayerSaved& layer) {
+  const LayerVisit count = [&](int64_t l, const LayerSaved& layer) {
     if (!layer.moe.topk_ids) return;
+    std::vector<int64_t>& all = counts_.expert_tokens[static_cast<size_t>(l)];
+    const std::span<const int32_t> ids_of_all(layer.moe.topk_ids.i32(),
+                                              static_cast<size_t>(n_tokens * layer.moe.topk_ids.cols()));
+    for (const int32_t e : ids_of_all) ++all[static_cast<size_t>(e)];
     for (size_t i = 0; i < n_generating; ++i) {
       if (!pieces[i].sequence->request.count_experts) continue;
       ExpertLoad& load = pieces[i].sequence->output.result.expert_load;
@@ -595,12 +619,13 @@ void Batching::run(const std::vector<Piece>& pieces) {
     }
     ++moe_layer;
   };
-  const Tensor hidden =
-      forward(ctx_, model_, make_batch(ctx_, ids, positions),
-              {.caches = caches, .expand_from = n_generating, .on_layer = counts_experts ? &count : nullptr});
+  const Tensor hidden = forward(ctx_, model_, make_batch(ctx_, ids, positions),
+                                {.caches = caches, .expand_from = n_generating, .on_layer = &count});
   const Tensor logits = rows.empty() ? Tensor() : logits_of_rows(ctx_, model_, hidden, rows);
   pacing_.took(static_cast<int64_t>(n_generating), n_prompt_tokens, monotonic_s() - begin_s);
   ++counts_.passes;
+  counts_.tokens.add(n_tokens);
+  counts_.sequences.add(std::ssize(pieces));
   counts_.prompt_tokens += n_prompt_tokens;
   int64_t row = 0;
   for (size_t i = 0; i < pieces.size(); ++i) {

@@ -4,6 +4,7 @@
 // in the expanded form of attention and output in the absorbed one, always, and no operator mixes the rows of a pass.
 #pragma once
 
+#include <array>
 #include <deque>
 #include <functional>
 #include <list>
@@ -49,6 +50,8 @@ struct BatchRequest {
   int64_t group = 0;          // with which request: those of whom less runs go first
   bool count_experts = false;        // tell which the output used
   int64_t prompt_top_logprobs = -1;  // >= 0: as options.top_logprobs, of the prompt; all of it is computed then
+  // In front of the first tokens, where the prompt's log probabilities are asked for: those from its second token on.
+  std::function<void(std::span<const TokenLogprobs> logprobs)> on_prompt{};
   // Behind each pass that gave tokens: what may be shown of them, the tokens, and their log probabilities if asked for.
   std::function<void(std::string_view text, std::span<const int32_t> ids, std::span<const TokenLogprobs> logprobs,
                      const Timings& timings)>
@@ -57,13 +60,25 @@ struct BatchRequest {
   std::function<void(const Generation& result, const std::string& error)> on_end;
 };
 
+// How many of something passes had: [i] no more than 2^i and more than 2^(i - 1), the last any more.
+struct PassSizes {
+  std::array<int64_t, 17> counts{};
+  int64_t sum = 0;
+  void add(int64_t n);
+};
+
 // Since the beginning.
 struct PassCounts {
   int64_t passes = 0;
+  PassSizes tokens, sequences;                   // of a pass
+  int64_t asked_tokens = 0;                      // of prompts, each once
   int64_t prompt_tokens = 0, cached_tokens = 0;  // computed; found in shared pages
   int64_t loaded_tokens = 0;                     // of the found: in files
   int64_t generated_tokens = 0;
-  int64_t drafted = 0, accepted = 0;
+  int64_t drafts = 0, drafted = 0, accepted = 0;  // times that something was proposed; tokens
+  std::vector<int64_t> accepted_at{};             // [place in its draft]
+  int64_t corrupted = 0;                          // outputs that ended since logits were not finite
+  ExpertLoad expert_tokens{};                     // [layer][expert], nothing for layers without experts
 };
 
 // Not thread-safe, and its functions are not to be called from the callbacks.

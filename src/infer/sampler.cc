@@ -33,7 +33,7 @@ int32_t largest(std::span<const float> logits) {
   size_t best = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
     if (std::isnan(logits[i]) || logits[i] == std::numeric_limits<float>::infinity()) {
-      throw Error("the model's logit for token {} is {}: weights are broken or overflow", i, logits[i]);
+      throw BrokenLogits("the model's logit for token {} is {}: weights are broken or overflow", i, logits[i]);
     }
     if (logits[i] > logits[best]) best = i;
   }

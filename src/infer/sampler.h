@@ -16,9 +16,15 @@
 #include <utility>
 #include <vector>
 
+#include "base/error.h"
 #include "base/rng.h"
 
 namespace fathom {
+
+// From which no token can be chosen, since one is NaN or infinite.
+struct BrokenLogits : Error {
+  using Error::Error;
+};
 
 struct SamplerOptions {
   double temperature = 0;  // 0: greedy
@@ -40,9 +46,9 @@ struct Candidate {
 // What steps 1 to 6 leave, ids ascending. A token's probability is its share of all weights.
 using Distribution = std::vector<Candidate>;
 
-// logits: [vocab], changed in place by the penalties; -inf excludes a token. Throws Error when one is NaN or +inf, or
-// all are -inf: no token can be chosen from a broken model. previous: prompt and output so far, of which the last
-// n_generated are output. Greedy leaves one candidate.
+// logits: [vocab], changed in place by the penalties; -inf excludes a token. Throws BrokenLogits when one is NaN or
+// +inf, Error when all are -inf: no token can be chosen from a broken model. previous: prompt and output so far, of
+// which the last n_generated are output. Greedy leaves one candidate.
 Distribution distribution(std::span<float> logits, std::span<const int32_t> previous, int64_t n_generated,
                           const SamplerOptions& options);
 

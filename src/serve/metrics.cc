@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <numeric>
 
 namespace fathom::serve {
 namespace {
@@ -43,6 +44,37 @@ struct Writer {
     value(fmt::format("{}_count", name), n);
   }
 };
+
+constexpr size_t kMostExperts = 4096;  // of all layers, told one by one
+
+Histogram histogram_of(const PassSizes& sizes) {
+  std::vector<double> bounds;
+  for (size_t i = 0; i + 1 < sizes.counts.size(); ++i) bounds.push_back(static_cast<double>(int64_t{1} << i));
+  Histogram h(std::move(bounds));
+  h.counts.assign(sizes.counts.begin(), sizes.counts.end());
+  h.sum = static_cast<double>(sizes.sum);
+  return h;
+}
+
+void write_experts(Writer& w, const ExpertLoad& tokens) {
+  size_t n = 0;
+  for (const std::vector<int64_t>& layer : tokens) n += layer.size();
+  if (n == 0) return;
+  w.family("eplb_balancedness", "gauge", "Of a layer's experts the mean of their tokens over the most, 1 is even.");
+  for (size_t l = 0; l < tokens.size(); ++l) {
+    if (tokens[l].empty()) continue;
+    const auto most = static_cast<double>(*std::max_element(tokens[l].begin(), tokens[l].end()));
+    const double sum = std::accumulate(tokens[l].begin(), tokens[l].end(), 0.0);
+    w.value("eplb_balancedness", most > 0 ? sum / static_cast<double>(tokens[l].size()) / most : 1,
+            fmt::format(",layer=\"{}\"", l));
+  }
+  if (n > kMostExperts) return;
+  w.family("expert_tokens_total", "counter", "Tokens that each expert got.");
+  for (size_t l = 0; l < tokens.size(); ++l) {
+    for (size_t e = 0; e < tokens[l].size(); ++e)
+      w.value("expert_tokens_total", tokens[l][e], fmt::format(",layer=\"{}\",expert=\"{}\"", l, e));
+  }
+}
 
 std::string escaped(std::string_view text) {
   std::string out;
@@ -99,8 +131,7 @@ std::string Metrics::text(const EngineState& state, const PassCounts& counts, in
   w.gauge("kv_cache_pages_shared", "Pages that later sequences can share.", state.pages_shared);
   w.counter("kv_cache_evictions_total", "Pages forgotten for the sake of room.", state.pages_evicted);
   w.counter("num_preemptions_total", "Sequences put back for the sake of older ones.", state.preemptions);
-  w.counter("prefix_cache_queries_total", "Tokens of prompts that were looked up.",
-            counts.prompt_tokens + counts.cached_tokens);
+  w.counter("prefix_cache_queries_total", "Tokens of prompts that were looked up.", counts.asked_tokens);
   w.counter("prefix_cache_hits_total", "Of these, found.", counts.cached_tokens);
   w.counter("prefix_cache_loaded_total", "Of these, in files.", counts.loaded_tokens);
   w.gauge("prefix_cache_files", "Pages in files.", state.store.pages);
@@ -108,12 +139,27 @@ std::string Metrics::text(const EngineState& state, const PassCounts& counts, in
   w.counter("prefix_cache_files_written_total", "Pages written to files.", state.store.written);
   w.counter("prefix_cache_files_dropped_total", "Pages not written, for too many waited.", state.store.dropped);
   w.counter("prefix_cache_file_errors_total", "Files that could not be written, or were damaged.", state.store.failed);
-  w.counter("prompt_tokens_total", "Tokens of prompts computed.", counts.prompt_tokens);
-  w.counter("prompt_tokens_cached_total", "Tokens of prompts found in the cache.", counts.cached_tokens);
+  w.counter("prompt_tokens_total", "Tokens of prompts.", counts.asked_tokens);
+  w.counter("prompt_tokens_cached_total", "Of these, found in the cache.", counts.cached_tokens);
+  w.counter("prompt_tokens_computed_total",
+            "Tokens of prompts read by the model, those read twice for want of room included.", counts.prompt_tokens);
   w.counter("generation_tokens_total", "Tokens generated.", counts.generated_tokens);
   w.counter("iterations_total", "Passes of the model.", counts.passes);
+  w.histogram("iteration_tokens_total", "Tokens of a pass.", histogram_of(counts.tokens));
+  w.histogram("batch_size", "Sequences of a pass.", histogram_of(counts.sequences));
+  w.counter("corrupted_requests_total", "Outputs that ended since logits were not finite.", counts.corrupted);
+  w.counter("spec_decode_num_drafts_total", "Times that the MTP module proposed something.", counts.drafts);
   w.counter("spec_decode_num_draft_tokens_total", "Tokens that the MTP module proposed.", counts.drafted);
   w.counter("spec_decode_num_accepted_tokens_total", "Of these, accepted.", counts.accepted);
+  if (!counts.accepted_at.empty()) {
+    w.family("spec_decode_num_accepted_tokens_per_pos_total", "counter",
+             "Of these, by their place in what was proposed.");
+    for (size_t i = 0; i < counts.accepted_at.size(); ++i) {
+      w.value("spec_decode_num_accepted_tokens_per_pos_total", counts.accepted_at[i],
+              fmt::format(",position=\"{}\"", i));
+    }
+  }
+  write_experts(w, counts.expert_tokens);
   w.counter("admission_rejections_total", "Requests answered 429.", refused_);
   w.gauge("http_connections", "Open connections.", connections);
   w.family("request_success_total", "counter", "Sequences ended, by reason.");

@@ -31,6 +31,7 @@ class Metrics {
   void count_refusal() { ++refused_; }
   void observe_token_gap(double seconds) { token_gap_.observe(seconds); }
   void count_end(const Generation& generation, bool failed);
+  void count_aborted(size_t n) { ended_["abort"] += static_cast<int64_t>(n); }
   void count_request(double seconds) { request_.observe(seconds); }
 
   std::string text(const EngineState& state, const PassCounts& counts, int64_t connections) const;

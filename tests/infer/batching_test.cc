@@ -333,6 +333,13 @@ TEST(Batching, WhoHasMuchRunningGivesWay) {
   EXPECT_EQ(ids["a1"], shared);
 }
 
+TEST(Batching, CountsPassesByTheirSize) {
+  PassSizes sizes;
+  for (const int64_t n : {1, 2, 3, 4, 5, 70000}) sizes.add(n);
+  EXPECT_THAT(sizes.counts, testing::ElementsAre(1, 1, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1));
+  EXPECT_EQ(sizes.sum, 70015);
+}
+
 TEST(Batching, RefusesPromptsThatItCannotRead) {
   Machine m;
   Batching batching(m.ctx, m.model, &m.tokenizer, {.cache_tokens = 128});
@@ -359,6 +366,7 @@ TEST(Batching, AFailureEndsItsRequestAlone) {
   EXPECT_NE(failed, "");
   EXPECT_EQ(error, "");
   EXPECT_EQ(whole.ids.size(), 5u);
+  EXPECT_EQ(batching.counts().corrupted, 1);
   EXPECT_EQ(batching.pages().n_held(), 0);
 }
 

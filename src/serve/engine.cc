@@ -95,6 +95,13 @@ void Engine::take_orders() {
                          logprobs = std::vector<TokenLogprobs>(logprobs.begin(), logprobs.end()),
                          timings] { on_tokens(text, ids, logprobs, timings); });
     };
+    if (const auto on_prompt = std::exchange(wrapped.on_prompt, nullptr)) {
+      wrapped.on_prompt = [this, on_prompt](std::span<const TokenLogprobs> logprobs) {
+        events_.push_back([on_prompt, logprobs = std::vector<TokenLogprobs>(logprobs.begin(), logprobs.end())] {
+          on_prompt(logprobs);
+        });
+      };
+    }
     wrapped.on_end = [this, on_end, ticket = ticket](const Generation& result, const std::string& error) {
       ended_.push_back(ticket);
       if (on_end) events_.push_back([on_end, result, error] { on_end(result, error); });

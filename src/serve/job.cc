@@ -82,16 +82,26 @@ void Job::start(Engine& engine, const JobSettings& settings) {
   // With drafts a seed would give other tokens whenever more or fewer are made: who asks for the same gets none.
   if (options.sampler.temperature == 0 || !request.seed) options.draft_tokens = settings.draft_tokens;
   moe_layers_ = settings.moe_layers;
+  keeps_answers_ = settings.keep_answers;
   options.max_tokens = request.max_tokens.value_or(int64_t{1} << 40);  // the context ends it
   std::vector<BatchRequest> batch;
   n_left_ = input_.prompts.size() * static_cast<size_t>(request.n);
   choices_.reserve(n_left_);  // the callbacks point into it
   for (size_t i = 0; i < n_left_; ++i) {
     const size_t prompt = i / static_cast<size_t>(request.n);
-    choices_.push_back({prompt, ChatChoice(input_.format, random_id("call_") + "_"), {}, {}, {}, {}, {}, start_s_});
+    choices_.push_back({prompt,
+                        ChatChoice(input_.format, random_id("call_") + "_"),
+                        {},
+                        {},
+                        {},
+                        {},
+                        {},
+                        start_s_,
+                        TextOffset(tokenizer_, input_.echo)});
     Choice& choice = choices_.back();
     if (!input_.begun.empty()) choice.chat.push(input_.begun, 0);
-    options.seed = settings.seed + i;
+    // With a seed a prompt of a list is answered as alone.
+    options.seed = settings.seed + (request.seed ? i % static_cast<size_t>(request.n) : i);
     batch.push_back(
         {.prompt = input_.prompts[prompt],
          .options = options,
@@ -100,6 +110,7 @@ void Job::start(Engine& engine, const JobSettings& settings) {
          .group = settings.request,
          .count_experts = request.expert_counts,
          .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
+         .on_prompt = [self = shared_from_this(), &choice](auto logprobs) { self->take_prompt(choice, logprobs); },
          .on_tokens = [self = shared_from_this(), &choice](
                           auto text, auto ids, auto logprobs,
                           const Timings& timings) { self->take_tokens(choice, text, ids, logprobs, timings); },
@@ -127,6 +138,10 @@ void Job::cancel_all() {
 
 void Job::over(int status) {
   if (std::exchange(over_, true)) return;
+  metrics_.count_aborted(n_left_);
+  for (size_t i = 0; keeps_answers_ && i < choices_.size(); ++i) {
+    totals_.answers.push_back(input_.chat ? choices_[i].chat.message() : ordered_json(choices_[i].text));
+  }
   on_end_(status, totals_);
 }
 
@@ -210,12 +225,23 @@ void Job::stream_deltas(Choice& choice, std::vector<ordered_json> deltas, ordere
   }
 }
 
-ordered_json Job::logprobs_json(const Choice& choice, std::span<const int32_t> ids,
+ordered_json Job::logprobs_json(Choice& choice, std::span<const int32_t> ids,
                                 std::span<const TokenLogprobs> logprobs) const {
   if (!wants_logprobs() || ids.empty()) return nullptr;
   if (input_.chat) return chat_logprobs_json(tokenizer_, ids, logprobs);
-  // Not the length of the text, of which some may wait for what follows.
-  return completion_logprobs_json(tokenizer_, ids, logprobs, choice.told_characters);
+  return completion_logprobs_json(tokenizer_, ids, logprobs, choice.offset);
+}
+
+ordered_json Job::prompt_logprobs_json_of(Choice& choice, std::span<const TokenLogprobs> logprobs) const {
+  return prompt_logprobs_json(tokenizer_, input_.prompts[choice.prompt], logprobs, choice.offset);
+}
+
+// A stream that repeats its prompt with log probabilities begins with it.
+void Job::take_prompt(Choice& choice, std::span<const TokenLogprobs> logprobs) {
+  if (over_ || !input_.request.stream) return;
+  choice.first = false;
+  stream_choice(choice, {{"text", tokenizer_.decode(input_.prompts[choice.prompt])}},
+                prompt_logprobs_json_of(choice, logprobs), nullptr);
 }
 
 void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
@@ -231,7 +257,6 @@ void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int
   choice.last_token_s = now_s;
   const bool streams = input_.request.stream;
   ordered_json told = streams ? logprobs_json(choice, ids, logprobs) : ordered_json(nullptr);
-  if (!told.is_null() && !input_.chat) choice.told_characters += text_length(tokenizer_, ids);
   choice.ids.insert(choice.ids.end(), ids.begin(), ids.end());
   if (!streams) choice.logprobs.insert(choice.logprobs.end(), logprobs.begin(), logprobs.end());
   if (input_.chat) {
@@ -250,7 +275,10 @@ void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int
 void Job::take_end(Choice& choice, const Generation& result, const std::string& error) {
   if (over_) return;
   metrics_.count_end(result, !error.empty());
-  if (!error.empty()) return fail(result.refused ? ApiError(400, error, "", "invalid_grammar") : ApiError(500, error));
+  if (!error.empty()) {
+    --n_left_;
+    return fail(result.refused ? ApiError(400, error, "", "invalid_grammar") : ApiError(500, error));
+  }
   choice.result = result;
   choice.timings = timings_of(result);
   std::vector<ordered_json> rest = choice.chat.finish(result.stopped_by);
@@ -265,7 +293,9 @@ void Job::take_end(Choice& choice, const Generation& result, const std::string& 
       stream_choice(choice, {{"delta", ordered_json::object()}}, nullptr, choice.finish.c_str());
     } else {
       const bool unsaid = std::exchange(choice.first, false) && input_.echo;
-      stream_choice(choice, {{"text", unsaid ? tokenizer_.decode(input_.prompts[choice.prompt]) : ""}}, nullptr,
+      ordered_json told =
+          unsaid && wants_logprobs() ? prompt_logprobs_json_of(choice, result.prompt_logprobs) : ordered_json(nullptr);
+      stream_choice(choice, {{"text", unsaid ? tokenizer_.decode(input_.prompts[choice.prompt]) : ""}}, std::move(told),
                     choice.finish.c_str());
     }
   }
@@ -282,18 +312,15 @@ ordered_json Job::whole_choice(Choice& choice) const {
     told["text"] = (input_.echo ? tokenizer_.decode(prompt) : "") + choice.text;
     told["logprobs"] = nullptr;
     if (wants_logprobs()) {
-      std::vector<int32_t> ids = choice.ids;
-      std::vector<TokenLogprobs> logprobs = choice.logprobs;
-      if (input_.echo) {
-        ids.insert(ids.begin(), prompt.begin(), prompt.end());
-        logprobs.insert(logprobs.begin(), choice.result.prompt_logprobs.begin(), choice.result.prompt_logprobs.end());
-        logprobs.insert(logprobs.begin(), TokenLogprobs{0, {}});
+      ordered_json all = ordered_json::object();
+      if (input_.echo) all = prompt_logprobs_json_of(choice, choice.result.prompt_logprobs);
+      const ordered_json output = completion_logprobs_json(tokenizer_, choice.ids, choice.logprobs, choice.offset);
+      for (const auto& [name, values] : output.items()) {
+        ordered_json& list = all[name];
+        if (list.is_null()) list = ordered_json::array();
+        list.insert(list.end(), values.begin(), values.end());
       }
-      told["logprobs"] = completion_logprobs_json(tokenizer_, ids, logprobs, 0);
-      if (input_.echo) {  // nothing stands before the first
-        told["logprobs"]["token_logprobs"][0] = nullptr;
-        told["logprobs"]["top_logprobs"][0] = nullptr;
-      }
+      told["logprobs"] = std::move(all);
     }
   }
   told["finish_reason"] = choice.finish;

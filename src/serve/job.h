@@ -42,12 +42,14 @@ struct JobSettings {
   uint64_t seed = 0;
   int64_t draft_tokens = 0;         // for requests whose tokens do not hang on them
   std::vector<int64_t> moe_layers;  // their numbers
+  bool keep_answers = false;        // for JobTotals
 };
 
 struct JobTotals {
   Usage usage;
   std::string finish;  // of the last choice to end
   double first_token_s = 0;
+  nlohmann::ordered_json answers{};  // of the choices: texts, or messages of a chat
 };
 
 class Job : public std::enable_shared_from_this<Job> {
@@ -73,12 +75,13 @@ class Job : public std::enable_shared_from_this<Job> {
     std::string finish;
     Generation result;
     double last_token_s = 0;
-    bool first = true;            // nothing has been streamed
-    int64_t told_characters = 0;  // of tokens whose log probabilities have been streamed
-    Timings timings{};            // so far
+    TextOffset offset;  // of what comes
+    bool first = true;  // nothing has been streamed
+    Timings timings{};  // so far
     MessageStream messages{};
   };
 
+  void take_prompt(Choice& choice, std::span<const TokenLogprobs> logprobs);
   void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
                    std::span<const TokenLogprobs> logprobs, const Timings& timings);
   void take_end(Choice& choice, const Generation& result, const std::string& error);
@@ -86,8 +89,9 @@ class Job : public std::enable_shared_from_this<Job> {
   void stream_choice(Choice& choice, nlohmann::ordered_json fields, nlohmann::ordered_json logprobs,
                      const char* finish);
   void stream_deltas(Choice& choice, std::vector<nlohmann::ordered_json> deltas, nlohmann::ordered_json logprobs);
-  nlohmann::ordered_json logprobs_json(const Choice& choice, std::span<const int32_t> ids,
+  nlohmann::ordered_json logprobs_json(Choice& choice, std::span<const int32_t> ids,
                                        std::span<const TokenLogprobs> logprobs) const;
+  nlohmann::ordered_json prompt_logprobs_json_of(Choice& choice, std::span<const TokenLogprobs> logprobs) const;
   void stream_delta(Choice& choice, const nlohmann::ordered_json& delta);
   void answer_dialect();
   nlohmann::ordered_json whole_choice(Choice& choice) const;
@@ -115,7 +119,7 @@ class Job : public std::enable_shared_from_this<Job> {
   size_t n_left_ = 0;
   JobTotals totals_;
   double start_s_;
-  bool over_ = false;
+  bool over_ = false, keeps_answers_ = false;
 };
 
 std::string random_id(std::string_view prefix);             // and 24 random characters

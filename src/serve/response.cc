@@ -79,24 +79,27 @@ ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int3
   return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
-int64_t text_length(const Tokenizer& tokenizer, std::span<const int32_t> ids) {
-  int64_t n = 0;
-  for (const int32_t id : ids) n += static_cast<int64_t>(jinja::code_points(mend_utf8(bytes_of(tokenizer, id))));
+int64_t TextOffset::before(int32_t id) {
+  const int64_t n = n_;
+  if (id < tokenizer_.vocab_size()) n_ += static_cast<int64_t>(jinja::code_points(decoder_.push(id)));
   return n;
 }
 
+void TextOffset::end_prompt() {
+  n_ += static_cast<int64_t>(jinja::code_points(decoder_.finish()));
+  decoder_ = StreamDecoder(tokenizer_);
+}
+
 ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
-                                      std::span<const TokenLogprobs> logprobs, int64_t first_offset) {
+                                      std::span<const TokenLogprobs> logprobs, TextOffset& offset) {
   FATHOM_CHECK(ids.size() == logprobs.size());
   ordered_json tokens = ordered_json::array(), values = tokens, maps = tokens, offsets = tokens;
-  int64_t offset = first_offset;
   for (size_t i = 0; i < ids.size(); ++i) {
     const std::string token = name_of(bytes_of(tokenizer, ids[i]));
     ordered_json map = ordered_json::object();
     for (const auto& [id, logprob] : logprobs[i].top) map.emplace(name_of(bytes_of(tokenizer, id)), logprob);
     map.emplace(token, logprobs[i].logprob);
-    offsets.push_back(offset);
-    offset += text_length(tokenizer, ids.subspan(i, 1));
+    offsets.push_back(offset.before(ids[i]));
     tokens.push_back(token);
     values.push_back(logprobs[i].logprob);
     maps.push_back(std::move(map));
@@ -105,6 +108,17 @@ ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<cons
           {"token_logprobs", std::move(values)},
           {"top_logprobs", std::move(maps)},
           {"text_offset", std::move(offsets)}};
+}
+
+ordered_json prompt_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> prompt,
+                                  std::span<const TokenLogprobs> logprobs, TextOffset& offset) {
+  std::vector<TokenLogprobs> all{{0, {}}};  // nothing stands before the first
+  all.insert(all.end(), logprobs.begin(), logprobs.end());
+  ordered_json told = completion_logprobs_json(tokenizer, prompt, all, offset);
+  told["token_logprobs"][0] = nullptr;
+  told["top_logprobs"][0] = nullptr;
+  offset.end_prompt();
+  return told;
 }
 
 ChatChoice::ChatChoice(const AnswerFormat& format, std::string call_prefix)

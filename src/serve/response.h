@@ -28,12 +28,28 @@ const char* finish_reason_json(FinishReason reason, bool calls_tools);
 // {"content": [{token, logprob, bytes, top_logprobs}]}, of a chat's choice.
 nlohmann::ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
                                           std::span<const TokenLogprobs> logprobs);
-// Characters of what the tokens say, one by one.
-int64_t text_length(const Tokenizer& tokenizer, std::span<const int32_t> ids);
-// {tokens, token_logprobs, top_logprobs, text_offset}, of a completion's. first_offset: characters of the tokens
-// before. The map of a token has its own value too; parts of characters have names like bytes:\xc3.
+
+// Characters of the text in front of each token of a completion. One that several tokens make counts behind the last.
+class TextOffset {
+ public:
+  // Special tokens stand in the text of a prompt that is told again, and not in the output's.
+  TextOffset(const Tokenizer& tokenizer, bool begins_with_prompt)
+      : tokenizer_(tokenizer), decoder_(tokenizer, !begins_with_prompt) {}
+  int64_t before(int32_t id);  // the next token
+  void end_prompt();
+
+ private:
+  const Tokenizer& tokenizer_;
+  StreamDecoder decoder_;
+  int64_t n_ = 0;
+};
+// {tokens, token_logprobs, top_logprobs, text_offset}, of a completion's next tokens. The map of a token has its own
+// value too; parts of characters have names like bytes:\xc3.
 nlohmann::ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> ids,
-                                                std::span<const TokenLogprobs> logprobs, int64_t first_offset);
+                                                std::span<const TokenLogprobs> logprobs, TextOffset& offset);
+// The same of a prompt that is told again: logprobs are those from the second token on, the first has none.
+nlohmann::ordered_json prompt_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> prompt,
+                                            std::span<const TokenLogprobs> logprobs, TextOffset& offset);
 
 // One choice of a chat, as its text comes in.
 class ChatChoice {

@@ -138,9 +138,15 @@ TEST(Response, LogprobsOfBothApis) {
   EXPECT_EQ(chat["content"][0], json(R"({"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [
     {"token": "a", "logprob": -0.5, "bytes": [97]}, {"token": "z", "logprob": -2.0, "bytes": [122]}]})"));
   EXPECT_EQ(chat["content"][1]["bytes"], json("[195]"));
-  const ordered_json completion = completion_logprobs_json(bytes, ids, logprobs, 10);
+  TextOffset offset(bytes, false);
+  const ordered_json completion = completion_logprobs_json(bytes, ids, logprobs, offset);
   EXPECT_EQ(completion["token_logprobs"], json("[-0.5, -1.0, -3.0, -1.5]"));
-  EXPECT_EQ(completion["text_offset"], json("[10, 11, 12, 13]"));
+  EXPECT_EQ(completion["text_offset"], json("[0, 1, 1, 2]")) << "a character of two tokens";
+  EXPECT_EQ(completion_logprobs_json(bytes, ids, logprobs, offset)["text_offset"], json("[3, 4, 4, 5]"));
+  TextOffset echoed(bytes, true);
+  const std::vector<int32_t> broken = {'a', 0xe6, 0x97};  // U+FFFD where it ends
+  EXPECT_EQ(prompt_logprobs_json(bytes, broken, {logprobs.begin(), 2}, echoed)["text_offset"], json("[0, 1, 1]"));
+  EXPECT_EQ(completion_logprobs_json(bytes, ids, logprobs, echoed)["text_offset"], json("[2, 3, 3, 4]"));
   EXPECT_EQ(completion["top_logprobs"][0], json(R"({"a": -0.5, "z": -2.0})"));
   EXPECT_EQ(completion["top_logprobs"][1], json(R"({"bytes:\\xc4": -0.75, "bytes:\\xc3": -1.0})"))
       << "parts of characters";

@@ -27,9 +27,9 @@ constexpr double kFlushS = 2;  // for clients to take what was said last
 struct Options {
   std::string model, model_name, prefix_cache, template_file, thinking, kv_type = "auto";
   ListenOptions listen{.port = 8080};
-  bool no_log = false;
+  bool no_log = false, log_content = false;
   std::vector<std::string> cors_origins;
-  int64_t max_waiting = 256;
+  int64_t max_waiting = 1024;
   double drain_s = 30;
   uint64_t prefix_cache_bytes = uint64_t{32} << 30;
   serve::HttpLimits limits;
@@ -72,6 +72,7 @@ serve::ServiceOptions service_options(const Options& o, const CommonOptions& com
   s.access = access_of(o.listen, "serve");
   s.access.cors_origins = o.cors_origins;
   s.log_requests = !o.no_log;
+  s.log_content = o.log_content;
   s.seed = common.seed;
   return s;
 }
@@ -185,7 +186,9 @@ void add_serve(CLI::App& app, CommonOptions& common) {
   c->add_option("--model-name", o->model_name, "What answers call it (default: the name of the directory or file)");
   add_listen_options(*c, o->listen);
   c->add_option("--cors-origin", o->cors_origins,
-                "Origin whose pages may ask, or * (may be given again; default: none)")
+                "Origin whose pages may ask, or * (may be given again, or several with commas; default: none)")
+      ->delimiter(',')
+      ->transform([](const std::string& one) { return CLI::detail::trim_copy(one); })
       ->allow_extra_args(false);
   c->add_option("--template", o->template_file, "Jinja file, or deepseek-v3.2-encoding (default: model's)")
       ->type_name("FILE");
@@ -224,6 +227,7 @@ void add_serve(CLI::App& app, CommonOptions& common) {
   c->add_option("--drain-timeout", o->drain_s, "Seconds for begun answers to end on SIGTERM")
       ->check(CLI::Range(0.0, 1e6));
   c->add_flag("--no-access-log", o->no_log, "Do not tell each request on stderr");
+  c->add_flag("--log-content", o->log_content, "Tell with each what it says, and what was answered");
   add_placement_options(*c, o->placement);
   c->callback([o, &common] { run(*o, common); });
 }

@@ -8,27 +8,15 @@
 #include "serve/request.h"
 
 namespace fathom::serve {
-namespace {
-
-std::string_view without_port(std::string_view host) {
-  const size_t colon = host.rfind(':');
-  return colon == std::string_view::npos || host.find(']', colon) != std::string_view::npos ? host
-                                                                                            : host.substr(0, colon);
-}
-
-}  // namespace
 
 void check_origin(const Access& access, const HttpRequest& request) {
   const std::string* host = request.header("host");
-  if (!access.allowed_hosts.empty() && host != nullptr) {  // no browser speaks HTTP/1.0, which has none
-    const std::string_view name = without_port(*host);
-    const bool allowed =
-        std::find(access.allowed_hosts.begin(), access.allowed_hosts.end(), name) != access.allowed_hosts.end();
-    if (!allowed) throw ApiError(403, "the Host header names no host of this server", "", "host_not_allowed");
+  if (host != nullptr && !access.hosts.include(*host)) {  // no browser speaks HTTP/1.0, which has none
+    throw ApiError(403, "the Host header names no host of this server (--allowed-host)", "", "host_not_allowed");
   }
   const std::string* origin = request.header("origin");
   if (origin == nullptr) return;
-  const bool own = host != nullptr && (*origin == "http://" + *host || *origin == "https://" + *host);
+  const bool own = host != nullptr && is_own_origin(*origin, *host);
   const auto is_it = [&](const std::string& allowed) { return allowed == "*" || allowed == *origin; };
   if (!own && std::none_of(access.cors_origins.begin(), access.cors_origins.end(), is_it)) {
     throw ApiError(403, "pages of this origin may not ask here", "", "origin_not_allowed");

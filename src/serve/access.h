@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "serve/hosts.h"
 #include "serve/http.h"
 #include "serve/keys.h"
 
@@ -12,8 +13,8 @@ namespace fathom::serve {
 
 struct Access {
   ApiKeys keys;
-  std::vector<std::string> cors_origins;   // pages of these may ask; "*": all
-  std::vector<std::string> allowed_hosts;  // that Host may name; empty: any
+  std::vector<std::string> cors_origins;  // pages of these may ask; "*": all
+  HostNames hosts;                        // that Host may name
 };
 
 // A page of somebody else's must not speak to a server on its reader's machine, by its name or by a name of the page's:

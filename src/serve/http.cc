@@ -73,9 +73,26 @@ bool names_version(std::string_view bytes) {
   return behind.size() >= 5 && behind.substr(3, 2) == "\r\n";
 }
 
+// Of a target such as http://localhost:8080/health, as it is sent to proxies: what stands in front of the path, which
+// is left.
+std::optional<std::string_view> take_authority(std::string_view& target) {
+  for (const std::string_view scheme : {"http://", "https://"}) {
+    if (lower_case(target.substr(0, scheme.size())) != scheme) continue;
+    const std::string_view behind = target.substr(scheme.size());
+    const std::string_view authority = behind.substr(0, behind.find_first_of("/?"));
+    if (authority.empty() || authority.find('@') != std::string_view::npos)
+      throw HttpRefusal(400, "the request's target names no host");
+    target = behind.substr(authority.size());
+    return authority;
+  }
+  return std::nullopt;
+}
+
 std::string refusal_of(int status, const std::string& message) {
   const std::string body = error_json(ApiError(status, message));
-  return head_of(status, "application/json", {}, false) +
+  HttpHeaders headers;
+  if (status == 503) headers.emplace_back("Retry-After", "5");
+  return head_of(status, "application/json", headers, false) +
          fmt::format("Content-Length: {}\r\n\r\n{}", body.size(), body);
 }
 
@@ -103,7 +120,7 @@ size_t RequestReader::put(std::string_view bytes) {
     parser_ = std::make_unique<Parser>();
     parser_->header_limit(limits_.header_bytes);
     parser_->body_limit(limits_.body_bytes);
-    header_bytes_ = 0;
+    head_.clear();
   }
   const auto too_long = [&](int status, const char* what) {
     return HttpRefusal(status, fmt::format("{} has more than {} bytes", what, limits_.header_bytes));
@@ -117,23 +134,28 @@ size_t RequestReader::put(std::string_view bytes) {
     } catch (const std::logic_error&) {
       throw HttpRefusal(400, "this is no HTTP request: its parts do not fit");
     }
+    if (!has_header_) head_ += bytes.substr(taken, n);
     taken += n;
     // Beast takes lines that are whole and counts only what is left, so that a header in lines would never be too long.
-    if (!has_header_) header_bytes_ += n;
-    if (error == http::error::header_limit || header_bytes_ > limits_.header_bytes) throw too_long(431, "the header");
+    if (error == http::error::header_limit || head_.size() > limits_.header_bytes) throw too_long(431, "the header");
     if (error == http::error::need_more) break;
     if (error == http::error::body_limit)
       throw HttpRefusal(413, fmt::format("the body has more than {} bytes", limits_.body_bytes));
     if (error == http::error::bad_version && names_version(bytes))
       throw HttpRefusal(505, "only HTTP/1.1 is spoken here");
     if (error) throw HttpRefusal(400, fmt::format("this is no HTTP request: {}", error.message()));
-    if (!has_header_ && parser_->is_header_done()) read_header();
+    if (!has_header_ && parser_->is_header_done()) {
+      // A line that goes on in the next one is read as one by some and as two by others.
+      if (head_.find("\r\n ") != std::string::npos || head_.find("\r\n\t") != std::string::npos)
+        throw HttpRefusal(400, "a header's line begins with a space");
+      read_header();
+    }
     done_ = parser_->is_done();
     if (n == 0) break;
   }
   // What Beast leaves for later is a part of the header, of a chunk's own line, or of fields behind the last chunk.
   const size_t left = done_ ? 0 : bytes.size() - taken;
-  if (!has_header_ && header_bytes_ + left > limits_.header_bytes) throw too_long(431, "the header");
+  if (!has_header_ && head_.size() + left > limits_.header_bytes) throw too_long(431, "the header");
   if (left > limits_.header_bytes) throw too_long(400, "a line between chunks");
   return taken;
 }
@@ -146,11 +168,13 @@ void RequestReader::read_header() {
   if (message.version() != 10 && message.version() != 11) throw HttpRefusal(505, "only HTTP/1.1 is spoken here");
   request_.takes_chunks = message.version() == 11;
   request_.keep_alive = message.keep_alive();
-  const std::string_view target(message.target().data(), message.target().size());
-  if (!target.starts_with('/') && !(target == "*" && request_.method == "OPTIONS"))
+  std::string_view target(message.target().data(), message.target().size());
+  const std::optional<std::string_view> authority = take_authority(target);
+  if (!authority && !target.starts_with('/') && !(target == "*" && request_.method == "OPTIONS"))
     throw HttpRefusal(400, "the request's target must be a path");
   const size_t query = target.find('?');
   request_.path = target.substr(0, query);
+  if (request_.path.empty()) request_.path = "/";  // of http://localhost
   if (query != std::string_view::npos) request_.query = target.substr(query + 1);
 
   int64_t n_host = 0, n_length = 0, n_coding = 0;
@@ -177,6 +201,9 @@ void RequestReader::read_header() {
       if (lower_case(value) != "100-continue") throw HttpRefusal(417, "the only expectation here is 100-continue");
       expects_continue_ = request_.takes_chunks;
     }
+  }
+  for (auto& [name, value] : request_.headers) {
+    if (name == "host" && authority) value = *authority;  // RFC 9112, 3.2.2
   }
   if (n_length > 1 || n_coding > 1 || (n_length > 0 && n_coding > 0))
     throw HttpRefusal(400, "the body's length is told twice");

@@ -64,8 +64,8 @@ class RequestReader {
   void read_header();
   const HttpLimits& limits_;
   std::unique_ptr<Parser> parser_;
-  size_t header_bytes_ = 0;  // so far
   HttpRequest request_;
+  std::string head_;  // of it so far, as it came
   bool has_header_ = false, done_ = false, expects_continue_ = false;
 };
 

@@ -22,6 +22,8 @@ constexpr size_t kMostPrepared = 256;    // requests that wait to be read
 constexpr size_t kShortBody = 16 << 10;  // bytes
 constexpr size_t kMostIdBytes = 128;     // of an X-Request-Id
 constexpr const char* kJson = "application/json";
+// DeepSeek's names for one model without and with thoughts.
+constexpr const char *kChatAlias = "deepseek-chat", *kReasonerAlias = "deepseek-reasoner";
 
 // HEAD goes where GET does.
 std::string allowed_of(const std::string& methods) {
@@ -42,6 +44,26 @@ std::string unquoted(std::string_view path) {
     }
   }
   return text;
+}
+
+// Of the names of headers that a page wants to send, those that are such, each with a comma in front: clients have many
+// of their own (x-stainless-..., anthropic-version).
+std::string more_headers(std::string_view asked) {
+  constexpr size_t kMostBytes = 4096;
+  std::string names;
+  if (asked.size() > kMostBytes) return names;
+  while (!asked.empty()) {
+    const size_t comma = std::min(asked.find(','), asked.size());
+    std::string_view name = asked.substr(0, comma);
+    asked.remove_prefix(std::min(comma + 1, asked.size()));
+    while (name.starts_with(' ')) name.remove_prefix(1);
+    while (name.ends_with(' ')) name.remove_suffix(1);
+    const bool is_name = !name.empty() && std::all_of(name.begin(), name.end(), [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_';
+    });
+    if (is_name) names += fmt::format(", {}", name);
+  }
+  return names;
 }
 
 std::string utc_now() {
@@ -229,8 +251,7 @@ HttpHeaders Service::headers_of(const Call& call) const {
   HttpHeaders headers = {{"X-Request-Id", call.id}, {"X-Content-Type-Options", "nosniff"}};
   if (!call.allowed_origin.empty()) {
     headers.emplace_back("Access-Control-Allow-Origin", call.allowed_origin);
-    headers.emplace_back("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-    headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Api-Key, X-Request-Id");
+    headers.emplace_back("Access-Control-Expose-Headers", "Retry-After, X-Request-Id");
     headers.emplace_back("Vary", "Origin");
   }
   return headers;
@@ -245,6 +266,12 @@ void Service::answer(const CallPtr& call, int status, std::string_view content_t
 void Service::answer_options(const CallPtr& call) {
   HttpHeaders headers = headers_of(*call);
   headers.emplace_back("Allow", allowed_of(call->methods));
+  if (!call->allowed_origin.empty()) {
+    const std::string* asked = call->request.header("access-control-request-headers");
+    headers.emplace_back("Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+    headers.emplace_back("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Api-Key, X-Request-Id" +
+                                                             (asked != nullptr ? more_headers(*asked) : ""));
+  }
   call->reply.send(204, "", "", headers);
   log(*call, 204, nullptr);
   metrics_.count_http(call->route, 204);
@@ -264,7 +291,7 @@ void Service::refuse(const CallPtr& call, const ApiError& error) {
   metrics_.count_http(call->route, error.status);
 }
 
-// One object a line. Neither prompts nor answers are told.
+// One object a line. Prompts and answers are told where that is asked for alone.
 void Service::log(const Call& call, int status, const JobTotals* totals) const {
   if (!options_.log_requests || quiet()) return;
   ordered_json line{{"time", utc_now()},
@@ -274,7 +301,9 @@ void Service::log(const Call& call, int status, const JobTotals* totals) const {
                     {"status", status},
                     {"seconds", monotonic_s() - call.start_s}};
   if (call.key) line["key"] = *call.key;
+  if (options_.log_content && !call.request.body.empty()) line["request"] = call.request.body;
   if (totals != nullptr) {
+    if (options_.log_content) line["answers"] = totals->answers;
     line["prompt_tokens"] = totals->usage.prompt_tokens;
     line["cached_tokens"] = totals->usage.cached_tokens;
     line["completion_tokens"] = totals->usage.completion_tokens;
@@ -349,9 +378,8 @@ void check_prompts(const Served& served, const JobInput& input) {
 }  // namespace
 
 JobInput Service::prepare_chat(ChatRequest request) const {
-  // DeepSeek's names for one model with and without thoughts.
-  if (!request.thinking && request.model == "deepseek-reasoner") request.thinking = true;
-  if (!request.thinking && request.model == "deepseek-chat") request.thinking = false;
+  if (!request.thinking && request.model == kReasonerAlias) request.thinking = true;
+  if (!request.thinking && request.model == kChatAlias) request.thinking = false;
   ChatInput chat = chat_input(served_->prompts, request);
   JobInput input{.chat = true, .prompts = {std::move(chat.ids)}, .format = chat.format, .begun = std::move(chat.begun)};
   input.request = std::move(request);
@@ -416,9 +444,6 @@ void Service::post_completion(const CallPtr& call) {
       call,
       [&s](const std::string& body) {
         CompletionRequest request = parse_completion_request(body);
-        if (request.stream && request.echo && request.generation.top_logprobs >= 0) {
-          throw ApiError(400, "stream: echo with logprobs comes in one piece", "stream", "unsupported_value");
-        }
         JobInput input{.chat = false, .echo = request.echo, .prompts = completion_inputs(s.prompts, request)};
         input.request = std::move(request);
         input.request.generation.constraint = constraint_of(s.prompts, input.request.grammar, "");
@@ -445,7 +470,8 @@ void Service::start(const CallPtr& call, JobInput input) {
                               if (const auto ended = holder->lock()) jobs_.erase(ended);
                             });
   *holder = job;
-  JobSettings settings{s.eos_ids, salt, owner, static_cast<int64_t>(n_jobs_), seed, s.draft_tokens, {}};
+  JobSettings settings{s.eos_ids, salt,           owner, static_cast<int64_t>(n_jobs_),
+                       seed,      s.draft_tokens, {},    options_.log_content};
   const ModelConfig& config = s.model.config;
   for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
     if (config.is_moe(l)) settings.moe_layers.push_back(l);
@@ -509,11 +535,13 @@ void Service::get_models(const CallPtr& call) {
     return answer_json(call, {{"object", "list"}, {"data", ordered_json::array({model_json()})}});
   }
   const std::string name = unquoted(std::string_view(call->request.path).substr(call->route.size() - 1));
-  if (name != options_.model_name) {
+  if (name != options_.model_name && name != kChatAlias && name != kReasonerAlias) {
     throw ApiError(404, fmt::format("there is no model {}, only {}", printable(name), options_.model_name), "model",
                    "model_not_found");
   }
-  answer_json(call, model_json());
+  ordered_json model = model_json();
+  model["id"] = name;
+  answer_json(call, model);
 }
 
 void Service::get_tokenizer_info(const CallPtr& call) {

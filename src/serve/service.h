@@ -23,7 +23,8 @@ struct ServiceOptions {
   std::string model_name, version;
   Access access;
   bool log_requests = true;
-  uint64_t seed = 0;  // of requests without one, each of which gets another
+  bool log_content = false;  // and what they and their answers say
+  uint64_t seed = 0;         // of requests without one, each of which gets another
 };
 
 // What is there once the model is loaded. All of it outlives the service.

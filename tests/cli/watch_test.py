@@ -205,7 +205,8 @@ class Watch(Case):
         self.assert_refused(fathom("watch", str(run), "--host", "0.0.0.0", "--port", "0"), 2, "watch: --host 0.0.0.0", "--api-key-file", "--no-key")
         with Server(self, run, "--host", "0.0.0.0", "--no-key") as server:
             server.address = server.address.replace("0.0.0.0", "127.0.0.1")
-            self.assertEqual(server.get("/runs", Host="any.example")[0], 200)
+            self.assertEqual(server.get("/runs", Host="192.0.2.7")[0], 200)
+            self.assertEqual(server.get("/runs", Host="any.example")[0], 403, "no page whose name was made to lead here")
 
     def test_a_socket_in_the_file_system(self):
         path = str(self.folder / "socket")

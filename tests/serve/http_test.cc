@@ -48,6 +48,24 @@ TEST(RequestReader, AnEmptyBodyInChunksMayBeCut) {
     EXPECT_THAT(read(bytes, cut), testing::ElementsAre("POST /a  ")) << cut;
 }
 
+TEST(RequestReader, FoldedLinesAreRefused) {
+  for (const char space : {' ', '\t'}) {
+    const std::string bytes = std::string("GET /a HTTP/1.1\r\nHost: x\r\nX: a\r\n") + space + "b\r\n\r\n";
+    for (size_t cut = 1; cut <= bytes.size(); ++cut)
+      EXPECT_THAT(read(bytes, cut), testing::ElementsAre("refused 400")) << cut;
+  }
+}
+
+TEST(RequestReader, ATargetMayNameItsHost) {
+  const HttpLimits limits;
+  RequestReader reader(limits);
+  const std::string bytes = "GET HTTP://a.example:80?q HTTP/1.1\r\nHost: b.example\r\n\r\n";
+  EXPECT_EQ(reader.put(bytes), bytes.size());
+  ASSERT_TRUE(reader.done());
+  const HttpRequest r = reader.take();
+  EXPECT_EQ(r.path + " " + r.query + " " + *r.header("host"), "/ q a.example:80");
+}
+
 TEST(RequestReader, AVersionMayStandAtTheVeryEnd) {
   const std::string version = "GET / HTP/1.1\r\nX: a HTTP/1.1\r\n";
   for (size_t n = 13; n <= version.size(); ++n) {

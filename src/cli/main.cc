@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "base/error.h"
 #include "base/terminal.h"
@@ -146,6 +147,17 @@ void read_environment(CLI::App& app, const std::string& prefix) {
   }
 }
 
+// FATHOM_CONFIG stands for --config where that is not given.
+std::vector<const char*> with_config(int argc, char** argv) {
+  std::vector<const char*> arguments(argv, argv + argc);
+  const char* const file = std::getenv("FATHOM_CONFIG");
+  const auto names_config = [](std::string_view a) { return a == "--config" || a.starts_with("--config="); };
+  if (file != nullptr && *file != '\0' && std::none_of(arguments.begin(), arguments.end(), names_config)) {
+    arguments.insert(arguments.begin() + std::min(argc, 1), {"--config", file});
+  }
+  return arguments;
+}
+
 int parse_and_run(int argc, char** argv) {
   CommonOptions common;
   CLI::App app("fathom: one engine for the DeepSeek-V3 family: train, score, generate, serve", "fathom");
@@ -172,7 +184,8 @@ int parse_and_run(int argc, char** argv) {
   }
   read_environment(app, "FATHOM_");
   try {
-    app.parse(argc, argv);
+    const std::vector<const char*> arguments = with_config(argc, argv);
+    app.parse(static_cast<int>(arguments.size()), arguments.data());
   } catch (const CLI::Success& request) {  // --help, --version
     const bool version = dynamic_cast<const CLI::CallForVersion*>(&request) != nullptr;
     write_stdout(version ? request.what() + std::string("\n") : app.help());

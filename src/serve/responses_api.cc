@@ -165,6 +165,7 @@ ResponseInput response_input(std::string_view text) {
                     {"reasoning", {{"effort", nullptr}, {"summary", nullptr}}},
                     {"truncation", "disabled"},
                     {"metadata", ordered_json::object()}};
+  find_object(body, "metadata");
   for (const auto& [key, value] : echo.items()) {
     if (const ordered_json* given = find_field(body, key.c_str())) value = *given;
   }

@@ -33,6 +33,8 @@ def mend_chat(body, draw):
     for message in body["messages"]:
         if message.get("content") is None and not message.get("tool_calls"):
             message["content"] = "x"
+    if any(body.get(name) is not None for name in FORMS):  # what begins the answer must begin something of the form
+        body["messages"][-1].pop("prefix", None)
     if not body.get("logprobs"):
         body.pop("top_logprobs", None)
     if not body.get("tools") and body.get("tool_choice") not in (None, "none", "auto"):
@@ -78,12 +80,24 @@ def mend_response(body):
         body["input"] = "x"
     if isinstance(body["input"], list):
         body["input"][-1]["role"] = "user"
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if not tools and choice not in (None, "none", "auto"):
+        del body["tool_choice"]
+    elif isinstance(choice, dict):
+        choice["name"] = tools[0]["name"]
+    if (body.get("tool_choice") or "none") not in ("none", "auto"):
+        body.pop("text", None)
+    form = (body.get("text") or {}).get("format") or {}
+    if form.get("type") == "json_schema":
+        form["schema"] = SCHEMAS[3]
     body["max_output_tokens"] = min(body.get("max_output_tokens") or 9, 9)
 
 
 def mend(path, body):
     draw = random.Random(repr(body))
     body.update(shorten(body))
+    if isinstance(body.get("tools"), list):  # a template tells each in its prompt
+        body["tools"] = body["tools"][:20]
     if path.startswith("/v1/messages"):
         return mend_message(body)
     if path == "/v1/responses":
@@ -112,16 +126,19 @@ def mend(path, body):
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) is not None:
             body[name] = min(max(body[name], 1), 9)
+    body.pop("n_predict", None)
     if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
         body["max_tokens"] = 9
+    if body.get("min_tokens"):
+        body["min_tokens"] = 1
+    if body.get("stop_token_ids"):
+        body["stop_token_ids"] = ids_of(body["stop_token_ids"])
     if body.get("messages"):
         mend_chat(body, draw)
     elif "prompt" in body and path == "/v1/completions":
         body["prompt"] = prompt_of(body["prompt"])
         if body.get("echo"):
             body.pop("suffix", None)
-            if body.get("logprobs") is not None:
-                body["stream"] = False
 
 
 @schemathesis.hook

@@ -5,11 +5,13 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import time
 import unittest
+import unittest.mock
 
 from program import PROGRAM, Case, fathom
 from server import SHAKESPEARE, Server
@@ -156,6 +158,87 @@ class Answers(Case):
         with Server(self) as server:
             self.assertEqual(server.done("/v1/completions", greedy)["choices"], drafted["choices"])
 
+    def test_passes_experts_and_drafts_are_counted(self):
+        config = json.loads((pathlib.Path(SHAKESPEARE) / "config.json").read_text())
+        n_moe = config["num_hidden_layers"] - config["first_k_dense_replace"]
+        with Server(self, "--draft", "mtp", "--draft-tokens", "2") as server:
+            body = {"prompt": "First Citizen:\nBefore we proceed any further, hear me speak. And then we hear you too.", "max_tokens": 40, "temperature": 0}
+            prompts = 0
+            for _ in range(2):  # the second time most of it is found
+                prompts += server.done("/v1/completions", body)["usage"]["prompt_tokens"]
+            self.assertEqual(server.metric("prompt_tokens_total"), prompts)
+            self.assertEqual(server.metric("prompt_tokens_cached_total") + server.metric("prompt_tokens_computed_total"), prompts)
+            self.assertGreater(server.metric("prompt_tokens_cached_total"), 0)
+            passes, tokens = server.metric("iterations_total"), server.metric("iteration_tokens_total_sum")
+            self.assertEqual((server.metric("iteration_tokens_total_count"), server.metric("batch_size_count")), (passes, passes))
+            self.assertEqual(server.metric("batch_size_sum"), passes, "one sequence at a time")
+            self.assertEqual(server.metric("expert_tokens_total"), tokens * n_moe * config["num_experts_per_tok"])
+            text = server.get("/metrics")[1].decode()
+            shares = [float(x) for x in re.findall(r"^fathom:eplb_balancedness\{[^}]*layer=\"\d+\"\} (\S+)$", text, re.M)]
+            self.assertEqual(len(shares), n_moe)
+            self.assertTrue(all(0 < share <= 1 for share in shares), shares)
+            self.assertGreater(server.metric("spec_decode_num_drafts_total"), 10)
+            self.assertLessEqual(server.metric("spec_decode_num_drafts_total"), server.metric("spec_decode_num_draft_tokens_total"))
+            self.assertEqual(server.metric("spec_decode_num_accepted_tokens_per_pos_total"), server.metric("spec_decode_num_accepted_tokens_total"))
+            self.assertEqual(server.metric("corrupted_requests_total"), 0)
+            self.assertIn('request_success_total{model_name="shakespeare",finished_reason="length"} 2\n', text)
+
+    def test_offsets_count_characters_of_the_text(self):
+        with Server(self) as server:
+            body = {"prompt": "日本語 a", "max_tokens": 3, "temperature": 0, "echo": True, "logprobs": 1}
+            choice = server.done("/v1/completions", body)["choices"][0]
+            told = choice["logprobs"]
+            self.assertGreater(len(told["tokens"]), 5 + 3)
+            for token, offset in zip(told["tokens"], told["text_offset"]):
+                if not token.startswith("bytes:"):
+                    self.assertEqual(choice["text"][offset:offset + len(token)], token)
+            self.assertEqual(told["text_offset"][0], 0)
+            chunks = [e["choices"][0] for e in server.events("/v1/completions", body)]
+            self.assertEqual("".join(c["text"] for c in chunks), choice["text"])
+            for name, values in told.items():
+                self.assertEqual([v for c in chunks if c["logprobs"] for v in c["logprobs"][name]], values)
+            self.assertEqual(chunks[0]["text"], body["prompt"], "the prompt comes first")
+            none = [e["choices"][0] for e in server.events("/v1/completions", {**body, "max_tokens": 0})]
+            self.assertEqual((none[-1]["text"], none[-1]["logprobs"]["text_offset"]), (body["prompt"], told["text_offset"][:-3]))
+
+    def test_a_seed_gives_each_prompt_of_a_list_its_text_alone(self):
+        with Server(self) as server:
+            body = {"max_tokens": 20, "temperature": 1, "seed": 7, "n": 2}
+            alone = [[c["text"] for c in server.done("/v1/completions", {**body, "prompt": p})["choices"]] for p in ("ROMEO:", "The king")]
+            listed = [c["text"] for c in server.done("/v1/completions", {**body, "prompt": ["ROMEO:", "The king"]})["choices"]]
+            self.assertEqual(listed, alone[0] + alone[1])
+            self.assertNotEqual(*alone[0])
+            self.assertNotEqual(*(c["text"] for c in server.done("/v1/completions", {"max_tokens": 20, "prompt": ["O", "O"]})["choices"]))
+
+    def test_many_prompts_are_taken(self):
+        with Server(self) as server:
+            answer = server.done("/v1/completions", {"prompt": ["O"] * 1024, "max_tokens": 1})
+            self.assertEqual(len(answer["choices"]), 1024)
+
+    def test_all_routes_are_published(self):
+        with Server(self) as server:
+            api = json.loads(server.get("/openapi.json")[1])
+            for path, item in api["paths"].items():
+                if "$ref" in item:
+                    self.assertEqual(item["$ref"][:8], "#/paths/")
+                    item = api["paths"][item["$ref"][8:].replace("~1", "/")]
+                status, _, headers = server.request("OPTIONS", path.replace("{name}", "x"))
+                self.assertEqual((status, headers["allow"].split(", ")[0].lower()), (204, list(item)[0]), path)
+            source = (pathlib.Path(__file__).resolve().parents[2] / "src/serve/service.cc").read_text()
+            routes = re.findall(r'\{"(?:GET|POST)", "([^"]+)", &Service', source)
+            self.assertEqual({route.replace("*", "{name}") for route in routes}, set(api["paths"]))
+
+    def test_tokens_can_end_an_answer(self):
+        with Server(self) as server:
+            body = {"prompt": "First Citizen:\nBefore we proceed", "max_tokens": 30, "temperature": 0}
+            text = server.done("/v1/completions", body)["choices"][0]["text"]
+            comma = server.done("/tokenize", {"prompt": text[9], "add_special_tokens": False})["tokens"]
+            for ignore_eos in (False, True):
+                choice = server.done("/v1/completions", {**body, "stop_token_ids": comma, "ignore_eos": ignore_eos})["choices"][0]
+                self.assertEqual((choice["text"], choice["finish_reason"]), (text[:text.index(text[9])], "stop"))
+            longer = server.done("/v1/completions", {**body, "stop_token_ids": comma, "min_tokens": 20})
+            self.assertGreaterEqual(longer["usage"]["completion_tokens"], 20)
+
     def test_shared_beginnings_are_found(self):
         with Server(self) as server:
             text = "To be, or not to be, that is the question. " * 8
@@ -177,6 +260,8 @@ class Answers(Case):
             self.assertEqual(json.loads(server.get("/v1/models/bard")[1])["object"], "model")
             self.assertEqual(server.get("/v1/models/other")[0], 404)
             self.assertEqual(json.loads(server.get("/models/b%61rd")[1])["id"], "bard")
+            self.assertEqual(json.loads(server.get("/v1/models/deepseek-reasoner")[1])["id"], "deepseek-reasoner")
+            self.assertEqual(server.get("/v1/models/deepseek-chat")[0], 200)
             info = json.loads(server.get("/tokenizer_info")[1])
             self.assertIn("eos_token", info)
             ids = server.done("/tokenize", {"content": "héllo"})["tokens"]
@@ -232,16 +317,57 @@ class Answers(Case):
             status, _, headers = server.request("OPTIONS", "/v1/models", headers={"Origin": "http://good.example"})
             self.assertEqual((status, headers["access-control-allow-methods"]), (204, "GET, POST, OPTIONS"))
             self.assertEqual(headers["allow"], "GET, HEAD, OPTIONS")
+            asked = {"Origin": "http://good.example", "Access-Control-Request-Headers": "authorization, x-stainless-os,anthropic-version, bad(name), " + ", " * 9}
+            _, _, headers = server.request("OPTIONS", "/v1/models", headers=asked)
+            allowed = headers["access-control-allow-headers"].split(", ")
+            self.assertEqual(allowed[4:], ["authorization", "x-stainless-os", "anthropic-version"])
+            self.assertEqual(headers["access-control-expose-headers"], "Retry-After, X-Request-Id")
+            _, _, headers = server.request("OPTIONS", "/v1/models", headers={**asked, "Access-Control-Request-Headers": "a" * 5000})
+            self.assertEqual(len(headers["access-control-allow-headers"].split(", ")), 4)
+
+    def test_a_server_that_lets_others_in_goes_by_no_strange_name(self):
+        with Server(self, "--host", "0.0.0.0", "--no-key", "--allowed-host", "Mine.Example, other.example") as server:
+            for host, status in (("evil.example", 403), ("evil.example:80", 403), ("localhost", 200), ("LOCALHOST:1", 200), ("192.0.2.7:8080", 200), ("mine.example", 200),
+                                 ("other.example", 200), (socket.gethostname(), 200)):
+                self.assertEqual(server.get("/v1/models", {"Host": host})[0], status, host)
+                self.assertEqual(server.get("/v1/models", {"Host": host, "Origin": f"http://{host}"})[0], status, host)
+        with Server(self, "--host", "0.0.0.0", "--api-key-file", self.key_file("k")) as server:
+            self.assertEqual(server.get("/v1/models", {"Host": "any.example", "X-Api-Key": "k"})[0], 200)
+
+    def key_file(self, key):
+        file = self.write("a key", key + "\n")
+        os.chmod(file, 0o600)
+        return file
+
+    def test_options_from_the_environment(self):
+        hosts = self.write("c.toml", f'[serve]\nmodel = "{SHAKESPEARE}"\nmodel-name = "configured"\n')
+        environment = {"FATHOM_CONFIG": hosts, "FATHOM_SERVE_ALLOWED_HOST": "a.example,b.example", "FATHOM_SERVE_CORS_ORIGIN": "http://c.example, http://d.example"}
+        with unittest.mock.patch.dict(os.environ, environment):
+            with Server(self) as server:
+                self.assertEqual(json.loads(server.get("/v1/models")[1])["data"][0]["id"], "configured")
+                for host in ("a.example", "b.example"):
+                    self.assertEqual(server.get("/health", {"Host": host})[0], 200)
+                for origin in ("http://c.example", "http://d.example"):
+                    self.assertEqual(server.get("/health", {"Origin": origin})[0], 200)
+            with Server(self, "--config", self.write("d.toml", '[serve]\nmodel-name = "by hand"\n')) as server:
+                self.assertEqual(json.loads(server.get("/v1/models")[1])["data"][0]["id"], "by hand")
+        with unittest.mock.patch.dict(os.environ, {"FATHOM_CONFIG": str(self.folder / "none.toml")}):
+            self.assert_refused(fathom("serve", "--model", SHAKESPEARE, "--port", "0"), 2, "none.toml")
 
     def test_a_unix_socket(self):
         path = self.folder / "s"
         process = subprocess.Popen([PROGRAM, "serve", "--model", SHAKESPEARE, "--host", f"unix:{path}", "--quiet"], stdout=subprocess.PIPE,
                                    encoding="utf-8")
         self.assertEqual(process.stdout.readline().strip(), f"unix:{path}")
-        with socket.socket(socket.AF_UNIX) as s:
-            s.connect(str(path))
-            s.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            answer = b"".join(iter(lambda: s.recv(4096), b""))
+        self.addCleanup(process.kill)
+        for _ in range(200):  # until the model is loaded
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(str(path))
+                s.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answer = b"".join(iter(lambda: s.recv(4096), b""))
+            if b" 503 " not in answer.split(b"\r\n")[0]:
+                break
+            time.sleep(0.05)
         self.assertIn(b" 200 ", answer.split(b"\r\n")[0])
         process.terminate()
         self.assertEqual(process.wait(timeout=30), 0)
@@ -264,7 +390,14 @@ class Hostile(Case):
             ("GET /health\r\n\r\n", 400),
             ("GET  /health HTTP/1.1\r\n" + host + "\r\n", 400),
             ("GET health HTTP/1.1\r\n" + host + "\r\n", 400),
-            ("GET http://localhost/health HTTP/1.1\r\n" + host + "\r\n", 400),
+            ("GET http://localhost/health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 200),
+            ("GET HTTP://localhost:1/health?a HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n", 200),
+            ("GET http://evil.example/health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 403),
+            ("GET http://a@localhost/health HTTP/1.1\r\n" + host + "\r\n", 400),
+            ("GET http:///health HTTP/1.1\r\n" + host + "\r\n", 400),
+            ("GET http://localhost/health HTTP/1.1\r\n\r\n", 400),
+            ("GET /health HTTP/1.1\r\n" + host + "X: a\r\n b\r\n\r\n", 400),
+            ("GET /health HTTP/1.1\r\n" + host + "X: a\r\n\tHost: b\r\n\r\n", 400),
             ("CONNECT localhost:1 HTTP/1.1\r\n" + host + "\r\n", 400),
             ("TRACE /health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 405),
             ("BREW /health HTTP/1.1\r\n" + host + "Connection: close\r\n\r\n", 405),
@@ -367,6 +500,8 @@ class Hostile(Case):
                     break
                 time.sleep(0.05)
             self.assertEqual(server.metric("num_requests_running"), 0)
+            aborted = re.search(r'request_success_total\{[^}]*finished_reason="abort"\} (\d+)', server.get("/metrics")[1].decode())
+            self.assertGreaterEqual(int(aborted[1]), 20)
             self.assertEqual(server.metric("kv_cache_usage_perc"), 0)
             self.assertLessEqual(server.metric("http_connections"), 1)
 
@@ -389,9 +524,33 @@ class Hostile(Case):
         with Server(self, "--max-connections", "3") as server:
             held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
             time.sleep(0.2)
-            self.assertEqual(status_of(server.raw("")), 503)
+            answer = server.raw("")
+            self.assertEqual(status_of(answer), 503)
+            self.assertIn(b"\r\nRetry-After: ", answer)
             for s in held:
                 s.close()
+
+
+class Packaging(Case):
+    FOLDER = pathlib.Path(__file__).resolve().parents[2] / "packaging"
+
+    def test_nothing_is_installed_open(self):
+        self.assertNotIn("--no-key", (self.FOLDER / "Containerfile").read_text())
+        unit = (self.FOLDER / "fathom-serve.service").read_text()
+        self.assertIn("\nLoadCredential=api-keys:/etc/fathom/api-keys\n", unit)
+        self.assertIn(" --api-key-file %d/api-keys\n", unit)
+        self.assertIn("> /etc/fathom/api-keys)", (self.FOLDER / "postinst").read_text())
+        self.assertNotIn("api-key-file", (self.FOLDER / "serve.toml").read_text())
+
+    def test_systemd_reads_the_unit(self):
+        if not shutil.which("systemd-analyze"):
+            self.skipTest("there is no systemd-analyze")
+        unit = (self.FOLDER / "fathom-serve.service").read_text().replace("/usr/bin/fathom", os.path.abspath(PROGRAM))
+        file = self.folder / "fathom-serve.service"
+        file.write_text(unit)
+        result = subprocess.run(["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True)
+        told = [line for line in result.stderr.splitlines() if "fathom" in line]
+        self.assertEqual(told, [])
 
 
 class Ending(Case):
@@ -420,9 +579,20 @@ class Ending(Case):
     def test_the_log_tells_requests_and_not_what_they_say(self):
         with Server(self) as server:
             server.done("/v1/completions", {"prompt": "a secret", "max_tokens": 3}, {"X-Request-Id": "abc"})
-            line = next(line for line in server.logged().splitlines() if '"abc"' in line)
-            self.assertEqual(json.loads(line)["completion_tokens"], 3)
+            self.assertEqual(server.told("abc")["completion_tokens"], 3)
             self.assertNotIn("secret", server.logged())
+        with Server(self, "--log-content") as server:
+            for stream in (False, True):
+                body = {"prompt": "a secret", "max_tokens": 3, "temperature": 0, "stream": stream}
+                status, text, _ = server.request("POST", "/v1/completions", body, {"X-Request-Id": f"s{stream}"})
+                told = server.told(f"s{stream}")
+                self.assertEqual(json.loads(told["request"]), body)
+                if not stream:
+                    answers = [choice["text"] for choice in json.loads(text)["choices"]]
+                self.assertEqual(told["answers"], answers)
+            server.done("/v1/chat/completions", {"messages": USER, "max_tokens": 3}, {"X-Request-Id": "chat"})
+            told = server.told("chat")
+            self.assertEqual(told["answers"][0]["role"], "assistant")
 
 
 if __name__ == "__main__":

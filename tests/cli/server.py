@@ -49,6 +49,15 @@ class Server:
         self.log.flush()
         return pathlib.Path(self.log.name).read_text()
 
+    def told(self, request_id):
+        """What the log tells of a request, which may be a moment behind its answer."""
+        for _ in range(200):
+            for line in self.logged().splitlines():
+                if f'"id":"{request_id}"' in line:
+                    return json.loads(line)
+            time.sleep(0.02)
+        raise AssertionError(f"{request_id} is not in the log")
+
     def connect(self, timeout=60):
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 

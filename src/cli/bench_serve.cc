@@ -100,8 +100,8 @@ std::string first_model(const serve::LoadTarget& target) {
   const auto answer = serve::ask(target.url, request, target.limits, [] { return interrupted_by != 0; });
   if (!answer) throw Interrupted{};
   if (answer->status != 200) {
-    throw Error("{}: {} {}; --model NAME says whom to ask", printable(where), answer->status,
-                serve::error_message_of(answer->body));
+    throw Error("{}: {} {}{}", printable(where), answer->status, serve::error_message_of(answer->body),
+                answer->status < 500 ? "; --model NAME says whom to ask" : "");
   }
   const JsonDocument document = JsonDocument::parse(answer->body, printable(where));
   std::string_view id;

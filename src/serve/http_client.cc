@@ -108,7 +108,7 @@ HttpUrl parse_http_url(const std::string& url) {
   if (!port.empty()) {
     const std::string_view digits = port.substr(1);
     const bool is_number =
-        !digits.empty() && digits.size() <= 5 && digits.find_first_not_of("0123456789") == digits.npos;
+        !digits.empty() && digits.size() <= 5 && digits.find_first_not_of("0123456789") == std::string_view::npos;
     const int number = is_number && port[0] == ':' ? std::stoi(std::string(digits)) : 0;
     if (number < 1 || number > 65535) return fail("the port must be 1 to 65535");
     parsed.port = static_cast<uint16_t>(number);
@@ -208,7 +208,7 @@ struct HttpClientState {
   std::vector<tcp::endpoint> endpoints;  // the one that took the last connection first
   std::vector<std::shared_ptr<ClientConnection>> idle;
 
-  void repeat(double seconds, std::shared_ptr<std::function<void()>> work);
+  void repeat(double seconds, const std::shared_ptr<std::function<void()>>& work);
 };
 
 namespace {
@@ -367,7 +367,7 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
 
 // ---- The client
 
-void HttpClientState::repeat(double seconds, std::shared_ptr<std::function<void()>> work) {
+void HttpClientState::repeat(double seconds, const std::shared_ptr<std::function<void()>>& work) {
   const auto timer = std::make_shared<asio::steady_timer>(io, duration_of(seconds));
   timer->async_wait([this, seconds, work, timer](error_code error) {
     if (error) return;

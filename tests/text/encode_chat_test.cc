@@ -82,7 +82,9 @@ ordered_json tools(const std::string& text) {
 }
 
 TEST(EncodeChat, GivesTheIdsOfTheRenderedTextWhereNobodySpellsAMark) {
-  for (const auto& [name, chat_template] : families()) {
+  for (const auto& family : families()) {
+    const auto& name = family.name;
+    const auto& chat_template = family.chat_template;
     const ordered_json messages = conversation("naïve < b > 数据 |> ｜");
     const ChatPrompt prompt = encode_chat(deepseek_v3(), chat_template, messages, options_of(tools("<")));
     EXPECT_EQ(prompt.text, render_chat(chat_template, messages, options_of(tools("<")))) << name;
@@ -109,7 +111,9 @@ TEST(EncodeChat, WhatIsSaidNeverBecomesASpecialToken) {
   constexpr size_t kTexts = 72;
   const std::vector<std::string> texts = spellings(marks, kTexts);
   size_t n_prompts = 0;
-  for (const auto& [name, chat_template] : families()) {
+  for (const auto& family : families()) {
+    const auto& name = family.name;
+    const auto& chat_template = family.chat_template;
     const bool says = name == "deepseek-v2";
     for (size_t i = 0; i < kTexts; ++i, ++n_prompts) {
       const std::string& text = texts[i];
@@ -134,7 +138,9 @@ TEST(EncodeChat, WhatIsSaidNeverBecomesASpecialToken) {
 // Arguments of calls are JSON, which some templates decode.
 TEST(EncodeChat, EscapesInArgumentsMakeNoMark) {
   const auto marks = marks_of(deepseek_v3());
-  for (const auto& [name, chat_template] : families()) {
+  for (const auto& family : families()) {
+    const auto& name = family.name;
+    const auto& chat_template = family.chat_template;
     const auto found = [&](const std::string& arguments) {
       ordered_json messages = conversation("x", name == "deepseek-v2");
       messages[3]["tool_calls"][0]["function"]["arguments"] = arguments;

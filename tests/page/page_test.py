@@ -321,7 +321,8 @@ class Chat(PageTest):
         self.allow_failures()
         loading = (503, {"error": {"message": "the model is being loaded"}})
         self.server.answers["/ready"] = [loading, (200, {})]
-        page = self.open()
+        page = self.page
+        page.goto(self.url + "/")
         expect(page.locator("#banners")).to_contain_text("The model is being loaded")
         expect(page.locator("#banners")).to_be_empty()
         self.send()

@@ -40,7 +40,7 @@ void check_mask(const GrammarMatcher& matcher, TokenMasks& masks, std::string_vi
   static const auto id_of = [] {
     std::map<std::string, int32_t, std::less<>> ids;
     for (int32_t id = 0; id < tokenizer().vocab_size(); ++id) {
-      if (!tokenizer().is_special(id)) ids.emplace(tokenizer().token_bytes(id), id);
+      if (!tokenizer().is_mark(id)) ids.emplace(tokenizer().token_bytes(id), id);
     }
     return ids;
   }();
@@ -64,7 +64,7 @@ void check_mask(const GrammarMatcher& matcher, TokenMasks& masks, std::string_vi
   }
   for (const int32_t id : tried) {
     const std::string bytes = tokenizer().token_bytes(id);
-    const bool takes = !tokenizer().is_special(id) && !bytes.empty() && GrammarMatcher(matcher).accept(bytes);
+    const bool takes = !tokenizer().is_mark(id) && !bytes.empty() && GrammarMatcher(matcher).accept(bytes);
     FATHOM_CHECK(takes == std::ranges::binary_search(allowed, id), "{} {}", id, printable(bytes));
   }
 }

@@ -1,5 +1,6 @@
 #include "base/checksum.h"
 
+#include <fmt/format.h>
 #include <xxhash.h>
 
 #include <new>
@@ -30,6 +31,12 @@ FileChecksum checksum_of_file(const std::filesystem::path& path) {
   uint64_t bytes = 0;
   for (size_t n = 0; (n = file.read(piece.data(), piece.size())) > 0; bytes += n) sum.update(piece.data(), n);
   return {bytes, sum.value()};
+}
+
+std::string hex_of(std::span<const uint8_t> bytes) {
+  std::string hex;
+  for (const uint8_t byte : bytes) hex += fmt::format("{:02x}", byte);
+  return hex;
 }
 
 }  // namespace fathom

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <span>
+#include <string>
 
 struct XXH3_state_s;
 
@@ -33,5 +35,8 @@ struct FileChecksum {
   uint64_t bytes, xxh3;
 };
 FileChecksum checksum_of_file(const std::filesystem::path& path);
+
+// Two digits a byte, of 0 to 9 and a to f.
+std::string hex_of(std::span<const uint8_t> bytes);
 
 }  // namespace fathom

@@ -65,8 +65,8 @@ Batching::Batching(Context& ctx, const Model& model, const Tokenizer* tokenizer,
       tokenizer_(tokenizer),
       options_(options),
       drafts_(has_drafts(model, options)),
-      // The module's row for a page's last token knows the token behind it.
       pacing_(options.pass_s, options.long_pass_s),
+      // The module's row for a page's last token knows the token behind it.
       pool_(page_bytes(model, options), kCachePageRows, std::max<int64_t>(1, options.cache_tokens / kCachePageRows),
             drafts_ ? 1 : 0) {
   FATHOM_CHECK(ctx.device == nullptr);

@@ -40,12 +40,6 @@ Header header_of(const PageStore::Name& name, std::span<const char> page) {
   return header;
 }
 
-std::string hex_of(const PageStore::Name& name) {
-  std::string hex;
-  for (const uint8_t byte : name) hex += fmt::format("{:02x}", byte);
-  return hex;
-}
-
 std::optional<PageStore::Name> name_of(std::string_view hex) {
   PageStore::Name name;
   if (hex.size() != 2 * name.size()) return std::nullopt;

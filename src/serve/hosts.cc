@@ -5,15 +5,14 @@
 
 #include <algorithm>
 
+#include "serve/http.h"
+
 namespace fathom::serve {
 namespace {
 
 constexpr std::string_view kUnix = "unix:";
 
-char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
-bool same(std::string_view a, std::string_view b) {
-  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](char x, char y) { return lower(x) == lower(y); });
-}
+bool same(std::string_view a, std::string_view b) { return lower_case(a) == lower_case(b); }
 
 std::string_view without_port(std::string_view host) {
   const size_t colon = host.rfind(':');

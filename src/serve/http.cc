@@ -46,14 +46,6 @@ constexpr size_t kLingerBytes = size_t{16} << 20;    // of that
 constexpr size_t kMostAhead = size_t{64} << 10;      // of later requests, read while one is answered
 constexpr size_t kMostUnwritten = size_t{16} << 20;  // of a streamed answer
 
-std::string lower_case(std::string_view text) {
-  std::string lower(text);
-  for (char& c : lower) {
-    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
-  }
-  return lower;
-}
-
 std::string head_of(int status, std::string_view content_type, const HttpHeaders& more, bool keep_alive) {
   std::string head =
       fmt::format("HTTP/1.1 {} {}\r\n", status,
@@ -97,6 +89,14 @@ std::string refusal_of(int status, const std::string& message) {
 }
 
 }  // namespace
+
+std::string lower_case(std::string_view text) {
+  std::string lower(text);
+  for (char& c : lower) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return lower;
+}
 
 const std::string* HttpRequest::header(std::string_view lower_case_name) const {
   for (const auto& [name, value] : headers) {

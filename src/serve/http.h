@@ -27,6 +27,8 @@ struct HttpLimits {
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
+std::string lower_case(std::string_view text);  // of ASCII
+
 struct HttpRequest {
   std::string method, path, query;  // the target, cut at '?'
   HttpHeaders headers;              // names in lower case, without what came behind a chunked body

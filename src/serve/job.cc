@@ -89,15 +89,10 @@ void Job::start(Engine& engine, const JobSettings& settings) {
   choices_.reserve(n_left_);  // the callbacks point into it
   for (size_t i = 0; i < n_left_; ++i) {
     const size_t prompt = i / static_cast<size_t>(request.n);
-    choices_.push_back({prompt,
-                        ChatChoice(input_.format, random_id("call_") + "_"),
-                        {},
-                        {},
-                        {},
-                        {},
-                        {},
-                        start_s_,
-                        TextOffset(tokenizer_, input_.echo)});
+    choices_.push_back({.prompt = prompt,
+                        .chat = ChatChoice(input_.format, random_id("call_") + "_"),
+                        .last_token_s = start_s_,
+                        .offset = TextOffset(tokenizer_, input_.echo)});
     Choice& choice = choices_.back();
     if (!input_.begun.empty()) choice.chat.push(input_.begun, 0);
     // With a seed a prompt of a list is answered as alone.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/file.h"
 
@@ -62,11 +63,7 @@ ApiKeys::ApiKeys(const std::vector<std::string>& keys) {
 
 ApiKeys ApiKeys::read(const std::filesystem::path& file) { return ApiKeys(read_api_keys(file)); }
 
-std::string ApiKeys::name(size_t i) const {
-  std::string name;
-  for (const char byte : digests_[i].substr(0, 16)) name += fmt::format("{:02x}", static_cast<uint8_t>(byte));
-  return name;
-}
+std::string ApiKeys::name(size_t i) const { return hex_of({reinterpret_cast<const uint8_t*>(digests_[i].data()), 16}); }
 
 std::optional<size_t> ApiKeys::find(std::string_view key) const {
   const std::string digest = sha256(key);

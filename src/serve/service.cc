@@ -456,8 +456,8 @@ void Service::post_completion(const CallPtr& call) {
 void Service::start(const CallPtr& call, JobInput input) {
   const Served& s = served();
   const uint64_t seed = input.request.seed.value_or(options_.seed + 0x9e3779b97f4a7c15 * ++n_jobs_);
-  // Caches are shared among requests with one key and one salt.
-  // Files of caches outlive the file of keys: its lines may change places.
+  // Caches are shared among requests with one key and one salt. Files of them outlive the file of keys, whose lines may
+  // change places.
   const std::string owner = call->key ? options_.access.keys.name(*call->key) : "";
   const std::string salt = fmt::format("{}:{}", owner, input.request.cache_salt);
   auto holder = std::make_shared<std::weak_ptr<Job>>();

@@ -89,9 +89,11 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 
-def request_of(body, path="/v1/completions", key=None):
-    data = json.dumps(body).encode()
+def request_of(body, path="/v1/completions", key=None, closes=False):
+    """body: what is to be JSON, or a text that stands as it is."""
+    data = (body if isinstance(body, str) else json.dumps(body)).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n" + (f"Authorization: Bearer {key}\r\n" if key else "")
+    head += "Connection: close\r\n" if closes else ""
     return head.encode() + b"\r\n" + data
 
 
@@ -388,7 +390,7 @@ async def heavy(o):
 
     async def ask(server, path, body):
         reader, writer = await server.open()
-        writer.write(request_of(None, path).replace(b"Content-Length: 4", f"Content-Length: {len(body)}\r\nConnection: close".encode())[:-4] + body.encode())
+        writer.write(request_of(body, path, closes=True))
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.read()
         writer.close()

@@ -95,6 +95,33 @@ class Relay(BaseHTTPRequestHandler):
         self.wfile.write(b"data: " + (value if isinstance(value, str) else json.dumps(value)).encode() + b"\n\n")
 
 
+def colors_of(page, canvas):
+    """How many colors are in the canvas of this id."""
+    return page.evaluate(
+        """(id) => {
+            const canvas = document.getElementById(id), { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+            return new Set(new Uint32Array(data.buffer)).size;
+        }""",
+        canvas,
+    )
+
+
+def contrasts(page, pairs):
+    """Of each pair of the style's colors their names and WCAG 2's contrast ratio."""
+    return page.evaluate(
+        """(pairs) => {
+            const style = getComputedStyle(document.documentElement);
+            const light = (name) => {
+              const c = style.getPropertyValue(name).trim();
+              const [r, g, b] = [1, 3, 5].map((i) => parseInt(c.slice(i, i + 2), 16) / 255).map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
+              return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            return pairs.map(([a, b]) => [a, b, [light(a), light(b)].sort((x, y) => y - x)]).map(([a, b, [x, y]]) => [a, b, (x + 0.05) / (y + 0.05)]);
+        }""",
+        pairs,
+    )
+
+
 class Gate:
     """Where a script waits for its test; meanwhile it learns whether the page still listens."""
 

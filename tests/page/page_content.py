@@ -6,7 +6,7 @@ import re
 
 from playwright.sync_api import expect
 
-from browser import Gate, PageTest, in_turn, refuse, say
+from browser import Gate, PageTest, contrasts, in_turn, refuse, say
 
 XSS = [line.replace("⏎", "\n") for line in (pathlib.Path(__file__).resolve().parent / "xss.txt").read_text().splitlines()]
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -301,20 +301,12 @@ class Use(PageTest):
 
     def test_contrast(self):
         page = self.open()
+        pairs = [("--accent-text", "--accent"), ("--danger", "--danger-page"), ("--muted", "--side"), ("--accent", "--side"), ("--accent", "--raised")]
+        pairs += [(name, on) for name in ["--text", "--muted", "--accent"] for on in ["--page", "--raised"]]
+        pairs += [(f"--code-{name}", "--code-page") for name in ["comment", "keyword", "string", "number", "function", "type", "gone"]]
         for theme in ["light", "dark"]:
             page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-            ratios = page.evaluate("""() => {
-                const style = getComputedStyle(document.documentElement);
-                const light = (name) => {
-                  const c = style.getPropertyValue(name).trim();
-                  const [r, g, b] = [1, 3, 5].map((i) => parseInt(c.slice(i, i + 2), 16) / 255).map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
-                  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-                };
-                const pairs = [['--accent-text', '--accent'], ['--danger', '--danger-page'], ['--muted', '--side'], ['--accent', '--side'], ['--accent', '--raised']];
-                for (const name of ['--text', '--muted', '--accent']) pairs.push([name, '--page'], [name, '--raised']);
-                for (const name of ['comment', 'keyword', 'string', 'number', 'function', 'type', 'gone']) pairs.push(['--code-' + name, '--code-page']);
-                return pairs.map(([a, b]) => [a, b, [light(a), light(b)].sort((x, y) => y - x)]).map(([a, b, [x, y]]) => [a, b, (x + 0.05) / (y + 0.05)]);
-            }""")
+            ratios = contrasts(page, pairs)
             self.assertEqual([each for each in ratios if not each[2] >= 4.5], [], theme)
 
     def test_reduced_motion(self):

@@ -25,7 +25,7 @@ if not pathlib.Path("/usr/bin/chromium").exists():
 from playwright.sync_api import expect
 
 import page_content
-from browser import TIMINGS, Gate, PageTest, arguments, in_turn, refuse, say
+from browser import TIMINGS, Gate, PageTest, arguments, colors_of, in_turn, refuse, say
 
 
 class Chat(PageTest):
@@ -636,11 +636,7 @@ class Chat(PageTest):
         self.assertTrue(self.server.requests[0]["expert_counts"])
         page.get_by_role("button", name="Experts", exact=True).click()
         expect(page.locator("#experts-label")).to_have_text("Answer 1 of “Hi”")
-        colors = page.evaluate("""() => {
-            const canvas = document.getElementById('experts-canvas'), { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-            return new Set(new Uint32Array(data.buffer)).size;
-        }""")
-        self.assertGreater(colors, 8)
+        self.assertGreater(colors_of(page, "experts-canvas"), 8)
         page.focus("#experts-canvas")
         for key in ["ArrowRight", "ArrowRight", "ArrowDown"]:
             page.keyboard.press(key)

@@ -28,7 +28,7 @@ if not pathlib.Path("/usr/bin/chromium").exists():
 
 from playwright.sync_api import expect
 
-from browser import BrowserTest
+from browser import BrowserTest, colors_of, contrasts
 from page_content import XSS
 
 options = argparse.Namespace(program="", screenshot=None, run=[])
@@ -486,11 +486,7 @@ class Watch(BrowserTest):
         run = self.run_of("demo", "".join(step(i, **(loads(i) if i % 10 == 0 else {})) for i in range(1, 41)))
         page = self.open(run)
         expect(page.locator("#load-step")).to_have_text("step 40 (latest)")
-        colors = page.evaluate("""() => {
-            const canvas = document.getElementById('load-canvas'), { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-            return new Set(new Uint32Array(data.buffer)).size;
-        }""")
-        self.assertGreater(colors, 8)
+        self.assertGreater(colors_of(page, "load-canvas"), 8)
         page.focus("#load-canvas")
         for key in ["ArrowRight", "ArrowRight", "ArrowDown"]:
             page.keyboard.press(key)
@@ -537,16 +533,8 @@ class Watch(BrowserTest):
         page = self.open(self.run_of("demo", step(1)))
         for theme in ["light", "dark"]:
             page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-            ratios = page.evaluate("""() => {
-                const style = getComputedStyle(document.documentElement);
-                const light = (name) => {
-                  const c = style.getPropertyValue(name).trim();
-                  const [r, g, b] = [1, 3, 5].map((i) => parseInt(c.slice(i, i + 2), 16) / 255).map((x) => (x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));
-                  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-                };
-                return Array.from({ length: 8 }, (_, i) => [light(`--run-${i + 1}`), light('--page')].sort((x, y) => y - x)).map(([x, y]) => (x + 0.05) / (y + 0.05));
-            }""")
-            self.assertEqual([ratio for ratio in ratios if not ratio >= 4.5], [], theme)
+            ratios = contrasts(page, [(f"--run-{i + 1}", "--page") for i in range(8)])
+            self.assertEqual([each for each in ratios if not each[2] >= 4.5], [], theme)
 
     def test_theme(self):
         page = self.open(self.run_of("demo", "".join(step(i) for i in range(1, 50))))

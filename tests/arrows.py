@@ -12,10 +12,11 @@ ROOMS = {
     "text": {"base"},
     "model": {"base", "number", "ops"},
     "checkpoint": {"base", "number", "ops", "model"},
-    "train": {"base", "number", "ops", "model", "checkpoint", "text"},
+    "parallel": {"base", "number", "ops", "model"},
+    "train": {"base", "number", "ops", "model", "parallel", "checkpoint", "text"},
     "infer": {"base", "number", "ops", "model", "checkpoint", "text"},
     "serve": {"base", "number", "ops", "model", "checkpoint", "text", "infer"},
-    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "train", "infer", "serve"},
+    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve"},
 }
 # Of the model, files on disk know what is stored and nothing of how it is computed.
 CHECKPOINT_SEES = {"model/config.h", "model/weights.h"}

@@ -46,6 +46,7 @@ void add_convert(CLI::App& app, CommonOptions& common);
 void add_bench(CLI::App& app, CommonOptions& common);
 void add_serve(CLI::App& app, CommonOptions& common);
 void add_watch(CLI::App& app, CommonOptions& common);
+void add_plan(CLI::App& app, CommonOptions& common);
 
 // Temperature, filters and penalties, as options of `command`.
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler);

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "base/checksum.h"
 #include "base/error.h"
@@ -25,6 +26,13 @@ std::string sha256(std::string_view text) {
   return digest;
 }
 
+// systemd keeps who else may read these by other means than their mode, which newer versions have at 0440.
+bool is_credential(const std::filesystem::path& file) {
+  const char* const directory = std::getenv("CREDENTIALS_DIRECTORY");
+  std::error_code failed;
+  return directory != nullptr && std::filesystem::equivalent(file.parent_path(), directory, failed) && !failed;
+}
+
 }  // namespace
 
 bool is_api_key(std::string_view text) {
@@ -35,7 +43,8 @@ bool is_api_key(std::string_view text) {
 std::vector<std::string> read_api_keys(const std::filesystem::path& file) {
   const std::string where = printable(file.string());
   struct stat info {};
-  if (stat(file.c_str(), &info) == 0 && (info.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
+  const mode_t others = is_credential(file) ? S_IRWXO : S_IRWXG | S_IRWXO;
+  if (stat(file.c_str(), &info) == 0 && (info.st_mode & others) != 0) {
     throw Error("{}: others may read these keys; chmod 600 it", where);
   }
   std::string text = read_file(file, kMaxFileBytes);

@@ -1,0 +1,125 @@
+#include <condition_variable>
+#include <cstring>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <thread>
+#include <tuple>
+#include <unordered_map>
+
+#include "base/error.h"
+#include "parallel/communicator.h"
+
+namespace fathom {
+
+void Communicator::wait(Transfer transfer) {
+  for (int n = 0; !done(transfer); ++n) pause(n);
+}
+
+void Communicator::pause(int n_looks) {
+  constexpr int kBusyLooks = 64;
+  if (n_looks < kBusyLooks) {
+    std::this_thread::yield();
+  } else {
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+}
+
+namespace {
+
+struct Mailboxes {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::map<std::tuple<int, int, int>, std::deque<std::vector<std::byte>>> messages;  // from, to, tag
+  std::string failed;  // why the job ends
+};
+
+class InProcess : public Communicator {
+ public:
+  InProcess(int rank, int size, std::shared_ptr<Mailboxes> boxes)
+      : Communicator(rank, size), boxes_(std::move(boxes)), exceptions_(std::uncaught_exceptions()) {}
+  ~InProcess() override {
+    if (std::uncaught_exceptions() > exceptions_) fail(fmt::format("rank {} failed", rank()));
+  }
+
+  Transfer send(int to, int tag, std::span<const std::byte> data) override {
+    FATHOM_CHECK(to >= 0 && to < size());
+    const std::lock_guard lock(boxes_->mutex);
+    boxes_->messages[{rank(), to, tag}].emplace_back(data.begin(), data.end());
+    boxes_->changed.notify_all();
+    return kSent;
+  }
+
+  Transfer receive(int from, int tag, std::span<std::byte> data) override {
+    FATHOM_CHECK(from >= 0 && from < size());
+    // Those of a kind are served in the order in which they were asked for.
+    expected_[{from, tag}].push_back({++n_, data});
+    return n_;
+  }
+
+  bool done(Transfer transfer) override {
+    if (transfer == kSent) return true;
+    const std::lock_guard lock(boxes_->mutex);
+    take_all();
+    if (arrived_.erase(transfer) > 0) return true;
+    if (!boxes_->failed.empty()) throw Error("{}", boxes_->failed);
+    return false;
+  }
+
+  [[noreturn]] void abort(const std::string& message) override {
+    fail(message);
+    throw Error("{}", message);
+  }
+
+ protected:
+  void pause(int) override {
+    std::unique_lock lock(boxes_->mutex);
+    boxes_->changed.wait_for(lock, std::chrono::milliseconds(1));
+  }
+
+ private:
+  static constexpr Transfer kSent = 0;
+  struct Expected {
+    Transfer transfer;
+    std::span<std::byte> data;
+  };
+
+  void take_all() {
+    for (auto& [key, expected] : expected_) {
+      auto& box = boxes_->messages[{key.first, rank(), key.second}];
+      while (!expected.empty() && !box.empty()) {
+        const std::vector<std::byte>& message = box.front();
+        FATHOM_CHECK(message.size() == expected.front().data.size(), "{} bytes came, {} were expected", message.size(),
+                     expected.front().data.size());
+        std::memcpy(expected.front().data.data(), message.data(), message.size());
+        arrived_[expected.front().transfer] = true;
+        expected.pop_front();
+        box.pop_front();
+      }
+    }
+  }
+
+  void fail(const std::string& message) {
+    const std::lock_guard lock(boxes_->mutex);
+    if (boxes_->failed.empty()) boxes_->failed = message;
+    boxes_->changed.notify_all();
+  }
+
+  std::shared_ptr<Mailboxes> boxes_;
+  const int exceptions_;
+  Transfer n_ = kSent;
+  std::map<std::pair<int, int>, std::deque<Expected>> expected_;  // from, tag
+  std::unordered_map<Transfer, bool> arrived_;
+};
+
+}  // namespace
+
+std::vector<std::unique_ptr<Communicator>> in_process_communicators(int size) {
+  const auto boxes = std::make_shared<Mailboxes>();
+  std::vector<std::unique_ptr<Communicator>> all;
+  for (int rank = 0; rank < size; ++rank) all.push_back(std::make_unique<InProcess>(rank, size, boxes));
+  return all;
+}
+
+}  // namespace fathom

@@ -9,7 +9,7 @@ start=$SECONDS
 say() { printf '\n== %s (after %d s)\n' "$*" "$((SECONDS - start))"; }
 
 say "Packages"
-scripts/install_packages.sh clang libclang-rt-14-dev g++-aarch64-linux-gnu
+scripts/install_packages.sh clang libclang-rt-14-dev g++-aarch64-linux-gnu libopenmpi-dev openmpi-bin
 jobs=$(nproc)
 
 say "Clients of the server: openai, schemathesis, lm-eval, a browser"

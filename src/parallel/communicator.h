@@ -1,5 +1,5 @@
-// Messages between the processes (ranks) that work on one job. Everything else - sums, exchanges, pipelines - is made of
-// these few functions, so that a result depends on the ranks' order alone and never on who was first.
+// Messages between the processes (ranks) that work on one job. Everything else - sums, exchanges, pipelines - is made
+// of these few functions, so that a result depends on the ranks' order alone and never on who was first.
 #pragma once
 
 #include <cstddef>
@@ -31,11 +31,9 @@ class Communicator {
   virtual bool done(Transfer transfer) = 0;
   // Until it is done, without keeping a core from who else could use it. Error where the job ends meanwhile.
   void wait(Transfer transfer);
-  // Ends all ranks with `message` on stderr.
-  [[noreturn]] virtual void abort(const std::string& message) = 0;
-
- protected:
-  // Called between two looks at a message that is not there, of which so many were in vain.
+  // The job cannot go on: the others' waits end too, or the processes themselves, with `message` on stderr.
+  virtual void fail(const std::string& message) = 0;
+  // Between two looks at a message that is not there, of which so many were in vain.
   virtual void pause(int n_looks);
 
  private:
@@ -43,12 +41,7 @@ class Communicator {
 };
 
 // Ranks of one process, for tests and for layouts tried on one machine: each is used by one thread. What is sent is
-// copied. Where one of them is destroyed by an exception the others' waits end in an Error.
+// copied.
 std::vector<std::unique_ptr<Communicator>> in_process_communicators(int size);
-
-template <class T>
-std::span<const std::byte> bytes_of(std::span<const T> values) {
-  return std::as_bytes(values);
-}
 
 }  // namespace fathom

@@ -1,7 +1,6 @@
 #include <condition_variable>
 #include <cstring>
 #include <deque>
-#include <exception>
 #include <map>
 #include <mutex>
 #include <thread>
@@ -32,17 +31,13 @@ struct Mailboxes {
   std::mutex mutex;
   std::condition_variable changed;
   std::map<std::tuple<int, int, int>, std::deque<std::vector<std::byte>>> messages;  // from, to, tag
-  std::string failed;  // why the job ends
+  std::string failed;                                                                // why the job ends
 };
 
 class InProcess : public Communicator {
  public:
   InProcess(int rank, int size, std::shared_ptr<Mailboxes> boxes)
-      : Communicator(rank, size), boxes_(std::move(boxes)), exceptions_(std::uncaught_exceptions()) {}
-  ~InProcess() override {
-    if (std::uncaught_exceptions() > exceptions_) fail(fmt::format("rank {} failed", rank()));
-  }
-
+      : Communicator(rank, size), boxes_(std::move(boxes)) {}
   Transfer send(int to, int tag, std::span<const std::byte> data) override {
     FATHOM_CHECK(to >= 0 && to < size());
     const std::lock_guard lock(boxes_->mutex);
@@ -67,15 +62,15 @@ class InProcess : public Communicator {
     return false;
   }
 
-  [[noreturn]] void abort(const std::string& message) override {
-    fail(message);
-    throw Error("{}", message);
+  void fail(const std::string& message) override {
+    const std::lock_guard lock(boxes_->mutex);
+    if (boxes_->failed.empty()) boxes_->failed = message;
+    boxes_->changed.notify_all();
   }
 
- protected:
   void pause(int) override {
     std::unique_lock lock(boxes_->mutex);
-    boxes_->changed.wait_for(lock, std::chrono::milliseconds(1));
+    boxes_->changed.wait_for(lock, std::chrono::microseconds(50));
   }
 
  private:
@@ -100,14 +95,7 @@ class InProcess : public Communicator {
     }
   }
 
-  void fail(const std::string& message) {
-    const std::lock_guard lock(boxes_->mutex);
-    if (boxes_->failed.empty()) boxes_->failed = message;
-    boxes_->changed.notify_all();
-  }
-
   std::shared_ptr<Mailboxes> boxes_;
-  const int exceptions_;
   Transfer n_ = kSent;
   std::map<std::pair<int, int>, std::deque<Expected>> expected_;  // from, tag
   std::unordered_map<Transfer, bool> arrived_;

@@ -131,18 +131,6 @@ std::vector<PipelineOp> dualpipe(int half, int depth, int own, int other, int pa
   return list.take();
 }
 
-// Rank and direction at which a chunk is before (-1) or behind (+1) this one on its way forward; {-1, -1} for none.
-struct Place {
-  int rank, direction;
-};
-Place neighbour(const PipelineSchedule& s, int rank, int direction, int step) {
-  const int stage = s.stage_of(rank, direction) + step;
-  if (stage < 0 || stage >= s.n_stages()) return {-1, -1};
-  if (s.kind == ScheduleKind::dualpipev)
-    return stage < s.n_ranks ? Place{stage, 0} : Place{2 * s.n_ranks - 1 - stage, 1};
-  return {direction == 0 ? stage : s.n_ranks - 1 - stage, direction};
-}
-
 // When something of each chunk was done: [rank][direction][chunk], or less than 0.
 class Done {
  public:
@@ -191,6 +179,15 @@ void check_counts(const PipelineSchedule& s, int rank) {
 }
 
 }  // namespace
+
+StagePlace neighbour(const PipelineSchedule& s, int rank, int direction, int step) {
+  const int stage = s.stage_of(rank, direction) + step;
+  if (stage < 0 || stage >= s.n_stages()) return {-1, -1};
+  if (s.kind == ScheduleKind::dualpipev) {
+    return stage < s.n_ranks ? StagePlace{stage, 0} : StagePlace{2 * s.n_ranks - 1 - stage, 1};
+  }
+  return {direction == 0 ? stage : s.n_ranks - 1 - stage, direction};
+}
 
 PipelineSchedule make_schedule(ScheduleKind kind, int n_ranks, int n_chunks) {
   if (n_ranks < 1 || n_chunks < 1) throw Error("a pipeline has 1 rank and 1 chunk or more");

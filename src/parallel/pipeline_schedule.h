@@ -60,6 +60,12 @@ struct PipelineSchedule {
   int chunks_of_direction() const { return kind == ScheduleKind::dualpipe ? n_chunks / 2 : n_chunks; }
 };
 
+// Where a chunk that is in `direction` on a rank is one stage later (step +1) or earlier (-1): {-1, -1} for nowhere.
+struct StagePlace {
+  int rank, direction;
+};
+StagePlace neighbour(const PipelineSchedule& schedule, int rank, int direction, int step);
+
 // Error for numbers that the schedule does not exist for: dualpipe wants an even number of ranks and of chunks, and
 // both dualpipes at least two chunks a stage pair (2P and 2P).
 PipelineSchedule make_schedule(ScheduleKind kind, int n_ranks, int n_chunks);

@@ -1,0 +1,133 @@
+#include "parallel/collectives.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "base/error.h"
+
+namespace fathom {
+namespace {
+
+template <class T>
+void sum_few(const RankGroup& group, std::span<T> values) {
+  const auto size = static_cast<size_t>(group.size());
+  std::vector<T> all(values.size() * size);
+  std::vector<std::span<const std::byte>> sent(size, std::as_bytes(values));
+  std::vector<std::span<std::byte>> received;
+  for (size_t i = 0; i < size; ++i) {
+    received.push_back(std::as_writable_bytes(std::span(all).subspan(i * values.size(), values.size())));
+  }
+  all_to_all(group, sent, received).wait();
+  for (size_t v = 0; v < values.size(); ++v) {
+    values[v] = 0;
+    for (size_t i = 0; i < size; ++i) values[v] += all[i * values.size() + v];
+  }
+}
+
+}  // namespace
+
+RankGroup make_group(Communicator& comm, std::vector<int> ranks, int tag) {
+  const auto own = std::find(ranks.begin(), ranks.end(), comm.rank());
+  FATHOM_CHECK(own != ranks.end());
+  const auto index = static_cast<int>(own - ranks.begin());
+  return {&comm, std::move(ranks), index, tag};
+}
+
+bool Exchange::done() {
+  while (!transfers_.empty() && comm_->done(transfers_.back())) transfers_.pop_back();
+  return transfers_.empty();
+}
+
+void Exchange::wait() {
+  for (; !transfers_.empty(); transfers_.pop_back()) comm_->wait(transfers_.back());
+}
+
+Exchange all_to_all(const RankGroup& group, std::span<const std::span<const std::byte>> sent,
+                    std::span<const std::span<std::byte>> received) {
+  FATHOM_CHECK(std::ssize(sent) == group.size() && std::ssize(received) == group.size());
+  Exchange exchange(*group.comm);
+  // Each begins with its neighbour, so that not all send to the same one at first.
+  for (int step = 1; step < group.size(); ++step) {
+    const int from = (group.index + group.size() - step) % group.size();
+    const auto i = static_cast<size_t>(from);
+    if (!received[i].empty()) exchange.receive(group.ranks[i], group.tag, received[i]);
+  }
+  for (int step = 1; step < group.size(); ++step) {
+    const auto to = static_cast<size_t>((group.index + step) % group.size());
+    if (!sent[to].empty()) exchange.send(group.ranks[to], group.tag, sent[to]);
+  }
+  const auto own = static_cast<size_t>(group.index);
+  FATHOM_CHECK(sent[own].size() == received[own].size());
+  if (!sent[own].empty()) std::memmove(received[own].data(), sent[own].data(), sent[own].size());
+  return exchange;
+}
+
+Shard shard_of(size_t n, int size, int index) {
+  constexpr size_t kPiece = 16;
+  const size_t pieces = (n + kPiece - 1) / kPiece;
+  const auto from = [&](int i) {
+    return std::min(n, kPiece * (pieces * static_cast<size_t>(i) / static_cast<size_t>(size)));
+  };
+  return {from(index), from(index + 1)};
+}
+
+void reduce_scatter(const RankGroup& group, std::span<float> data) {
+  const int size = group.size();
+  const Shard own = shard_of(data.size(), size, group.index);
+  const size_t n_own = own.end - own.begin;
+  std::vector<float> others(n_own * static_cast<size_t>(size));
+  std::vector<std::span<const std::byte>> sent;
+  std::vector<std::span<std::byte>> received;
+  for (int i = 0; i < size; ++i) {
+    const Shard shard = shard_of(data.size(), size, i);
+    sent.push_back(std::as_bytes(data.subspan(shard.begin, shard.end - shard.begin)));
+    received.push_back(std::as_writable_bytes(std::span(others).subspan(static_cast<size_t>(i) * n_own, n_own)));
+  }
+  all_to_all(group, sent, received).wait();
+  for (size_t v = 0; v < n_own; ++v) {
+    float sum = others[v];
+    for (size_t i = 1; i < static_cast<size_t>(size); ++i) sum += others[i * n_own + v];
+    data[own.begin + v] = sum;
+  }
+}
+
+void all_gather(const RankGroup& group, std::span<float> data) {
+  const Shard own = shard_of(data.size(), group.size(), group.index);
+  std::vector<std::span<const std::byte>> sent(static_cast<size_t>(group.size()),
+                                               std::as_bytes(data.subspan(own.begin, own.end - own.begin)));
+  std::vector<std::span<std::byte>> received;
+  for (int i = 0; i < group.size(); ++i) {
+    const Shard shard = shard_of(data.size(), group.size(), i);
+    received.push_back(std::as_writable_bytes(data.subspan(shard.begin, shard.end - shard.begin)));
+  }
+  all_to_all(group, sent, received).wait();
+}
+
+void all_reduce(const RankGroup& group, std::span<float> data) {
+  reduce_scatter(group, data);
+  all_gather(group, data);
+}
+
+void sum_over(const RankGroup& group, std::span<double> values) { sum_few(group, values); }
+void sum_over(const RankGroup& group, std::span<int64_t> values) { sum_few(group, values); }
+
+void broadcast(const RankGroup& group, int root, std::span<std::byte> data) {
+  if (data.empty()) return;
+  Exchange exchange(*group.comm);
+  if (group.index == root) {
+    for (int i = 0; i < group.size(); ++i) {
+      if (i != root) exchange.send(group.ranks[static_cast<size_t>(i)], group.tag, data);
+    }
+  } else {
+    exchange.receive(group.ranks[static_cast<size_t>(root)], group.tag, data);
+  }
+  exchange.wait();
+}
+
+void barrier(const RankGroup& group) {
+  int64_t nothing = 0;
+  sum_over(group, std::span(&nothing, 1));
+}
+
+}  // namespace fathom

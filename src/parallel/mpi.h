@@ -1,0 +1,19 @@
+// Ranks that are processes, started by mpirun or Slurm.
+#pragma once
+
+#include <memory>
+
+#include "parallel/communicator.h"
+
+namespace fathom {
+
+// Whether this program was started as one of several processes: by mpirun, or by srun with PMI.
+bool started_by_mpi();
+
+// Joins them. To be called once, before the process makes threads. Error where the program was built without MPI.
+std::unique_ptr<Communicator> join_mpi();
+
+// "Open MPI 4.1.4", or that MPI is not built.
+std::string mpi_build_text();
+
+}  // namespace fathom

@@ -1,0 +1,62 @@
+// A chunk's way through a stage, as a coroutine: straight code that computes, sends, and at `co_await` lets something
+// else compute until its messages have come.
+#pragma once
+
+#include <coroutine>
+#include <exception>
+#include <functional>
+#include <utility>
+
+namespace fathom {
+
+class StagePass {
+ public:
+  // Whether what is awaited has come; moves it on.
+  using Arrived = std::function<bool()>;
+
+  struct promise_type {
+    Arrived awaited;
+    std::exception_ptr failed;
+    StagePass get_return_object() { return StagePass(std::coroutine_handle<promise_type>::from_promise(*this)); }
+    std::suspend_always initial_suspend() noexcept { return {}; }
+    std::suspend_always final_suspend() noexcept { return {}; }
+    void return_void() noexcept {}
+    void unhandled_exception() noexcept { failed = std::current_exception(); }
+    std::suspend_always await_transform(Arrived arrived) {
+      awaited = std::move(arrived);
+      return {};
+    }
+  };
+
+  StagePass() = default;
+  StagePass(StagePass&& other) noexcept : handle_(std::exchange(other.handle_, {})) {}
+  StagePass& operator=(StagePass&& other) noexcept {
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  ~StagePass() {
+    if (handle_) handle_.destroy();
+  }
+
+  bool over() const { return !handle_ || handle_.done(); }
+  // Whether go_on() has something to do at once.
+  bool can_go_on() {
+    Arrived& awaited = handle_.promise().awaited;
+    if (awaited && !awaited()) return false;
+    awaited = nullptr;
+    return true;
+  }
+  // To the next co_await, or to the end. Throws what the code throws.
+  void go_on() {
+    handle_.resume();
+    if (const std::exception_ptr failed = std::exchange(handle_.promise().failed, nullptr)) {
+      std::rethrow_exception(failed);
+    }
+  }
+
+ private:
+  explicit StagePass(std::coroutine_handle<promise_type> handle) : handle_(handle) {}
+  std::coroutine_handle<promise_type> handle_;
+};
+
+}  // namespace fathom

@@ -351,6 +351,12 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
   return saved.final_hidden;
 }
 
+void layer_forward(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor out, Tensor x,
+                   LayerSaved& saved, ExpertLoad* load) {
+  const ForwardOptions options{.expert_load = load};
+  layer_block(ctx, model, w, make_pass(ctx, ctx, batch, options), out, x, 0, saved);
+}
+
 int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute, Precision precision) {
   const RouterConfig& r = c.router;
   const bool selective = recompute == Recompute::selective;

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "model/backward.h"
 #include "ops/cross_entropy.h"
 #include "ops/device.h"
 
@@ -105,6 +104,54 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
   return result;
 }
 
+ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options,
+                               double& loss) {
+  if (options.balance_alpha <= 0) return {};
+  return [&ctx, &model, &batch, options, &loss](const MoeSaved& moe) {
+    const Tensor offsets = options.balance_over_batch ? whole_batch(ctx, batch) : batch.seq_offsets;
+    const double scale = options.balance_scale > 0 ? options.balance_scale : per(offsets.cols() - 1);
+    const Tensor d_scores = new_f32(ctx, {moe.scores.rows(), moe.scores.cols()});
+    std::memset(d_scores.f32(), 0, static_cast<size_t>(d_scores.size_bytes()));
+    loss +=
+        sequence_balance_loss(ctx, model.config.router, d_scores, moe.scores, offsets, options.balance_alpha, scale);
+    return d_scores;
+  };
+}
+
+void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
+                            const Targets& targets, const LossOptions& options, Tensor hidden, Tensor d_hidden,
+                            LossResult& result) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor losses = new_f32(ctx, {batch.n_tokens()});
+  const double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
+  head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
+                              static_cast<float>(main_scale));
+  result.loss_sum = sum(ctx, losses);
+  result.main_targets = targets.n_main;
+
+  const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
+  for (const MtpStep& step : steps) result.mtp_targets += step.targets.n_main;
+  const double mtp_scale = options.mtp_weight * (options.mtp_scale > 0 ? options.mtp_scale : per(result.mtp_targets));
+  std::vector<MtpSaved> mtp(steps.size());
+  std::vector<Tensor> d_hiddens = {d_hidden};  // of the trunk's, then of each module's output
+  for (size_t m = 0; m < steps.size(); ++m) {
+    const Tensor mtp_hidden =
+        mtp_forward(ctx, model, *steps[m].module, steps[m].input, m == 0 ? hidden : mtp[m - 1].hidden,
+                    {.saved = &mtp[m], .expert_load = &result.expert_load});
+    const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
+    d_hiddens.push_back(new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()}));
+    head_cross_entropy_backward(ctx, mtp_losses, d_hiddens.back(), grads.head, mtp_hidden, model.weights.head,
+                                steps[m].targets.main, static_cast<float>(mtp_scale));
+    result.mtp_loss_sum += sum(ctx, mtp_losses);
+  }
+  for (size_t m = steps.size(); m-- > 0;) {
+    MtpGrads inner;
+    mtp_backward_input(ctx, model, *steps[m].module, mtp[m], d_hiddens[m], d_hiddens[m + 1], inner,
+                       balance_gradient(ctx, model, steps[m].input.next, options, result.balance_loss));
+    mtp_backward_weight(ctx, model, grads.mtp[m], grads.embed, mtp[m], inner);
+  }
+}
+
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
                               const Targets& targets, const LossOptions& options) {
   const ArenaScope scope(ctx.arena);
@@ -115,51 +162,10 @@ LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& gr
                                  .recompute = options.recompute,
                                  .scratch = options.scratch,
                                  .expert_load = &result.expert_load});
-  const Tensor losses = new_f32(ctx, {batch.n_tokens()}), d_hidden = new_f32(ctx, {hidden.rows(), hidden.cols()});
-  const double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
-  head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
-                              static_cast<float>(main_scale));
-  result.loss_sum = sum(ctx, losses);
-  result.main_targets = targets.n_main;
-
-  const auto balance = [&](const Batch& b) -> ScoreGradient {
-    if (options.balance_alpha <= 0) return {};
-    return [&](const MoeSaved& moe) {
-      const Tensor offsets = options.balance_over_batch ? whole_batch(ctx, b) : b.seq_offsets;
-      const double scale = options.balance_scale > 0 ? options.balance_scale : per(offsets.cols() - 1);
-      const Tensor d_scores = new_f32(ctx, {moe.scores.rows(), moe.scores.cols()});
-      std::memset(d_scores.f32(), 0, static_cast<size_t>(d_scores.size_bytes()));
-      result.balance_loss +=
-          sequence_balance_loss(ctx, model.config.router, d_scores, moe.scores, offsets, options.balance_alpha, scale);
-      return d_scores;
-    };
-  };
-
-  {
-    const ArenaScope mtp_scope(ctx.arena);
-    const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
-    for (const MtpStep& step : steps) result.mtp_targets += step.targets.n_main;
-    const double mtp_scale = options.mtp_weight * (options.mtp_scale > 0 ? options.mtp_scale : per(result.mtp_targets));
-    std::vector<MtpSaved> mtp(steps.size());
-    std::vector<Tensor> d_hiddens = {d_hidden};  // of the trunk's, then of each module's output
-    for (size_t m = 0; m < steps.size(); ++m) {
-      const Tensor mtp_hidden =
-          mtp_forward(ctx, model, *steps[m].module, steps[m].input, m == 0 ? hidden : mtp[m - 1].hidden,
-                      {.saved = &mtp[m], .expert_load = &result.expert_load});
-      const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
-      d_hiddens.push_back(new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()}));
-      head_cross_entropy_backward(ctx, mtp_losses, d_hiddens.back(), grads.head, mtp_hidden, model.weights.head,
-                                  steps[m].targets.main, static_cast<float>(mtp_scale));
-      result.mtp_loss_sum += sum(ctx, mtp_losses);
-    }
-    for (size_t m = steps.size(); m-- > 0;) {
-      MtpGrads inner;
-      mtp_backward_input(ctx, model, *steps[m].module, mtp[m], d_hiddens[m], d_hiddens[m + 1], inner,
-                         balance(steps[m].input.next));
-      mtp_backward_weight(ctx, model, grads.mtp[m], grads.embed, mtp[m], inner);
-    }
-  }
-  backward(ctx, model, grads, batch, saved, d_hidden, balance(batch));
+  const Tensor d_hidden = new_f32(ctx, {hidden.rows(), hidden.cols()});
+  head_and_mtp_gradients(ctx, model, grads, batch, targets, options, hidden, d_hidden, result);
+  backward(ctx, model, grads, batch, saved, d_hidden,
+           balance_gradient(ctx, model, batch, options, result.balance_loss));
   return result;
 }
 

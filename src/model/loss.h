@@ -3,7 +3,7 @@
 // of which deeper ones have a token less a sequence each), plus a balance loss when asked for.
 #pragma once
 
-#include "model/forward.h"
+#include "model/backward.h"
 
 namespace fathom {
 
@@ -44,6 +44,17 @@ int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, const
 // The loss alone.
 LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
                 const LossOptions& options);
+
+// The parts of it behind the layers, for stages that hold these: of hidden [tokens, hidden], what the last norm gives,
+// d_hidden becomes the gradient; grads += those of the head, of the MTP modules, and of the embedding as these read it.
+// Adds to `result`.
+void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
+                            const Targets& targets, const LossOptions& options, Tensor hidden, Tensor d_hidden,
+                            LossResult& result);
+// What the balance loss adds to the gradient of a batch's scores, and to `loss`; nothing without one. For the time that
+// ctx, model, batch and loss live.
+ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options,
+                               double& loss);
 
 // The loss, and grads += its gradient.
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,

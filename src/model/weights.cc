@@ -1,6 +1,7 @@
 #include "model/weights.h"
 
 #include <cmath>
+#include <unordered_map>
 
 #include "base/arithmetic.h"
 
@@ -62,10 +63,14 @@ LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe) {
   return w;
 }
 
-ModelWeights take_trained(Layout& layout, const ModelConfig& c) {
+ModelWeights take_trained(Layout& layout, const ModelConfig& c, const WeightPart& part = {}) {
   ModelWeights w;
-  w.embed = layout.take({c.vocab_size, c.hidden_size});
-  for (int64_t l = 0; l < c.num_hidden_layers; ++l) w.layers.push_back(take_layer(layout, c, c.is_moe(l)));
+  if (part.embed) w.embed = layout.take({c.vocab_size, c.hidden_size});
+  for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
+    const bool is_here = l >= part.first_layer && l < part.end_layer;
+    w.layers.push_back(is_here ? take_layer(layout, c, c.is_moe(l)) : LayerWeights{});
+  }
+  if (!part.head) return w;
   w.norm = layout.take({c.hidden_size});
   w.head = layout.take({c.vocab_size, c.hidden_size});
   for (int64_t m = 0; m < c.num_nextn_predict_layers; ++m) {
@@ -83,8 +88,8 @@ ModelWeights take_trained(Layout& layout, const ModelConfig& c) {
 void take_biases(Layout& layout, const ModelConfig& c, ModelWeights& w) {
   if (c.router.method != TopkMethod::noaux_tc) return;
   const auto take = [&](MoeWeights& moe) { moe.e_score_correction_bias = layout.take({c.router.n_routed_experts}); };
-  for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
-    if (c.is_moe(l)) take(w.layers[static_cast<size_t>(l)].moe);
+  for (LayerWeights& layer : w.layers) {
+    if (layer.moe.gate) take(layer.moe);
   }
   for (auto& mtp : w.mtp) take(mtp.layer.moe);
 }
@@ -128,16 +133,16 @@ void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& 
 
 }  // namespace
 
-Parameters allocate_parameters(const ModelConfig& config, bool with_bias) {
-  Layout sizes;
-  ModelWeights shapes = take_trained(sizes, config);
+Parameters allocate_parameters(const ModelConfig& config, bool with_bias, const WeightPart& part) {
+  Layout sizes{reinterpret_cast<float*>(kAlignment)};  // NOLINT(performance-no-int-to-ptr): present, though nowhere
+  ModelWeights shapes = take_trained(sizes, config, part);
   Parameters p;
   p.n_trained = sizes.used;
   if (with_bias) take_biases(sizes, config, shapes);
   p.n_total = sizes.used;
   p.memory = Buffer(static_cast<size_t>(p.n_total) * sizeof(float));
   Layout layout{static_cast<float*>(p.memory.data())};
-  p.weights = take_trained(layout, config);
+  p.weights = take_trained(layout, config, part);
   if (with_bias) take_biases(layout, config, p.weights);
   return p;
 }
@@ -189,10 +194,12 @@ void for_each_weight(ModelWeights& weights, const std::function<void(WeightKind,
 }
 
 void for_each_tensor(const ModelWeights& w, const ModelConfig& config, const Visit& visit) {
-  visit({"model.embed_tokens.weight", w.embed, true});
-  for (size_t l = 0; l < w.layers.size(); ++l) visit_layer(w.layers[l], fmt::format("model.layers.{}.", l), visit);
-  visit({"model.norm.weight", w.norm, true});
-  visit({"lm_head.weight", w.head, true});
+  if (w.embed) visit({"model.embed_tokens.weight", w.embed, true});
+  for (size_t l = 0; l < w.layers.size(); ++l) {
+    if (w.layers[l].input_norm) visit_layer(w.layers[l], fmt::format("model.layers.{}.", l), visit);
+  }
+  if (w.norm) visit({"model.norm.weight", w.norm, true});
+  if (w.head) visit({"lm_head.weight", w.head, true});
   for (size_t m = 0; m < w.mtp.size(); ++m) {
     const MtpWeights& mtp = w.mtp[m];
     const std::string prefix = fmt::format("model.layers.{}.", config.num_hidden_layers + static_cast<int64_t>(m));
@@ -205,9 +212,12 @@ void for_each_tensor(const ModelWeights& w, const ModelConfig& config, const Vis
 }
 
 void initialize(Parameters& parameters, const ModelConfig& config, uint64_t seed) {
-  uint64_t stream = 0;  // one a tensor, so that adding a layer leaves the others' draws alone
+  // One a tensor, so that adding a layer leaves the others' draws alone.
+  std::unordered_map<std::string, uint64_t> streams;
+  for_each_tensor(weight_shapes(config), config,
+                  [&](const NamedTensor& named) { streams.emplace(named.name, streams.size() + 1); });
   for_each_tensor(parameters.weights, config, [&](const NamedTensor& named) {
-    Rng rng(seed, ++stream);
+    Rng rng(seed, streams.at(named.name));
     const bool norm = named.view.rank == 1;
     for (int64_t i = 0; i < named.view.rows(); ++i) {
       for (float& x : std::span(named.view.f32_row(i), static_cast<size_t>(named.view.cols()))) {

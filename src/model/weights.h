@@ -93,8 +93,16 @@ struct Parameters {
   std::span<float> all() const { return {static_cast<float*>(memory.data()), static_cast<size_t>(n_total)}; }
 };
 
+// What of a model a process holds: layers [first_layer, end_layer); what stands in front of them, and behind.
+struct WeightPart {
+  int64_t first_layer = 0, end_layer = INT64_MAX;
+  bool embed = true;
+  bool head = true;  // the last norm, the head, the MTP modules
+};
+
 // Zeroed parameters in the shapes of `config`. with_bias false leaves the correction biases out (gradients, moments).
-Parameters allocate_parameters(const ModelConfig& config, bool with_bias = true);
+// What is not in `part` is absent; weights.layers has all layers' places.
+Parameters allocate_parameters(const ModelConfig& config, bool with_bias = true, const WeightPart& part = {});
 
 // The tensors of allocate_parameters without memory behind them: for names and shapes alone, their data must not be
 // touched.
@@ -107,12 +115,13 @@ struct NamedTensor {
   bool trained;      // false for e_score_correction_bias
 };
 
-// Every tensor of the model in the order of the layers: the one walk over parameters. MTP's stored copies of embedding
-// and head are not in it.
+// Every tensor of the model that is present, in the order of the layers: the one walk over parameters. MTP's stored
+// copies of embedding and head are not in it.
 void for_each_tensor(const ModelWeights& weights, const ModelConfig& config,
                      const std::function<void(const NamedTensor&)>& visit);
 
-// Matrices and embedding from N(0, initializer_range), norms one, biases zero. Same seed, same bits, on any machine.
+// Matrices and embedding from N(0, initializer_range), norms one, biases zero. Same seed, same bits, on any machine,
+// and whatever part of the model is there.
 void initialize(Parameters& parameters, const ModelConfig& config, uint64_t seed);
 
 }  // namespace fathom

@@ -1,0 +1,62 @@
+// A stage of the model in a pipeline: some of its layers, at the ends also what stands in front of them and behind.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "model/loss.h"
+#include "parallel/pipeline.h"
+
+namespace fathom {
+
+// Which layers a stage holds: all in order, spread evenly; the last stage, which has head and MTP modules to compute
+// too, has fewer where they do not divide. Error for more stages than layers.
+WeightPart stage_part(const ModelConfig& config, int n_stages, int stage);
+
+// The weights of a stage and what is learned for them.
+struct Stage {
+  WeightPart part;
+  Parameters parameters, gradients;
+  Model model;  // views of parameters
+};
+// Zeroed weights and gradients.
+Stage make_stage(const ModelConfig& config, int n_stages, int stage);
+
+// What all stages are told of a step.
+struct PipelineStep {
+  std::vector<std::vector<std::vector<int32_t>>> chunks;  // [chunk of both directions][sequence]: ids
+  LossOptions loss;                                       // scales must be those of the whole step
+};
+
+// One step of this rank's stages: gradients += those of the step's loss. stages[direction]. Returns the loss of the
+// chunks that end on this rank, and the load of its experts by layer of the whole model, zero rows for others.
+class StageWork {
+ public:
+  StageWork(ThreadPool& pool, const PipelineSchedule& schedule, int rank, std::span<Stage> stages,
+            const PipelineStep& step);
+  ~StageWork();
+  PipelineWork work();
+  LossResult result() const;
+
+ private:
+  struct Chunk;
+  Chunk& chunk(ChunkPass pass);
+  size_t number(ChunkPass pass) const;  // among step.chunks
+  Stage& stage(ChunkPass pass) { return stages_[static_cast<size_t>(pass.direction)]; }
+  StagePass forward(ChunkPass pass);
+  StagePass backward(ChunkPass pass, bool of_input, bool of_weights);
+  void backward_input(Chunk& c, Stage& s);
+  void backward_weight(Chunk& c, Stage& s);
+
+  ThreadPool& pool_;
+  const PipelineSchedule& schedule_;
+  const int rank_;
+  std::span<Stage> stages_;
+  const PipelineStep& step_;
+  std::map<std::pair<int, int>, std::unique_ptr<Chunk>> chunks_;
+  std::vector<std::unique_ptr<Arena>> free_arenas_;
+  std::map<std::pair<int, int>, LossResult> results_;  // of chunks that are over, summed in this order
+};
+
+}  // namespace fathom

@@ -1,0 +1,205 @@
+#include "parallel/stage.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <numeric>
+
+#include "base/error.h"
+#include "base/rng.h"
+#include "parallel/in_process_ranks.h"
+
+namespace fathom {
+namespace {
+
+constexpr uint64_t kSeed = 5;
+
+// Dense and MoE layers, shared experts, groups; with or without a low rank for queries and MTP modules.
+ModelConfig small_config(int64_t layers, int64_t mtp) {
+  ModelConfig c;
+  c.vocab_size = 50;
+  c.hidden_size = 32;
+  c.num_hidden_layers = layers;
+  c.num_attention_heads = 2;
+  c.q_lora_rank = 16;
+  c.kv_lora_rank = 16;
+  c.qk_nope_head_dim = 8;
+  c.qk_rope_head_dim = 8;
+  c.v_head_dim = 8;
+  c.intermediate_size = 48;
+  c.moe_intermediate_size = 16;
+  c.n_shared_experts = 1;
+  c.first_k_dense_replace = 1;
+  c.num_nextn_predict_layers = mtp;
+  c.max_position_embeddings = 64;
+  c.initializer_range = 0.2;
+  c.router.n_routed_experts = 8;
+  c.router.num_experts_per_tok = 3;
+  c.router.n_group = 4;
+  c.router.topk_group = 2;
+  check_config(c, "test");
+  return c;
+}
+
+PipelineStep make_step(const ModelConfig& config, int n_chunks) {
+  PipelineStep step;
+  Rng rng(3);
+  int64_t n_main = 0, n_mtp = 0;
+  for (int c = 0; c < n_chunks; ++c) {
+    auto& chunk = step.chunks.emplace_back();
+    for (int s = 0; s < 2; ++s) {
+      auto& ids = chunk.emplace_back(5 + rng.below(6));
+      for (int32_t& id : ids) id = static_cast<int32_t>(rng.below(static_cast<uint64_t>(config.vocab_size)));
+      const int64_t n = std::ssize(ids);
+      n_main += n - 1;
+      for (int64_t m = 1; m <= config.num_nextn_predict_layers; ++m) n_mtp += std::max<int64_t>(n - 1 - m, 0);
+    }
+  }
+  step.loss = {.mtp_weight = n_mtp > 0 ? 0.3 : 0,
+               .balance_alpha = 0.01,
+               .main_scale = 1.0 / static_cast<double>(n_main),
+               .mtp_scale = n_mtp > 0 ? 1.0 / static_cast<double>(n_mtp) : 0,
+               .balance_scale = 1.0 / (2 * n_chunks)};
+  return step;
+}
+
+struct Expected {
+  LossResult loss;
+  Parameters gradients;
+};
+Expected in_one_process(const ModelConfig& config, const PipelineStep& step) {
+  ThreadPool pool(1);
+  Arena arena;
+  Context ctx{pool, arena};
+  Parameters parameters = allocate_parameters(config);
+  initialize(parameters, config, kSeed);
+  Expected expected{{}, allocate_parameters(config, false)};
+  const Model model = make_model(config, parameters.weights);
+  for (const auto& chunk : step.chunks) {
+    const ArenaScope scope(arena);
+    const Batch batch = make_batch(ctx, chunk);
+    expected.loss +=
+        loss_and_gradients(ctx, model, expected.gradients.weights, batch, make_targets(ctx, batch), step.loss);
+  }
+  return expected;
+}
+
+// Gradients by name, summed over the stages that hold them, and the loss of all ranks.
+struct Pipelined {
+  LossResult loss;
+  std::map<std::string, std::vector<float>> gradients;
+  bool operator==(const Pipelined& other) const { return gradients == other.gradients; }
+};
+Pipelined in_a_pipeline(const ModelConfig& config, const PipelineSchedule& schedule, const PipelineStep& step) {
+  std::vector<std::vector<Stage>> stages(static_cast<size_t>(schedule.n_ranks));
+  std::vector<LossResult> losses(stages.size());
+  test::on_ranks(schedule.n_ranks, [&](Communicator& comm) {
+    ThreadPool pool(1);
+    std::vector<Stage>& own = stages[static_cast<size_t>(comm.rank())];
+    for (int d = 0; d < schedule.n_directions(); ++d) {
+      own.push_back(make_stage(config, schedule.n_stages(), schedule.stage_of(comm.rank(), d)));
+      initialize(own.back().parameters, config, kSeed);
+    }
+    std::vector<int> ranks(stages.size());
+    std::iota(ranks.begin(), ranks.end(), 0);
+    StageWork work(pool, schedule, comm.rank(), own, step);
+    run_pipeline(make_group(comm, ranks, 0), schedule, work.work(), {});
+    losses[static_cast<size_t>(comm.rank())] = work.result();
+  });
+  Pipelined pipelined;
+  for (const LossResult& loss : losses) pipelined.loss += loss;
+  for (const auto& of_rank : stages) {
+    for (const Stage& stage : of_rank) {
+      for_each_tensor(stage.gradients.weights, config, [&](const NamedTensor& named) {
+        std::vector<float>& sum = pipelined.gradients[named.name];
+        sum.resize(static_cast<size_t>(named.view.size()));
+        for (int64_t r = 0; r < named.view.rows(); ++r) {
+          for (int64_t i = 0; i < named.view.cols(); ++i) {
+            sum[static_cast<size_t>(r * named.view.cols() + i)] += named.view.f32_row(r)[i];
+          }
+        }
+      });
+    }
+  }
+  return pipelined;
+}
+
+// Largest difference of a tensor over its largest element.
+double difference(const Pipelined& ours, const Expected& expected, const ModelConfig& config) {
+  double worst = 0;
+  size_t n = 0;
+  for_each_tensor(expected.gradients.weights, config, [&](const NamedTensor& named) {
+    ++n;
+    const std::vector<float>& of_ours = ours.gradients.at(named.name);
+    double largest = 1e-12, most = 0;
+    for (int64_t r = 0; r < named.view.rows(); ++r) {
+      for (int64_t i = 0; i < named.view.cols(); ++i) {
+        const double theirs = named.view.f32_row(r)[i];
+        largest = std::max(largest, std::abs(theirs));
+        most = std::max(most, std::abs(of_ours[static_cast<size_t>(r * named.view.cols() + i)] - theirs));
+      }
+    }
+    worst = std::max(worst, most / largest);
+  });
+  EXPECT_EQ(n, ours.gradients.size());
+  return worst;
+}
+
+TEST(Stage, LayersAreSpreadEvenly) {
+  const ModelConfig config = small_config(7, 1);
+  int64_t next = 0;
+  for (int s = 0; s < 3; ++s) {
+    const WeightPart part = stage_part(config, 3, s);
+    EXPECT_EQ(part.first_layer, next);
+    next = part.end_layer;
+    EXPECT_EQ(part.end_layer - part.first_layer, s == 0 ? 3 : 2);
+    EXPECT_EQ(part.embed, s != 1);
+    EXPECT_EQ(part.head, s == 2);
+  }
+  EXPECT_EQ(next, 7);
+  EXPECT_THROW(stage_part(config, 8, 0), Error);
+}
+
+TEST(Stage, PartsAreBegunLikeTheWhole) {
+  const ModelConfig config = small_config(4, 1);
+  Parameters whole = allocate_parameters(config);
+  initialize(whole, config, kSeed);
+  std::map<std::string, float> first;
+  for_each_tensor(whole.weights, config,
+                  [&](const NamedTensor& t) { first[t.name] = t.view.f32()[t.view.size() - 1]; });
+  size_t n = 0;
+  for (int s = 0; s < 4; ++s) {
+    Stage stage = make_stage(config, 4, s);
+    initialize(stage.parameters, config, kSeed);
+    for_each_tensor(stage.parameters.weights, config, [&](const NamedTensor& t) {
+      ++n;
+      EXPECT_EQ(t.view.f32()[t.view.size() - 1], first.at(t.name)) << t.name;
+    });
+  }
+  EXPECT_EQ(n, first.size() + 1) << "the embedding is at both ends";
+}
+
+TEST(Stage, EveryScheduleGivesTheGradientsOfOneProcess) {
+  for (const auto& [name, kind] : kScheduleKinds) {
+    for (const int ranks : {1, 2, 4}) {
+      if (kind == ScheduleKind::dualpipe && ranks == 1) continue;
+      const ModelConfig config = small_config(kind == ScheduleKind::dualpipev ? 2 * ranks : std::max(ranks, 3), 2);
+      SCOPED_TRACE(std::string(name) + " on " + std::to_string(ranks));
+      const PipelineSchedule schedule = make_schedule(kind, ranks, 2 * ranks);
+      const PipelineStep step = make_step(config, schedule.n_chunks);
+      const Expected expected = in_one_process(config, step);
+      const Pipelined ours = in_a_pipeline(config, schedule, step);
+      EXPECT_NEAR(ours.loss.loss(), expected.loss.loss(), 1e-6 * expected.loss.loss());
+      EXPECT_NEAR(ours.loss.mtp_loss(), expected.loss.mtp_loss(), 1e-6 * expected.loss.mtp_loss());
+      EXPECT_NEAR(ours.loss.balance_loss, expected.loss.balance_loss, 1e-6 * expected.loss.balance_loss);
+      EXPECT_EQ(ours.loss.main_targets, expected.loss.main_targets);
+      EXPECT_EQ(ours.loss.mtp_targets, expected.loss.mtp_targets);
+      EXPECT_EQ(ours.loss.expert_load, expected.loss.expert_load);
+      EXPECT_LE(difference(ours, expected, config), 1e-5);
+      EXPECT_TRUE(in_a_pipeline(config, schedule, step) == ours) << "other bits the second time";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fathom

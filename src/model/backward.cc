@@ -1,7 +1,6 @@
-#include "model/backward.h"
-
 #include <cstring>
 
+#include "model/layer.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
 #include "ops/linear.h"
@@ -74,8 +73,10 @@ Activation kept_activation(Context& ctx, const Model& model, Tensor gate_up, Ten
   return {kept, activated};
 }
 
-void mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, const MlpSaved& s, Tensor d_input,
-                        Tensor d_out, MlpGrads& g) {
+}  // namespace
+
+void layer_mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, const MlpSaved& s, Tensor d_input,
+                              Tensor d_out, MlpGrads& g) {
   const Rounding rounding{model.precision};
   g.out = d_out;
   g.gate_up = new_like(ctx, s.gate_up);
@@ -88,27 +89,22 @@ void mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, c
   linear_backward_input(ctx, d_input, g.gate_up, w.gate_up, /*accumulate=*/false, gate_up_rounding(model));
 }
 
-void mlp_backward_weight(Context& ctx, const Model& model, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g) {
+void layer_mlp_backward_weight(Context& ctx, const Model& model, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g) {
   const Rounding rounding{model.precision};
   linear_backward_weight(ctx,
                          {{dw.down, g.out, g.activated, {}, rounding}, {dw.gate_up, g.gate_up, s.input, {}, rounding}});
 }
 
-void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s, Tensor d_input,
-                        Tensor d_out, MoeGrads& g, const ScoreGradient& score_gradient) {
+// What comes through the experts: d_input += dx, d_weights = dL/d(topk_weights).
+void layer_experts_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s,
+                                  Tensor d_input, Tensor d_weights, Tensor d_out, MoeGrads& g) {
   g.out = d_out;
-  if (w.shared.gate_up) {
-    mlp_backward_input(ctx, model, w.shared, s.shared, d_input, d_out, g.shared);
-  } else {
-    std::memset(d_input.f32(), 0, static_cast<size_t>(d_input.size_bytes()));
-  }
   g.y_sorted = new_f32(ctx, {s.gate_up.rows(), d_out.cols()});
   g.gate_up = new_like(ctx, s.gate_up);
-  g.logits = new_like(ctx, s.logits);
   const Activation kept = kept_activation(ctx, model, s.gate_up, s.activated);
   g.activated = kept.activated;
   const ArenaScope scope(ctx.arena);
-  const Tensor d_weights = new_like(ctx, s.topk_weights), d_activated = new_like(ctx, g.activated);
+  const Tensor d_activated = new_like(ctx, g.activated);
   combine_backward(ctx, g.y_sorted, d_out, s.topk_weights, s.dispatch);
   grouped_linear_backward_input(ctx, d_activated, g.y_sorted, w.down, s.dispatch.offsets, /*accumulate=*/false,
                                 experts_down_rounding(model));
@@ -118,18 +114,42 @@ void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, c
   grouped_linear_backward_input(ctx, d_x_sorted, g.gate_up, w.gate_up, s.dispatch.offsets, /*accumulate=*/false,
                                 experts_up_rounding(model));
   dispatch_backward(ctx, d_input, d_x_sorted, s.dispatch);
+}
 
+// What comes through the router: d_input +=.
+void layer_route_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s,
+                                Tensor d_input, Tensor d_weights, MoeGrads& g, const ScoreGradient& score_gradient) {
+  g.logits = new_like(ctx, s.logits);
+  const ArenaScope scope(ctx.arena);
   route_backward(ctx, model.config.router, g.logits, d_weights, s.topk_ids, s.scores,
                  score_gradient ? score_gradient(s) : Tensor());
   linear_backward_input(ctx, d_input, g.logits, w.gate, /*accumulate=*/true);
 }
 
+namespace {
+
+void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s, Tensor d_input,
+                        Tensor d_out, MoeGrads& g, const ScoreGradient& score_gradient) {
+  if (w.shared.gate_up) {
+    layer_mlp_backward_input(ctx, model, w.shared, s.shared, d_input, d_out, g.shared);
+  } else {
+    std::memset(d_input.f32(), 0, static_cast<size_t>(d_input.size_bytes()));
+  }
+  const Tensor d_weights = new_like(ctx, s.topk_weights);
+  layer_experts_backward_input(ctx, model, w, s, d_input, d_weights, d_out, g);
+  layer_route_backward_input(ctx, model, w, s, d_input, d_weights, g, score_gradient);
+}
+
+// Of what is there in dw: router, experts, shared expert.
 void moe_backward_weight(Context& ctx, const Model& model, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g) {
   const Tensor offsets = s.dispatch.offsets;
   const Rounding shared{model.precision};
   const ArenaScope scope(ctx.arena);
-  const Tensor x_sorted = new_like(ctx, g.y_sorted);
-  dispatch(ctx, x_sorted, s.input, s.dispatch);
+  Tensor x_sorted;
+  if (dw.gate_up) {
+    x_sorted = new_like(ctx, g.y_sorted);
+    dispatch(ctx, x_sorted, s.input, s.dispatch);
+  }
   linear_backward_weight(ctx, {{dw.gate, g.logits, s.input},
                                {dw.down, g.y_sorted, g.activated, offsets, experts_down_rounding(model)},
                                {dw.gate_up, g.gate_up, x_sorted, offsets, experts_up_rounding(model)},
@@ -139,15 +159,9 @@ void moe_backward_weight(Context& ctx, const Model& model, MoeWeights& dw, const
 
 }  // namespace
 
-void layer_backward_input(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch,
-                          const LayerSaved& s, Tensor dx, Tensor d_out, LayerGrads& g,
-                          const ScoreGradient& score_gradient) {
-  g.mlp_normed = new_like(ctx, s.x);
-  if (w.moe.gate) {
-    moe_backward_input(ctx, model, w.moe, s.moe, g.mlp_normed, d_out, g.moe, score_gradient);
-  } else {
-    mlp_backward_input(ctx, model, w.mlp, s.mlp, g.mlp_normed, d_out, g.mlp);
-  }
+// From the gradient of the second half's norm, g.mlp_normed, to that of the layer's input.
+void layer_attention_backward_input(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch,
+                                    const LayerSaved& s, Tensor dx, Tensor d_out, LayerGrads& g) {
   const Tensor d_mid = new_like(ctx, s.x);
   rms_norm_backward_input(ctx, d_mid, g.mlp_normed, s.mid, w.post_attention_norm, s.mid_rms, /*accumulate=*/false);
   add(ctx, d_mid, d_mid, d_out);
@@ -158,16 +172,43 @@ void layer_backward_input(Context& ctx, const Model& model, const LayerWeights& 
   add(ctx, dx, dx, d_mid);
 }
 
+void layer_attention_backward_weight(Context& ctx, const Model& model, LayerWeights& dw, const LayerSaved& s,
+                                     const LayerGrads& g) {
+  rms_norm_backward_weight(ctx, dw.post_attention_norm, g.mlp_normed, s.mid, s.mid_rms);
+  attention_backward_weight(ctx, model, dw.attention, s.attention, g.attention);
+  rms_norm_backward_weight(ctx, dw.input_norm, g.attention_normed, s.x, s.x_rms);
+}
+
+void layer_experts_backward_weight(Context& ctx, const Model& model, MoeWeights& dw, const MoeSaved& s,
+                                   const MoeGrads& g) {
+  MoeWeights experts{.gate_up = dw.gate_up, .down = dw.down};
+  moe_backward_weight(ctx, model, experts, s, g);
+}
+
+void layer_route_backward_weight(Context& ctx, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g) {
+  linear_backward_weight(ctx, {{dw.gate, g.logits, s.input}});
+}
+
+void layer_backward_input(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch,
+                          const LayerSaved& s, Tensor dx, Tensor d_out, LayerGrads& g,
+                          const ScoreGradient& score_gradient) {
+  g.mlp_normed = new_like(ctx, s.x);
+  if (w.moe.gate) {
+    moe_backward_input(ctx, model, w.moe, s.moe, g.mlp_normed, d_out, g.moe, score_gradient);
+  } else {
+    layer_mlp_backward_input(ctx, model, w.mlp, s.mlp, g.mlp_normed, d_out, g.mlp);
+  }
+  layer_attention_backward_input(ctx, model, w, batch, s, dx, d_out, g);
+}
+
 void layer_backward_weight(Context& ctx, const Model& model, LayerWeights& dw, const Batch&, const LayerSaved& s,
                            const LayerGrads& g) {
   if (dw.moe.gate) {
     moe_backward_weight(ctx, model, dw.moe, s.moe, g.moe);
   } else {
-    mlp_backward_weight(ctx, model, dw.mlp, s.mlp, g.mlp);
+    layer_mlp_backward_weight(ctx, model, dw.mlp, s.mlp, g.mlp);
   }
-  rms_norm_backward_weight(ctx, dw.post_attention_norm, g.mlp_normed, s.mid, s.mid_rms);
-  attention_backward_weight(ctx, model, dw.attention, s.attention, g.attention);
-  rms_norm_backward_weight(ctx, dw.input_norm, g.attention_normed, s.x, s.x_rms);
+  layer_attention_backward_weight(ctx, model, dw, s, g);
 }
 
 void backward(Context& ctx, const Model& model, ModelWeights& dw, const Batch& batch, const ForwardSaved& s,

@@ -1,9 +1,8 @@
-#include "model/forward.h"
-
 #include <algorithm>
 #include <cmath>
 #include <optional>
 
+#include "model/layer.h"
 #include "number/formats.h"
 #include "ops/attention.h"
 #include "ops/device.h"
@@ -175,14 +174,15 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
 }
 
 // out = W_down(silu(W_gate x) * W_up x)
-void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, const Pass& pass, Tensor out, Tensor input,
-               const LinearInput& matrix, MlpSaved& s) {
-  s.input = input;
-  s.gate_up = new_f32(ctx, {input.rows(), w.gate_up.shape[0]});
-  if (!is_fp8(model.precision)) s.activated = new_f32(pass.made_again, {input.rows(), w.down.shape[1]});
-  linear(ctx, {gate_up_call(model, s.gate_up, matrix, w.gate_up)});
+void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Context& made_again, Tensor out,
+               const MlpInput& input, MlpSaved& s) {
+  const int64_t tokens = input.normed.rows();
+  s.input = input.normed;
+  s.gate_up = new_f32(ctx, {tokens, w.gate_up.shape[0]});
+  if (!is_fp8(model.precision)) s.activated = new_f32(made_again, {tokens, w.down.shape[1]});
+  linear(ctx, {gate_up_call(model, s.gate_up, input.matrix, w.gate_up)});
   const ArenaScope scope(ctx.arena);
-  const Tensor activated = s.activated ? s.activated : new_f32(ctx, {input.rows(), w.down.shape[1]});
+  const Tensor activated = s.activated ? s.activated : new_f32(ctx, {tokens, w.down.shape[1]});
   linear(ctx, {call(model, out, activated_input(ctx, model, activated, s.gate_up, w.down), w.down)});
 }
 
@@ -197,39 +197,44 @@ void read_experts(Context& ctx, const Model& model, const LayerWeights& w, Tenso
   read_predicted(ctx, *model.reading, model.config, *(here + 1), stream);
 }
 
-// y = Shared(x) + sum over the chosen experts of g_i Expert_i(x) (V3 equations 12-16). The shared expert's products go
-// with the router's and the other experts', so that the threads meet less often. stream: what `input` is the norm of.
-void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, const Pass& pass, Tensor out, Tensor input,
-               const LinearInput& matrix, Tensor stream, MoeSaved& s) {
+// The router's choice for every token and where its experts' rows go (V3 equations 14-16). With `also_shared` the
+// shared expert's first product goes along, so that the threads meet less often. stream: what `input` is the norm of.
+void moe_route(Context& ctx, const Model& model, const LayerWeights& layer, Context& made_again, const MlpInput& input,
+               Tensor stream, bool also_shared, MoeSaved& s) {
   const MoeWeights& w = layer.moe;
   const RouterConfig& router = model.config.router;
-  const int64_t tokens = input.rows(), k = router.num_experts_per_tok;
-  const int64_t experts = router.n_routed_experts, slots = tokens * k;
-  const bool has_shared = static_cast<bool>(w.shared.gate_up);
-  s.input = input;
+  const int64_t tokens = input.normed.rows(), k = router.num_experts_per_tok, experts = router.n_routed_experts;
+  s.input = input.normed;
   s.logits = new_f32(ctx, {tokens, experts});
   s.scores = new_f32(ctx, {tokens, experts});
   s.topk_ids = new_i32(ctx, {tokens, k});
   s.topk_weights = new_f32(ctx, {tokens, k});
-  if (has_shared) {
-    s.shared.input = input;
+  if (also_shared && w.shared.gate_up) {
+    s.shared.input = s.input;
     s.shared.gate_up = new_f32(ctx, {tokens, w.shared.gate_up.shape[0]});
-    linear(ctx, {{s.logits, input, w.gate}, gate_up_call(model, s.shared.gate_up, matrix, w.shared.gate_up)});
+    linear(ctx, {{s.logits, s.input, w.gate}, gate_up_call(model, s.shared.gate_up, input.matrix, w.shared.gate_up)});
   } else {
-    linear(ctx, s.logits, input, w.gate);
+    linear(ctx, s.logits, s.input, w.gate);
   }
   route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
   read_experts(ctx, model, layer, s.topk_ids, stream);
+  s.dispatch = make_dispatch(made_again, s.topk_ids, experts);
+}
 
-  s.dispatch = make_dispatch(pass.made_again, s.topk_ids, experts);
+// out += sum over the chosen experts of g_i Expert_i(x); with `also_shared` out = that and Shared(x), behind
+// moe_route() with the same (V3 equations 12-13).
+void moe_experts(Context& ctx, const Model& model, const MoeWeights& w, Context& made_again, Tensor out,
+                 const LinearInput& matrix, bool also_shared, MoeSaved& s) {
+  const int64_t tokens = out.rows(), slots = s.dispatch.token_of.cols();
+  const bool has_shared = also_shared && w.shared.gate_up;
   s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
   if (!is_fp8(model.precision)) {
-    s.activated = new_f32(pass.made_again, {slots, w.down.shape[2]});
-    if (has_shared) s.shared.activated = new_f32(pass.made_again, {tokens, w.shared.down.shape[1]});
+    s.activated = new_f32(made_again, {slots, w.down.shape[2]});
+    if (has_shared) s.shared.activated = new_f32(made_again, {tokens, w.shared.down.shape[1]});
   }
   const ArenaScope scope(ctx.arena);
   const Tensor routed = s.activated ? s.activated : new_f32(ctx, {slots, w.down.shape[2]});
-  const Tensor y_sorted = new_f32(ctx, {slots, input.cols()});
+  const Tensor y_sorted = new_f32(ctx, {slots, out.cols()});
   const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
   linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts, experts_up_rounding(model)}});
   const LinearInput activated = activated_input(ctx, model, routed, s.gate_up, w.down);
@@ -240,42 +245,51 @@ void moe_block(Context& ctx, const Model& model, const LayerWeights& layer, cons
     const LinearInput shared_activated = activated_input(ctx, model, shared, s.shared.gate_up, w.shared.down);
     linear(ctx, {down, call(model, out, shared_activated, w.shared.down)});
   } else {
-    fill_zero(ctx, out);
+    if (also_shared) fill_zero(ctx, out);
     linear(ctx, {down});
   }
   combine(ctx, out, y_sorted, s.topk_weights, s.dispatch);
 }
 
-// x' = x + Attention(norm(x));  out = x' + MLP or MoE(norm(x'))
-void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const Pass& pass, Tensor out, Tensor x,
-                 size_t layer, LayerSaved& s) {
-  const Batch& batch = pass.batch;
-  const ForwardOptions& options = pass.options;
-  const int64_t tokens = batch.n_tokens(), hidden = model.config.hidden_size;
+// x' = x + Attention(norm(x)), kept as s.mid. Returns norm(x').
+MlpInput attention_half(Context& ctx, const Model& model, const LayerWeights& w, const Pass& pass, Tensor x,
+                        size_t layer, LayerSaved& s) {
+  const int64_t tokens = pass.batch.n_tokens(), hidden = model.config.hidden_size;
   const auto eps = static_cast<float>(model.config.rms_norm_eps);
   s.x = x;
   s.x_rms = new_f32(ctx, {tokens});
   const MlaWeights& mla = w.attention;
-  Tensor normed = new_f32(pass.made_again, {tokens, hidden});
+  const Tensor normed = new_f32(pass.made_again, {tokens, hidden});
   const LinearInput attention_input =
       norm_input(ctx, model, normed, x, x, {}, w.input_norm, eps, s.x_rms, {mla.q_a, mla.q_b, mla.kv_a});
   s.attention_out = attention_block(ctx, model, mla, pass, normed, attention_input, layer, s.attention);
 
-  s.mid = options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
+  s.mid = pass.options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
   s.mid_rms = new_f32(ctx, {tokens});
-  normed = new_f32(pass.made_again, {tokens, hidden});
-  const LinearInput mlp_input = norm_input(ctx, model, normed, s.mid, x, s.attention_out, w.post_attention_norm, eps,
-                                           s.mid_rms, {w.mlp.gate_up, w.moe.gate_up, w.moe.shared.gate_up});
-  s.mlp_out = options.taps ? new_f32(ctx, {tokens, hidden}) : out;
+  MlpInput input{new_f32(pass.made_again, {tokens, hidden}), Tensor()};
+  input.matrix = norm_input(ctx, model, input.normed, s.mid, x, s.attention_out, w.post_attention_norm, eps, s.mid_rms,
+                            {w.mlp.gate_up, w.moe.gate_up, w.moe.shared.gate_up});
+  return input;
+}
+
+void append_expert_load(ExpertLoad* load, const ModelConfig& config, const MoeSaved& s) {
+  if (load == nullptr) return;
+  auto& of_layer = load->emplace_back(static_cast<size_t>(config.router.n_routed_experts));
+  count_expert_load(Tensor(of_layer.data(), Format::i64, {config.router.n_routed_experts}), s.topk_ids);
+}
+
+// x' = x + Attention(norm(x));  out = x' + MLP or MoE(norm(x'))
+void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const Pass& pass, Tensor out, Tensor x,
+                 size_t layer, LayerSaved& s) {
+  const MlpInput input = attention_half(ctx, model, w, pass, x, layer, s);
+  s.mlp_out = pass.options.taps ? new_f32(ctx, {out.rows(), out.cols()}) : out;
   if (w.moe.gate) {
-    moe_block(ctx, model, w, pass, s.mlp_out, normed, mlp_input, s.mid, s.moe);
-    if (options.expert_load != nullptr) {
-      auto& load = options.expert_load->emplace_back(static_cast<size_t>(model.config.router.n_routed_experts));
-      count_expert_load(Tensor(load.data(), Format::i64, {model.config.router.n_routed_experts}), s.moe.topk_ids);
-    }
+    moe_route(ctx, model, w, pass.made_again, input, s.mid, /*also_shared=*/true, s.moe);
+    moe_experts(ctx, model, w.moe, pass.made_again, s.mlp_out, input.matrix, /*also_shared=*/true, s.moe);
+    append_expert_load(pass.options.expert_load, model.config, s.moe);
   } else {
     read_experts(ctx, model, w, {}, s.mid);
-    mlp_block(ctx, model, w.mlp, pass, s.mlp_out, normed, mlp_input, s.mlp);
+    mlp_block(ctx, model, w.mlp, pass.made_again, s.mlp_out, input, s.mlp);
   }
   add(ctx, out, s.mid, s.mlp_out);
 }
@@ -351,10 +365,24 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
   return saved.final_hidden;
 }
 
-void layer_forward(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor out, Tensor x,
-                   LayerSaved& saved, ExpertLoad* load) {
-  const ForwardOptions options{.expert_load = load};
-  layer_block(ctx, model, w, make_pass(ctx, ctx, batch, options), out, x, 0, saved);
+MlpInput layer_attention(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor x,
+                         LayerSaved& s) {
+  const ForwardOptions options;
+  return attention_half(ctx, model, w, make_pass(ctx, ctx, batch, options), x, 0, s);
+}
+
+void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const MlpInput& input, MlpSaved& s) {
+  mlp_block(ctx, model, w, ctx, out, input, s);
+}
+
+void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const MlpInput& input, MoeSaved& s,
+                 ExpertLoad* load) {
+  moe_route(ctx, model, w, ctx, input, {}, /*also_shared=*/false, s);
+  append_expert_load(load, model.config, s);
+}
+
+void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s) {
+  moe_experts(ctx, model, w, ctx, out, matrix_input(ctx, model, s.input, {w.gate_up}), /*also_shared=*/false, s);
 }
 
 int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute, Precision precision) {

@@ -131,11 +131,6 @@ struct ForwardOptions {
 // Returns final_hidden [tokens, hidden] (arena).
 Tensor forward(Context& ctx, const Model& model, const Batch& batch, const ForwardOptions& options = {});
 
-// One layer, for stages that hold some of them: out [tokens, hidden] from x, and in `saved` what the backward pass
-// needs. Appends a row to `load` where it has experts. Memory from ctx.arena.
-void layer_forward(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor out, Tensor x,
-                   LayerSaved& saved, ExpertLoad* load);
-
 // Makes what of a layer was not kept (memory from ctx.arena): saved is whole then, but for `taps`.
 void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Recompute what,
                      LayerSaved& saved);

@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cmath>
 #include <unordered_map>
 
@@ -46,7 +47,7 @@ MlpWeights take_mlp(Layout& layout, int64_t hidden, int64_t inter) {
   return w;
 }
 
-LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe) {
+LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe, const WeightPart& part) {
   LayerWeights w;
   const int64_t h = c.hidden_size, inter = c.moe_intermediate_size, experts = c.router.n_routed_experts;
   w.input_norm = layout.take({h});
@@ -57,8 +58,10 @@ LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe) {
     return w;
   }
   w.moe.gate = layout.take({experts, h});
-  w.moe.gate_up = layout.take({experts, 2 * inter, h});
-  w.moe.down = layout.take({experts, h, inter});
+  w.moe.first_expert = part.first_expert;
+  const int64_t here = std::min(part.end_expert, experts) - part.first_expert;
+  w.moe.gate_up = layout.take({here, 2 * inter, h});
+  w.moe.down = layout.take({here, h, inter});
   if (c.n_shared_experts > 0) w.moe.shared = take_mlp(layout, h, c.n_shared_experts * inter);
   return w;
 }
@@ -68,7 +71,7 @@ ModelWeights take_trained(Layout& layout, const ModelConfig& c, const WeightPart
   if (part.embed) w.embed = layout.take({c.vocab_size, c.hidden_size});
   for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
     const bool is_here = l >= part.first_layer && l < part.end_layer;
-    w.layers.push_back(is_here ? take_layer(layout, c, c.is_moe(l)) : LayerWeights{});
+    w.layers.push_back(is_here ? take_layer(layout, c, c.is_moe(l), part) : LayerWeights{});
   }
   if (!part.head) return w;
   w.norm = layout.take({c.hidden_size});
@@ -78,7 +81,7 @@ ModelWeights take_trained(Layout& layout, const ModelConfig& c, const WeightPart
     mtp.enorm = layout.take({c.hidden_size});
     mtp.hnorm = layout.take({c.hidden_size});
     mtp.eh_proj = layout.take({c.hidden_size, 2 * c.hidden_size});
-    mtp.layer = take_layer(layout, c, true);
+    mtp.layer = take_layer(layout, c, true, part);
     mtp.norm = layout.take({c.hidden_size});
     w.mtp.push_back(mtp);
   }
@@ -125,8 +128,9 @@ void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& 
   if (w.moe.e_score_correction_bias) {
     visit({prefix + "mlp.gate.e_score_correction_bias", w.moe.e_score_correction_bias, false});
   }
-  for (int64_t e = 0; e < w.moe.gate.shape[0]; ++e) {
-    visit_mlp({w.moe.gate_up[e], w.moe.down[e]}, prefix + fmt::format("mlp.experts.{}.", e), visit);
+  for (int64_t e = 0; e < w.moe.gate_up.shape[0]; ++e) {
+    const std::string of_expert = prefix + fmt::format("mlp.experts.{}.", w.moe.first_expert + e);
+    visit_mlp({w.moe.gate_up[e], w.moe.down[e]}, of_expert, visit);
   }
   if (w.moe.shared.gate_up) visit_mlp(w.moe.shared, prefix + "mlp.shared_experts.", visit);
 }

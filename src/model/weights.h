@@ -35,9 +35,10 @@ struct MlpWeights {
 struct MoeWeights {
   Tensor gate;                     // [experts, hidden]: the router
   Tensor e_score_correction_bias;  // [experts]; absent for V2 and in gradients: no gradient descends on it
-  Tensor gate_up;                  // [experts, 2 * moe_inter, hidden]
+  Tensor gate_up;                  // [experts, 2 * moe_inter, hidden]: those from first_expert on that are here
   Tensor down;                     // [experts, hidden, moe_inter]
-  MlpWeights shared;               // width n_shared_experts * moe_inter; absent without shared experts
+  int64_t first_expert = 0;
+  MlpWeights shared;  // width n_shared_experts * moe_inter; absent without shared experts
 };
 
 struct LayerWeights {
@@ -97,7 +98,8 @@ struct Parameters {
 struct WeightPart {
   int64_t first_layer = 0, end_layer = INT64_MAX;
   bool embed = true;
-  bool head = true;  // the last norm, the head, the MTP modules
+  bool head = true;                                  // the last norm, the head, the MTP modules
+  int64_t first_expert = 0, end_expert = INT64_MAX;  // of every layer
 };
 
 // Zeroed parameters in the shapes of `config`. with_bias false leaves the correction biases out (gradients, moments).

@@ -22,13 +22,20 @@ const int32_t* slots_of(const Dispatch& d, int64_t token) { return d.slot_of.i32
 // y[t] += sum over its choices of weights[t, choice] * sorted[slot], absent weights being ones.
 void add_choices(Context& ctx, Tensor y, Tensor sorted, Tensor weights, const Dispatch& d) {
   const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), hidden = y.cols();
-  FATHOM_CHECK(y.rows() == tokens && sorted.rows() == tokens * k && sorted.cols() == hidden);
+  FATHOM_CHECK(y.rows() == tokens && sorted.rows() == d.token_of.cols() && sorted.cols() == hidden);
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, tokens, row_grain((k + 1) * hidden), [&](int64_t begin, int64_t end) {
     std::vector<const float*> rows(k);
+    std::vector<float> factors(k, 1);
     for (int64_t t = begin; t < end; ++t) {
-      for (int64_t choice = 0; choice < k; ++choice) rows[choice] = sorted.f32_row(slots_of(d, t)[choice]);
-      kernel.add_weighted(y.f32_row(t), rows.data(), weights ? weights.f32_row(t) : nullptr, k, hidden);
+      size_t n = 0;
+      for (int64_t choice = 0; choice < k; ++choice) {
+        const int32_t slot = slots_of(d, t)[choice];
+        if (slot < 0) continue;
+        if (weights) factors[n] = weights.f32(t, choice);
+        rows[n++] = sorted.f32_row(slot);
+      }
+      kernel.add_weighted(y.f32_row(t), rows.data(), factors.data(), static_cast<int64_t>(n), hidden);
     }
   });
 }
@@ -36,9 +43,14 @@ void add_choices(Context& ctx, Tensor y, Tensor sorted, Tensor weights, const Di
 }  // namespace
 
 Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) {
-  const int64_t tokens = topk_ids.rows(), k = topk_ids.cols(), slots = tokens * k;
-  FATHOM_CHECK(slots <= std::numeric_limits<int32_t>::max());
+  const int64_t tokens = topk_ids.rows(), k = topk_ids.cols();
+  FATHOM_CHECK(tokens * k <= std::numeric_limits<int32_t>::max());
   if (ctx.device != nullptr) return ctx.device->operators.make_dispatch(ctx, topk_ids, n_routed_experts);
+  int64_t slots = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const int32_t* ids = topk_ids.i32() + t * topk_ids.row_stride;
+    slots += k - std::count(ids, ids + k, -1);
+  }
   const Dispatch d = {new_i32(ctx, {n_routed_experts + 1}), new_i32(ctx, {slots}), new_i32(ctx, {slots}),
                       new_i32(ctx, {tokens, k})};
   int32_t* offsets = d.offsets.i32();
@@ -46,6 +58,7 @@ Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) 
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t choice = 0; choice < k; ++choice) {
       const int32_t expert = topk_ids.i32()[t * topk_ids.row_stride + choice];
+      if (expert == -1) continue;
       FATHOM_CHECK(expert >= 0 && expert < n_routed_experts, "expert {} of {}", expert, n_routed_experts);
       ++offsets[expert + 1];
     }
@@ -54,7 +67,12 @@ Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) 
   std::vector<int32_t> next(offsets, offsets + n_routed_experts);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t choice = 0; choice < k; ++choice) {
-      const int32_t slot = next[topk_ids.i32()[t * topk_ids.row_stride + choice]]++;
+      const int32_t expert = topk_ids.i32()[t * topk_ids.row_stride + choice];
+      if (expert == -1) {
+        d.slot_of.i32()[t * k + choice] = -1;
+        continue;
+      }
+      const int32_t slot = next[expert]++;
       d.token_of.i32()[slot] = static_cast<int32_t>(t);
       d.choice_of.i32()[slot] = static_cast<int32_t>(choice);
       d.slot_of.i32()[t * k + choice] = slot;
@@ -65,22 +83,23 @@ Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) 
 
 void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d) {
   const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols();
-  FATHOM_CHECK(x.format == x_sorted.format && x.rows() == tokens && x_sorted.rows() == tokens * k &&
+  FATHOM_CHECK(x.format == x_sorted.format && x.rows() == tokens && x_sorted.rows() == d.token_of.cols() &&
                x_sorted.cols() == x.cols());
   if (ctx.device != nullptr) return ctx.device->operators.dispatch(ctx, x_sorted, x, d);
   const int64_t row_bytes = format_bytes(x.format, x.cols());
   ctx.pool.parallel_for(0, tokens, row_grain((k + 1) * row_bytes / 4), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       for (int64_t choice = 0; choice < k; ++choice) {
-        std::memcpy(x_sorted.at(slots_of(d, t)[choice] * x_sorted.row_stride), x.at(t * x.row_stride),
-                    static_cast<size_t>(row_bytes));
+        const int32_t slot = slots_of(d, t)[choice];
+        if (slot < 0) continue;
+        std::memcpy(x_sorted.at(slot * x_sorted.row_stride), x.at(t * x.row_stride), static_cast<size_t>(row_bytes));
       }
     }
   });
 }
 
 LinearInput dispatch(Context& ctx, const LinearInput& x, const Dispatch& d, Tensor w) {
-  const int64_t slots = d.slot_of.size();
+  const int64_t slots = d.token_of.cols();
   if (ctx.device != nullptr) {  // whose products read rows where they are
     LinearInput sorted = x;
     sorted.x.shape[0] = slots;
@@ -105,11 +124,11 @@ void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const
 }
 
 void combine_backward(Context& ctx, Tensor dy_sorted, Tensor dy, Tensor topk_weights, const Dispatch& d) {
-  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), hidden = dy.cols();
-  FATHOM_CHECK(dy.rows() == tokens && dy_sorted.rows() == tokens * k && dy_sorted.cols() == hidden);
+  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), slots = d.token_of.cols(), hidden = dy.cols();
+  FATHOM_CHECK(dy.rows() == tokens && dy_sorted.rows() == slots && dy_sorted.cols() == hidden);
   FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
   const auto& kernel = kernels();
-  ctx.pool.parallel_for(0, tokens * k, row_grain(hidden), [&](int64_t begin, int64_t end) {
+  ctx.pool.parallel_for(0, slots, row_grain(hidden), [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
       const int32_t t = d.token_of.i32()[slot];
       kernel.scale(dy_sorted.f32_row(slot), dy.f32_row(t), topk_weights.f32(t, d.choice_of.i32()[slot]), hidden);
@@ -119,12 +138,13 @@ void combine_backward(Context& ctx, Tensor dy_sorted, Tensor dy, Tensor topk_wei
 
 void combine_backward_weights(Context& ctx, Tensor d_weights, Tensor d_inner, Tensor inner, Tensor topk_weights,
                               const Dispatch& d) {
-  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), inter = inner.cols();
-  FATHOM_CHECK(inner.rows() == tokens * k && d_inner.rows() == tokens * k && d_inner.cols() == inter);
+  const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), slots = d.token_of.cols(), inter = inner.cols();
+  FATHOM_CHECK(inner.rows() == slots && d_inner.rows() == slots && d_inner.cols() == inter);
   FATHOM_CHECK(d_weights.rows() == tokens && d_weights.cols() == k);
   FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
   const auto& kernel = kernels();
-  ctx.pool.parallel_for(0, tokens * k, row_grain(inter), [&](int64_t begin, int64_t end) {
+  for (int64_t t = 0; t < tokens && slots < tokens * k; ++t) std::fill_n(d_weights.f32_row(t), k, 0.0f);
+  ctx.pool.parallel_for(0, slots, row_grain(inter), [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
       const int32_t t = d.token_of.i32()[slot], choice = d.choice_of.i32()[slot];
       const float weight = topk_weights.f32(t, choice);

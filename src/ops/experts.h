@@ -11,11 +11,11 @@ struct Dispatch {
   Tensor offsets;    // [experts + 1] i32: slots of expert e are offsets[e] .. offsets[e+1]
   Tensor token_of;   // [slots] i32
   Tensor choice_of;  // [slots] i32: which of the token's k choices
-  Tensor slot_of;    // [tokens, k] i32: the inverse
+  Tensor slot_of;    // [tokens, k] i32: the inverse; -1 for a choice without a slot
   Tensor experts{};  // on a device: [min(slots, experts)] i32, those that have slots, ascending, then -1
 };
 
-// topk_ids: [tokens, k] i32. Memory from ctx.arena.
+// topk_ids: [tokens, k] i32; -1 (not on a device): another process' expert, which gets no slot. Memory from ctx.arena.
 Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts);
 
 // x_sorted[slot] = x[token_of[slot]].   x: [tokens, hidden], x_sorted: [slots, hidden]

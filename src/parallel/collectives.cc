@@ -44,18 +44,18 @@ void Exchange::wait() {
 }
 
 Exchange all_to_all(const RankGroup& group, std::span<const std::span<const std::byte>> sent,
-                    std::span<const std::span<std::byte>> received) {
+                    std::span<const std::span<std::byte>> received, int tag) {
   FATHOM_CHECK(std::ssize(sent) == group.size() && std::ssize(received) == group.size());
   Exchange exchange(*group.comm);
   // Each begins with its neighbour, so that not all send to the same one at first.
   for (int step = 1; step < group.size(); ++step) {
     const int from = (group.index + group.size() - step) % group.size();
     const auto i = static_cast<size_t>(from);
-    if (!received[i].empty()) exchange.receive(group.ranks[i], group.tag, received[i]);
+    if (!received[i].empty()) exchange.receive(group.ranks[i], group.tag + tag, received[i]);
   }
   for (int step = 1; step < group.size(); ++step) {
     const auto to = static_cast<size_t>((group.index + step) % group.size());
-    if (!sent[to].empty()) exchange.send(group.ranks[to], group.tag, sent[to]);
+    if (!sent[to].empty()) exchange.send(group.ranks[to], group.tag + tag, sent[to]);
   }
   const auto own = static_cast<size_t>(group.index);
   FATHOM_CHECK(sent[own].size() == received[own].size());

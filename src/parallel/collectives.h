@@ -38,9 +38,10 @@ class Exchange {
 };
 
 // Rows of every member to every member: `sent[i]` goes to member i, `received[i]` comes from it, and may be empty. What
-// a member has for itself is copied at once. Returns what is under way.
+// a member has for itself is copied at once. Returns what is under way. Where several are at a time, in orders that may
+// differ from rank to rank, each has a `tag` (added to the group's) of its own.
 Exchange all_to_all(const RankGroup& group, std::span<const std::span<const std::byte>> sent,
-                    std::span<const std::span<std::byte>> received);
+                    std::span<const std::span<std::byte>> received, int tag = 0);
 
 // Of n elements, the part that member `index` of `size` looks after: [begin, end), in pieces of 16 elements.
 struct Shard {

@@ -1,29 +1,35 @@
 #include "parallel/stage.h"
 
 #include "base/error.h"
-#include "model/backward.h"
+#include "model/layer.h"
 #include "ops/embedding.h"
 #include "ops/rms_norm.h"
 
 namespace fathom {
 
-WeightPart stage_part(const ModelConfig& config, int n_stages, int stage) {
+WeightPart stage_part(const ModelConfig& config, int n_stages, int stage, const ExpertGroup* experts) {
   const int64_t layers = config.num_hidden_layers;
   if (layers < n_stages) {
     throw Error("{} stages of a pipeline need as many layers or more; the model has {}", n_stages, layers);
   }
   // Larger stages first.
   const auto begin_of = [&](int64_t s) { return layers / n_stages * s + std::min(s, layers % n_stages); };
-  return {.first_layer = begin_of(stage),
-          .end_layer = begin_of(stage + 1),
-          // MTP modules read the embedding too.
-          .embed = stage == 0 || (stage == n_stages - 1 && config.num_nextn_predict_layers > 0),
-          .head = stage == n_stages - 1};
+  WeightPart part{.first_layer = begin_of(stage),
+                  .end_layer = begin_of(stage + 1),
+                  // MTP modules read the embedding too.
+                  .embed = stage == 0 || (stage == n_stages - 1 && config.num_nextn_predict_layers > 0),
+                  .head = stage == n_stages - 1};
+  if (experts == nullptr) return part;
+  const ExpertRange range = experts_of(config.router.n_routed_experts, experts->size(), experts->index());
+  part.first_expert = range.first;
+  part.end_expert = range.end;
+  return part;
 }
 
-Stage make_stage(const ModelConfig& config, int n_stages, int stage) {
+Stage make_stage(const ModelConfig& config, int n_stages, int stage, const ExpertGroup* experts) {
   Stage made;
-  made.part = stage_part(config, n_stages, stage);
+  made.part = stage_part(config, n_stages, stage, experts);
+  made.experts = experts;
   made.parameters = allocate_parameters(config, /*with_bias=*/true, made.part);
   made.gradients = allocate_parameters(config, /*with_bias=*/false, made.part);
   made.model = make_model(config, made.parameters.weights);
@@ -40,8 +46,20 @@ struct StageWork::Chunk {
   Tensor x_rms, hidden, d_hidden;           // of the last norm
   std::vector<LayerSaved> saved;            // [layer of the stage]
   std::vector<LayerGrads> inner;
+  std::vector<ExpertsHere> experts;  // where they are spread
   LossResult result;
 };
+
+namespace {
+
+constexpr int kTagsOfPass = 1 << 10;  // hops of a chunk's way through a stage: four a layer, two of them counting
+constexpr int kFirstTag = 1 << 20;    // behind those of the pipeline
+
+const LayerWeights& weights_of(const Stage& s, const ModelWeights& weights, size_t l) {
+  return weights.layers[static_cast<size_t>(s.part.first_layer) + l];
+}
+
+}  // namespace
 
 StageWork::StageWork(ThreadPool& pool, const PipelineSchedule& schedule, int rank, std::span<Stage> stages,
                      const PipelineStep& step)
@@ -49,6 +67,7 @@ StageWork::StageWork(ThreadPool& pool, const PipelineSchedule& schedule, int ran
   FATHOM_CHECK(std::ssize(stages) == schedule.n_directions() && std::ssize(step.chunks) == schedule.n_chunks);
   // The backward passes are apart: what one of them makes again would have to stay for the other.
   FATHOM_CHECK(step.loss.recompute == Recompute::none);
+  for (const Stage& s : stages) FATHOM_CHECK(s.experts == nullptr || step.loss.mtp_weight == 0);
 }
 
 StageWork::~StageWork() = default;
@@ -76,7 +95,42 @@ StageWork::Chunk& StageWork::chunk(ChunkPass pass) {
   const WeightPart& part = stage(pass).part;
   c->saved.resize(static_cast<size_t>(part.end_layer - part.first_layer));
   c->inner.resize(c->saved.size());
+  c->experts.resize(c->saved.size());
   return *c;
+}
+
+// Ranks that exchange rows may do so for two chunks in another order.
+int StageWork::first_tag(ChunkPass pass, bool backward) const {
+  const int number = 2 * (2 * pass.chunk + pass.direction) + (backward ? 1 : 0);
+  return kFirstTag + kTagsOfPass * number;
+}
+
+StagePass StageWork::layer_forward(Chunk& c, Stage& s, size_t l, Tensor out, Tensor x, int& tag) {
+  const LayerWeights& w = weights_of(s, s.model.weights, l);
+  LayerSaved& saved = c.saved[l];
+  const MlpInput input = layer_attention(c.ctx, s.model, w, c.batch, x, saved);
+  if (!w.moe.gate) {
+    layer_mlp(c.ctx, s.model, w.mlp, out, input, saved.mlp);
+  } else {
+    layer_route(c.ctx, s.model, w, input, saved.moe, &c.result.expert_load);
+    StagePass away;
+    if (s.experts != nullptr) {
+      away = experts_forward(c.ctx, s.model, *s.experts, w.moe, out, saved.moe, c.experts[l], tag, traffic_);
+      away.go_on();
+    }
+    // While rows are on their way.
+    if (w.moe.shared.gate_up) {
+      layer_mlp(c.ctx, s.model, w.moe.shared, out, input, saved.moe.shared);
+    } else {
+      fill_zero(c.ctx, out);
+    }
+    if (s.experts != nullptr) {
+      co_await std::move(away);
+    } else {
+      layer_experts(c.ctx, s.model, w.moe, out, saved.moe);
+    }
+  }
+  add(c.ctx, out, saved.mid, out);
 }
 
 StagePass StageWork::forward(ChunkPass pass) {
@@ -85,54 +139,106 @@ StagePass StageWork::forward(ChunkPass pass) {
   const ModelWeights& w = s.model.weights;
   const ModelConfig& config = s.model.config;
   const int64_t tokens = c.batch.n_tokens(), hidden = config.hidden_size;
+  int tag = first_tag(pass, false);
   if (s.part.first_layer == 0) embedding(c.ctx, c.input, c.batch.ids, w.embed);
   Tensor x = c.input;
   for (size_t l = 0; l < c.saved.size(); ++l) {
     const Tensor out = l + 1 == c.saved.size() ? c.output : new_f32(c.ctx, {tokens, hidden});
-    layer_forward(c.ctx, s.model, w.layers[static_cast<size_t>(s.part.first_layer) + l], c.batch, out, x, c.saved[l],
-                  &c.result.expert_load);
+    co_await layer_forward(c, s, l, out, x, tag);
     x = out;
   }
-  if (s.part.head) {
-    c.x_rms = new_f32(c.ctx, {tokens});
-    c.hidden = new_f32(c.ctx, {tokens, hidden});
-    c.d_hidden = new_f32(c.ctx, {tokens, hidden});
-    rms_norm(c.ctx, c.hidden, x, w.norm, static_cast<float>(config.rms_norm_eps), c.x_rms);
-    c.targets = make_targets(c.ctx, c.batch);
-    head_and_mtp_gradients(c.ctx, s.model, s.gradients.weights, c.batch, c.targets, step_.loss, c.hidden, c.d_hidden,
-                           c.result);
-  }
-  co_return;
+  if (!s.part.head) co_return;
+  c.x_rms = new_f32(c.ctx, {tokens});
+  c.hidden = new_f32(c.ctx, {tokens, hidden});
+  c.d_hidden = new_f32(c.ctx, {tokens, hidden});
+  rms_norm(c.ctx, c.hidden, x, w.norm, static_cast<float>(config.rms_norm_eps), c.x_rms);
+  c.targets = make_targets(c.ctx, c.batch);
+  head_and_mtp_gradients(c.ctx, s.model, s.gradients.weights, c.batch, c.targets, step_.loss, c.hidden, c.d_hidden,
+                         c.result);
 }
 
-void StageWork::backward_input(Chunk& c, Stage& s) {
-  const ModelWeights& w = s.model.weights;
-  const int64_t tokens = c.batch.n_tokens(), hidden = s.model.config.hidden_size;
-  Tensor d_out = c.d_output;
-  if (s.part.head) rms_norm_backward_input(c.ctx, d_out, c.d_hidden, c.output, w.norm, c.x_rms, /*accumulate=*/false);
-  const ScoreGradient balance = balance_gradient(c.ctx, s.model, c.batch, step_.loss, c.result.balance_loss);
-  for (size_t l = c.saved.size(); l-- > 0;) {
-    const Tensor dx = l == 0 ? c.d_input : new_f32(c.ctx, {tokens, hidden});
-    layer_backward_input(c.ctx, s.model, w.layers[static_cast<size_t>(s.part.first_layer) + l], c.batch, c.saved[l], dx,
-                         d_out, c.inner[l], balance);
-    d_out = dx;
+// meanwhile: what may be computed while rows are on their way.
+StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, size_t l, Tensor dx, Tensor d_out, int& tag,
+                                          const std::function<void()>& meanwhile) {
+  const LayerWeights& w = weights_of(s, s.model.weights, l);
+  const LayerSaved& saved = c.saved[l];
+  LayerGrads& g = c.inner[l];
+  g.mlp_normed = new_f32(c.ctx, {d_out.rows(), d_out.cols()});
+  if (!w.moe.gate) {
+    layer_mlp_backward_input(c.ctx, s.model, w.mlp, saved.mlp, g.mlp_normed, d_out, g.mlp);
+  } else {
+    const Tensor d_weights = new_f32(c.ctx, {d_out.rows(), saved.moe.topk_weights.cols()});
+    StagePass away;
+    if (s.experts != nullptr) {
+      away = experts_backward(c.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, c.experts[l], tag,
+                              traffic_);
+      away.go_on();
+    }
+    if (w.moe.shared.gate_up) {
+      layer_mlp_backward_input(c.ctx, s.model, w.moe.shared, saved.moe.shared, g.mlp_normed, d_out, g.moe.shared);
+    } else {
+      fill_zero(c.ctx, g.mlp_normed);
+    }
+    if (s.experts != nullptr) {
+      meanwhile();
+      co_await std::move(away);
+    } else {
+      layer_experts_backward_input(c.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, d_out, g.moe);
+    }
+    const ScoreGradient balance = balance_gradient(c.ctx, s.model, c.batch, step_.loss, c.result.balance_loss);
+    layer_route_backward_input(c.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, g.moe, balance);
   }
+  layer_attention_backward_input(c.ctx, s.model, w, c.batch, saved, dx, d_out, g);
 }
 
-void StageWork::backward_weight(Chunk& c, Stage& s) {
-  ModelWeights& dw = s.gradients.weights;
-  if (s.part.head) rms_norm_backward_weight(c.ctx, dw.norm, c.d_hidden, c.output, c.x_rms);
-  for (size_t l = c.saved.size(); l-- > 0;) {
-    layer_backward_weight(c.ctx, s.model, dw.layers[static_cast<size_t>(s.part.first_layer) + l], c.batch, c.saved[l],
-                          c.inner[l]);
+void StageWork::layer_backward_weight(Chunk& c, Stage& s, size_t l) {
+  LayerWeights& dw = s.gradients.weights.layers[static_cast<size_t>(s.part.first_layer) + l];
+  const LayerSaved& saved = c.saved[l];
+  const LayerGrads& g = c.inner[l];
+  if (!dw.moe.gate) {
+    layer_mlp_backward_weight(c.ctx, s.model, dw.mlp, saved.mlp, g.mlp);
+  } else {
+    layer_route_backward_weight(c.ctx, dw.moe, saved.moe, g.moe);
+    if (dw.moe.shared.gate_up) {
+      layer_mlp_backward_weight(c.ctx, s.model, dw.moe.shared, saved.moe.shared, g.moe.shared);
+    }
+    if (s.experts != nullptr) {
+      layer_experts_backward_weight(c.ctx, s.model, dw.moe, c.experts[l].saved, c.experts[l].grads);
+    } else {
+      layer_experts_backward_weight(c.ctx, s.model, dw.moe, saved.moe, g.moe);
+    }
   }
-  if (s.part.first_layer == 0) embedding_backward_weight(c.ctx, dw.embed, c.d_input, c.batch.ids);
+  layer_attention_backward_weight(c.ctx, s.model, dw, saved, g);
 }
 
 StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
-  if (of_input) backward_input(chunk(pass), stage(pass));
-  if (of_weights) backward_weight(chunk(pass), stage(pass));
-  co_return;
+  Chunk& c = chunk(pass);
+  Stage& s = stage(pass);
+  ModelWeights& dw = s.gradients.weights;
+  const int64_t tokens = c.batch.n_tokens(), hidden = s.model.config.hidden_size;
+  const size_t n_layers = c.saved.size();
+  size_t n_waiting = of_input ? n_layers : 0;  // layers from the first whose input part is not done
+  size_t n_left = n_layers;                    // and those whose weights' part is not
+  const std::function<void()> weights_that_are_due = [&] {
+    for (; of_weights && n_left > n_waiting; --n_left) layer_backward_weight(c, s, n_left - 1);
+  };
+  if (of_input) {
+    int tag = first_tag(pass, true);
+    Tensor d_out = c.d_output;
+    if (s.part.head) {
+      rms_norm_backward_input(c.ctx, d_out, c.d_hidden, c.output, s.model.weights.norm, c.x_rms, /*accumulate=*/false);
+    }
+    for (; n_waiting > 0; --n_waiting) {
+      const size_t l = n_waiting - 1;
+      const Tensor dx = l == 0 ? c.d_input : new_f32(c.ctx, {tokens, hidden});
+      co_await layer_backward_input(c, s, l, dx, d_out, tag, weights_that_are_due);
+      d_out = dx;
+    }
+  }
+  if (!of_weights) co_return;
+  weights_that_are_due();
+  if (s.part.head) rms_norm_backward_weight(c.ctx, dw.norm, c.d_hidden, c.output, c.x_rms);
+  if (s.part.first_layer == 0) embedding_backward_weight(c.ctx, dw.embed, c.d_input, c.batch.ids);
 }
 
 PipelineWork StageWork::work() {

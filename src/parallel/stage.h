@@ -6,22 +6,25 @@
 #include <vector>
 
 #include "model/loss.h"
+#include "parallel/expert_parallel.h"
 #include "parallel/pipeline.h"
 
 namespace fathom {
 
 // Which layers a stage holds: all in order, spread evenly; the last stage, which has head and MTP modules to compute
-// too, has fewer where they do not divide. Error for more stages than layers.
-WeightPart stage_part(const ModelConfig& config, int n_stages, int stage);
+// too, has fewer where they do not divide; of each layer the experts of `experts`, or all. Error for more stages than
+// layers, and for experts that cannot be dealt out.
+WeightPart stage_part(const ModelConfig& config, int n_stages, int stage, const ExpertGroup* experts = nullptr);
 
 // The weights of a stage and what is learned for them.
 struct Stage {
   WeightPart part;
   Parameters parameters, gradients;
-  Model model;  // views of parameters
+  Model model;                           // views of parameters
+  const ExpertGroup* experts = nullptr;  // over whom they are spread; null: all are here
 };
 // Zeroed weights and gradients.
-Stage make_stage(const ModelConfig& config, int n_stages, int stage);
+Stage make_stage(const ModelConfig& config, int n_stages, int stage, const ExpertGroup* experts = nullptr);
 
 // What all stages are told of a step.
 struct PipelineStep {
@@ -38,16 +41,20 @@ class StageWork {
   ~StageWork();
   PipelineWork work();
   LossResult result() const;
+  const Traffic& traffic() const { return traffic_; }
 
  private:
   struct Chunk;
   Chunk& chunk(ChunkPass pass);
   size_t number(ChunkPass pass) const;  // among step.chunks
   Stage& stage(ChunkPass pass) { return stages_[static_cast<size_t>(pass.direction)]; }
+  int first_tag(ChunkPass pass, bool backward) const;
   StagePass forward(ChunkPass pass);
+  StagePass layer_forward(Chunk& c, Stage& s, size_t l, Tensor out, Tensor x, int& tag);
   StagePass backward(ChunkPass pass, bool of_input, bool of_weights);
-  void backward_input(Chunk& c, Stage& s);
-  void backward_weight(Chunk& c, Stage& s);
+  StagePass layer_backward_input(Chunk& c, Stage& s, size_t l, Tensor dx, Tensor d_out, int& tag,
+                                 const std::function<void()>& meanwhile);
+  void layer_backward_weight(Chunk& c, Stage& s, size_t l);
 
   ThreadPool& pool_;
   const PipelineSchedule& schedule_;
@@ -56,6 +63,7 @@ class StageWork {
   const PipelineStep& step_;
   std::map<std::pair<int, int>, std::unique_ptr<Chunk>> chunks_;
   std::vector<std::unique_ptr<Arena>> free_arenas_;
+  Traffic traffic_;
   std::map<std::pair<int, int>, LossResult> results_;  // of chunks that are over, summed in this order
 };
 

@@ -5,6 +5,7 @@
 #include <coroutine>
 #include <exception>
 #include <functional>
+#include <memory>
 #include <utility>
 
 namespace fathom {
@@ -16,6 +17,7 @@ class StagePass {
 
   struct promise_type {
     Arrived awaited;
+    std::unique_ptr<StagePass> inner;  // that is awaited
     std::exception_ptr failed;
     StagePass get_return_object() { return StagePass(std::coroutine_handle<promise_type>::from_promise(*this)); }
     std::suspend_always initial_suspend() noexcept { return {}; }
@@ -24,6 +26,11 @@ class StagePass {
     void unhandled_exception() noexcept { failed = std::current_exception(); }
     std::suspend_always await_transform(Arrived arrived) {
       awaited = std::move(arrived);
+      return {};
+    }
+    // Goes on behind the end of a pass of its own, which may have begun.
+    std::suspend_always await_transform(StagePass&& pass) {
+      inner = std::make_unique<StagePass>(std::move(pass));
       return {};
     }
   };
@@ -41,17 +48,22 @@ class StagePass {
   bool over() const { return !handle_ || handle_.done(); }
   // Whether go_on() has something to do at once.
   bool can_go_on() {
-    Arrived& awaited = handle_.promise().awaited;
-    if (awaited && !awaited()) return false;
-    awaited = nullptr;
+    promise_type& promise = handle_.promise();
+    if (promise.inner != nullptr && !promise.inner->over()) return promise.inner->can_go_on();
+    if (promise.awaited && !promise.awaited()) return false;
+    promise.awaited = nullptr;
     return true;
   }
-  // To the next co_await, or to the end. Throws what the code throws.
+  // To the next wait, or to the end. Throws what the code throws.
   void go_on() {
-    handle_.resume();
-    if (const std::exception_ptr failed = std::exchange(handle_.promise().failed, nullptr)) {
-      std::rethrow_exception(failed);
+    promise_type& promise = handle_.promise();
+    if (promise.inner != nullptr) {
+      if (!promise.inner->over()) promise.inner->go_on();
+      if (!promise.inner->over()) return;
+      promise.inner.reset();
     }
+    handle_.resume();
+    if (const std::exception_ptr failed = std::exchange(promise.failed, nullptr)) std::rethrow_exception(failed);
   }
 
  private:

@@ -3,7 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <numeric>
+#include <array>
+#include <optional>
 
 #include "base/error.h"
 #include "base/rng.h"
@@ -90,20 +91,33 @@ struct Pipelined {
   std::map<std::string, std::vector<float>> gradients;
   bool operator==(const Pipelined& other) const { return gradients == other.gradients; }
 };
-Pipelined in_a_pipeline(const ModelConfig& config, const PipelineSchedule& schedule, const PipelineStep& step) {
-  std::vector<std::vector<Stage>> stages(static_cast<size_t>(schedule.n_ranks));
+// With experts spread over n_expert_ranks, each of which has a pipeline and a part of the step's chunks of its own.
+Pipelined in_a_pipeline(const ModelConfig& config, const PipelineSchedule& schedule, const PipelineStep& step,
+                        int n_expert_ranks = 1, int ranks_per_node = 1) {
+  const int n_ranks = schedule.n_ranks * n_expert_ranks;
+  std::vector<std::vector<Stage>> stages(static_cast<size_t>(n_ranks));
   std::vector<LossResult> losses(stages.size());
-  test::on_ranks(schedule.n_ranks, [&](Communicator& comm) {
+  test::on_ranks(n_ranks, [&](Communicator& comm) {
     ThreadPool pool(1);
+    const int place = comm.rank() / n_expert_ranks, column = comm.rank() % n_expert_ranks;
+    std::vector<int> pipeline, row;
+    for (int r = 0; r < n_ranks; ++r) {
+      if (r % n_expert_ranks == column) pipeline.push_back(r);
+      if (r / n_expert_ranks == place) row.push_back(r);
+    }
+    std::optional<ExpertGroup> experts;
+    if (n_expert_ranks > 1) experts = make_expert_group(comm, row, ranks_per_node, 0);
     std::vector<Stage>& own = stages[static_cast<size_t>(comm.rank())];
     for (int d = 0; d < schedule.n_directions(); ++d) {
-      own.push_back(make_stage(config, schedule.n_stages(), schedule.stage_of(comm.rank(), d)));
+      own.push_back(
+          make_stage(config, schedule.n_stages(), schedule.stage_of(place, d), experts ? &*experts : nullptr));
       initialize(own.back().parameters, config, kSeed);
     }
-    std::vector<int> ranks(stages.size());
-    std::iota(ranks.begin(), ranks.end(), 0);
-    StageWork work(pool, schedule, comm.rank(), own, step);
-    run_pipeline(make_group(comm, ranks, 0), schedule, work.work(), {});
+    PipelineStep part{{}, step.loss};
+    const auto first = step.chunks.begin() + column * schedule.n_chunks;
+    part.chunks.assign(first, first + schedule.n_chunks);
+    StageWork work(pool, schedule, place, own, part);
+    run_pipeline(make_group(comm, pipeline, 0), schedule, work.work(), {});
     losses[static_cast<size_t>(comm.rank())] = work.result();
   });
   Pipelined pipelined;
@@ -179,6 +193,34 @@ TEST(Stage, PartsAreBegunLikeTheWhole) {
   EXPECT_EQ(n, first.size() + 1) << "the embedding is at both ends";
 }
 
+void expect_equal(const Pipelined& ours, const Expected& expected, const ModelConfig& config) {
+  EXPECT_NEAR(ours.loss.loss(), expected.loss.loss(), 1e-6 * expected.loss.loss());
+  EXPECT_NEAR(ours.loss.mtp_loss(), expected.loss.mtp_loss(), 1e-6 * expected.loss.mtp_loss());
+  EXPECT_NEAR(ours.loss.balance_loss, expected.loss.balance_loss, 1e-6 * expected.loss.balance_loss);
+  EXPECT_EQ(ours.loss.main_targets, expected.loss.main_targets);
+  EXPECT_EQ(ours.loss.mtp_targets, expected.loss.mtp_targets);
+  EXPECT_EQ(ours.loss.expert_load, expected.loss.expert_load);
+  EXPECT_LE(difference(ours, expected, config), 1e-5);
+}
+
+TEST(Stage, ExpertsOnOtherRanksGiveTheSame) {
+  for (const auto& [name, kind] : kScheduleKinds) {
+    for (const auto& [ranks, expert_ranks, per_node] :
+         {std::array{1, 2, 2}, std::array{1, 4, 4}, std::array{1, 4, 2}, std::array{1, 8, 2}, std::array{2, 2, 1},
+          std::array{2, 4, 2}, std::array{4, 2, 2}}) {
+      if (kind == ScheduleKind::dualpipe && ranks == 1) continue;
+      const ModelConfig config = small_config(kind == ScheduleKind::dualpipev ? 2 * ranks : std::max(ranks, 2), 0);
+      SCOPED_TRACE(std::string(name) + " on " + std::to_string(ranks) + " x " + std::to_string(expert_ranks));
+      const PipelineSchedule schedule = make_schedule(kind, ranks, 2 * ranks);
+      const PipelineStep step = make_step(config, schedule.n_chunks * expert_ranks);
+      const Pipelined ours = in_a_pipeline(config, schedule, step, expert_ranks, per_node);
+      expect_equal(ours, in_one_process(config, step), config);
+      EXPECT_TRUE(in_a_pipeline(config, schedule, step, expert_ranks, per_node) == ours)
+          << "other bits the second time";
+    }
+  }
+}
+
 TEST(Stage, EveryScheduleGivesTheGradientsOfOneProcess) {
   for (const auto& [name, kind] : kScheduleKinds) {
     for (const int ranks : {1, 2, 4}) {
@@ -189,13 +231,7 @@ TEST(Stage, EveryScheduleGivesTheGradientsOfOneProcess) {
       const PipelineStep step = make_step(config, schedule.n_chunks);
       const Expected expected = in_one_process(config, step);
       const Pipelined ours = in_a_pipeline(config, schedule, step);
-      EXPECT_NEAR(ours.loss.loss(), expected.loss.loss(), 1e-6 * expected.loss.loss());
-      EXPECT_NEAR(ours.loss.mtp_loss(), expected.loss.mtp_loss(), 1e-6 * expected.loss.mtp_loss());
-      EXPECT_NEAR(ours.loss.balance_loss, expected.loss.balance_loss, 1e-6 * expected.loss.balance_loss);
-      EXPECT_EQ(ours.loss.main_targets, expected.loss.main_targets);
-      EXPECT_EQ(ours.loss.mtp_targets, expected.loss.mtp_targets);
-      EXPECT_EQ(ours.loss.expert_load, expected.loss.expert_load);
-      EXPECT_LE(difference(ours, expected, config), 1e-5);
+      expect_equal(ours, expected, config);
       EXPECT_TRUE(in_a_pipeline(config, schedule, step) == ours) << "other bits the second time";
     }
   }

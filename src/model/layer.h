@@ -1,0 +1,48 @@
+// The parts of a layer one by one, for who runs layers on its own and has something to do between their parts: stages
+// of a pipeline, whose experts are on other processes (parallel/stage.h). forward() and backward() put the same parts
+// together. Memory comes from ctx.arena.
+#pragma once
+
+#include "model/backward.h"
+
+namespace fathom {
+
+// What the second half of a layer reads: norm(x'), also as its matrices read it.
+struct MlpInput {
+  Tensor normed;  // [tokens, hidden]
+  LinearInput matrix;
+};
+
+// x' = x + Attention(norm(x)), kept as s.mid. Returns norm(x').
+MlpInput layer_attention(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor x,
+                         LayerSaved& s);
+// out = W_down(silu(W_gate x) * W_up x): of a dense layer, or a shared expert.
+void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const MlpInput& input, MlpSaved& s);
+// The router's choice for every token: s.topk_ids, s.topk_weights, s.dispatch. Appends a row to `load` where it is
+// given.
+void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const MlpInput& input, MoeSaved& s,
+                 ExpertLoad* load);
+// out += sum of the weighted outputs of s.dispatch's experts for s.input's rows; w: the matrices of these experts.
+void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s);
+
+// And back. d_input = dL/d(input) of an MLP.
+void layer_mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, const MlpSaved& s, Tensor d_input,
+                              Tensor d_out, MlpGrads& g);
+void layer_mlp_backward_weight(Context& ctx, const Model& model, MlpWeights& dw, const MlpSaved& s, const MlpGrads& g);
+// d_input += what comes through the experts; d_weights [tokens, k] = dL/d(s.topk_weights).
+void layer_experts_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s,
+                                  Tensor d_input, Tensor d_weights, Tensor d_out, MoeGrads& g);
+void layer_experts_backward_weight(Context& ctx, const Model& model, MoeWeights& dw, const MoeSaved& s,
+                                   const MoeGrads& g);
+// d_input += what comes through the router.
+void layer_route_backward_input(Context& ctx, const Model& model, const MoeWeights& w, const MoeSaved& s,
+                                Tensor d_input, Tensor d_weights, MoeGrads& g, const ScoreGradient& score_gradient);
+void layer_route_backward_weight(Context& ctx, MoeWeights& dw, const MoeSaved& s, const MoeGrads& g);
+// dx = dL/d(layer input) from g.mlp_normed, the gradient of what layer_attention returned, and d_out.
+void layer_attention_backward_input(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch,
+                                    const LayerSaved& s, Tensor dx, Tensor d_out, LayerGrads& g);
+// Of attention and both norms.
+void layer_attention_backward_weight(Context& ctx, const Model& model, LayerWeights& dw, const LayerSaved& s,
+                                     const LayerGrads& g);
+
+}  // namespace fathom

@@ -1,0 +1,236 @@
+#include "parallel/expert_parallel.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <numeric>
+
+#include "base/error.h"
+#include "ops/embedding.h"
+
+namespace fathom {
+namespace {
+
+using Bytes = std::span<std::byte>;
+using ConstBytes = std::span<const std::byte>;
+
+Bytes bytes_of(Tensor rows) {
+  return {static_cast<std::byte*>(rows.data), static_cast<size_t>(rows.rows() * rows.cols()) * sizeof(float)};
+}
+
+// Rows of all members, one behind the other: that of each.
+template <class Counts>
+std::vector<Tensor> parts_of(Tensor rows, const Counts& counts) {
+  std::vector<Tensor> parts;
+  int64_t at = 0;
+  for (const auto& count : counts) {
+    int64_t n;
+    if constexpr (std::is_same_v<std::decay_t<decltype(count)>, int64_t>) {
+      n = count;
+    } else {
+      n = std::ssize(count);
+    }
+    parts.push_back(rows.slice(at, n));
+    at += n;
+  }
+  return parts;
+}
+
+StagePass::Arrived arrival(const std::shared_ptr<Exchange>& exchange) {
+  return [exchange] { return exchange->done(); };
+}
+
+int64_t bytes_that_leave(const RankGroup& group, const std::vector<Tensor>& parts) {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (std::cmp_not_equal(i, group.index)) bytes += static_cast<int64_t>(bytes_of(parts[i]).size());
+  }
+  return bytes;
+}
+
+// Sends the rows of `from`, member by member, and receives those of `to`.
+std::shared_ptr<Exchange> exchange_parts(const RankGroup& group, const std::vector<Tensor>& from,
+                                         const std::vector<Tensor>& to, int tag) {
+  std::vector<ConstBytes> sent;
+  std::vector<Bytes> received;
+  for (const Tensor& part : from) sent.push_back(bytes_of(part));
+  for (const Tensor& part : to) received.push_back(bytes_of(part));
+  return std::make_shared<Exchange>(all_to_all(group, sent, received, tag));
+}
+
+// Tells the members how many rows they get.
+StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
+  hop.received.assign(hop.sent.size(), 0);
+  std::vector<int64_t> counts;
+  for (const auto& rows : hop.sent) counts.push_back(std::ssize(rows));
+  std::vector<ConstBytes> sent;
+  std::vector<Bytes> received;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    sent.push_back(std::as_bytes(std::span(&counts[i], 1)));
+    received.push_back(std::as_writable_bytes(std::span(&hop.received[i], 1)));
+  }
+  co_await arrival(std::make_shared<Exchange>(all_to_all(group, sent, received, tag++)));
+}
+
+// received [hop.n_received(), cols] = the rows that the members send here; rows [hop.n_rows, cols] are this one's.
+StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, int& tag,
+                    int64_t& traffic) {
+  int64_t n = 0;
+  for (const auto& of_member : hop.sent) n += std::ssize(of_member);
+  const Tensor packed = new_f32(ctx, {n, rows.cols()});
+  int64_t at = 0;
+  for (const auto& of_member : hop.sent) {
+    for (const int32_t row : of_member) std::copy_n(rows.f32_row(row), rows.cols(), packed.f32_row(at++));
+  }
+  const std::vector<Tensor> parts = parts_of(packed, hop.sent);
+  traffic += bytes_that_leave(group, parts);
+  co_await arrival(exchange_parts(group, parts, parts_of(received, hop.received), tag++));
+}
+
+// The way back: rows [hop.n_rows, cols] += what each of them has become, summed in the order of the members.
+StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, int& tag,
+                      int64_t& traffic) {
+  int64_t n = 0;
+  for (const auto& of_member : hop.sent) n += std::ssize(of_member);
+  const Tensor packed = new_f32(ctx, {n, rows.cols()});
+  const std::vector<Tensor> parts = parts_of(received, hop.received);
+  traffic += bytes_that_leave(group, parts);
+  co_await arrival(exchange_parts(group, parts, parts_of(packed, hop.sent), tag++));
+  int64_t at = 0;
+  for (const auto& of_member : hop.sent) {
+    for (const int32_t row : of_member) {
+      float* const sum = rows.f32_row(row);
+      const float* const part = packed.f32_row(at++);
+      for (int64_t i = 0; i < rows.cols(); ++i) sum[i] += part[i];
+    }
+  }
+}
+
+Tensor zeros(Context& ctx, int64_t rows, int64_t cols) {
+  const Tensor t = new_f32(ctx, {rows, cols});
+  fill_zero(ctx, t);
+  return t;
+}
+
+// Which rows go to which member: place(expert) is the member that looks after it, or -1 for none of them.
+template <class Place>
+Hop make_hop(Tensor ids, int size, const Place& place) {
+  Hop hop;
+  hop.sent.resize(static_cast<size_t>(size));
+  hop.n_rows = ids.rows();
+  for (int64_t t = 0; t < ids.rows(); ++t) {
+    for (int64_t k = 0; k < ids.cols(); ++k) {
+      const int member = place(ids.i32()[t * ids.row_stride + k]);
+      if (member < 0) continue;
+      auto& rows = hop.sent[static_cast<size_t>(member)];
+      if (rows.empty() || rows.back() != t) rows.push_back(static_cast<int32_t>(t));
+    }
+  }
+  return hop;
+}
+
+// What travels with a row: [hidden | k weights | k ids], the ids' bits in floats.
+Tensor with_choices(Context& ctx, Tensor rows, Tensor weights, Tensor ids) {
+  const int64_t hidden = rows.cols(), k = ids.cols();
+  const Tensor packed = new_f32(ctx, {rows.rows(), hidden + 2 * k});
+  for (int64_t t = 0; t < rows.rows(); ++t) {
+    float* const to = packed.f32_row(t);
+    std::copy_n(rows.f32_row(t), hidden, to);
+    std::copy_n(weights.f32_row(t), k, to + hidden);
+    std::memcpy(to + hidden + k, ids.i32() + t * ids.row_stride, static_cast<size_t>(k) * sizeof(int32_t));
+  }
+  return packed;
+}
+Tensor ids_of(Context& ctx, Tensor packed, int64_t hidden, int64_t k) {
+  const Tensor ids = new_i32(ctx, {packed.rows(), k});
+  for (int64_t t = 0; t < packed.rows(); ++t) {
+    std::memcpy(ids.i32() + t * k, packed.f32_row(t) + hidden + k, static_cast<size_t>(k) * sizeof(int32_t));
+  }
+  return ids;
+}
+
+}  // namespace
+
+int64_t Hop::n_received() const { return std::accumulate(received.begin(), received.end(), int64_t{0}); }
+
+ExpertGroup make_expert_group(Communicator& comm, const std::vector<int>& ranks, int ranks_per_node, int tag) {
+  const auto size = static_cast<int>(ranks.size());
+  if (ranks_per_node < 1 || size % ranks_per_node != 0) {
+    throw Error("{} ranks with experts are not evenly on nodes of {}", size, ranks_per_node);
+  }
+  const auto own = std::find(ranks.begin(), ranks.end(), comm.rank()) - ranks.begin();
+  FATHOM_CHECK(own < size);
+  std::vector<int> across, within;
+  for (int i = 0; i < size; ++i) {
+    if (i % ranks_per_node == own % ranks_per_node) across.push_back(ranks[static_cast<size_t>(i)]);
+    if (i / ranks_per_node == own / ranks_per_node) within.push_back(ranks[static_cast<size_t>(i)]);
+  }
+  return {make_group(comm, across, tag), make_group(comm, within, tag)};
+}
+
+ExpertRange experts_of(int64_t n_routed_experts, int size, int index) {
+  if (n_routed_experts % size != 0) {
+    throw Error("{} experts cannot be dealt out evenly to {} ranks", n_routed_experts, size);
+  }
+  const int64_t each = n_routed_experts / size;
+  return {each * index, each * (index + 1)};
+}
+
+StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w, Tensor out,
+                          const MoeSaved& s, ExpertsHere& here, int& tag, Traffic& traffic) {
+  const int64_t hidden = s.input.cols(), k = s.topk_ids.cols(), cols = hidden + 2 * k;
+  const auto each = static_cast<int>(model.config.router.n_routed_experts / group.size());
+  const int per_node = group.within.size();
+  // To the nodes,
+  here.across = make_hop(s.topk_ids, group.across.size(), [&](int32_t e) { return e / each / per_node; });
+  co_await count_rows(group.across, here.across, tag);
+  const Tensor at_node = new_f32(ctx, {here.across.n_received(), cols});
+  co_await send_rows(ctx, group.across, here.across, with_choices(ctx, s.input, s.topk_weights, s.topk_ids), at_node,
+                     tag, traffic.across_nodes);
+  // inside this one to the ranks,
+  here.within = make_hop(ids_of(ctx, at_node, hidden, k), per_node, [&](int32_t e) {
+    return e / each / per_node == group.across.index ? e / each % per_node : -1;
+  });
+  co_await count_rows(group.within, here.within, tag);
+  const Tensor rows = new_f32(ctx, {here.within.n_received(), cols});
+  co_await send_rows(ctx, group.within, here.within, at_node, rows, tag, traffic.within_node);
+  // through this one's experts,
+  MoeSaved& saved = here.saved;
+  saved.input = rows.columns(0, hidden);
+  saved.topk_weights = rows.columns(hidden, k);
+  saved.topk_ids = ids_of(ctx, rows, hidden, k);
+  for (int64_t i = 0; i < saved.topk_ids.size(); ++i) {
+    int32_t& e = saved.topk_ids.i32()[i];
+    e = e / each == group.index() ? e % each : -1;
+  }
+  saved.dispatch = make_dispatch(ctx, saved.topk_ids, each);
+  const Tensor y = zeros(ctx, rows.rows(), hidden);
+  layer_experts(ctx, model, w, y, saved);
+  // and back, summed on the way.
+  const Tensor node_y = zeros(ctx, at_node.rows(), hidden);
+  co_await return_rows(ctx, group.within, here.within, node_y, y, tag, traffic.within_node);
+  co_await return_rows(ctx, group.across, here.across, out, node_y, tag, traffic.across_nodes);
+}
+
+StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w,
+                           Tensor d_input, Tensor d_weights, Tensor d_out, ExpertsHere& here, int& tag,
+                           Traffic& traffic) {
+  const int64_t hidden = d_out.cols(), k = d_weights.cols();
+  const Tensor at_node = new_f32(ctx, {here.across.n_received(), hidden});
+  co_await send_rows(ctx, group.across, here.across, d_out, at_node, tag, traffic.across_nodes);
+  const Tensor d_y = new_f32(ctx, {here.within.n_received(), hidden});
+  co_await send_rows(ctx, group.within, here.within, at_node, d_y, tag, traffic.within_node);
+
+  const Tensor d_rows = zeros(ctx, d_y.rows(), hidden + k);
+  layer_experts_backward_input(ctx, model, w, here.saved, d_rows.columns(0, hidden), d_rows.columns(hidden, k), d_y,
+                               here.grads);
+  const Tensor d_node = zeros(ctx, at_node.rows(), hidden + k), d_all = zeros(ctx, d_out.rows(), hidden + k);
+  co_await return_rows(ctx, group.within, here.within, d_node, d_rows, tag, traffic.within_node);
+  co_await return_rows(ctx, group.across, here.across, d_all, d_node, tag, traffic.across_nodes);
+  add(ctx, d_input, d_input, d_all.columns(0, hidden));
+  for (int64_t t = 0; t < d_weights.rows(); ++t) {
+    std::copy_n(d_all.f32_row(t) + hidden, k, d_weights.f32_row(t));
+  }
+}
+
+}  // namespace fathom

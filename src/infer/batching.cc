@@ -47,6 +47,7 @@ struct Batching::Running {
   std::string error;                         // why, if it failed
   int64_t n_shared = 0;                      // of these, from the first on
   int64_t first_position = 0;                // of what this pass reads
+  int64_t n_told = -1;                       // of the prompt, as read
   double start_s, admitted_s = 0, first_token_s = 0;
 
   // Of `previous`: what the caches do not hold.
@@ -420,6 +421,16 @@ void Batching::share_pages(Running& sequence) {
   }
 }
 
+// What was put back is read again without a word until there is more of it than before.
+void Batching::tell_progress(Running& sequence) {
+  const int64_t n_read = std::min(sequence.cache.length, sequence.output.n_prompt());
+  const Generation& result = sequence.output.result;
+  if (!sequence.request.on_progress || n_read <= sequence.n_told || n_read < result.cached_tokens) return;
+  sequence.n_told = n_read;
+  sequence.request.on_progress(
+      {result.prompt_tokens, result.cached_tokens, n_read, monotonic_s() - sequence.admitted_s});
+}
+
 // hidden: [n, hidden_size], of the tokens from first_position on that were read in this pass.
 void Batching::take_prompt_logprobs(Running& sequence, int64_t first_position, Tensor hidden) {
   const auto& prompt = sequence.request.prompt;
@@ -495,7 +506,9 @@ void Batching::end(Running& sequence, const std::string& error) {
 
 bool Batching::step() {
   admit();
-  if (const std::vector<Piece> pieces = next_pieces(); !pieces.empty()) run(pieces);
+  const std::vector<Piece> pieces = next_pieces();
+  for (const auto& sequence : running_) tell_progress(*sequence);  // what was found of prompts
+  if (!pieces.empty()) run(pieces);
   return !running_.empty() || !waiting_.empty();
 }
 
@@ -630,6 +643,7 @@ void Batching::run(const std::vector<Piece>& pieces) {
   int64_t row = 0;
   for (size_t i = 0; i < pieces.size(); ++i) {
     const auto& [sequence, n, n_drafts, whole] = pieces[i];
+    tell_progress(*sequence);
     if (sequence->wants_prompt_logprobs())
       take_prompt_logprobs(*sequence, positions[i], hidden.slice(first_rows[i], n));
     if (!whole) continue;

@@ -42,6 +42,12 @@ struct Timings {
 };
 Timings timings_of(const Generation& generation);
 
+// How far a prompt has been read.
+struct PromptProgress {
+  int64_t total = 0, cached = 0, read = 0;  // tokens; read: of `total`, those found in the cache included
+  double seconds = 0;                       // since it was begun
+};
+
 struct BatchRequest {
   std::vector<int32_t> prompt;
   GenerationOptions options;  // max_tokens may be 0. With drafts the same distribution, and when greedy the same tokens
@@ -52,6 +58,8 @@ struct BatchRequest {
   int64_t prompt_top_logprobs = -1;  // >= 0: as options.top_logprobs, of the prompt; all of it is computed then
   // In front of the first tokens, where the prompt's log probabilities are asked for: those from its second token on.
   std::function<void(std::span<const TokenLogprobs> logprobs)> on_prompt{};
+  // Once its reading begins, and behind each pass that read more of the prompt.
+  std::function<void(const PromptProgress& progress)> on_progress{};
   // Behind each pass that gave tokens: what may be shown of them, the tokens, and their log probabilities if asked for.
   std::function<void(std::string_view text, std::span<const int32_t> ids, std::span<const TokenLogprobs> logprobs,
                      const Timings& timings)>
@@ -135,6 +143,7 @@ class Batching {
   void put_back(Running& sequence);
   std::unique_ptr<Running> leave(const Running& sequence);  // running_
   void share_pages(Running& sequence);
+  static void tell_progress(Running& sequence);
   void take_prompt_logprobs(Running& sequence, int64_t first_position, Tensor hidden);
   void take_logits(Running& sequence, Tensor logits);
   void make_drafts(const std::vector<Piece>& pieces, const std::vector<int64_t>& first_rows, Tensor hidden,

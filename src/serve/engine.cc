@@ -102,6 +102,11 @@ void Engine::take_orders() {
         });
       };
     }
+    if (const auto on_progress = std::exchange(wrapped.on_progress, nullptr)) {
+      wrapped.on_progress = [this, on_progress](const PromptProgress& progress) {
+        events_.push_back([on_progress, progress] { on_progress(progress); });
+      };
+    }
     wrapped.on_end = [this, on_end, ticket = ticket](const Generation& result, const std::string& error) {
       ended_.push_back(ticket);
       if (on_end) events_.push_back([on_end, result, error] { on_end(result, error); });

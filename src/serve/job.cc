@@ -60,6 +60,13 @@ ordered_json timings_json(const Timings& g) {
           {"draft_n_accepted", g.accepted}};
 }
 
+ordered_json progress_json(const PromptProgress& progress) {
+  return {{"total", progress.total},
+          {"cache", progress.cached},
+          {"processed", progress.read},
+          {"time_ms", static_cast<int64_t>(progress.seconds * 1e3)}};
+}
+
 Job::Job(JobInput input, const Tokenizer& tokenizer, std::string model, HttpReply reply, HttpHeaders headers,
          Metrics& metrics, OnEnd on_end)
     : input_(std::move(input)),
@@ -97,20 +104,25 @@ void Job::start(Engine& engine, const JobSettings& settings) {
     if (!input_.begun.empty()) choice.chat.push(input_.begun, 0);
     // With a seed a prompt of a list is answered as alone.
     options.seed = settings.seed + (request.seed ? i % static_cast<size_t>(request.n) : i);
-    batch.push_back(
-        {.prompt = input_.prompts[prompt],
-         .options = options,
-         .cache_salt = settings.cache_salt,
-         .owner = settings.owner,
-         .group = settings.request,
-         .count_experts = request.expert_counts,
-         .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
-         .on_prompt = [self = shared_from_this(), &choice](auto logprobs) { self->take_prompt(choice, logprobs); },
-         .on_tokens = [self = shared_from_this(), &choice](
-                          auto text, auto ids, auto logprobs,
-                          const Timings& timings) { self->take_tokens(choice, text, ids, logprobs, timings); },
-         .on_end = [self = shared_from_this(), &choice](
-                       const Generation& result, const std::string& error) { self->take_end(choice, result, error); }});
+    BatchRequest& added = batch.emplace_back(BatchRequest{
+        .prompt = input_.prompts[prompt],
+        .options = options,
+        .cache_salt = settings.cache_salt,
+        .owner = settings.owner,
+        .group = settings.request,
+        .count_experts = request.expert_counts,
+        .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
+        .on_prompt = [self = shared_from_this(), &choice](auto logprobs) { self->take_prompt(choice, logprobs); },
+        .on_tokens = [self = shared_from_this(), &choice](
+                         auto text, auto ids, auto logprobs,
+                         const Timings& timings) { self->take_tokens(choice, text, ids, logprobs, timings); },
+        .on_end = [self = shared_from_this(), &choice](
+                      const Generation& result, const std::string& error) { self->take_end(choice, result, error); }});
+    if (request.return_progress && request.stream && input_.dialect == Dialect::chat) {
+      added.on_progress = [self = shared_from_this(), &choice](const PromptProgress& progress) {
+        self->take_progress(choice, progress);
+      };
+    }
   }
   tickets_ = engine.submit(std::move(batch));
   if (tickets_.empty()) throw ApiError(429, "the server is busy: too many requests wait", "", "server_busy");
@@ -183,6 +195,11 @@ void Job::stream_choice(Choice& choice, ordered_json fields, ordered_json logpro
     if (finish == nullptr) stream_delta(choice, fields["delta"]);
     return;  // the end comes with the usage
   }
+  reply_.write(event(chunk_of(choice, fields, std::move(logprobs), finish)));
+}
+
+ordered_json Job::chunk_of(const Choice& choice, const ordered_json& fields, ordered_json logprobs,
+                           const char* finish) const {
   ordered_json chunk = envelope(true);
   ordered_json told = {{"index", index_of(choice)}};
   told.update(fields);
@@ -195,7 +212,7 @@ void Job::stream_choice(Choice& choice, ordered_json fields, ordered_json logpro
     chunk["usage"] = nullptr;
   }
   if (input_.request.timings_per_token) chunk["timings"] = timings_json(choice.timings);
-  reply_.write(event(chunk));
+  return chunk;
 }
 
 Usage Job::usage_of(const Choice& choice) {
@@ -229,6 +246,18 @@ ordered_json Job::logprobs_json(Choice& choice, std::span<const int32_t> ids,
 
 ordered_json Job::prompt_logprobs_json_of(Choice& choice, std::span<const TokenLogprobs> logprobs) const {
   return prompt_logprobs_json(tokenizer_, input_.prompts[choice.prompt], logprobs, choice.offset);
+}
+
+// A chunk that says nothing else, so that clients which do not know of it put the same answer together.
+void Job::take_progress(Choice& choice, const PromptProgress& progress) {
+  if (over_) return;
+  choice.timings.prompt_tokens = progress.total;
+  choice.timings.cached_tokens = progress.cached;
+  const ordered_json nothing =
+      input_.chat ? ordered_json{{"delta", ordered_json::object()}} : ordered_json{{"text", ""}};
+  ordered_json chunk = chunk_of(choice, nothing, nullptr, nullptr);
+  chunk["prompt_progress"] = progress_json(progress);
+  reply_.write(event(chunk));
 }
 
 // A stream that repeats its prompt with log probabilities begins with it.

@@ -81,11 +81,14 @@ class Job : public std::enable_shared_from_this<Job> {
     MessageStream messages{};
   };
 
+  void take_progress(Choice& choice, const PromptProgress& progress);
   void take_prompt(Choice& choice, std::span<const TokenLogprobs> logprobs);
   void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
                    std::span<const TokenLogprobs> logprobs, const Timings& timings);
   void take_end(Choice& choice, const Generation& result, const std::string& error);
   static Usage usage_of(const Choice& choice);  // so far
+  nlohmann::ordered_json chunk_of(const Choice& choice, const nlohmann::ordered_json& fields,
+                                  nlohmann::ordered_json logprobs, const char* finish) const;
   void stream_choice(Choice& choice, nlohmann::ordered_json fields, nlohmann::ordered_json logprobs,
                      const char* finish);
   void stream_deltas(Choice& choice, std::vector<nlohmann::ordered_json> deltas, nlohmann::ordered_json logprobs);
@@ -125,5 +128,6 @@ class Job : public std::enable_shared_from_this<Job> {
 std::string random_id(std::string_view prefix);             // and 24 random characters
 std::string json_text(const nlohmann::ordered_json& json);  // on one line; what is no UTF-8 becomes U+FFFD
 nlohmann::ordered_json timings_json(const Timings& timings);
+nlohmann::ordered_json progress_json(const PromptProgress& progress);
 
 }  // namespace fathom::serve

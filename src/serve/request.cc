@@ -322,6 +322,7 @@ void read_common(const Fields& body, CommonRequest& request) {
   request.stream = body.boolean("stream").value_or(false);
   request.ignore_eos = body.boolean("ignore_eos").value_or(false);
   request.timings_per_token = body.boolean("timings_per_token").value_or(false);
+  request.return_progress = body.boolean("return_progress").value_or(false);
   request.expert_counts = body.boolean("expert_counts").value_or(false);
   if (const auto options = body.fields("stream_options")) {
     request.include_usage = options->boolean("include_usage").value_or(false);

@@ -50,6 +50,7 @@ struct CommonRequest {
   bool ignore_eos = false;
   GrammarRequest grammar;
   bool timings_per_token = false;  // in a stream: with each piece how fast it came, as llama.cpp has it
+  bool return_progress = false;    // in a stream: how far the prompt has been read, as llama.cpp has it
   bool expert_counts = false;      // tell which experts the answer used
   GenerationOptions generation;    // max_tokens, seed and eos_ids aside
   std::string cache_salt;          // user_id or cache_salt: only requests with the same share caches

@@ -107,6 +107,27 @@ class Answers(Case):
             self.assertEqual(none["choices"][0]["text"], "abc")
             self.assertEqual(len(none["choices"][0]["logprobs"]["token_logprobs"]), 3)
 
+    def test_a_stream_tells_how_far_its_prompt_has_been_read(self):
+        with Server(self) as server:
+            prompt = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 6
+            for path, body in ("/v1/completions", {"prompt": prompt}), ("/v1/chat/completions", {"messages": [{"role": "user", "content": prompt}]}):
+                body = {**body, "max_tokens": 8, "temperature": 0, "return_progress": True, "cache_salt": path}
+                for again in False, True:
+                    events = server.events(path, body)
+                    told = [e["prompt_progress"] for e in events if "prompt_progress" in e]
+                    self.assertEqual([e for e in events if "prompt_progress" in e], events[:len(told)], "in front of all else")
+                    read, total = [t["processed"] for t in told], told[0]["total"]
+                    self.assertEqual(read, sorted(set(read)))
+                    self.assertEqual((read[0], read[-1]), (told[0]["cache"], total))
+                    self.assertEqual({(t["total"], t["cache"]) for t in told}, {(total, total // 64 * 64 if again else 0)})
+                    self.assertEqual([t["time_ms"] for t in told], sorted(t["time_ms"] for t in told))
+                    for e in events[:len(told)]:
+                        said = e["choices"][0]
+                        self.assertEqual((said["index"], said.get("text", ""), said.get("delta", {}), said["finish_reason"]), (0, "", {}, None))
+                    plain = server.events(path, {**body, "return_progress": False})
+                    self.assertEqual([e["choices"] for e in plain], [e["choices"] for e in events[len(told):]])
+                self.assertNotIn("prompt_progress", json.dumps(server.done(path, body)), "where nothing is streamed")
+
     def test_drafts_change_no_greedy_answer_and_are_told(self):
         body = {"prompt": "First Citizen:\nBefore we proceed any further", "max_tokens": 60, "temperature": 0}
         with Server(self) as server:

@@ -89,6 +89,22 @@ class Chat(Clients):
                 return {answer if isinstance(answer, str) else answer.choices[0].message.content for answer in answers}
         self.assertEqual(asyncio.run(many()), {message.content})
 
+    def test_progress_of_reading_a_prompt_disturbs_nothing(self):
+        _, client = self.serve()
+        ask = {"model": "m", "messages": [{"role": "user", "content": "First Citizen: speak.\n" * 20}], "max_tokens": 12, "temperature": 0}
+        whole = client.chat.completions.create(**ask).choices[0].message.content
+        told = {"extra_body": {"return_progress": True, "cache_salt": "new"}}
+        chunks = list(client.chat.completions.create(**ask, **told, stream=True))
+        self.assertGreater(len([c for c in chunks if hasattr(c, "prompt_progress")]), 1)
+        self.assertEqual("".join(c.choices[0].delta.content or "" for c in chunks), whole)
+        with client.chat.completions.stream(**ask, **told) as stream:
+            for _ in stream:
+                pass
+            final = stream.current_completion_snapshot.choices[0].message
+        self.assertEqual((final.role, final.content), ("assistant", whole))
+        texts = client.completions.create(model="m", prompt="First Citizen: speak.\n" * 20, max_tokens=12, temperature=0, stream=True, **told)
+        self.assertEqual("".join(c.choices[0].text for c in texts), whole)
+
     def test_choices_stops_and_log_probabilities(self):
         _, client = self.serve()
         three = client.chat.completions.create(model="m", messages=USER, max_tokens=20, seed=3, n=3, logprobs=True, top_logprobs=4)

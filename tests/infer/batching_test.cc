@@ -58,6 +58,7 @@ struct Seen {
   BatchRequest request;
   std::string text;
   std::vector<int32_t> ids;
+  int64_t read = -1;
   int ends = 0;
   bool cancelled = false;
   Generation result;
@@ -72,6 +73,14 @@ void watch(Seen& seen) {
     EXPECT_EQ(timings.prompt_tokens, std::ssize(seen.request.prompt));
     EXPECT_LE(timings.accepted, timings.drafted);
     EXPECT_GT(timings.prefill_s, 0);
+    EXPECT_EQ(seen.read, timings.prompt_tokens) << "all of it has been read";
+  };
+  seen.request.on_progress = [&seen](const PromptProgress& progress) {
+    EXPECT_GT(progress.read, seen.read) << "each tells of more";
+    EXPECT_LE(progress.cached, progress.read);
+    EXPECT_EQ(progress.total, std::ssize(seen.request.prompt));
+    EXPECT_TRUE(seen.ids.empty());
+    seen.read = progress.read;
   };
   seen.request.on_end = [&seen](const Generation& result, const std::string& error) {
     EXPECT_EQ(error, "");
@@ -134,6 +143,32 @@ TEST(Batching, GivesEachRequestWhatItGetsAlone) {
   Machine m;
   expect_same_as_alone(m, {.pass_tokens = 48, .context = 700}, 60, 1, false);
   expect_same_as_alone(m, {.pass_tokens = 512, .context = 320, .kv_type = Format::bf16}, 40, 2, false);
+}
+
+TEST(Batching, TellsHowFarAPromptHasBeenRead) {
+  Machine m;
+  Batching batching(m.ctx, m.model, &m.tokenizer, {.pass_tokens = 64});
+  std::vector<int32_t> prompt(200);
+  std::iota(prompt.begin(), prompt.end(), 1);
+  std::vector<int64_t> read, cached;
+  const auto ask = [&] {
+    read.clear();
+    BatchRequest request{.prompt = prompt, .options = {.max_tokens = 3}};
+    request.on_progress = [&](const PromptProgress& progress) {
+      EXPECT_EQ(progress.total, 200);
+      EXPECT_GE(progress.seconds, 0);
+      read.push_back(progress.read);
+      cached.push_back(progress.cached);
+    };
+    batching.add(request);
+    while (batching.step()) continue;
+  };
+  ask();
+  EXPECT_THAT(read, testing::ElementsAre(0, 64, 128, 192, 200));
+  EXPECT_THAT(cached, testing::Each(0));
+  ask();
+  EXPECT_THAT(read, testing::ElementsAre(192, 200));
+  EXPECT_EQ(cached.back(), 192);
 }
 
 TEST(Batching, RequestsGiveWayWhereCachesAreFullAndGoOnLater) {

@@ -45,6 +45,7 @@ TEST(Engine, AnswersManyThreadsAtOnce) {
   }
   std::mutex mutex;  // of what the events write, as the server's thread is alone with it
   std::map<uint64_t, std::vector<int32_t>> streamed, ended;
+  std::map<uint64_t, int64_t> unread;
   std::counting_semaphore<> done(0);
   // With so little memory that files are read too.
   const test::TemporaryDirectory folder;
@@ -62,6 +63,7 @@ TEST(Engine, AnswersManyThreadsAtOnce) {
         for (uint64_t i = 0; i < kRequests; ++i) {
           const uint64_t seed = t * kRequests + i;
           BatchRequest request = request_of(seed);
+          request.on_progress = [&, seed](const PromptProgress& p) { unread[seed] = p.total - p.read; };
           request.on_tokens = [&, seed](auto, std::span<const int32_t> ids, auto, auto) {
             streamed[seed].insert(streamed[seed].end(), ids.begin(), ids.end());
           };
@@ -83,6 +85,8 @@ TEST(Engine, AnswersManyThreadsAtOnce) {
   }
   EXPECT_EQ(ended, wanted);
   EXPECT_EQ(streamed, wanted);
+  EXPECT_EQ(unread.size(), wanted.size());
+  for (const auto& [seed, n] : unread) EXPECT_EQ(n, 0) << seed;
 }
 
 TEST(Engine, WhoCancelsFreesItsPlaceAndIsNotHeardOf) {

@@ -81,6 +81,8 @@ TEST(ChatRequest, ReadsEveryField) {
   EXPECT_EQ(r.tools[0]["function"]["parameters"]["type"], "object");
   EXPECT_EQ(r.grammar.kind, GrammarRequest::Kind::json_schema);
   EXPECT_EQ(r.grammar.schema, ordered_json::parse(R"({"type": "object"})"));
+  EXPECT_FALSE(r.return_progress);
+  EXPECT_TRUE(chat(R"(, "return_progress": true)").return_progress);
   EXPECT_EQ(chat(R"(, "reasoning_effort": "none")").thinking, false);
   EXPECT_EQ(chat(R"(, "chat_template_kwargs": {"enable_thinking": true})").thinking, true);
 }

@@ -44,6 +44,7 @@ struct GenerationOptions {
 struct TokenLogprobs {
   float logprob;                               // of the token that was taken
   std::vector<std::pair<int32_t, float>> top;  // the likeliest first; of equal ones the lower id
+  int64_t rank = 1;                            // of the token among all in this order, from 1
   bool operator==(const TokenLogprobs&) const = default;
 };
 

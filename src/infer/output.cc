@@ -12,11 +12,19 @@ namespace {
 
 constexpr uint64_t kSamplingStream = 0x5a3b1e;  // of Rng
 
+int64_t rank_of(std::span<const float> logits, int32_t id) {
+  const auto at = static_cast<size_t>(id);
+  const float own = logits[at];
+  const auto lower = logits.first(at), higher = logits.subspan(at);
+  return 1 + std::count_if(lower.begin(), lower.end(), [own](float x) { return x >= own; }) +
+         std::count_if(higher.begin(), higher.end(), [own](float x) { return x > own; });
+}
+
 }  // namespace
 
 TokenLogprobs token_logprobs(std::span<const float> logits, int32_t id, int64_t n_top) {
   const LogSoftmax all(logits);
-  TokenLogprobs told{static_cast<float>(all[id]), {}};
+  TokenLogprobs told{static_cast<float>(all[id]), {}, rank_of(logits, id)};
   if (n_top <= 0) return told;
   std::vector<int32_t> order(logits.size());
   std::iota(order.begin(), order.end(), 0);

@@ -111,7 +111,7 @@ void Job::start(Engine& engine, const JobSettings& settings) {
         .owner = settings.owner,
         .group = settings.request,
         .count_experts = request.expert_counts,
-        .prompt_top_logprobs = input_.echo && wants_logprobs() ? options.top_logprobs : -1,
+        .prompt_top_logprobs = prompt_top_logprobs(i),
         .on_prompt = [self = shared_from_this(), &choice](auto logprobs) { self->take_prompt(choice, logprobs); },
         .on_tokens = [self = shared_from_this(), &choice](
                          auto text, auto ids, auto logprobs,
@@ -245,7 +245,24 @@ ordered_json Job::logprobs_json(Choice& choice, std::span<const int32_t> ids,
 }
 
 ordered_json Job::prompt_logprobs_json_of(Choice& choice, std::span<const TokenLogprobs> logprobs) const {
-  return prompt_logprobs_json(tokenizer_, input_.prompts[choice.prompt], logprobs, choice.offset);
+  std::vector<TokenLogprobs> echoed(logprobs.begin(), logprobs.end());
+  const auto n_top = static_cast<size_t>(input_.request.generation.top_logprobs);
+  for (TokenLogprobs& token : echoed) token.top.resize(std::min(token.top.size(), n_top));
+  return prompt_logprobs_json(tokenizer_, input_.prompts[choice.prompt], echoed, choice.offset);
+}
+
+// What the choices of a prompt have in common its first one is asked for.
+ordered_json Job::ranked_logprobs_json_of(size_t prompt) const {
+  const Choice& first = choices_[prompt * static_cast<size_t>(input_.request.n)];
+  return ranked_logprobs_json(tokenizer_, input_.prompts[prompt], first.result.prompt_logprobs,
+                              input_.request.prompt_logprobs);
+}
+
+// How many of the likeliest tokens are to be known at each place of the prompt; -1: nothing.
+int64_t Job::prompt_top_logprobs(size_t choice) const {
+  const CommonRequest& request = input_.request;
+  const bool is_first = choice % static_cast<size_t>(request.n) == 0;
+  return std::max(input_.echo ? request.generation.top_logprobs : -1, is_first ? request.prompt_logprobs : -1);
 }
 
 // A chunk that says nothing else, so that clients which do not know of it put the same answer together.
@@ -348,6 +365,8 @@ ordered_json Job::whole_choice(Choice& choice) const {
     }
   }
   told["finish_reason"] = choice.finish;
+  if (!input_.chat && input_.request.prompt_logprobs >= 0)
+    told["prompt_logprobs"] = ranked_logprobs_json_of(choice.prompt);
   return told;
 }
 
@@ -401,6 +420,8 @@ void Job::answer() {
     ordered_json whole = envelope(false);
     whole["choices"] = ordered_json::array();
     for (Choice& choice : choices_) whole["choices"].push_back(whole_choice(choice));
+    // Where vLLM has it: of a chat, which has one prompt, beside the choices.
+    if (input_.chat && input_.request.prompt_logprobs >= 0) whole["prompt_logprobs"] = ranked_logprobs_json_of(0);
     add_facts(whole);
     reply_.send(200, "application/json", json_text(whole), headers_);
   }

@@ -104,6 +104,8 @@ class Job : public std::enable_shared_from_this<Job> {
   void cancel_all();
   void over(int status);
   size_t index_of(const Choice& choice) const { return static_cast<size_t>(&choice - choices_.data()); }
+  int64_t prompt_top_logprobs(size_t choice) const;
+  nlohmann::ordered_json ranked_logprobs_json_of(size_t prompt) const;
   bool wants_logprobs() const { return input_.request.generation.top_logprobs >= 0; }
 
   JobInput input_;

@@ -267,7 +267,6 @@ void refuse_unsupported(const Fields& body) {
                                      {"allowed_token_ids"},
                                      {"include_stop_str_in_output"},
                                      {"truncate_prompt_tokens"},
-                                     {"prompt_logprobs"},
                                      {"return_tokens_as_token_ids"},
                                      {"chat_template"},
                                      {"documents"},
@@ -323,6 +322,9 @@ void read_common(const Fields& body, CommonRequest& request) {
   request.ignore_eos = body.boolean("ignore_eos").value_or(false);
   request.timings_per_token = body.boolean("timings_per_token").value_or(false);
   request.return_progress = body.boolean("return_progress").value_or(false);
+  request.prompt_logprobs = body.integer("prompt_logprobs", 0, kMaxTopLogprobs).value_or(-1);
+  if (request.stream && request.prompt_logprobs > 0) refuse("prompt_logprobs", "goes with no stream");
+  if (request.stream) request.prompt_logprobs = -1;  // 0 is taken, as by vLLM
   request.expert_counts = body.boolean("expert_counts").value_or(false);
   if (const auto options = body.fields("stream_options")) {
     request.include_usage = options->boolean("include_usage").value_or(false);
@@ -608,7 +610,8 @@ CompletionRequest parse_completion_request(std::string_view body) {
     request.add_special_tokens = fields.boolean("add_special_tokens").value_or(true);
     request.parse_special = fields.boolean("parse_special").value_or(true);
     request.generation.top_logprobs = fields.integer("logprobs", 0, kMaxTopLogprobs).value_or(-1);
-    if (request.max_tokens == 0 && !request.echo) refuse("max_tokens", "must be 1 or more, but for echo");
+    if (request.max_tokens == 0 && !request.echo && request.prompt_logprobs < 0)
+      refuse("max_tokens", "must be 1 or more, but for echo and prompt_logprobs");
     if (!request.max_tokens) request.max_tokens = 16;  // OpenAI's default here
     check_least(request);
   });

@@ -30,6 +30,7 @@ inline constexpr int64_t kMaxChoices = 128, kMaxPrompts = 1024, kMaxSequences = 
 inline constexpr int64_t kMaxTopLogprobs = 20, kMaxTools = 128;
 inline constexpr int64_t kMaxStops = 16, kMaxStopBytes = 256;  // of texts, and of token ids
 inline constexpr size_t kMaxKwargs = 256;                      // of chat_template_kwargs
+inline constexpr int64_t kMaxPromptLogprobs = 1 << 18;         // that prompt_logprobs makes of all prompts together
 
 // What the output must be.
 struct GrammarRequest {
@@ -51,6 +52,7 @@ struct CommonRequest {
   GrammarRequest grammar;
   bool timings_per_token = false;  // in a stream: with each piece how fast it came, as llama.cpp has it
   bool return_progress = false;    // in a stream: how far the prompt has been read, as llama.cpp has it
+  int64_t prompt_logprobs = -1;    // >= 0: tell those of the prompt's tokens, and of so many likeliest, as vLLM has it
   bool expert_counts = false;      // tell which experts the answer used
   GenerationOptions generation;    // max_tokens, seed and eos_ids aside
   std::string cache_salt;          // user_id or cache_salt: only requests with the same share caches

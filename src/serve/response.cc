@@ -121,6 +121,27 @@ ordered_json prompt_logprobs_json(const Tokenizer& tokenizer, std::span<const in
   return told;
 }
 
+ordered_json ranked_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> prompt,
+                                  std::span<const TokenLogprobs> logprobs, int64_t n_top) {
+  FATHOM_CHECK(prompt.size() == logprobs.size() + 1);
+  ordered_json all = ordered_json::array({nullptr});
+  for (size_t i = 0; i < logprobs.size(); ++i) {
+    const TokenLogprobs& of = logprobs[i];
+    ordered_json map = ordered_json::object();
+    const auto add = [&](int32_t id, float logprob, int64_t rank) {
+      map.emplace(
+          std::to_string(id),
+          ordered_json{{"logprob", logprob}, {"rank", rank}, {"decoded_token", mend_utf8(bytes_of(tokenizer, id))}});
+    };
+    add(prompt[i + 1], of.logprob, of.rank);
+    const auto n = std::min(std::ssize(of.top), n_top);
+    for (int64_t k = 0; k < n; ++k)
+      add(of.top[static_cast<size_t>(k)].first, of.top[static_cast<size_t>(k)].second, k + 1);
+    all.push_back(std::move(map));
+  }
+  return all;
+}
+
 ChatChoice::ChatChoice(const AnswerFormat& format, std::string call_prefix)
     : parser_(format), call_end_(call_end(format.calls)), call_prefix_(std::move(call_prefix)) {}
 

@@ -51,6 +51,11 @@ nlohmann::ordered_json completion_logprobs_json(const Tokenizer& tokenizer, std:
 nlohmann::ordered_json prompt_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> prompt,
                                             std::span<const TokenLogprobs> logprobs, TextOffset& offset);
 
+// vLLM's list for the tokens of a prompt: null for the first, then {ID: {logprob, rank, decoded_token}} of the token
+// itself and the n_top likeliest. logprobs as above, of n_top at least.
+nlohmann::ordered_json ranked_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> prompt,
+                                            std::span<const TokenLogprobs> logprobs, int64_t n_top);
+
 // One choice of a chat, as its text comes in.
 class ChatChoice {
  public:

@@ -364,6 +364,13 @@ void check_prompts(const Served& served, const JobInput& input) {
     throw ApiError(400, fmt::format("n: this server takes at most {} sequences with a request", most), "n",
                    "invalid_value");
   }
+  int64_t n_logprobs = 0;
+  for (const std::vector<int32_t>& prompt : input.prompts)
+    n_logprobs += std::ssize(prompt) * (input.request.prompt_logprobs + 1);
+  if (n_logprobs * (input.chat ? 1 : input.request.n) > kMaxPromptLogprobs) {
+    throw ApiError(400, fmt::format("prompt_logprobs: at most {} for all prompts together", kMaxPromptLogprobs),
+                   "prompt_logprobs", "invalid_value");
+  }
   for (const std::vector<int32_t>& prompt : input.prompts) {
     try {
       check_prompt(served.model, served.engine.context(), prompt);

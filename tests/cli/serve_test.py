@@ -107,6 +107,35 @@ class Answers(Case):
             self.assertEqual(none["choices"][0]["text"], "abc")
             self.assertEqual(len(none["choices"][0]["logprobs"]["token_logprobs"]), 3)
 
+    def test_log_probabilities_of_a_prompt_as_vllm_tells_them(self):
+        with Server(self) as server:
+            text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2
+            ids = server.done("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
+            body = {"prompt": [ids, ids[:9]], "n": 2, "max_tokens": 3, "temperature": 0, "prompt_logprobs": 2}
+            answer = server.done("/v1/completions", body)
+            told = [c["prompt_logprobs"] for c in answer["choices"]]
+            self.assertEqual((told[0], told[2]), (told[1], told[3]), "the choices of a prompt have it in common")
+            self.assertEqual(told[2], told[0][:9])
+            self.assertEqual((len(told[0]), told[0][0]), (len(ids), None))
+            self.assertEqual([c["logprobs"] for c in answer["choices"]], [None] * 4)
+            echoed = server.done("/v1/completions", {**body, "echo": True, "logprobs": 1})["choices"][0]
+            self.assertEqual(echoed["prompt_logprobs"], told[0])
+            for token, entry, value, top in zip(ids[1:], told[0][1:], echoed["logprobs"]["token_logprobs"][1:], echoed["logprobs"]["top_logprobs"][1:]):
+                self.assertEqual(entry[str(token)]["logprob"], value)
+                self.assertIn(len(entry), (2, 3))
+                self.assertLessEqual({1, 2}, {e["rank"] for e in entry.values()})
+                self.assertEqual([e["logprob"] for e in sorted(entry.values(), key=lambda e: e["rank"])], sorted((e["logprob"] for e in entry.values()), reverse=True))
+                self.assertIn(len(top), (1, 2))
+            self.assertEqual("".join(e[str(i)]["decoded_token"] for i, e in zip(ids[1:], told[0][1:])), text[len(text) - len(ids) + 1:])
+            alone = server.done("/v1/completions", {"prompt": "abc", "max_tokens": 0, "prompt_logprobs": 0})["choices"][0]
+            self.assertEqual((alone["text"], [len(e) for e in alone["prompt_logprobs"][1:]]), ("", [1, 1]))
+            whole = server.done("/v1/chat/completions", {"messages": USER, "max_tokens": 2, "n": 2, "prompt_logprobs": 1})
+            self.assertEqual(len(whole["prompt_logprobs"]), whole["usage"]["prompt_tokens"])
+            self.assertNotIn("prompt_logprobs", whole["choices"][0])
+            self.assertNotIn("prompt_logprobs", server.done("/v1/chat/completions", {"messages": USER, "max_tokens": 2}))
+            status, refused = server.post("/v1/completions", {"prompt": [[1] * 1000] * 14, "max_tokens": 0, "prompt_logprobs": 20})
+            self.assertEqual((status, refused["error"]["param"]), (400, "prompt_logprobs"), "more than a request may ask for")
+
     def test_a_stream_tells_how_far_its_prompt_has_been_read(self):
         with Server(self) as server:
             prompt = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 6

@@ -122,6 +122,8 @@ def mend(path, body):
     if body.get("logit_bias"):
         body["logit_bias"] = {str(draw.randrange(VOCABULARY)): value for value in body["logit_bias"].values()}
     body.pop("best_of", None)
+    if body.get("stream"):
+        body.pop("prompt_logprobs", None)
     body["n"] = min(body.get("n") or 1, 3)
     for name in ("max_tokens", "max_completion_tokens"):
         if body.get(name) is not None:

@@ -171,6 +171,26 @@ TEST(Batching, TellsHowFarAPromptHasBeenRead) {
   EXPECT_EQ(cached.back(), 192);
 }
 
+TEST(Batching, RanksThePromptsTokens) {
+  Machine m;
+  Batching batching(m.ctx, m.model, &m.tokenizer, {.pass_tokens = 32});
+  const int64_t vocab = m.model.config.vocab_size;
+  Generation all;
+  batching.add({.prompt = {72, 101, 108, 108, 111},
+                .options = {.max_tokens = 0},
+                .prompt_top_logprobs = vocab,
+                .on_tokens = {},
+                .on_end = [&](const Generation& result, const std::string&) { all = result; }});
+  while (batching.step()) continue;
+  ASSERT_EQ(all.prompt_logprobs.size(), 4u);
+  const std::vector<int32_t> told = {101, 108, 108, 111};
+  for (size_t i = 0; i < told.size(); ++i) {
+    const TokenLogprobs& token = all.prompt_logprobs[i];
+    ASSERT_EQ(std::ssize(token.top), vocab);
+    EXPECT_EQ(token.top[static_cast<size_t>(token.rank) - 1], std::pair(told[i], token.logprob));
+  }
+}
+
 TEST(Batching, RequestsGiveWayWhereCachesAreFullAndGoOnLater) {
   Machine m;
   expect_same_as_alone(m, {.pass_tokens = 64, .cache_tokens = 9 * kCachePageRows, .context = 500}, 40, 3, true);

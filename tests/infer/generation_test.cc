@@ -45,8 +45,9 @@ TEST(Generation, TellsLogProbabilitiesAsTheModelGaveThem) {
   ASSERT_EQ(greedy.logprobs.size(), greedy.ids.size());
   ASSERT_EQ(sampled.logprobs.size(), sampled.ids.size());
   for (size_t i = 0; i < greedy.ids.size(); ++i) {
-    const auto& [logprob, top] = greedy.logprobs[i];
+    const auto& [logprob, top, rank] = greedy.logprobs[i];
     ASSERT_EQ(top.size(), 300u);
+    EXPECT_EQ(rank, 1);
     EXPECT_EQ(top[0], std::pair(greedy.ids[i], logprob));
     double sum = 0;
     for (size_t j = 0; j < top.size(); ++j) {
@@ -59,6 +60,7 @@ TEST(Generation, TellsLogProbabilitiesAsTheModelGaveThem) {
   const auto first = std::find_if(greedy.logprobs[0].top.begin(), greedy.logprobs[0].top.end(),
                                   [&](const auto& of) { return of.first == sampled.ids[0]; });
   EXPECT_EQ(sampled.logprobs[0].logprob, first->second);
+  EXPECT_EQ(sampled.logprobs[0].rank, first - greedy.logprobs[0].top.begin() + 1);
   EXPECT_TRUE(sampled.logprobs[0].top.empty());
   EXPECT_TRUE(m.run(kPrompt, {.max_tokens = 3}).logprobs.empty());
 }

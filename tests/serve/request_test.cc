@@ -82,7 +82,9 @@ TEST(ChatRequest, ReadsEveryField) {
   EXPECT_EQ(r.grammar.kind, GrammarRequest::Kind::json_schema);
   EXPECT_EQ(r.grammar.schema, ordered_json::parse(R"({"type": "object"})"));
   EXPECT_FALSE(r.return_progress);
+  EXPECT_EQ(r.prompt_logprobs, -1);
   EXPECT_TRUE(chat(R"(, "return_progress": true)").return_progress);
+  EXPECT_EQ(chat(R"(, "prompt_logprobs": 20)").prompt_logprobs, 20);
   EXPECT_EQ(chat(R"(, "reasoning_effort": "none")").thinking, false);
   EXPECT_EQ(chat(R"(, "chat_template_kwargs": {"enable_thinking": true})").thinking, true);
 }
@@ -178,6 +180,20 @@ TEST(ChatRequest, EndsCanBeTokensAndWait) {
             "400 invalid_value min_tokens: must be no more than max_tokens");
 }
 
+TEST(Requests, LogProbabilitiesOfPromptsGoWithNoStream) {
+  for (const auto& refused : {chat_refusal, completion_refusal}) {
+    EXPECT_EQ(refused(R"(, "prompt_logprobs": 21)"), "400 invalid_value prompt_logprobs: must be between 0 and 20");
+    EXPECT_EQ(refused(R"(, "prompt_logprobs": true)"), "400 invalid_type prompt_logprobs: must be an integer");
+    EXPECT_EQ(refused(R"(, "prompt_logprobs": 1, "stream": true)"),
+              "400 invalid_value prompt_logprobs: goes with no stream");
+    EXPECT_EQ(refused(R"(, "prompt_logprobs": 0, "stream": true)"), "accepted") << "as vLLM does";
+    EXPECT_EQ(refused(R"(, "prompt_logprobs": 20)"), "accepted");
+  }
+  EXPECT_EQ(completion_refusal(R"(, "prompt_logprobs": 0, "max_tokens": 0)"), "accepted")
+      << "there is something to tell";
+  EXPECT_THAT(chat_refusal(R"(, "prompt_logprobs": 0, "max_tokens": 0)"), testing::StartsWith("400 "));
+}
+
 TEST(Requests, WhatWouldChangeTheAnswerAndIsNotThereIsRefused) {
   for (const char* name : {"functions",
                            "function_call",
@@ -189,7 +205,6 @@ TEST(Requests, WhatWouldChangeTheAnswerAndIsNotThereIsRefused) {
                            "allowed_token_ids",
                            "include_stop_str_in_output",
                            "truncate_prompt_tokens",
-                           "prompt_logprobs",
                            "return_tokens_as_token_ids",
                            "chat_template",
                            "documents",
@@ -261,7 +276,7 @@ TEST(CompletionRequest, RefusesWithTheFieldInFront) {
   for (int i = 0; i < 1024; ++i) many += ",\"a\"";
   EXPECT_EQ(of_prompt(many + "]"), "400 invalid_value prompt: at most 1024 prompts");
   EXPECT_EQ(completion_refusal(R"(, "max_tokens": 0)"),
-            "400 invalid_value max_tokens: must be 1 or more, but for echo");
+            "400 invalid_value max_tokens: must be 1 or more, but for echo and prompt_logprobs");
   EXPECT_EQ(completion_refusal(R"(, "best_of": 2)"),
             "400 invalid_value best_of: must be the same as n: choices are not ranked");
   EXPECT_EQ(completion_refusal(R"(, "echo": true, "suffix": "x")"), "400 invalid_value echo: goes with no suffix");

@@ -155,5 +155,19 @@ TEST(Response, LogprobsOfBothApis) {
   EXPECT_EQ(completion["top_logprobs"][3], json(R"({"b": -1.5})"));
 }
 
+TEST(Response, RankedLogprobsOfPrompts) {
+  const Tokenizer bytes = Tokenizer::bytes();
+  const std::vector<int32_t> prompt = {'a', 'b', 0xC3};
+  const std::vector<TokenLogprobs> logprobs = {{-0.5f, {{'b', -0.5f}, {'z', -2}}, 1}, {-4, {{'x', -1}, {'y', -1}}, 9}};
+  EXPECT_EQ(ranked_logprobs_json(bytes, prompt, logprobs, 2), json(R"([null,
+    {"98": {"logprob": -0.5, "rank": 1, "decoded_token": "b"}, "122": {"logprob": -2.0, "rank": 2, "decoded_token": "z"}},
+    {"195": {"logprob": -4.0, "rank": 9, "decoded_token": "�"}, "120": {"logprob": -1.0, "rank": 1, "decoded_token": "x"},
+     "121": {"logprob": -1.0, "rank": 2, "decoded_token": "y"}}])"));
+  EXPECT_EQ(ranked_logprobs_json(bytes, {prompt.begin(), 2}, {logprobs.begin(), 1}, 0),
+            json(R"([null, {"98": {"logprob": -0.5, "rank": 1, "decoded_token": "b"}}])"))
+      << "no more than asked for";
+  EXPECT_EQ(ranked_logprobs_json(bytes, {prompt.begin(), 1}, {}, 2), json("[null]"));
+}
+
 }  // namespace
 }  // namespace fathom::serve

@@ -13,6 +13,7 @@
 #include "infer/constraint.h"
 #include "infer/passes.h"
 #include "infer/sampler.h"
+#include "infer/thinking_budget.h"
 #include "model/forward.h"
 #include "text/tokenizer.h"
 
@@ -36,7 +37,8 @@ struct GenerationOptions {
   int64_t min_tokens = 0;           // nothing but a constraint's end ends the output before so many
   uint64_t seed = 0;
   int64_t draft_tokens = 0;  // tokens that the MTP module proposes for each pass at most; without a module: none
-  std::shared_ptr<const Constraint> constraint{};  // that the output must follow; its end ends the output
+  std::shared_ptr<const Constraint> constraint{};   // that the output must follow; its end ends the output
+  std::optional<ThinkingBudget> thinking_budget{};  // takes precedence over a constraint: none may hold within thoughts
   int64_t top_logprobs = -1;  // >= 0: tell each token's log probability, and those of so many likeliest
 };
 

@@ -11,6 +11,7 @@ namespace fathom {
 namespace {
 
 constexpr uint64_t kSamplingStream = 0x5a3b1e;  // of Rng
+constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 int64_t rank_of(std::span<const float> logits, int32_t id) {
   const auto at = static_cast<size_t>(id);
@@ -18,6 +19,13 @@ int64_t rank_of(std::span<const float> logits, int32_t id) {
   const auto lower = logits.first(at), higher = logits.subspan(at);
   return 1 + std::count_if(lower.begin(), lower.end(), [own](float x) { return x >= own; }) +
          std::count_if(higher.begin(), higher.end(), [own](float x) { return x > own; });
+}
+
+void keep_alone(std::span<float> logits, int32_t id) {
+  if (id < 0 || id >= std::ssize(logits)) throw Error("token {} must come next, and the model has no such token", id);
+  const float kept = logits[static_cast<size_t>(id)];
+  std::fill(logits.begin(), logits.end(), kNever);
+  logits[static_cast<size_t>(id)] = kept;
 }
 
 }  // namespace
@@ -48,6 +56,7 @@ Output::Output(const Tokenizer* tokenizer, const GenerationOptions& options, std
   tokenizer_ = tokenizer;
   decoder_.emplace(*tokenizer);
   if (options.constraint) constraint_.emplace(*options.constraint);
+  if (options.thinking_budget) thinking_budget_.emplace(*options.thinking_budget);
   n_readable_ = tokenizer->vocab_size();  // a model may have more rows than its tokenizer has ids
 }
 
@@ -59,17 +68,26 @@ std::string Output::emit(int32_t id) {
     end(FinishReason::eos);
     return {};
   }
-  if (!decoder_ || id >= n_readable_) return {};
+  if (!decoder_) return {};
+  const bool is_readable = id < n_readable_;
+  std::string text = is_readable ? decoder_->push(id) : std::string();
+  if (thinking_budget_) thinking_budget_->take(text);
+  if (!is_readable) return {};
   if (constraint_) constraint_->take(tokenizer_->token_bytes(id));
-  std::string text = decoder_->push(id);
   if (n_generated() > options_.min_tokens) text = filter_.push(text);
   if (filter_.stopped() || (constraint_ && constraint_->is_whole())) end(FinishReason::stop);
   return text;
 }
 
+void Output::mask(std::span<float> logits) {
+  if (const auto forced = thinking_budget_ ? thinking_budget_->forced() : std::nullopt)
+    return keep_alone(logits, *forced);
+  if (constraint_) constraint_->mask(logits, options_.eos_ids);
+  if (n_generated() < options_.min_tokens) hold_back_ends(logits);
+}
+
 // Unless nothing else may come: a constraint's end is the output's.
 void Output::hold_back_ends(std::span<float> logits) const {
-  constexpr float kNever = -std::numeric_limits<float>::infinity();
   std::vector<std::pair<int64_t, float>> held;
   for (const std::vector<int64_t>* ends : {&options_.eos_ids, &options_.stop_ids}) {
     for (const int64_t id : *ends) {
@@ -93,8 +111,7 @@ std::string Output::take(Tensor logits, std::span<const Draft> drafts) {
   for (size_t i = 0; goes_on_ && i <= drafts.size(); ++i) {
     const std::span<float> row(logits.f32_row(static_cast<int64_t>(i)), static_cast<size_t>(logits.cols()));
     if (options_.top_logprobs >= 0) logits_.assign(row.begin(), row.end());
-    if (constraint_) constraint_->mask(row, options_.eos_ids);
-    if (n_generated() < options_.min_tokens) hold_back_ends(row);
+    mask(row);
     const Draft* const draft = i < drafts.size() ? &drafts[i] : nullptr;
     const int32_t id = draft == nullptr
                            ? sample(row, previous_, n_generated(), options_.sampler, rng_)

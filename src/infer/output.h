@@ -37,6 +37,8 @@ class Output {
 
  private:
   std::string emit(int32_t id);
+  // What the model does not choose: logits of tokens that may not come become -inf.
+  void mask(std::span<float> logits);
   void hold_back_ends(std::span<float> logits) const;
   void end(FinishReason why);
 
@@ -47,6 +49,7 @@ class Output {
   StopFilter filter_;
   std::optional<StreamDecoder> decoder_;
   std::optional<ConstraintState> constraint_;
+  std::optional<ThinkingBudgetState> thinking_budget_;
   int64_t n_readable_ = 0;  // ids below this say something
   bool goes_on_ = true;
   std::vector<float> logits_;  // of the next token, as the model gave them

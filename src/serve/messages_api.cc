@@ -193,6 +193,8 @@ std::string chat_body_of_messages(std::string_view text, bool counts_tokens) {
       refuse_field("thinking.type", "must be enabled, adaptive, between_tools or disabled");
     }
     chat["thinking"] = {{"type", type == "disabled" ? type : "enabled"}};
+    if (const ordered_json* budget = find_field(*thinking, "budget_tokens"))
+      chat["thinking"]["budget_tokens"] = *budget;
   }
   if (const ordered_json* output = find_object(body, "output_config")) {
     if (const ordered_json* format = find_field(*output, "format")) {

@@ -27,6 +27,20 @@ void check_begun(const Constraint& constraint, const std::string& begun, const s
   if (matcher.must_end()) throw ApiError(400, param + ": " + last + "is all of it: nothing can follow", "messages");
 }
 
+// Nothing where the answer cannot think: where it is a grammar's from its first token on.
+std::optional<ThinkingBudget> budget_of(const Tokenizer& tokenizer, const ChatRequest& request,
+                                        const ChatInput& input) {
+  const bool may_think = !input.constraint || !input.constraint->behind.empty();
+  if (!request.thinking_budget || !may_think) return std::nullopt;
+  ThinkingBudget budget{
+      .tokens = *request.thinking_budget, .end_ids = tokenizer.encode(kEndThink), .ends = {std::string(kEndThink)}};
+  if (!input.format.begins_in_reasoning) budget.begin = kThink;
+  // A call within thoughts is their end too.
+  if (input.format.calls != CallFormat::none) budget.ends.emplace_back(calls_mark(input.format.calls));
+  if (input.constraint && input.constraint->returns) budget.ends.push_back(input.constraint->behind);
+  return budget;
+}
+
 }  // namespace
 
 std::string default_template(const Tokenizer& tokenizer, std::string_view model_type) {
@@ -102,7 +116,7 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
     if (!uses_tools) input.format.calls = CallFormat::none;
     if (forced) {
       // A call that must come leaves no choice of what to think.
-      if (input.format.begins_in_reasoning) input.begun = "</think>";
+      if (input.format.begins_in_reasoning) input.begun = kEndThink;
       input.begun += call_head(input.format.calls, request.tool);
       const std::vector<int32_t> head = source.tokenizer.encode(input.begun);
       prompt.ids.insert(prompt.ids.end(), head.begin(), head.end());
@@ -117,7 +131,7 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
       if (!request.tool.empty()) grammar = arguments_of(request.tools, request.tool);
     }
     const bool thinks_first = input.format.begins_in_reasoning && !forced;
-    input.constraint = constraint_of(source, grammar, thinks_first ? "</think>" : "", begun_content);
+    input.constraint = constraint_of(source, grammar, thinks_first ? std::string(kEndThink) : "", begun_content);
     const CallFormat calls = input.format.calls;
     const std::shared_ptr<const TokenTrie>& with_mark =
         calls == CallFormat::v3_1 && source.call_trie != nullptr ? source.call_trie : source.trie;
@@ -129,6 +143,7 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
       strict->returns = true;
       input.constraint = std::move(strict);
     }
+    input.thinking_budget = budget_of(source.tokenizer, request, input);
     input.ids = std::move(prompt.ids);
     input.text = std::move(prompt.text);
   } catch (const Error& error) {

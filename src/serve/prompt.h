@@ -2,10 +2,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "infer/constraint.h"
+#include "infer/thinking_budget.h"
 #include "serve/request.h"
 #include "text/answer_parser.h"
 #include "text/chat.h"
@@ -35,6 +37,7 @@ struct ChatInput {
   std::string text;
   AnswerFormat format;
   std::shared_ptr<const Constraint> constraint;  // of the answer, or null
+  std::optional<ThinkingBudget> thinking_budget{};
   std::string begun;  // of the answer: what of it stands in the prompt and is to be parsed with it (a tool call's head)
   std::string call_end;  // where one call is all there may be: what ends it
 };

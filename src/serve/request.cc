@@ -290,8 +290,9 @@ void refuse_unsupported(const Fields& body) {
   if (const auto form = body.fields("structured_outputs")) check(*form, kOfForm);
 }
 
+constexpr int64_t kMostTokens = int64_t{1} << 40;  // the context's limit comes later
+
 void read_ends(const Fields& body, CommonRequest& request) {
-  constexpr int64_t kMostTokens = int64_t{1} << 40;  // the context's limit comes later
   request.max_tokens = body.integer("max_completion_tokens", 1, kMostTokens);
   if (!request.max_tokens) request.max_tokens = body.integer("max_tokens", 0, kMostTokens);
   if (const auto n = body.integer("n_predict", -1, kMostTokens); n && !request.max_tokens) {
@@ -516,6 +517,19 @@ void read_tools(const Fields& body, ChatRequest& request) {
   }
 }
 
+// vLLM's name and llama.cpp's, and Anthropic's in `thinking`; -1 is no limit. Of several the least.
+void read_thinking_budget(const Fields& body, ChatRequest& request) {
+  std::vector<std::optional<int64_t>> budgets = {body.integer("thinking_token_budget", -1, kMostTokens),
+                                                 body.integer("thinking_budget_tokens", -1, kMostTokens)};
+  if (const auto thinking = body.fields("thinking")) {
+    budgets.push_back(thinking->integer("budget_tokens", 0, kMostTokens));
+  }
+  for (const std::optional<int64_t>& budget : budgets) {
+    if (budget.value_or(-1) < 0) continue;
+    request.thinking_budget = std::min(*budget, request.thinking_budget.value_or(*budget));
+  }
+}
+
 void read_thinking(const Fields& body, ChatRequest& request) {
   request.kwargs = ordered_json::object();
   if (const auto kwargs = body.fields("chat_template_kwargs")) {
@@ -546,6 +560,7 @@ void read_thinking(const Fields& body, ChatRequest& request) {
     if (type != "enabled" && type != "disabled") refuse("thinking.type", "must be enabled or disabled");
     request.thinking = type == "enabled";
   }
+  read_thinking_budget(body, request);
 }
 
 void read_chat(const Fields& fields, ChatRequest& request) {
@@ -603,6 +618,10 @@ CompletionRequest parse_completion_request(std::string_view body) {
     request.prompts = read_prompts(fields);
     if (request.n * std::ssize(request.prompts) > kMaxSequences) {
       refuse("n", fmt::format("n times the number of prompts is at most {}", kMaxSequences));
+    }
+    for (const char* name : {"thinking_token_budget", "thinking_budget_tokens"}) {
+      if (fields.integer(name, -1, kMostTokens).value_or(-1) < 0) continue;
+      refuse(name, "is for chats: what of a text is thoughts is not known", "unsupported_parameter");
     }
     request.suffix = fields.text("suffix");
     request.echo = fields.boolean("echo").value_or(false);

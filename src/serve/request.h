@@ -75,11 +75,12 @@ struct ChatRequest : CommonRequest {
   nlohmann::ordered_json messages;
   nlohmann::ordered_json tools = nullptr;  // a list, or null
   ToolChoice tool_choice = ToolChoice::automatic;
-  std::string tool;               // the named one
-  bool one_call = false;          // at most (parallel_tool_calls: false)
-  std::optional<bool> thinking;   // by thinking, reasoning_effort or chat_template_kwargs
-  nlohmann::ordered_json kwargs;  // chat_template_kwargs, an object
-  bool continues_last = false;    // the last message is the beginning of the answer (prefix)
+  std::string tool;                        // the named one
+  bool one_call = false;                   // at most (parallel_tool_calls: false)
+  std::optional<bool> thinking;            // by thinking, reasoning_effort or chat_template_kwargs
+  std::optional<int64_t> thinking_budget;  // tokens of thoughts that are generated at most
+  nlohmann::ordered_json kwargs;           // chat_template_kwargs, an object
+  bool continues_last = false;             // the last message is the beginning of the answer (prefix)
 };
 
 // For /tokenize: vLLM's {prompt} or {messages}, llama.cpp's {content}.

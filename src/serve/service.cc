@@ -391,6 +391,7 @@ JobInput Service::prepare_chat(ChatRequest request) const {
   JobInput input{.chat = true, .prompts = {std::move(chat.ids)}, .format = chat.format, .begun = std::move(chat.begun)};
   input.request = std::move(request);
   input.request.generation.constraint = chat.constraint;
+  input.request.generation.thinking_budget = std::move(chat.thinking_budget);
   if (!chat.call_end.empty()) input.request.generation.stop.push_back(std::move(chat.call_end));
   check_prompts(*served_, input);
   return input;

@@ -11,7 +11,6 @@ namespace {
 
 using Kind = AnswerPart::Kind;
 
-constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
 constexpr std::string_view kCalls = "<｜tool▁calls▁begin｜>", kEndCalls = "<｜tool▁calls▁end｜>";
 constexpr std::string_view kCall = "<｜tool▁call▁begin｜>", kEndCall = "<｜tool▁call▁end｜>";
 constexpr std::string_view kSeparator = "<｜tool▁sep｜>", kFence = "\n```json\n";
@@ -47,6 +46,11 @@ std::string escaped(std::string_view text) {
 }
 
 }  // namespace
+
+std::string_view calls_mark(CallFormat format) {
+  if (format == CallFormat::none) return {};
+  return format == CallFormat::deepseek_v3_2 ? kInvokes : kCalls;
+}
 
 AnswerFormat answer_format_of(std::string_view chat_template, std::string_view prompt) {
   AnswerFormat format;
@@ -170,7 +174,7 @@ bool AnswerParser::read_text(bool last) {
   if (state_ == State::calls) {
     marks = dsml ? std::vector{kInvoke, kEndInvokes} : std::vector{kCall, kEndCalls};
   } else {
-    if (format_.calls != CallFormat::none) marks.push_back(dsml ? kInvokes : kCalls);
+    if (format_.calls != CallFormat::none) marks.push_back(calls_mark(format_.calls));
     if (state_ == State::reasoning) marks.push_back(kEndThink);
   }
   const size_t which = read_until(marks, last, [&](std::string_view text) { emit_trimmed(kind, text, trims); });

@@ -10,12 +10,17 @@
 
 namespace fathom {
 
+inline constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
+
 enum class CallFormat {
   none,          // marks of calls are content
   v3,            // function<sep>NAME\n```json\nARGUMENTS\n```
   v3_1,          // NAME<sep>ARGUMENTS
   deepseek_v3_2  // <｜DSML｜invoke name="NAME">, an element for each argument, or one JSON object
 };
+
+// What stands in front of the calls of an answer; empty for none.
+std::string_view calls_mark(CallFormat format);
 
 struct AnswerFormat {
   CallFormat calls = CallFormat::none;

@@ -157,6 +157,31 @@ class Answers(Case):
                     self.assertEqual([e["choices"] for e in plain], [e["choices"] for e in events[len(told):]])
                 self.assertNotIn("prompt_progress", json.dumps(server.done(path, body)), "where nothing is streamed")
 
+    def test_thoughts_end_where_their_budget_does(self):
+        with Server(self, "--template", self.write("t.jinja", "{{ messages[0].content }}<think>"), "--draft", "mtp") as server:
+            ask = {"messages": [{"role": "user", "content": "First Citizen:\n"}], "max_tokens": 60, "temperature": 0}
+            free = server.done("/v1/chat/completions", ask)["choices"][0]["message"]["reasoning_content"]
+            for budget in {"thinking_token_budget": 10}, {"thinking_budget_tokens": 10}, {"thinking": {"type": "enabled", "budget_tokens": 10}}:
+                whole = server.done("/v1/chat/completions", {**ask, **budget})
+                message = whole["choices"][0]["message"]
+                self.assertEqual(message["reasoning_content"], free.strip("\n")[:len(message["reasoning_content"])])
+                self.assertTrue(message["content"])
+                self.assertEqual(whole["usage"]["completion_tokens"], 60)
+                parts = [c["delta"] for e in server.events("/v1/chat/completions", {**ask, **budget}) for c in e["choices"]]
+                for name in "content", "reasoning_content":
+                    self.assertEqual("".join(p.get(name) or "" for p in parts), message[name])
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                body = {**ask, "thinking_token_budget": 10}
+                many = list(pool.map(lambda _: server.done("/v1/chat/completions", body)["choices"][0]["message"], range(8)))
+            self.assertEqual(many, [message] * 8)
+            none = server.done("/v1/chat/completions", {**ask, "thinking_token_budget": 0})["choices"][0]["message"]
+            self.assertNotIn("reasoning_content", none)
+            formed = server.done("/v1/chat/completions", {**ask, "thinking_token_budget": 10, "structured_outputs": {"choice": ["yes", "no"]}})["choices"][0]
+            self.assertEqual((formed["message"]["reasoning_content"], formed["finish_reason"]), (message["reasoning_content"], "stop"))
+            self.assertIn(formed["message"]["content"], ("yes", "no"))
+            blocks = server.done("/v1/messages", {**ask, "thinking": {"type": "enabled", "budget_tokens": 10}})["content"]
+            self.assertEqual([b.get("thinking") or b.get("text") for b in blocks], [message["reasoning_content"], message["content"]])
+
     def test_drafts_change_no_greedy_answer_and_are_told(self):
         body = {"prompt": "First Citizen:\nBefore we proceed any further", "max_tokens": 60, "temperature": 0}
         with Server(self) as server:

@@ -184,6 +184,9 @@ class Chat(Clients):
         self.assertEqual("".join(getattr(c.choices[0].delta, "reasoning_content", None) or "" for c in chunks), thought.choices[0].message.reasoning_content)
         for switch in ({"reasoning_effort": "high"}, {"extra_body": {"thinking": {"type": "enabled"}}}):
             self.assertEqual(client.chat.completions.create(model="m", **ask, **switch).choices[0].message, thought.choices[0].message)
+        short = client.chat.completions.create(model="deepseek-reasoner", **ask, extra_body={"thinking_token_budget": 3}).choices[0].message
+        self.assertTrue(thought.choices[0].message.reasoning_content.startswith(short.reasoning_content.rstrip("\ufffd")))
+        self.assertTrue(short.content)
         answered = client.chat.completions.create(model="deepseek-chat", **ask)
         self.assertFalse(hasattr(answered.choices[0].message, "reasoning_content"))
         begun = client.chat.completions.create(model="m", max_tokens=4, messages=[*ask["messages"], {"role": "assistant", "content": "Well,", "prefix": True}])

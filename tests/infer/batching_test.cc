@@ -47,6 +47,10 @@ BatchRequest random_request(Rng& rng, const std::vector<std::vector<int32_t>>& b
   if (rng.below(4) == 0) request.options.stop = {"a", "th"};
   if (rng.below(3) == 0) request.options.eos_ids = {7, 8, 9};
   if (rng.below(3) == 0) request.cache_salt = "other";
+  if (request.options.seed % 3 == 0) {
+    request.options.thinking_budget = ThinkingBudget{
+        .tokens = static_cast<int64_t>(request.options.seed % 20), .end_ids = {60, 47, 62}, .ends = {"</>", "e"}};
+  }
   // Drafts change no greedy token; drawn ones keep their distribution alone.
   const bool greedy = request.options.sampler.temperature == 0;
   if (greedy && draft_tokens > 0 && rng.below(4) > 0)

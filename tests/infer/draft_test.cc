@@ -120,6 +120,18 @@ TEST(Draft, StopTextsEndTheOutputWhereTheyEndItWithoutDrafts) {
   }
 }
 
+TEST(Draft, ThoughtsEndWhereTheyEndWithoutDrafts) {
+  Machine m(kMtpFixture);
+  for (const int64_t n_drafts : {1, 2, 3, 8}) {
+    for (int64_t tokens = 0; tokens < 12; ++tokens) {
+      SCOPED_TRACE(testing::Message() << n_drafts << " drafts, " << tokens << " tokens of thoughts");
+      GenerationOptions options{.max_tokens = 40};
+      options.thinking_budget = ThinkingBudget{.tokens = tokens, .end_ids = {40, 41, 42}, .ends = {"</think>"}};
+      expect_no_difference(m, kPrompt, options, n_drafts);
+    }
+  }
+}
+
 TEST(Draft, PenaltiesSeeTheTokensBeforeEachDraft) {
   Machine m(kMtpFixture);
   for (const int64_t n_drafts : {1, 3}) {

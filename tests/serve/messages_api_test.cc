@@ -30,7 +30,7 @@ TEST(Messages, AskForTheSameAsAChat) {
       ordered_json::parse(
           R"({"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
                         "model": "m", "temperature": 0.5, "top_p": 0.9, "top_k": 4, "stream": true, "stop": ["x"], "user_id": "u",
-                        "thinking": {"type": "enabled"}, "max_tokens": 9})"));
+                        "thinking": {"type": "enabled", "budget_tokens": 2000}, "max_tokens": 9})"));
   EXPECT_EQ(
       chat_of(
           R"({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],

@@ -71,6 +71,32 @@ TEST(ChatInput, ThoughtsAreSwitchedByRequest) {
   }
 }
 
+TEST(ChatInput, BudgetsHoldWhereAnAnswerMayThink) {
+  const PromptSource v3_1 = source_of("deepseek-v3.1");
+  const auto budget = [&](const std::string& fields) {
+    return chat(v3_1, kHi, R"(, "thinking_token_budget": 5)" + fields).thinking_budget;
+  };
+  const std::string thinks = R"(, "thinking": {"type": "enabled"})",
+                    json = R"(, "response_format": {"type": "json_object"})";
+  const auto thoughts = budget(thinks);
+  ASSERT_TRUE(thoughts);
+  EXPECT_EQ(thoughts->tokens, 5);
+  EXPECT_EQ(thoughts->end_ids, std::vector{deepseek_v3().id_of("</think>")});
+  EXPECT_EQ(thoughts->begin, "");
+  EXPECT_THAT(thoughts->ends, testing::ElementsAre("</think>"));
+  EXPECT_EQ(budget("")->begin, "<think>") << "the answer may begin them by itself";
+  EXPECT_EQ(budget(thinks + json)->begin, "") << "a form speaks of what is behind them";
+  EXPECT_FALSE(budget(json)) << "of all";
+  EXPECT_THAT(budget(thinks + kTools)->ends, testing::ElementsAre("</think>", "<｜tool▁calls▁begin｜>"));
+  EXPECT_FALSE(budget(thinks + kTools + R"(, "tool_choice": "required")"));
+  EXPECT_FALSE(budget(thinks + kTwoTools + R"(, "tool_choice": "required")"));
+  EXPECT_FALSE(chat(v3_1, kHi, thinks).thinking_budget);
+  const ChatInput begun = chat(v3_1, R"([{"role": "user", "content": "Hi"},
+    {"role": "assistant", "prefix": true, "content": "", "reasoning_content": "Hm"}])",
+                               R"(, "thinking_token_budget": 5)");
+  EXPECT_EQ(begun.thinking_budget->begin, "");
+}
+
 // Whose call the answer must be stands in the prompt, as the model would write it, and the answer goes on behind it.
 TEST(ChatInput, ACallThatMustComeHasBegun) {
   struct Case {

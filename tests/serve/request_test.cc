@@ -81,7 +81,7 @@ TEST(ChatRequest, ReadsEveryField) {
   EXPECT_EQ(r.tools[0]["function"]["parameters"]["type"], "object");
   EXPECT_EQ(r.grammar.kind, GrammarRequest::Kind::json_schema);
   EXPECT_EQ(r.grammar.schema, ordered_json::parse(R"({"type": "object"})"));
-  EXPECT_FALSE(r.return_progress);
+  EXPECT_FALSE(r.return_progress || r.thinking_budget);
   EXPECT_EQ(r.prompt_logprobs, -1);
   EXPECT_TRUE(chat(R"(, "return_progress": true)").return_progress);
   EXPECT_EQ(chat(R"(, "prompt_logprobs": 20)").prompt_logprobs, 20);
@@ -178,6 +178,25 @@ TEST(ChatRequest, EndsCanBeTokensAndWait) {
             "400 invalid_value min_tokens: must be no more than max_tokens");
   EXPECT_EQ(completion_refusal(R"(, "min_tokens": 17)"),
             "400 invalid_value min_tokens: must be no more than max_tokens");
+}
+
+TEST(ChatRequest, ThoughtsHaveABudgetByEachName) {
+  const auto budget = [](const std::string& fields) { return chat(", " + fields).thinking_budget; };
+  EXPECT_EQ(budget(R"("thinking_token_budget": 0)"), 0);
+  EXPECT_EQ(budget(R"("thinking_budget_tokens": 7)"), 7);
+  EXPECT_EQ(budget(R"("thinking": {"type": "enabled", "budget_tokens": 1024})"), 1024);
+  EXPECT_EQ(budget(R"("thinking_budget_tokens": 7, "thinking_token_budget": 5)"), 5) << "the least";
+  EXPECT_EQ(budget(R"("thinking_budget_tokens": -1, "thinking_token_budget": null)"), std::nullopt);
+  EXPECT_EQ(chat(R"(, "thinking_budget_tokens": 7)").thinking, std::nullopt) << "it does not ask for thoughts";
+  EXPECT_EQ(chat_refusal(R"(, "thinking_token_budget": -2)"),
+            "400 invalid_value thinking_token_budget: must be between -1 and 1099511627776");
+  EXPECT_EQ(chat_refusal(R"(, "thinking": {"type": "enabled", "budget_tokens": -1})"),
+            "400 invalid_value thinking.budget_tokens: must be between 0 and 1099511627776");
+  EXPECT_EQ(chat_refusal(R"(, "thinking_budget_tokens": "7")"),
+            "400 invalid_type thinking_budget_tokens: must be an integer");
+  EXPECT_THAT(completion_refusal(R"(, "thinking_budget_tokens": 7)"),
+              testing::StartsWith("400 unsupported_parameter thinking_budget_tokens: is for chats"));
+  EXPECT_EQ(completion_refusal(R"(, "thinking_budget_tokens": -1)"), "accepted");
 }
 
 TEST(Requests, LogProbabilitiesOfPromptsGoWithNoStream) {

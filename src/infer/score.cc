@@ -116,7 +116,7 @@ ScoreResult score(Context& ctx, const Model& model, std::span<const std::vector<
   for (const auto& ids : sequences) n_main += std::ssize(ids) - 1;
   LossOptions loss_options{.mtp_weight = options.mtp_weight};
   if (n_main > 0) loss_options.main_scale = 1.0 / static_cast<double>(n_main);
-  const int64_t n_mtp = count_mtp_targets(sequences, model);
+  const int64_t n_mtp = count_mtp_targets(sequences, std::ssize(model.weights.mtp));
   if (n_mtp > 0) loss_options.mtp_scale = 1.0 / static_cast<double>(n_mtp);
 
   ScoreResult result;

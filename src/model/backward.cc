@@ -229,15 +229,17 @@ void backward(Context& ctx, const Model& model, ModelWeights& dw, const Batch& b
   embedding_backward_weight(ctx, dw.embed, d_out, batch.ids);
 }
 
-void mtp_backward_input(Context& ctx, const Model& model, const MtpWeights& w, const MtpSaved& s,
-                        Tensor d_hidden_before, Tensor d_hidden, MtpGrads& g, const ScoreGradient& score_gradient) {
-  const int64_t hidden = model.config.hidden_size;
+Tensor mtp_end_backward_input(Context& ctx, const MtpWeights& w, const MtpSaved& s, Tensor d_hidden, MtpGrads& g) {
   g.hidden = d_hidden;
   const Tensor d_out = new_like(ctx, s.x);
   rms_norm_backward_input(ctx, d_out, d_hidden, s.x, w.norm, s.x_rms, /*accumulate=*/false);
   g.projected = new_like(ctx, s.x);
-  layer_backward_input(ctx, model, w.layer, s.input.next, s.layer, g.projected, d_out, g.layer, score_gradient);
+  return d_out;
+}
 
+void mtp_begin_backward_input(Context& ctx, const Model& model, const MtpWeights& w, const MtpSaved& s,
+                              Tensor d_hidden_before, MtpGrads& g) {
+  const int64_t hidden = model.config.hidden_size;
   g.concatenated = new_like(ctx, s.concatenated);
   linear_backward_input(ctx, g.concatenated, g.projected, w.eh_proj, /*accumulate=*/false, {model.precision});
   const Tensor d_e = g.concatenated.columns(0, hidden), d_h = g.concatenated.columns(hidden, hidden);
@@ -249,15 +251,27 @@ void mtp_backward_input(Context& ctx, const Model& model, const MtpWeights& w, c
   embedding_backward_weight(ctx, d_hidden_before, d_hidden_in, s.input.rows);  // scatters rows back
 }
 
-void mtp_backward_weight(Context& ctx, const Model& model, MtpWeights& dw, Tensor d_embed, const MtpSaved& s,
-                         const MtpGrads& g) {
+void mtp_ends_backward_weight(Context& ctx, const Model& model, MtpWeights& dw, Tensor d_embed, const MtpSaved& s,
+                              const MtpGrads& g) {
   const int64_t hidden = model.config.hidden_size;
   rms_norm_backward_weight(ctx, dw.norm, g.hidden, s.x, s.x_rms);
-  layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, g.layer);
   linear_backward_weight(ctx, {{dw.eh_proj, g.projected, s.concatenated, {}, {model.precision}}});
   rms_norm_backward_weight(ctx, dw.enorm, g.concatenated.columns(0, hidden), s.embedded, s.e_rms);
   rms_norm_backward_weight(ctx, dw.hnorm, g.concatenated.columns(hidden, hidden), s.hidden_in, s.h_rms);
   embedding_backward_weight(ctx, d_embed, g.embedded, s.input.next.ids);
+}
+
+void mtp_backward_input(Context& ctx, const Model& model, const MtpWeights& w, const MtpSaved& s,
+                        Tensor d_hidden_before, Tensor d_hidden, MtpGrads& g, const ScoreGradient& score_gradient) {
+  const Tensor d_out = mtp_end_backward_input(ctx, w, s, d_hidden, g);
+  layer_backward_input(ctx, model, w.layer, s.input.next, s.layer, g.projected, d_out, g.layer, score_gradient);
+  mtp_begin_backward_input(ctx, model, w, s, d_hidden_before, g);
+}
+
+void mtp_backward_weight(Context& ctx, const Model& model, MtpWeights& dw, Tensor d_embed, const MtpSaved& s,
+                         const MtpGrads& g) {
+  layer_backward_weight(ctx, model, dw.layer, s.input.next, s.layer, g.layer);
+  mtp_ends_backward_weight(ctx, model, dw, d_embed, s, g);
 }
 
 }  // namespace fathom

@@ -477,18 +477,12 @@ std::vector<MtpInput> make_mtp_inputs(Context& ctx, const Model& model, const Ba
   return inputs;
 }
 
-Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const MtpInput& input, Tensor hidden_before,
-                   const MtpOptions& options) {
+Tensor mtp_begin(Context& ctx, const Model& model, const MtpWeights& w, const MtpInput& input, Tensor hidden_before,
+                 MtpSaved& s) {
   const int64_t tokens = input.next.n_tokens(), hidden = model.config.hidden_size;
   const auto eps = static_cast<float>(model.config.rms_norm_eps);
   FATHOM_CHECK(input.rows.cols() == tokens);
-  const ForwardOptions of_layer{
-      .caches = options.caches, .expand_from = options.expand_from, .expert_load = options.expert_load};
-  const Pass pass = make_pass(ctx, ctx, input.next, of_layer);
-  MtpSaved unsaved;
-  MtpSaved& s = options.saved != nullptr ? *options.saved : unsaved;
   s.input = input;
-
   s.embedded = new_f32(ctx, {tokens, hidden});
   s.hidden_in = new_f32(ctx, {tokens, hidden});
   s.e_rms = new_f32(ctx, {tokens});
@@ -498,16 +492,30 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const 
   embedding(ctx, s.hidden_in, input.rows, hidden_before);  // gathers rows
   rms_norm(ctx, s.concatenated.columns(0, hidden), s.embedded, w.enorm, eps, s.e_rms);
   rms_norm(ctx, s.concatenated.columns(hidden, hidden), s.hidden_in, w.hnorm, eps, s.h_rms);
-  Tensor x = new_f32(ctx, {tokens, hidden});
+  const Tensor x = new_f32(ctx, {tokens, hidden});
   linear(ctx, {call(model, x, matrix_input(ctx, model, s.concatenated, {w.eh_proj}), w.eh_proj)});
-
   s.x = new_f32(ctx, {tokens, hidden});
+  return x;
+}
+
+Tensor mtp_end(Context& ctx, const Model& model, const MtpWeights& w, MtpSaved& s) {
+  s.x_rms = new_f32(ctx, {s.x.rows()});
+  s.hidden = new_f32(ctx, {s.x.rows(), s.x.cols()});
+  rms_norm(ctx, s.hidden, s.x, w.norm, static_cast<float>(model.config.rms_norm_eps), s.x_rms);
+  return s.hidden;
+}
+
+Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const MtpInput& input, Tensor hidden_before,
+                   const MtpOptions& options) {
+  const ForwardOptions of_layer{
+      .caches = options.caches, .expand_from = options.expand_from, .expert_load = options.expert_load};
+  const Pass pass = make_pass(ctx, ctx, input.next, of_layer);
+  MtpSaved unsaved;
+  MtpSaved& s = options.saved != nullptr ? *options.saved : unsaved;
+  const Tensor x = mtp_begin(ctx, model, w, input, hidden_before, s);
   layer_block(ctx, model, w.layer, pass, s.x, x, 0, s.layer);
   count_new_rows(input.next, options.caches);
-  s.x_rms = new_f32(ctx, {tokens});
-  s.hidden = new_f32(ctx, {tokens, hidden});
-  rms_norm(ctx, s.hidden, s.x, w.norm, eps, s.x_rms);
-  return s.hidden;
+  return mtp_end(ctx, model, w, s);
 }
 
 }  // namespace fathom

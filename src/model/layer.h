@@ -45,4 +45,17 @@ void layer_attention_backward_input(Context& ctx, const Model& model, const Laye
 void layer_attention_backward_weight(Context& ctx, const Model& model, LayerWeights& dw, const LayerSaved& s,
                                      const LayerGrads& g);
 
+// What an MTP module does in front of its layer, x [mtp_tokens, hidden] of that, and behind it, where s.x is what the
+// layer gave.
+Tensor mtp_begin(Context& ctx, const Model& model, const MtpWeights& w, const MtpInput& input, Tensor hidden_before,
+                 MtpSaved& s);
+Tensor mtp_end(Context& ctx, const Model& model, const MtpWeights& w, MtpSaved& s);
+// And back: the gradient of the layer's output; then, from that of its input, g.projected, d_hidden_before += and
+// d_embed +=.
+Tensor mtp_end_backward_input(Context& ctx, const MtpWeights& w, const MtpSaved& s, Tensor d_hidden, MtpGrads& g);
+void mtp_begin_backward_input(Context& ctx, const Model& model, const MtpWeights& w, const MtpSaved& s,
+                              Tensor d_hidden_before, MtpGrads& g);
+void mtp_ends_backward_weight(Context& ctx, const Model& model, MtpWeights& dw, Tensor d_embed, const MtpSaved& s,
+                              const MtpGrads& g);
+
 }  // namespace fathom

@@ -9,14 +9,6 @@
 namespace fathom {
 namespace {
 
-double sum(Context& ctx, Tensor losses) {
-  Buffer memory;
-  losses = on_host(ctx, losses, memory);
-  double total = 0;
-  for (int64_t t = 0; t < losses.size(); ++t) total += losses.f32()[t];
-  return total;
-}
-
 // Counted on the host alone.
 ExpertLoad* wanted_load(const Context& ctx, LossResult& result) {
   return ctx.device == nullptr ? &result.expert_load : nullptr;
@@ -27,13 +19,18 @@ Tensor whole_batch(Context& ctx, const Batch& batch) {
   return from_host(ctx, std::vector<int32_t>{0, static_cast<int32_t>(batch.n_tokens())});
 }
 
-// What the MTP modules read one after the other, and what of it they predict (of row i, as of the trunk, what row i+1
-// reads), as long as there is something to predict.
-struct MtpStep {
-  const MtpWeights* module;
-  MtpInput input;
-  Targets targets;
-};
+double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
+
+}  // namespace
+
+double sum_of_losses(Context& ctx, Tensor losses) {
+  Buffer memory;
+  losses = on_host(ctx, losses, memory);
+  double total = 0;
+  for (int64_t t = 0; t < losses.size(); ++t) total += losses.f32()[t];
+  return total;
+}
+
 std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options) {
   std::vector<MtpStep> steps;
   if (options.mtp_weight <= 0) return steps;
@@ -44,10 +41,6 @@ std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& ba
   }
   return steps;
 }
-
-double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
-
-}  // namespace
 
 LossResult& LossResult::operator+=(const LossResult& part) {
   loss_sum += part.loss_sum;
@@ -63,10 +56,10 @@ LossResult& LossResult::operator+=(const LossResult& part) {
   return *this;
 }
 
-int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, const Model& model) {
+int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, int64_t n_modules) {
   int64_t n = 0;
   for (const std::vector<int32_t>& ids : sequences) {
-    for (int64_t m = 1; m <= std::ssize(model.weights.mtp); ++m) n += std::max<int64_t>(std::ssize(ids) - 1 - m, 0);
+    for (int64_t m = 1; m <= n_modules; ++m) n += std::max<int64_t>(std::ssize(ids) - 1 - m, 0);
   }
   return n;
 }
@@ -90,7 +83,7 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
   const Tensor hidden = forward(ctx, model, batch, {.expert_load = wanted_load(ctx, result)});
   const Tensor losses = new_f32(ctx, {batch.n_tokens()});
   head_cross_entropy(ctx, losses, hidden, model.weights.head, targets.main);
-  result.loss_sum = sum(ctx, losses);
+  result.loss_sum = sum_of_losses(ctx, losses);
   result.main_targets = targets.n_main;
   Tensor mtp_hidden = hidden;
   for (const MtpStep& step : mtp_steps(ctx, model, batch, options)) {
@@ -98,7 +91,7 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
         mtp_forward(ctx, model, *step.module, step.input, mtp_hidden, {.expert_load = wanted_load(ctx, result)});
     const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
     head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, step.targets.main);
-    result.mtp_loss_sum += sum(ctx, mtp_losses);
+    result.mtp_loss_sum += sum_of_losses(ctx, mtp_losses);
     result.mtp_targets += step.targets.n_main;
   }
   return result;
@@ -118,6 +111,9 @@ ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& ba
   };
 }
 
+namespace {
+
+// Of what stands behind the layers: d_hidden is the gradient of what the last norm gives, `hidden`.
 void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
                             const Targets& targets, const LossOptions& options, Tensor hidden, Tensor d_hidden,
                             LossResult& result) {
@@ -126,7 +122,7 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
   const double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
   head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
                               static_cast<float>(main_scale));
-  result.loss_sum = sum(ctx, losses);
+  result.loss_sum = sum_of_losses(ctx, losses);
   result.main_targets = targets.n_main;
 
   const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
@@ -142,7 +138,7 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
     d_hiddens.push_back(new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()}));
     head_cross_entropy_backward(ctx, mtp_losses, d_hiddens.back(), grads.head, mtp_hidden, model.weights.head,
                                 steps[m].targets.main, static_cast<float>(mtp_scale));
-    result.mtp_loss_sum += sum(ctx, mtp_losses);
+    result.mtp_loss_sum += sum_of_losses(ctx, mtp_losses);
   }
   for (size_t m = steps.size(); m-- > 0;) {
     MtpGrads inner;
@@ -151,6 +147,8 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
     mtp_backward_weight(ctx, model, grads.mtp[m], grads.embed, mtp[m], inner);
   }
 }
+
+}  // namespace
 
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
                               const Targets& targets, const LossOptions& options) {

@@ -38,19 +38,24 @@ struct Targets {
   int64_t n_main;
 };
 Targets make_targets(Context& ctx, const Batch& batch);
-// Those of all MTP modules.
-int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, const Model& model);
+// Those of so many MTP modules.
+int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, int64_t n_modules);
+
+// What the MTP modules read one after the other, and what of it they predict (of row i, as of the trunk, what row i+1
+// reads), as long as there is something to predict; nothing where options leave them out. Memory from ctx.arena.
+struct MtpStep {
+  const MtpWeights* module;
+  MtpInput input;
+  Targets targets;
+};
+std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options);
+// Of the losses of tokens, [tokens].
+double sum_of_losses(Context& ctx, Tensor losses);
 
 // The loss alone.
 LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
                 const LossOptions& options);
 
-// The parts of it behind the layers, for stages that hold these: of hidden [tokens, hidden], what the last norm gives,
-// d_hidden becomes the gradient; grads += those of the head, of the MTP modules, and of the embedding as these read it.
-// Adds to `result`.
-void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
-                            const Targets& targets, const LossOptions& options, Tensor hidden, Tensor d_hidden,
-                            LossResult& result);
 // What the balance loss adds to the gradient of a batch's scores, and to `loss`; nothing without one. For the time that
 // ctx, model, batch and loss live.
 ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options,

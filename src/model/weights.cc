@@ -47,6 +47,14 @@ MlpWeights take_mlp(Layout& layout, int64_t hidden, int64_t inter) {
   return w;
 }
 
+void take_experts(Layout& layout, const ModelConfig& c, const WeightPart& part, MoeWeights& moe) {
+  const int64_t inter = c.moe_intermediate_size;
+  const int64_t here = std::min(part.end_expert, c.router.n_routed_experts) - part.first_expert;
+  moe.first_expert = part.first_expert;
+  moe.gate_up = layout.take({here, 2 * inter, c.hidden_size});
+  moe.down = layout.take({here, c.hidden_size, inter});
+}
+
 LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe, const WeightPart& part) {
   LayerWeights w;
   const int64_t h = c.hidden_size, inter = c.moe_intermediate_size, experts = c.router.n_routed_experts;
@@ -58,33 +66,40 @@ LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe, const
     return w;
   }
   w.moe.gate = layout.take({experts, h});
-  w.moe.first_expert = part.first_expert;
-  const int64_t here = std::min(part.end_expert, experts) - part.first_expert;
-  w.moe.gate_up = layout.take({here, 2 * inter, h});
-  w.moe.down = layout.take({here, h, inter});
+  if (!part.experts_last) take_experts(layout, c, part, w.moe);
   if (c.n_shared_experts > 0) w.moe.shared = take_mlp(layout, h, c.n_shared_experts * inter);
   return w;
 }
 
-ModelWeights take_trained(Layout& layout, const ModelConfig& c, const WeightPart& part = {}) {
+// Fills in where in p the parts of the trained parameters begin.
+ModelWeights take_trained(Layout& layout, const ModelConfig& c, const WeightPart& part, Parameters& p) {
   ModelWeights w;
+  const int64_t begin = layout.used;
   if (part.embed) w.embed = layout.take({c.vocab_size, c.hidden_size});
+  p.n_embed = layout.used - begin;
   for (int64_t l = 0; l < c.num_hidden_layers; ++l) {
     const bool is_here = l >= part.first_layer && l < part.end_layer;
     w.layers.push_back(is_here ? take_layer(layout, c, c.is_moe(l), part) : LayerWeights{});
   }
-  if (!part.head) return w;
-  w.norm = layout.take({c.hidden_size});
-  w.head = layout.take({c.vocab_size, c.hidden_size});
-  for (int64_t m = 0; m < c.num_nextn_predict_layers; ++m) {
-    MtpWeights mtp;
-    mtp.enorm = layout.take({c.hidden_size});
-    mtp.hnorm = layout.take({c.hidden_size});
-    mtp.eh_proj = layout.take({c.hidden_size, 2 * c.hidden_size});
-    mtp.layer = take_layer(layout, c, true, part);
-    mtp.norm = layout.take({c.hidden_size});
-    w.mtp.push_back(mtp);
+  if (part.head) {
+    w.norm = layout.take({c.hidden_size});
+    w.head = layout.take({c.vocab_size, c.hidden_size});
+    for (int64_t m = 0; m < c.num_nextn_predict_layers; ++m) {
+      MtpWeights mtp;
+      mtp.enorm = layout.take({c.hidden_size});
+      mtp.hnorm = layout.take({c.hidden_size});
+      mtp.eh_proj = layout.take({c.hidden_size, 2 * c.hidden_size});
+      mtp.layer = take_layer(layout, c, true, part);
+      mtp.norm = layout.take({c.hidden_size});
+      w.mtp.push_back(mtp);
+    }
   }
+  p.experts_begin = layout.used - begin;
+  if (!part.experts_last) return w;
+  for (LayerWeights& layer : w.layers) {
+    if (layer.moe.gate) take_experts(layout, c, part, layer.moe);
+  }
+  for (MtpWeights& mtp : w.mtp) take_experts(layout, c, part, mtp.layer.moe);
   return w;
 }
 
@@ -139,21 +154,22 @@ void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& 
 
 Parameters allocate_parameters(const ModelConfig& config, bool with_bias, const WeightPart& part) {
   Layout sizes{reinterpret_cast<float*>(kAlignment)};  // NOLINT(performance-no-int-to-ptr): present, though nowhere
-  ModelWeights shapes = take_trained(sizes, config, part);
   Parameters p;
+  ModelWeights shapes = take_trained(sizes, config, part, p);
   p.n_trained = sizes.used;
   if (with_bias) take_biases(sizes, config, shapes);
   p.n_total = sizes.used;
   p.memory = Buffer(static_cast<size_t>(p.n_total) * sizeof(float));
   Layout layout{static_cast<float*>(p.memory.data())};
-  p.weights = take_trained(layout, config, part);
+  p.weights = take_trained(layout, config, part, p);
   if (with_bias) take_biases(layout, config, p.weights);
   return p;
 }
 
 ModelWeights weight_shapes(const ModelConfig& config) {
   Layout layout{reinterpret_cast<float*>(kAlignment)};  // NOLINT(performance-no-int-to-ptr): present, though nowhere
-  ModelWeights weights = take_trained(layout, config);
+  Parameters places;
+  ModelWeights weights = take_trained(layout, config, {}, places);
   take_biases(layout, config, weights);
   return weights;
 }

@@ -89,6 +89,8 @@ struct Parameters {
   ModelWeights weights;
   int64_t n_trained = 0;  // floats; every tensor begins at a multiple of 16 (the gaps stay zero)
   int64_t n_total = 0;
+  int64_t n_embed = 0;        // of the trained: the embedding, which comes first
+  int64_t experts_begin = 0;  // and the experts, where they come last
 
   std::span<float> trained() const { return {static_cast<float*>(memory.data()), static_cast<size_t>(n_trained)}; }
   std::span<float> all() const { return {static_cast<float*>(memory.data()), static_cast<size_t>(n_total)}; }
@@ -100,6 +102,8 @@ struct WeightPart {
   bool embed = true;
   bool head = true;                                  // the last norm, the head, the MTP modules
   int64_t first_expert = 0, end_expert = INT64_MAX;  // of every layer
+  // In memory experts stand behind all else, which other processes have too; otherwise in their layers.
+  bool experts_last = false;
 };
 
 // Zeroed parameters in the shapes of `config`. with_bias false leaves the correction biases out (gradients, moments).

@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "model/layer.h"
+#include "ops/cross_entropy.h"
 #include "ops/embedding.h"
 #include "ops/rms_norm.h"
 
@@ -18,7 +19,8 @@ WeightPart stage_part(const ModelConfig& config, int n_stages, int stage, const 
                   .end_layer = begin_of(stage + 1),
                   // MTP modules read the embedding too.
                   .embed = stage == 0 || (stage == n_stages - 1 && config.num_nextn_predict_layers > 0),
-                  .head = stage == n_stages - 1};
+                  .head = stage == n_stages - 1,
+                  .experts_last = true};
   if (experts == nullptr) return part;
   const ExpertRange range = experts_of(config.router.n_routed_experts, experts->size(), experts->index());
   part.first_expert = range.first;
@@ -50,14 +52,20 @@ struct StageWork::Chunk {
   LossResult result;
 };
 
+// One of its layers, or of an MTP module.
+struct StageWork::LayerHere {
+  const LayerWeights& w;
+  LayerWeights& gradients;
+  const Batch& batch;
+  LayerSaved& saved;
+  LayerGrads& inner;
+  ExpertsHere& experts;
+};
+
 namespace {
 
-constexpr int kTagsOfPass = 1 << 10;  // hops of a chunk's way through a stage: four a layer, two of them counting
+constexpr int kTagsOfPass = 1 << 10;  // exchanges of a chunk's way through a stage
 constexpr int kFirstTag = 1 << 20;    // behind those of the pipeline
-
-const LayerWeights& weights_of(const Stage& s, const ModelWeights& weights, size_t l) {
-  return weights.layers[static_cast<size_t>(s.part.first_layer) + l];
-}
 
 }  // namespace
 
@@ -67,7 +75,6 @@ StageWork::StageWork(ThreadPool& pool, const PipelineSchedule& schedule, int ran
   FATHOM_CHECK(std::ssize(stages) == schedule.n_directions() && std::ssize(step.chunks) == schedule.n_chunks);
   // The backward passes are apart: what one of them makes again would have to stay for the other.
   FATHOM_CHECK(step.loss.recompute == Recompute::none);
-  for (const Stage& s : stages) FATHOM_CHECK(s.experts == nullptr || step.loss.mtp_weight == 0);
 }
 
 StageWork::~StageWork() = default;
@@ -89,7 +96,9 @@ StageWork::Chunk& StageWork::chunk(ChunkPass pass) {
   }
   Arena& memory = *arena;
   c.reset(new Chunk{std::move(arena), {pool_, memory}});
-  c->batch = make_batch(c->ctx, step_.chunks[number(pass)]);
+  Example example = make_example(c->ctx, step_.chunks[number(pass)]);
+  c->batch = std::move(example.batch);
+  c->targets = example.targets;
   const int64_t tokens = c->batch.n_tokens(), hidden = stage(pass).model.config.hidden_size;
   for (Tensor* t : {&c->input, &c->output, &c->d_output, &c->d_input}) *t = new_f32(c->ctx, {tokens, hidden});
   const WeightPart& part = stage(pass).part;
@@ -105,17 +114,23 @@ int StageWork::first_tag(ChunkPass pass, bool backward) const {
   return kFirstTag + kTagsOfPass * number;
 }
 
-StagePass StageWork::layer_forward(Chunk& c, Stage& s, size_t l, Tensor out, Tensor x, int& tag) {
-  const LayerWeights& w = weights_of(s, s.model.weights, l);
-  LayerSaved& saved = c.saved[l];
-  const MlpInput input = layer_attention(c.ctx, s.model, w, c.batch, x, saved);
+StageWork::LayerHere StageWork::layer(Chunk& c, Stage& s, size_t l) {
+  const size_t index = static_cast<size_t>(s.part.first_layer) + l;
+  return {
+      s.model.weights.layers[index], s.gradients.weights.layers[index], c.batch, c.saved[l], c.inner[l], c.experts[l]};
+}
+
+StagePass StageWork::layer_forward(Chunk& c, Stage& s, LayerHere here, Tensor out, Tensor x, int& tag) {
+  const LayerWeights& w = here.w;
+  LayerSaved& saved = here.saved;
+  const MlpInput input = layer_attention(c.ctx, s.model, w, here.batch, x, saved);
   if (!w.moe.gate) {
     layer_mlp(c.ctx, s.model, w.mlp, out, input, saved.mlp);
   } else {
     layer_route(c.ctx, s.model, w, input, saved.moe, &c.result.expert_load);
     StagePass away;
     if (s.experts != nullptr) {
-      away = experts_forward(c.ctx, s.model, *s.experts, w.moe, out, saved.moe, c.experts[l], tag, traffic_);
+      away = experts_forward(c.ctx, s.model, *s.experts, w.moe, out, saved.moe, here.experts, tag, traffic_);
       away.go_on();
     }
     // While rows are on their way.
@@ -133,6 +148,49 @@ StagePass StageWork::layer_forward(Chunk& c, Stage& s, size_t l, Tensor out, Ten
   add(c.ctx, out, saved.mid, out);
 }
 
+// As loss_and_gradients() has it (model/loss.cc).
+StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
+  const LossOptions& options = step_.loss;
+  ModelWeights& dw = s.gradients.weights;
+  const auto predict = [&](Tensor hidden, Tensor d_hidden, Tensor targets, double scale) {
+    const Tensor losses = new_f32(c.ctx, {hidden.rows()});
+    head_cross_entropy_backward(c.ctx, losses, d_hidden, dw.head, hidden, s.model.weights.head, targets,
+                                static_cast<float>(scale));
+    return sum_of_losses(c.ctx, losses);
+  };
+  c.result.loss_sum = predict(c.hidden, c.d_hidden, c.targets.main, options.main_scale);
+  c.result.main_targets = c.targets.n_main;
+
+  const std::vector<MtpStep> steps = mtp_steps(c.ctx, s.model, c.batch, options);
+  std::vector<MtpSaved> mtp(steps.size());
+  std::vector<MtpGrads> inner(steps.size());
+  std::vector<ExpertsHere> experts(steps.size());
+  std::vector<Tensor> d_hiddens = {c.d_hidden};
+  const auto layer_of = [&](size_t m) {
+    return LayerHere{steps[m].module->layer, dw.mtp[m].layer, steps[m].input.next,
+                     mtp[m].layer,           inner[m].layer,  experts[m]};
+  };
+  for (size_t m = 0; m < steps.size(); ++m) {
+    const MtpWeights& w = *steps[m].module;
+    const Tensor x = mtp_begin(c.ctx, s.model, w, steps[m].input, m == 0 ? c.hidden : mtp[m - 1].hidden, mtp[m]);
+    co_await layer_forward(c, s, layer_of(m), mtp[m].x, x, tag);
+    const Tensor hidden = mtp_end(c.ctx, s.model, w, mtp[m]);
+    d_hiddens.push_back(new_f32(c.ctx, {hidden.rows(), hidden.cols()}));
+    const double scale = options.mtp_weight * options.mtp_scale;
+    c.result.mtp_loss_sum += predict(hidden, d_hiddens.back(), steps[m].targets.main, scale);
+    c.result.mtp_targets += steps[m].targets.n_main;
+  }
+  const std::function<void()> nothing = [] {};
+  for (size_t m = steps.size(); m-- > 0;) {
+    const MtpWeights& w = *steps[m].module;
+    const Tensor d_out = mtp_end_backward_input(c.ctx, w, mtp[m], d_hiddens[m + 1], inner[m]);
+    co_await layer_backward_input(c, s, layer_of(m), inner[m].projected, d_out, tag, nothing);
+    mtp_begin_backward_input(c.ctx, s.model, w, mtp[m], d_hiddens[m], inner[m]);
+    layer_backward_weight(c, s, layer_of(m));
+    mtp_ends_backward_weight(c.ctx, s.model, dw.mtp[m], dw.embed, mtp[m], inner[m]);
+  }
+}
+
 StagePass StageWork::forward(ChunkPass pass) {
   Chunk& c = chunk(pass);
   Stage& s = stage(pass);
@@ -144,7 +202,7 @@ StagePass StageWork::forward(ChunkPass pass) {
   Tensor x = c.input;
   for (size_t l = 0; l < c.saved.size(); ++l) {
     const Tensor out = l + 1 == c.saved.size() ? c.output : new_f32(c.ctx, {tokens, hidden});
-    co_await layer_forward(c, s, l, out, x, tag);
+    co_await layer_forward(c, s, layer(c, s, l), out, x, tag);
     x = out;
   }
   if (!s.part.head) co_return;
@@ -152,17 +210,15 @@ StagePass StageWork::forward(ChunkPass pass) {
   c.hidden = new_f32(c.ctx, {tokens, hidden});
   c.d_hidden = new_f32(c.ctx, {tokens, hidden});
   rms_norm(c.ctx, c.hidden, x, w.norm, static_cast<float>(config.rms_norm_eps), c.x_rms);
-  c.targets = make_targets(c.ctx, c.batch);
-  head_and_mtp_gradients(c.ctx, s.model, s.gradients.weights, c.batch, c.targets, step_.loss, c.hidden, c.d_hidden,
-                         c.result);
+  co_await head_and_mtp(c, s, tag);
 }
 
 // meanwhile: what may be computed while rows are on their way.
-StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, size_t l, Tensor dx, Tensor d_out, int& tag,
+StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, LayerHere here, Tensor dx, Tensor d_out, int& tag,
                                           const std::function<void()>& meanwhile) {
-  const LayerWeights& w = weights_of(s, s.model.weights, l);
-  const LayerSaved& saved = c.saved[l];
-  LayerGrads& g = c.inner[l];
+  const LayerWeights& w = here.w;
+  const LayerSaved& saved = here.saved;
+  LayerGrads& g = here.inner;
   g.mlp_normed = new_f32(c.ctx, {d_out.rows(), d_out.cols()});
   if (!w.moe.gate) {
     layer_mlp_backward_input(c.ctx, s.model, w.mlp, saved.mlp, g.mlp_normed, d_out, g.mlp);
@@ -170,7 +226,7 @@ StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, size_t l, Tensor d
     const Tensor d_weights = new_f32(c.ctx, {d_out.rows(), saved.moe.topk_weights.cols()});
     StagePass away;
     if (s.experts != nullptr) {
-      away = experts_backward(c.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, c.experts[l], tag,
+      away = experts_backward(c.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, here.experts, tag,
                               traffic_);
       away.go_on();
     }
@@ -185,16 +241,16 @@ StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, size_t l, Tensor d
     } else {
       layer_experts_backward_input(c.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, d_out, g.moe);
     }
-    const ScoreGradient balance = balance_gradient(c.ctx, s.model, c.batch, step_.loss, c.result.balance_loss);
+    const ScoreGradient balance = balance_gradient(c.ctx, s.model, here.batch, step_.loss, c.result.balance_loss);
     layer_route_backward_input(c.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, g.moe, balance);
   }
-  layer_attention_backward_input(c.ctx, s.model, w, c.batch, saved, dx, d_out, g);
+  layer_attention_backward_input(c.ctx, s.model, w, here.batch, saved, dx, d_out, g);
 }
 
-void StageWork::layer_backward_weight(Chunk& c, Stage& s, size_t l) {
-  LayerWeights& dw = s.gradients.weights.layers[static_cast<size_t>(s.part.first_layer) + l];
-  const LayerSaved& saved = c.saved[l];
-  const LayerGrads& g = c.inner[l];
+void StageWork::layer_backward_weight(Chunk& c, Stage& s, LayerHere here) {
+  LayerWeights& dw = here.gradients;
+  const LayerSaved& saved = here.saved;
+  const LayerGrads& g = here.inner;
   if (!dw.moe.gate) {
     layer_mlp_backward_weight(c.ctx, s.model, dw.mlp, saved.mlp, g.mlp);
   } else {
@@ -203,7 +259,7 @@ void StageWork::layer_backward_weight(Chunk& c, Stage& s, size_t l) {
       layer_mlp_backward_weight(c.ctx, s.model, dw.moe.shared, saved.moe.shared, g.moe.shared);
     }
     if (s.experts != nullptr) {
-      layer_experts_backward_weight(c.ctx, s.model, dw.moe, c.experts[l].saved, c.experts[l].grads);
+      layer_experts_backward_weight(c.ctx, s.model, dw.moe, here.experts.saved, here.experts.grads);
     } else {
       layer_experts_backward_weight(c.ctx, s.model, dw.moe, saved.moe, g.moe);
     }
@@ -220,7 +276,7 @@ StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
   size_t n_waiting = of_input ? n_layers : 0;  // layers from the first whose input part is not done
   size_t n_left = n_layers;                    // and those whose weights' part is not
   const std::function<void()> weights_that_are_due = [&] {
-    for (; of_weights && n_left > n_waiting; --n_left) layer_backward_weight(c, s, n_left - 1);
+    for (; of_weights && n_left > n_waiting; --n_left) layer_backward_weight(c, s, layer(c, s, n_left - 1));
   };
   if (of_input) {
     int tag = first_tag(pass, true);
@@ -231,7 +287,7 @@ StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
     for (; n_waiting > 0; --n_waiting) {
       const size_t l = n_waiting - 1;
       const Tensor dx = l == 0 ? c.d_input : new_f32(c.ctx, {tokens, hidden});
-      co_await layer_backward_input(c, s, l, dx, d_out, tag, weights_that_are_due);
+      co_await layer_backward_input(c, s, layer(c, s, l), dx, d_out, tag, weights_that_are_due);
       d_out = dx;
     }
   }

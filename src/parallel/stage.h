@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "model/loss.h"
+#include "model/examples.h"
 #include "parallel/expert_parallel.h"
 #include "parallel/pipeline.h"
 
@@ -28,8 +28,8 @@ Stage make_stage(const ModelConfig& config, int n_stages, int stage, const Exper
 
 // What all stages are told of a step.
 struct PipelineStep {
-  std::vector<std::vector<std::vector<int32_t>>> chunks;  // [chunk of both directions][sequence]: ids
-  LossOptions loss;                                       // scales must be those of the whole step
+  std::vector<Examples> chunks;  // of both directions; those of direction 0 first
+  LossOptions loss;              // whose scales must be those of the whole step
 };
 
 // One step of this rank's stages: gradients += those of the step's loss. stages[direction]. Returns the loss of the
@@ -49,12 +49,15 @@ class StageWork {
   size_t number(ChunkPass pass) const;  // among step.chunks
   Stage& stage(ChunkPass pass) { return stages_[static_cast<size_t>(pass.direction)]; }
   int first_tag(ChunkPass pass, bool backward) const;
+  struct LayerHere;
+  LayerHere layer(Chunk& c, Stage& s, size_t l);
   StagePass forward(ChunkPass pass);
-  StagePass layer_forward(Chunk& c, Stage& s, size_t l, Tensor out, Tensor x, int& tag);
+  StagePass layer_forward(Chunk& c, Stage& s, LayerHere here, Tensor out, Tensor x, int& tag);
+  StagePass head_and_mtp(Chunk& c, Stage& s, int& tag);
   StagePass backward(ChunkPass pass, bool of_input, bool of_weights);
-  StagePass layer_backward_input(Chunk& c, Stage& s, size_t l, Tensor dx, Tensor d_out, int& tag,
+  StagePass layer_backward_input(Chunk& c, Stage& s, LayerHere here, Tensor dx, Tensor d_out, int& tag,
                                  const std::function<void()>& meanwhile);
-  void layer_backward_weight(Chunk& c, Stage& s, size_t l);
+  void layer_backward_weight(Chunk& c, Stage& s, LayerHere here);
 
   ThreadPool& pool_;
   const PipelineSchedule& schedule_;

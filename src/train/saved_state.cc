@@ -165,7 +165,7 @@ void load_moments(const fs::path& directory, TrainedState& state) {
   const auto load = [&](const char* name, Moment& into) {
     const StoredTensor* stored = file.find(name);
     const bool known = stored != nullptr && (stored->format == Format::f32 || stored->format == Format::bf16);
-    if (known) into = allocate_moment(state.parameters, *stored->format);
+    if (known) into = allocate_moment(state.parameters.n_trained, *stored->format);
     const auto bytes = static_cast<size_t>(known ? into.values.size_bytes() : 0);
     if (!known || stored->data.size() != bytes) {
       throw Error("{}: {} is missing or has another size than the model", file.where(), name);
@@ -207,8 +207,8 @@ void check_settings(const fs::path& directory, const Settings& stored, const Set
 
 }  // namespace
 
-Moment allocate_moment(const Parameters& parameters, Format format) {
-  Moment moment{{}, Tensor(nullptr, format, {parameters.n_trained})};
+Moment allocate_moment(int64_t n, Format format) {
+  Moment moment{{}, Tensor(nullptr, format, {n})};
   const auto bytes = static_cast<size_t>(moment.values.size_bytes());
   moment.memory = Buffer(bytes);
   std::memset(moment.memory.data(), 0, bytes);
@@ -218,7 +218,7 @@ Moment allocate_moment(const Parameters& parameters, Format format) {
 
 void copy_state(TrainedState& into, const TrainedState& state) {
   const auto copy_moment = [&](Moment& to, const Moment& from) {
-    if (to.memory.size() != from.memory.size()) to = allocate_moment(state.parameters, from.values.format);
+    if (to.memory.size() != from.memory.size()) to = allocate_moment(state.parameters.n_trained, from.values.format);
     std::memcpy(to.memory.data(), from.memory.data(), from.memory.size());
   };
   const auto copy_parameters = [&](Parameters& to, const Parameters& from) {

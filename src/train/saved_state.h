@@ -27,7 +27,7 @@ struct Moment {
   Buffer memory;
   Tensor values;  // [n_trained], f32 or bf16
 };
-Moment allocate_moment(const Parameters& parameters, Format format);  // zeros
+Moment allocate_moment(int64_t n, Format format);  // zeros
 
 struct TrainedState {
   ModelConfig config;

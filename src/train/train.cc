@@ -10,12 +10,13 @@
 #include "base/terminal.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
+#include "model/examples.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
 #include "ops/machine.h"
 #include "text/dataset.h"
 #include "train/balance.h"
-#include "train/examples.h"
+#include "train/decay.h"
 #include "train/memory_check.h"
 #include "train/metrics.h"
 #include "train/report.h"
@@ -30,34 +31,6 @@ namespace fs = std::filesystem;
 constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
 constexpr double kSecondsBeforePeak = 5;
 constexpr const char* kCalmer = "try a lower --lr, or a longer --warmup";
-
-// A stretch of the flat parameters that decays or does not: matrices do, norms and the embedding do not.
-struct DecayRun {
-  size_t begin, size;
-  bool decays;
-};
-
-std::vector<DecayRun> decay_runs(const Parameters& parameters, const ModelConfig& config) {
-  struct Piece {
-    const float* data;
-    bool decays;
-  };
-  std::vector<Piece> pieces;
-  for_each_tensor(parameters.weights, config, [&](const NamedTensor& t) {
-    const bool embedding = t.view.data == parameters.weights.embed.data;
-    if (t.trained) pieces.push_back({t.view.f32(), t.view.rank >= 2 && !embedding});
-  });
-  std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.data < b.data; });
-  const std::span<float> all = parameters.trained();
-  std::vector<DecayRun> runs;
-  for (const Piece& piece : pieces) {
-    const auto begin = static_cast<size_t>(piece.data - all.data());
-    if (!runs.empty() && runs.back().decays == piece.decays) continue;
-    if (!runs.empty()) runs.back().size = begin - runs.back().begin;
-    runs.push_back({begin, all.size() - begin, piece.decays});
-  }
-  return runs;
-}
 
 // Weights, two moments, perhaps an average: the state, which saving beside the training copies.
 double state_bytes(const TrainOptions& o, const ModelConfig& config) {
@@ -134,8 +107,8 @@ TrainedState initial_state(const TrainOptions& o, const ModelConfig& config, Thr
     initialize(state.parameters, config, o.seed);
   }
   state.config = config;
-  state.first_moment = allocate_moment(state.parameters, o.moments);
-  state.second_moment = allocate_moment(state.parameters, o.moments);
+  state.first_moment = allocate_moment(state.parameters.n_trained, o.moments);
+  state.second_moment = allocate_moment(state.parameters.n_trained, o.moments);
   if (o.ema_decay > 0) {
     state.average = allocate_parameters(state.config);
     std::ranges::copy(state.parameters.all(), state.average.all().begin());
@@ -283,7 +256,7 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
     const auto window = [&](int64_t i) { return Window{phase.sampler.start(all.first + i), phase.seq_len + 1}; };
     parts.push_back(cut_windows(run, first, std::min(phase.micro_batch, all.n - first), window, run.ids));
     n_main += parts.back().n_main;
-    n_mtp += count_mtp_targets(parts.back().sequences, run.model);
+    n_mtp += count_mtp_targets(parts.back().sequences, std::ssize(run.model.weights.mtp));
     n_sequences += parts.back().n_sequences();
   }
   const TrainOptions& o = run.options;

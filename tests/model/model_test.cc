@@ -540,7 +540,7 @@ TEST(Loss, EachMtpModulePredictsATokenFurther) {
     return loss(machine.ctx, model, batch, make_targets(machine.ctx, batch), kLoss);
   };
   const auto counted = [&](const std::vector<std::vector<int32_t>>& sequences) {
-    return count_mtp_targets(sequences, model);
+    return count_mtp_targets(sequences, std::ssize(model.weights.mtp));
   };
   const LossResult whole = loss_of({random_ids(10, config.vocab_size, 1)});
   EXPECT_EQ(whole.mtp_targets, 8 + 7);

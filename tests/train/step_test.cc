@@ -5,9 +5,9 @@
 #include <cstring>
 
 #include "base/file.h"
+#include "model/examples.h"
 #include "ops/cross_entropy.h"
 #include "temporary_directory.h"
-#include "train/examples.h"
 #include "train/schedule.h"
 #include "train/tensorboard.h"
 
@@ -31,12 +31,6 @@ TEST(BatchSizes, GrowLinearlyInWholeMicroBatches) {
   EXPECT_EQ(constant.before(101), 500);
 }
 
-Model with_mtp() {
-  Model model{};
-  model.weights.mtp.resize(1);
-  return model;
-}
-
 TEST(Examples, WindowsAreSequences) {
   const std::vector<int32_t> window{5, 1, 9, 7, 9, 9};
   Examples whole;
@@ -45,7 +39,7 @@ TEST(Examples, WindowsAreSequences) {
   EXPECT_THAT(whole.sequences, ElementsAre(ElementsAre(5, 1, 9, 7, 9), ElementsAre(5, 1)));
   EXPECT_THAT(whole.next, ElementsAre(1, 9, 7, 9, 9, 1, 9));
   EXPECT_EQ(whole.n_main, 7);
-  EXPECT_EQ(count_mtp_targets(whole.sequences, with_mtp()), 3);
+  EXPECT_EQ(count_mtp_targets(whole.sequences, 1), 3);
 }
 
 TEST(Examples, ASeparatorCutsThemIntoDocuments) {
@@ -54,7 +48,7 @@ TEST(Examples, ASeparatorCutsThemIntoDocuments) {
   EXPECT_THAT(cut.sequences, ElementsAre(ElementsAre(5, 1, 4, 9), ElementsAre(7, 9), ElementsAre(9), ElementsAre(3)));
   EXPECT_THAT(cut.next, ElementsAre(1, 4, 9, kNoTarget, 9, kNoTarget, kNoTarget, 2));
   EXPECT_EQ(cut.n_main, 5);
-  EXPECT_EQ(count_mtp_targets(cut.sequences, with_mtp()), 2);
+  EXPECT_EQ(count_mtp_targets(cut.sequences, 1), 2);
   ThreadPool pool(1);
   Arena arena;
   Context ctx{pool, arena};

@@ -1,4 +1,4 @@
-#include "train/examples.h"
+#include "model/examples.h"
 
 #include <algorithm>
 

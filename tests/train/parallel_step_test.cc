@@ -1,0 +1,215 @@
+#include "train/parallel_step.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <array>
+
+#include "base/error.h"
+#include "base/rng.h"
+#include "ops/adamw.h"
+#include "parallel/in_process_ranks.h"
+#include "train/balance.h"
+
+namespace fathom {
+namespace {
+
+constexpr uint64_t kSeed = 11;
+constexpr int kSteps = 3, kSequences = 16;
+constexpr UpdateOptions kUpdate{.lr = 0.01,
+                                .weight_decay = 0.1,
+                                .beta1 = 0.9,
+                                .beta2 = 0.95,
+                                .eps = 1e-8,
+                                .gradient_scale = 0.5,
+                                .bias_update_speed = 0.01};
+
+ModelConfig small_config() {
+  ModelConfig c;
+  c.vocab_size = 40;
+  c.hidden_size = 32;
+  c.num_hidden_layers = 8;
+  c.num_attention_heads = 2;
+  c.q_lora_rank = 16;
+  c.kv_lora_rank = 16;
+  c.qk_nope_head_dim = 8;
+  c.qk_rope_head_dim = 8;
+  c.v_head_dim = 8;
+  c.intermediate_size = 48;
+  c.moe_intermediate_size = 16;
+  c.n_shared_experts = 1;
+  c.first_k_dense_replace = 1;
+  c.num_nextn_predict_layers = 1;
+  c.max_position_embeddings = 64;
+  c.initializer_range = 0.2;
+  c.router.n_routed_experts = 8;
+  c.router.num_experts_per_tok = 2;
+  c.router.n_group = 4;
+  c.router.topk_group = 2;
+  check_config(c, "test");
+  return c;
+}
+
+// A sequence a chunk.
+PipelineStep make_step(const ModelConfig& config, int step) {
+  PipelineStep made;
+  Rng rng(100 + static_cast<uint64_t>(step));
+  int64_t n_main = 0, n_mtp = 0;
+  for (int i = 0; i < kSequences; ++i) {
+    std::vector<int32_t> ids(9);
+    for (int32_t& id : ids) id = static_cast<int32_t>(rng.below(static_cast<uint64_t>(config.vocab_size)));
+    add_window(made.chunks.emplace_back(), ids);
+    n_main += made.chunks.back().n_main;
+    n_mtp += count_mtp_targets(made.chunks.back().sequences, 1);
+  }
+  made.loss = {.mtp_weight = 0.3,
+               .balance_alpha = 0.01,
+               .main_scale = 1.0 / static_cast<double>(n_main),
+               .mtp_scale = 1.0 / static_cast<double>(n_mtp),
+               .balance_scale = 1.0 / kSequences};
+  return made;
+}
+
+struct Trained {
+  std::vector<double> losses, norms;
+  std::map<std::string, std::vector<float>> weights;
+};
+void add_weights(Trained& trained, const Parameters& parameters, const ModelConfig& config) {
+  for_each_tensor(parameters.weights, config, [&](const NamedTensor& named) {
+    std::vector<float> values;
+    for (int64_t r = 0; r < named.view.rows(); ++r) {
+      values.insert(values.end(), named.view.f32_row(r), named.view.f32_row(r) + named.view.cols());
+    }
+    const auto [at, is_new] = trained.weights.emplace(named.name, values);
+    if (!is_new) {
+      EXPECT_EQ(at->second, values) << named.name << ": ranks that hold it differ";
+    }
+  });
+}
+
+Trained in_one_process(const ModelConfig& config) {
+  ThreadPool pool(1);
+  Arena arena;
+  Context ctx{pool, arena};
+  Parameters parameters = allocate_parameters(config), gradients = allocate_parameters(config, false);
+  initialize(parameters, config, kSeed);
+  const Moment m = allocate_moment(parameters.n_trained, Format::f32),
+               v = allocate_moment(parameters.n_trained, Format::f32);
+  Model model = make_model(config, parameters.weights);
+  Trained trained;
+  for (int step = 1; step <= kSteps; ++step) {
+    const PipelineStep batch = make_step(config, step);
+    std::fill(gradients.all().begin(), gradients.all().end(), 0.0f);
+    LossResult loss;
+    for (const Examples& chunk : batch.chunks) {
+      const ArenaScope scope(arena);
+      const auto [ids, targets] = make_example(ctx, chunk);
+      loss += loss_and_gradients(ctx, model, gradients.weights, ids, targets, batch.loss);
+    }
+    trained.losses.push_back(loss.loss());
+    trained.norms.push_back(std::sqrt(sum_of_squares(ctx, gradients.trained())));
+    for (const DecayRun& run : decay_runs(parameters, config)) {
+      const AdamwConfig adamw{static_cast<float>(kUpdate.lr), static_cast<float>(kUpdate.beta1),
+                              static_cast<float>(kUpdate.beta2), static_cast<float>(kUpdate.eps),
+                              static_cast<float>(run.decays ? kUpdate.weight_decay : 0)};
+      const auto at = static_cast<int64_t>(run.begin), n = static_cast<int64_t>(run.size);
+      adamw_step(ctx, adamw, step, parameters.trained().subspan(run.begin, run.size),
+                 gradients.trained().subspan(run.begin, run.size), m.values.columns(at, n), v.values.columns(at, n),
+                 static_cast<float>(kUpdate.gradient_scale));
+    }
+    update_biases(model.weights, loss.expert_load, kUpdate.bias_update_speed);
+  }
+  add_weights(trained, parameters, config);
+  return trained;
+}
+
+Trained on_many(const ModelConfig& config, const ParallelLayout& layout) {
+  Trained trained;
+  std::vector<std::unique_ptr<RankState>> states(static_cast<size_t>(layout.n_ranks()));
+  test::on_ranks(layout.n_ranks(), [&](Communicator& comm) {
+    ThreadPool pool(1);
+    const int n_chunks = kSequences / layout.width();
+    check_layout(layout, comm.size(), config, kSequences, 1);
+    auto& state = states[static_cast<size_t>(comm.rank())];
+    state = make_rank_state(comm, layout, config, n_chunks, Format::f32, Precision::f32);
+    for (Stage& stage : state->stages) initialize(stage.parameters, config, kSeed);
+    for (int step = 1; step <= kSteps; ++step) {
+      const PipelineStep whole = make_step(config, step);
+      PipelineStep own{{}, whole.loss};
+      const auto first = whole.chunks.begin() + state->column * n_chunks;
+      own.chunks.assign(first, first + n_chunks);
+      const ParallelGradients gradients = parallel_gradients(*state, pool, own);
+      EXPECT_TRUE(parallel_update(*state, pool, step, gradients.loss.expert_load, kUpdate));
+      if (comm.rank() != 0) continue;
+      trained.losses.push_back(gradients.loss.loss());
+      trained.norms.push_back(gradients.norm);
+    }
+  });
+  for (const auto& state : states) {
+    for (const Stage& stage : state->stages) add_weights(trained, stage.parameters, config);
+  }
+  return trained;
+}
+
+TEST(ParallelStep, EveryLayoutTrainsLikeOneProcess) {
+  const ModelConfig config = small_config();
+  const Trained expected = in_one_process(config);
+  int n = 0;
+  for (const auto& [name, kind] : kScheduleKinds) {
+    for (const auto& [pp, ep, dp] : {std::array{1, 1, 1},
+                                     {1, 1, 2},
+                                     {1, 2, 2},
+                                     {1, 4, 4},
+                                     {1, 8, 8},
+                                     {1, 2, 8},
+                                     {1, 4, 1},
+                                     {2, 1, 1},
+                                     {2, 1, 2},
+                                     {2, 2, 2},
+                                     {2, 2, 4},
+                                     {2, 4, 4},
+                                     {4, 1, 1},
+                                     {4, 1, 2},
+                                     {4, 2, 2},
+                                     {8, 1, 1}}) {
+      const ParallelLayout layout{pp, ep, dp, ep == 4 ? 2 : 0, kind};
+      if (kind == ScheduleKind::dualpipe && pp == 1) continue;
+      if (kind >= ScheduleKind::dualpipe && kSequences / layout.width() < 2 * pp) continue;
+      if (kind == ScheduleKind::dualpipev && 2 * pp > config.num_hidden_layers) continue;
+      SCOPED_TRACE(fmt::format("{} pp {} ep {} dp {}", name, pp, ep, dp));
+      ++n;
+      const Trained ours = on_many(config, layout);
+      for (int i = 0; i < kSteps; ++i) {
+        const auto at = static_cast<size_t>(i);
+        EXPECT_NEAR(ours.losses[at], expected.losses[at], 1e-5 * expected.losses[at]);
+        EXPECT_NEAR(ours.norms[at], expected.norms[at], 1e-5 * expected.norms[at]);
+      }
+      ASSERT_EQ(ours.weights.size(), expected.weights.size());
+      for (const auto& [tensor, values] : expected.weights) {
+        EXPECT_THAT(ours.weights.at(tensor), testing::Pointwise(testing::FloatNear(2e-3f), values)) << tensor;
+      }
+    }
+  }
+  EXPECT_GE(n, 60);
+  const ParallelLayout twice{2, 2, 4, 0, ScheduleKind::dualpipe};
+  EXPECT_EQ(on_many(config, twice).weights, on_many(config, twice).weights) << "other bits the second time";
+}
+
+TEST(ParallelStep, LayoutsThatCannotBeAreRefused) {
+  const ModelConfig config = small_config();
+  const auto refused = [&](const ParallelLayout& layout, int ranks, int64_t sequences = 16, int64_t micro_batch = 1) {
+    EXPECT_THROW(check_layout(layout, ranks, config, sequences, micro_batch), UsageError);
+  };
+  EXPECT_NO_THROW(check_layout({2, 2, 4}, 8, config, 16, 1));
+  refused({2, 2, 4}, 4);
+  refused({1, 3, 2}, 3);
+  refused({1, 3, 3}, 3, 9);                           // 8 experts
+  refused({16, 1, 1}, 16);                            // 8 layers
+  refused({8, 1, 1, 0, ScheduleKind::dualpipev}, 8);  // 16 stages
+  refused({3, 1, 1, 0, ScheduleKind::dualpipe}, 3);
+  refused({1, 1, 4}, 4, 18);
+  refused({4, 1, 1, 0, ScheduleKind::dualpipe}, 4, 16, 4);  // 4 chunks
+}
+
+}  // namespace
+}  // namespace fathom

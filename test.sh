@@ -47,7 +47,7 @@ else
 fi
 
 say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP both ways"
-scripts/fuzz.sh request_fuzz=150000 request_fuzz:2=150000 model_load_fuzz=10s safetensors_header_fuzz=10s gguf_fuzz=10s tokenizer_fuzz=10s jinja_fuzz=10s dataset_fuzz=10s answer_parser_fuzz=10s grammar_fuzz=10s http_fuzz=10s reply_fuzz=10s
+scripts/fuzz.sh request_fuzz=500000 request_fuzz:2=500000 model_load_fuzz=10s safetensors_header_fuzz=10s gguf_fuzz=10s tokenizer_fuzz=10s jinja_fuzz=10s dataset_fuzz=10s answer_parser_fuzz=10s grammar_fuzz=10s http_fuzz=10s reply_fuzz=10s
 
 say "Release: every test"
 build release

@@ -75,6 +75,7 @@ struct MatchedTensor {
 std::vector<MatchedTensor> match_tensors(const Checkpoint& checkpoint, ModelConfig& config);
 
 // The weights of `checkpoint` as a model of `config`, which has passed check_config.
-LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& config, ThreadPool& pool);
+LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& config, ThreadPool& pool,
+                       const WeightPart& part = {});
 
 }  // namespace fathom

@@ -29,8 +29,8 @@ struct Piece {
 constexpr int64_t kPieceNumbers = int64_t{1} << 20;
 constexpr size_t kPiecesToWaitFor = 1000;  // about a second
 
-// What save_model stores: every weight, and behind an MTP layer the copies of embedding and head that readers look for
-// there.
+}  // namespace
+
 std::vector<TensorToWrite> tensors_to_save(const ModelConfig& config, const ModelWeights& weights, Format format) {
   std::vector<TensorToWrite> tensors;
   for_each_tensor(weights, config, [&](const NamedTensor& named) {
@@ -43,6 +43,8 @@ std::vector<TensorToWrite> tensors_to_save(const ModelConfig& config, const Mode
   }
   return tensors;
 }
+
+namespace {
 
 int64_t stored_bytes(const TensorToWrite& tensor) { return tensor.view.size() * format_bytes(tensor.format); }
 
@@ -63,16 +65,18 @@ void remove_other_weights(const fs::path& directory, const std::set<std::string>
 
 }  // namespace
 
-LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed, ThreadPool& pool) {
+LoadedModel load_model(const Checkpoint& checkpoint, const ModelConfig& claimed, ThreadPool& pool,
+                       const WeightPart& part) {
   LoadedModel model{claimed, {}};
   const std::vector<MatchedTensor> matched = match_tensors(checkpoint, model.config);
   const std::vector<RowSource> sources = row_sources(matched);
   // Every shape has been found in the files, so their length justifies this memory.
-  model.parameters = allocate_parameters(model.config);
+  model.parameters = allocate_parameters(model.config, /*with_bias=*/true, part);
   std::vector<Piece> pieces;
-  size_t i = 0;
+  size_t i = 0;  // those of a part stand in the order of the whole
   for_each_tensor(model.parameters.weights, model.config, [&](const NamedTensor& named) {
-    FATHOM_CHECK(i < matched.size() && matched[i].name == named.name && named.view.contiguous(), "{}", named.name);
+    while (i < matched.size() && matched[i].name != named.name) ++i;
+    FATHOM_CHECK(i < matched.size() && named.view.contiguous(), "{}", named.name);
     // A piece of joined halves has whole heads.
     const int64_t unit = matched[i].stored != nullptr ? 1 : model.config.qk_nope_head_dim + model.config.v_head_dim;
     const int64_t rows = named.view.rows();
@@ -104,14 +108,14 @@ void check_model_path(const fs::path& path) {
   }
 }
 
-LoadedModel load_model(const fs::path& path, ThreadPool& pool) {
+LoadedModel load_model(const fs::path& path, ThreadPool& pool, const WeightPart& part) {
   check_model_path(path);
   const ModelConfig config = read_model_config(path);
   if (config.packed) {
     throw Error("{}: holds weights packed for inference; this takes the model that they were made from",
                 printable(path.native()));
   }
-  return load_model(open_checkpoint(path), config, pool);
+  return load_model(open_checkpoint(path), config, pool, part);
 }
 
 void save_model(const fs::path& directory, const ModelConfig& config, const ModelWeights& weights,

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "base/thread_pool.h"
+#include "checkpoint/safetensors.h"
 #include "checkpoint/shards.h"
 #include "model/config.h"
 #include "model/weights.h"
@@ -32,7 +33,12 @@ struct LoadedModel {
 
 // Weights of any stored type (f32, bf16, f16, fp8 e4m3 with 128x128 scales, GGUF's blocks) as f32. Tensors are read in
 // parallel. `path`: a directory or a .gguf file.
-LoadedModel load_model(const std::filesystem::path& path, ThreadPool& pool);
+// Of the model what `part` names.
+LoadedModel load_model(const std::filesystem::path& path, ThreadPool& pool, const WeightPart& part = {});
+
+// What save_model stores: every weight that is present, and behind an MTP layer the copies of embedding and head that
+// readers look for there.
+std::vector<TensorToWrite> tensors_to_save(const ModelConfig& config, const ModelWeights& weights, Format format);
 
 // Writes config.json, generation_config.json and model.safetensors (sharded above max_shard_bytes, with an index) as
 // transformers expects: bf16 or f32, correction biases always f32, MTP's copies of embedding and head included. Files

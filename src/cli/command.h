@@ -149,6 +149,11 @@ extern volatile std::sig_atomic_t interrupted_by;
 struct Interrupted {};
 void stop_when_interrupted();  // throws it when a signal has come
 
+// The program ends with this code without a word: another process of the job has said why.
+struct ToldElsewhere {
+  int exit_code;
+};
+
 // Results, to stdout and flushed. Throws Error when the system refuses them, OutputClosed when nobody reads any more
 // (`fathom ... | head`), which ends the program quietly.
 void write_stdout(std::string_view text);

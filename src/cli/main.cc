@@ -17,6 +17,7 @@
 #include "base/thread_pool.h"
 #include "cli/command.h"
 #include "cli/config_file.h"
+#include "parallel/mpi.h"
 
 namespace fathom::cli {
 
@@ -192,6 +193,7 @@ int parse_and_run(int argc, char** argv) {
     write_stdout(version ? request.what() + std::string("\n") : app.help());
     return kDone;
   } catch (const CLI::ParseError& e) {
+    if (!is_first_of_mpi()) return kUsage;  // all processes of a job have the same options
     const auto chosen = app.get_subcommands();
     const std::string command = chosen.empty() ? "fathom" : "fathom " + chosen.front()->get_name();
     return report(fmt::format("{} (see {} --help)", printable(e.what(), 1000), command), kUsage);
@@ -211,6 +213,8 @@ int run(int argc, char** argv) {
     return report("interrupted", kSignalled + interrupted_by);
   } catch (const OutputClosed&) {
     return kDone;
+  } catch (const ToldElsewhere& told) {
+    return told.exit_code;
   } catch (const UsageError& e) {
     return report(e.what(), kUsage);
   } catch (const std::system_error& e) {  // fmt::print to stdout

@@ -10,6 +10,9 @@
 #include "checkpoint/gguf_model.h"
 #include "cli/command.h"
 #include "infer/generation.h"
+#include "parallel/mpi.h"
+#include "train/parallel_train.h"
+#include "train/sharded_state.h"
 
 namespace fathom::cli {
 namespace {
@@ -20,6 +23,8 @@ struct Options {
   std::string recompute = "none";
   std::string save_mode = "auto", save_failure = "stop";
   double min_lr = -1;
+  int pp = 0, ep = 0, dp = 0, ranks_per_node = 0;  // 0: not given
+  std::string pp_schedule = "1f1b";
   int64_t sample_tokens = 200;
   double sample_temperature = 0.8;
 };
@@ -40,6 +45,36 @@ auto make_sampler(const Options& options, const CommonOptions& common) {
     return tokenizer.decode(prompt, /*skip_special=*/true) +
            generate(ctx, model, &tokenizer, sequence, prompt, generation).text;
   };
+}
+
+// What the processes are for: those that no option names go to dp.
+ParallelLayout layout_of(const Options& o, int n_ranks) {
+  ParallelLayout layout;
+  layout.pp = std::max(o.pp, 1);
+  layout.ep = std::max(o.ep, 1);
+  layout.dp = o.dp > 0 ? o.dp : std::max(n_ranks / layout.pp, 1);
+  layout.ranks_per_node = o.ranks_per_node;
+  for (const auto& [name, kind] : kScheduleKinds) {
+    if (name == o.pp_schedule) layout.schedule = kind;
+  }
+  return layout;
+}
+
+// One line on stderr, whichever process knows why.
+TrainResult train_with_mpi(const Options& options, ThreadPool& pool, const std::function<bool()>& stop_requested) {
+  const std::unique_ptr<Communicator> comm = join_mpi();
+  try {
+    return train_on_ranks(options.train, layout_of(options, comm->size()), *comm, pool, stop_requested);
+  } catch (const UsageError&) {  // the same in all of them
+    if (comm->rank() == 0) throw;
+    throw ToldElsewhere{2};
+  } catch (const FailedTogether& error) {
+    if (error.tells) throw;
+    throw ToldElsewhere{1};
+  } catch (const std::exception& error) {
+    comm->fail(fmt::format("rank {}: {}", comm->rank(), error.what()));
+    throw;
+  }
 }
 
 void run(Options options, const CommonOptions& common) {
@@ -67,8 +102,12 @@ void run(Options options, const CommonOptions& common) {
   train_options.sample = make_sampler(options, common);
   train_options.check = stop_when_interrupted;
   ThreadPool pool(thread_count(common));
-  const TrainResult result = train(train_options, pool, [] { return interrupted_by != 0; });
+  const auto stop_requested = [] { return interrupted_by != 0; };
+  const bool many = started_by_mpi() || options.pp > 0 || options.ep > 0 || options.dp > 0;
+  const TrainResult result =
+      many ? train_with_mpi(options, pool, stop_requested) : train(train_options, pool, stop_requested);
   if (result.stopped) throw Interrupted{};
+  if (many && !is_first_of_mpi()) throw ToldElsewhere{0};
   const std::string out = train_options.out.string();
   if (common.json) {
     nlohmann::ordered_json object{
@@ -182,6 +221,21 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--save-failure", options->save_failure,
                 "When a checkpoint cannot be written: stop, or warn and try again when the next is due")
       ->check(CLI::IsMember({"stop", "warn"}))
+      ->capture_default_str();
+  const auto ranks = CLI::Range(1, 1 << 20);
+  c->add_option("--pp", options->pp, "With mpirun: stages of the pipeline, a process each (default: 1)")->check(ranks);
+  c->add_option("--ep", options->ep, "With mpirun: processes that share a layer's experts (default: 1)")->check(ranks);
+  c->add_option("--dp", options->dp,
+                "With mpirun: processes that each have sequences of their own (default: all there are)")
+      ->check(ranks);
+  c->add_option("--ranks-per-node", options->ranks_per_node,
+                "Of those that share experts, so that rows cross once to each node (default: all on one)")
+      ->check(ranks);
+  std::vector<std::string> schedules;
+  for (const auto& each : kScheduleKinds) schedules.emplace_back(each.name);
+  c->add_option("--pp-schedule", options->pp_schedule,
+                "In what order the pipeline works: fathom plan schedule draws it")
+      ->check(CLI::IsMember(schedules))
       ->capture_default_str();
   c->add_option("--log", o.log, "One JSON object a step (default: train.jsonl under --out)")->type_name("FILE.jsonl");
   c->add_option("--sample-every", o.sample_every, "Write text every N steps");

@@ -166,6 +166,13 @@ Parameters allocate_parameters(const ModelConfig& config, bool with_bias, const 
   return p;
 }
 
+int64_t trained_floats(const ModelConfig& config) {
+  Layout sizes;
+  Parameters places;
+  take_trained(sizes, config, {}, places);
+  return sizes.used;
+}
+
 ModelWeights weight_shapes(const ModelConfig& config) {
   Layout layout{reinterpret_cast<float*>(kAlignment)};  // NOLINT(performance-no-int-to-ptr): present, though nowhere
   Parameters places;

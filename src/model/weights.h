@@ -110,6 +110,9 @@ struct WeightPart {
 // What is not in `part` is absent; weights.layers has all layers' places.
 Parameters allocate_parameters(const ModelConfig& config, bool with_bias = true, const WeightPart& part = {});
 
+// Floats of allocate_parameters(config).trained().
+int64_t trained_floats(const ModelConfig& config);
+
 // The tensors of allocate_parameters without memory behind them: for names and shapes alone, their data must not be
 // touched.
 ModelWeights weight_shapes(const ModelConfig& config);

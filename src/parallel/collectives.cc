@@ -125,6 +125,23 @@ void broadcast(const RankGroup& group, int root, std::span<std::byte> data) {
   exchange.wait();
 }
 
+std::vector<std::string> gather_texts(const RankGroup& group, const std::string& text) {
+  const auto size = static_cast<size_t>(group.size()), own = static_cast<size_t>(group.index);
+  std::vector<int64_t> lengths(size);
+  lengths[own] = std::ssize(text);
+  sum_over(group, std::span(lengths));
+  std::vector<std::string> texts;
+  std::vector<std::span<const std::byte>> sent(size);
+  std::vector<std::span<std::byte>> received(size);
+  sent[0] = std::as_bytes(std::span(text));
+  if (own == 0) {
+    for (const int64_t length : lengths) texts.emplace_back(static_cast<size_t>(length), ' ');
+    for (size_t i = 0; i < size; ++i) received[i] = std::as_writable_bytes(std::span(texts[i]));
+  }
+  all_to_all(group, sent, received).wait();
+  return texts;
+}
+
 void barrier(const RankGroup& group) {
   int64_t nothing = 0;
   sum_over(group, std::span(&nothing, 1));

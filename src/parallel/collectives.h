@@ -5,6 +5,7 @@
 #include <functional>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "parallel/communicator.h"
@@ -61,6 +62,8 @@ void sum_over(const RankGroup& group, std::span<double> values);
 void sum_over(const RankGroup& group, std::span<int64_t> values);
 // From member `root` to all.
 void broadcast(const RankGroup& group, int root, std::span<std::byte> data);
+// The texts of all members, to member 0; nothing elsewhere.
+std::vector<std::string> gather_texts(const RankGroup& group, const std::string& text);
 void barrier(const RankGroup& group);
 
 }  // namespace fathom

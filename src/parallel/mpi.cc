@@ -1,6 +1,7 @@
 #include "parallel/mpi.h"
 
 #include <cstdlib>
+#include <string_view>
 
 #include "base/error.h"
 
@@ -18,12 +19,23 @@
 
 namespace fathom {
 
-bool started_by_mpi() {
-  const char* const names[] = {"OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK"};
-  for (const char* name : names) {
-    if (std::getenv(name) != nullptr) return true;
+namespace {
+
+// Of this process, by who has started it: Open MPI's mpirun, or Slurm's srun with PMIx or PMI2.
+const char* rank_in_environment() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"}) {
+    if (const char* const rank = std::getenv(name)) return rank;
   }
-  return false;
+  return nullptr;
+}
+
+}  // namespace
+
+bool started_by_mpi() { return rank_in_environment() != nullptr; }
+
+bool is_first_of_mpi() {
+  const char* const rank = rank_in_environment();
+  return rank == nullptr || std::string_view(rank) == "0";
 }
 
 #ifndef FATHOM_MPI

@@ -10,6 +10,9 @@ namespace fathom {
 // Whether this program was started as one of several processes: by mpirun, or by srun with PMI.
 bool started_by_mpi();
 
+// Whether this is the process numbered 0, known before joining and after leaving.
+bool is_first_of_mpi();
+
 // Joins them. To be called once, before the process makes threads. Error where the program was built without MPI.
 std::unique_ptr<Communicator> join_mpi();
 

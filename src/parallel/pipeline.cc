@@ -178,6 +178,7 @@ class Runner {
     trace_.ops[active.index].end = now();
     // Its memory may go as soon as what was sent of it has gone.
     if (op.makes_weight_gradients()) sent_.push_back(Sent{Exchange(*group_.comm), op.backward});
+    if (schedule_.forward_only) sent_.push_back(Sent{Exchange(*group_.comm), op.forward});
     return true;
   }
 

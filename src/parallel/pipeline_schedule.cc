@@ -222,6 +222,22 @@ PipelineSchedule make_schedule(ScheduleKind kind, int n_ranks, int n_chunks) {
   return schedule;
 }
 
+PipelineSchedule make_forward_schedule(ScheduleKind kind, int n_ranks, int n_chunks) {
+  PipelineSchedule schedule{kind, n_ranks, n_chunks, {}, /*forward_only=*/true};
+  for (int rank = 0; rank < n_ranks; ++rank) {
+    RankList list;
+    // Of a fold the way up first, as far ahead as chunks need to come back.
+    const int ahead = kind == ScheduleKind::dualpipev ? std::min(2 * (n_ranks - 1 - rank) + 1, n_chunks) : n_chunks;
+    for (int i = 0; i < ahead; ++i) list.forward(0);
+    for (int i = ahead; i < n_chunks + ahead && kind == ScheduleKind::dualpipev; ++i) {
+      list.forward(1);
+      if (i < n_chunks) list.forward(0);
+    }
+    schedule.ops.push_back(list.take());
+  }
+  return schedule;
+}
+
 std::string schedule_text(const std::vector<PipelineOp>& ops) {
   std::string text;
   for (const PipelineOp& op : ops) {

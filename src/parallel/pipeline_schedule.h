@@ -52,12 +52,13 @@ struct PipelineSchedule {
   ScheduleKind kind;
   int n_ranks, n_chunks;                     // chunks of both directions together
   std::vector<std::vector<PipelineOp>> ops;  // [rank]
+  bool forward_only = false;                 // chunks are over behind their forward pass
 
   int n_stages() const { return kind == ScheduleKind::dualpipev ? 2 * n_ranks : n_ranks; }
   int n_directions() const { return kind >= ScheduleKind::dualpipe ? 2 : 1; }
   int stage_of(int rank, int direction) const { return direction == 0 ? rank : n_stages() - 1 - rank; }
   // Of each direction.
-  int chunks_of_direction() const { return kind == ScheduleKind::dualpipe ? n_chunks / 2 : n_chunks; }
+  int chunks_of_direction() const { return kind == ScheduleKind::dualpipe && !forward_only ? n_chunks / 2 : n_chunks; }
 };
 
 // Where a chunk that is in `direction` on a rank is one stage later (step +1) or earlier (-1): {-1, -1} for nowhere.
@@ -69,6 +70,9 @@ StagePlace neighbour(const PipelineSchedule& schedule, int rank, int direction, 
 // Error for numbers that the schedule does not exist for: dualpipe wants an even number of ranks and of chunks, and
 // both dualpipes at least two chunks a stage pair (2P and 2P).
 PipelineSchedule make_schedule(ScheduleKind kind, int n_ranks, int n_chunks);
+
+// Forward passes alone, on the stages as `kind` has them (of dualpipe in direction 0 alone): of any number of chunks.
+PipelineSchedule make_forward_schedule(ScheduleKind kind, int n_ranks, int n_chunks);
 
 // F0, B1, I0, W, FB01 (forward in direction 0, backward in 1), one behind the other.
 std::string schedule_text(const std::vector<PipelineOp>& ops);

@@ -148,7 +148,15 @@ StagePass StageWork::layer_forward(Chunk& c, Stage& s, LayerHere here, Tensor ou
   add(c.ctx, out, saved.mid, out);
 }
 
-// As loss_and_gradients() has it (model/loss.cc).
+// As loss() has it (model/loss.cc), of the main loss.
+void StageWork::head(Chunk& c, Stage& s) {
+  const Tensor losses = new_f32(c.ctx, {c.hidden.rows()});
+  head_cross_entropy(c.ctx, losses, c.hidden, s.model.weights.head, c.targets.main);
+  c.result.loss_sum = sum_of_losses(c.ctx, losses);
+  c.result.main_targets = c.targets.n_main;
+}
+
+// As loss_and_gradients() has it.
 StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
   const LossOptions& options = step_.loss;
   ModelWeights& dw = s.gradients.weights;
@@ -210,7 +218,11 @@ StagePass StageWork::forward(ChunkPass pass) {
   c.hidden = new_f32(c.ctx, {tokens, hidden});
   c.d_hidden = new_f32(c.ctx, {tokens, hidden});
   rms_norm(c.ctx, c.hidden, x, w.norm, static_cast<float>(config.rms_norm_eps), c.x_rms);
-  co_await head_and_mtp(c, s, tag);
+  if (schedule_.forward_only) {
+    head(c, s);
+  } else {
+    co_await head_and_mtp(c, s, tag);
+  }
 }
 
 // meanwhile: what may be computed while rows are on their way.

@@ -53,6 +53,7 @@ class StageWork {
   LayerHere layer(Chunk& c, Stage& s, size_t l);
   StagePass forward(ChunkPass pass);
   StagePass layer_forward(Chunk& c, Stage& s, LayerHere here, Tensor out, Tensor x, int& tag);
+  static void head(Chunk& c, Stage& s);
   StagePass head_and_mtp(Chunk& c, Stage& s, int& tag);
   StagePass backward(ChunkPass pass, bool of_input, bool of_weights);
   StagePass layer_backward_input(Chunk& c, Stage& s, LayerHere here, Tensor dx, Tensor d_out, int& tag,

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/terminal.h"
 #include "ops/adamw.h"
+#include "ops/cross_entropy.h"
 #include "train/balance.h"
 
 namespace fathom {
@@ -215,6 +216,9 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
     std::memset(stage.gradients.memory.data(), 0, stage.gradients.memory.size());
   }
   ParallelGradients result;
+  if (std::ssize(step.chunks) != state.schedule.n_chunks) {  // of a batch that grows
+    state.schedule = make_schedule(state.layout.schedule, state.layout.pp, static_cast<int>(step.chunks.size()));
+  }
   StageWork work(pool, state.schedule, state.place, state.stages, step);
   result.trace = run_pipeline(state.pipeline, state.schedule, work.work(), {.origin_s = monotonic_s()});
   result.traffic = work.traffic();
@@ -237,6 +241,23 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
   sum_over(state.all, std::span(&squares, 1));
   result.norm = std::sqrt(squares);
   return result;
+}
+
+LossResult parallel_loss(RankState& state, ThreadPool& pool, const PipelineStep& own, size_t most) {
+  // Experts on other ranks want every column to come by as often: with a token where there is nothing left.
+  PipelineStep filled = own;
+  Examples nothing;
+  nothing.sequences = {{0}};
+  nothing.next = {kNoTarget};
+  while (filled.chunks.size() < most) filled.chunks.push_back(nothing);
+  const PipelineSchedule schedule =
+      make_forward_schedule(state.layout.schedule, state.layout.pp, static_cast<int>(most));
+  StageWork work(pool, schedule, state.place, state.stages, filled);
+  run_pipeline(state.pipeline, schedule, work.work(), {.origin_s = monotonic_s()});
+  LossResult loss = work.result();
+  fill_load(loss.expert_load, state.config, false);
+  sum_losses(state.all, loss);
+  return loss;
 }
 
 bool parallel_update(RankState& state, ThreadPool& pool, int64_t step, const ExpertLoad& load, const UpdateOptions& o) {

@@ -69,6 +69,9 @@ struct ParallelGradients {
 // step. Behind it each region's own shard holds the gradient of the whole step. Collective.
 ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const PipelineStep& step);
 
+// The main loss alone of all columns' chunks, of which each may have another number up to `most`. Collective.
+LossResult parallel_loss(RankState& state, ThreadPool& pool, const PipelineStep& own, size_t most);
+
 struct UpdateOptions {
   double lr, weight_decay, beta1, beta2, eps;
   double gradient_scale = 1;

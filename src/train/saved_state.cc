@@ -104,15 +104,7 @@ void write_files(const fs::path& directory, const TrainedState& state, const Tok
     const Tensor average(state.average.memory.data(), Format::f32, {state.average.n_total});
     write_safetensors(directory / kAverage, std::vector<TensorToWrite>{{"average", average, Format::f32}});
   }
-  nlohmann::ordered_json trainer{{"step", state.step}, {"tokens", state.tokens}, {"loss", state.loss}};
-  const LossGuard& guard = state.guard;
-  trainer["loss_guard"] = {
-      {"mean", guard.mean}, {"variance", guard.variance}, {"taken", guard.taken}, {"skipped", guard.skipped}};
-  if (state.val_loss) trainer["val_loss"] = *state.val_loss;
-  if (state.lr) trainer["lr"] = *state.lr;
-  trainer["settings"] = settings;
-  write_file_atomically(directory / kTrainer, trainer.dump(1) + "\n");
-  write_file_atomically(directory / kManifest, manifest_of(directory));
+  write_trainer(directory, state, settings);
 }
 
 void rename_directory(const fs::path& from, const fs::path& to) {
@@ -136,7 +128,7 @@ void remove_checkpoint(const fs::path& directory) {
   remove_directory(removed);
 }
 
-Settings read_trainer(const fs::path& directory, TrainedState& state) {
+Settings read_numbers(const fs::path& directory, TrainedState& state) {
   const JsonDocument trainer = JsonDocument::read(directory / kTrainer, kMaxStateJson);
   Settings settings;
   simdjson::dom::object stored;
@@ -160,20 +152,32 @@ Settings read_trainer(const fs::path& directory, TrainedState& state) {
   return settings;
 }
 
+// Where in the flat trained parameters of the whole model each tensor begins.
+std::map<std::string, int64_t> flat_places(const Parameters& parameters, const ModelConfig& config) {
+  std::map<std::string, int64_t> places;
+  const float* const begin = parameters.trained().data();
+  for_each_tensor(parameters.weights, config, [&](const NamedTensor& named) {
+    if (named.trained) places.emplace(named.name, named.view.f32() - begin);
+  });
+  return places;
+}
+
 void load_moments(const fs::path& directory, TrainedState& state) {
-  const SafetensorsFile file(directory / kOptimizer);
-  const auto load = [&](const char* name, Moment& into) {
-    const StoredTensor* stored = file.find(name);
-    const bool known = stored != nullptr && (stored->format == Format::f32 || stored->format == Format::bf16);
-    if (known) into = allocate_moment(state.parameters.n_trained, *stored->format);
-    const auto bytes = static_cast<size_t>(known ? into.values.size_bytes() : 0);
-    if (!known || stored->data.size() != bytes) {
-      throw Error("{}: {} is missing or has another size than the model", file.where(), name);
-    }
-    std::memcpy(into.memory.data(), stored->data.data(), bytes);
-  };
-  load("first_moment", state.first_moment);
-  load("second_moment", state.second_moment);
+  const std::map<std::string, int64_t> places = flat_places(state.parameters, state.config);
+  int64_t n_loaded = 0;
+  for_each_moment_piece(directory, state.config, [&](const MomentPiece& piece) {
+    Moment& into = piece.second ? state.second_moment : state.first_moment;
+    if (into.memory.size() == 0) into = allocate_moment(state.parameters.n_trained, piece.values.format);
+    const Tensor to = into.values.columns(places.at(piece.name) + piece.offset, piece.values.cols());
+    if (to.format != piece.values.format) throw Error("{}: moments of two formats", printable(directory.native()));
+    std::memcpy(to.data, piece.values.data, static_cast<size_t>(to.size_bytes()));
+    n_loaded += piece.values.cols();
+  });
+  int64_t n_wanted = 0;
+  for_each_tensor(state.parameters.weights, state.config, [&](const NamedTensor& named) {
+    if (named.trained) n_wanted += 2 * named.view.size();
+  });
+  if (n_loaded != n_wanted) throw Error("{}: moments are missing", printable(directory.native()));
 }
 
 void load_average(const fs::path& directory, TrainedState& state) {
@@ -255,24 +259,125 @@ void check_free_space(const fs::path& out, const TrainedState& state) {
   }
 }
 
+fs::path begin_checkpoint(const fs::path& out, int64_t step) {
+  const fs::path partial = with_suffix(checkpoint_directory(out, step), kPartial);
+  remove_directory(partial);  // what a run that was killed left
+  make_directory(partial);
+  return partial;
+}
+
+void write_trainer(const fs::path& directory, const TrainedState& state, const Settings& settings) {
+  nlohmann::ordered_json trainer{{"step", state.step}, {"tokens", state.tokens}, {"loss", state.loss}};
+  const LossGuard& guard = state.guard;
+  trainer["loss_guard"] = {
+      {"mean", guard.mean}, {"variance", guard.variance}, {"taken", guard.taken}, {"skipped", guard.skipped}};
+  if (state.val_loss) trainer["val_loss"] = *state.val_loss;
+  if (state.lr) trainer["lr"] = *state.lr;
+  trainer["settings"] = settings;
+  write_file_atomically(directory / kTrainer, trainer.dump(1) + "\n");
+}
+
+void finish_checkpoint(const fs::path& out, int64_t step) {
+  const fs::path directory = checkpoint_directory(out, step), partial = with_suffix(directory, kPartial);
+  write_file_atomically(partial / kManifest, manifest_of(partial));
+  sync_directory(partial);
+  if (path_exists(directory)) remove_checkpoint(directory);  // a damaged one that --resume passed over
+  rename_directory(partial, directory);
+  sync_directory(directory.parent_path());
+}
+
+void drop_checkpoint(const fs::path& out, int64_t step) noexcept {
+  std::error_code ignored;
+  fs::remove_all(with_suffix(checkpoint_directory(out, step), kPartial), ignored);
+}
+
 void save_checkpoint(const fs::path& out, const TrainedState& state, const Tokenizer& tokenizer,
                      const Settings& settings) {
-  const fs::path directory = checkpoint_directory(out, state.step), partial = with_suffix(directory, kPartial);
   check_finite(state);
   check_free_space(out, state);
-  remove_directory(partial);  // what a run that was killed left
   try {
-    make_directory(partial);
-    write_files(partial, state, tokenizer, settings);
-    sync_directory(partial);
-    if (path_exists(directory)) remove_checkpoint(directory);  // a damaged one that --resume passed over
-    rename_directory(partial, directory);
+    write_files(begin_checkpoint(out, state.step), state, tokenizer, settings);
+    finish_checkpoint(out, state.step);
   } catch (...) {
-    std::error_code ignored;
-    fs::remove_all(partial, ignored);
+    drop_checkpoint(out, state.step);
     throw;
   }
-  sync_directory(directory.parent_path());
+}
+
+std::string moment_piece_name(const std::string& tensor, bool second, int64_t offset) {
+  return fmt::format("{}_moment/{}/{}", second ? "second" : "first", tensor, offset);
+}
+
+void for_each_moment_piece(const fs::path& directory, const ModelConfig& config,
+                           const std::function<void(const MomentPiece&)>& visit) {
+  const ModelWeights shapes = weight_shapes(config);
+  std::map<std::string, Tensor> tensors;
+  const float* begin = nullptr;
+  for_each_tensor(shapes, config, [&](const NamedTensor& named) {
+    if (!named.trained) return;
+    if (begin == nullptr) begin = named.view.f32();
+    tensors.emplace(named.name, named.view);
+  });
+  const auto values_of = [](const SafetensorsFile& file, const StoredTensor& stored) {
+    if (stored.format != Format::f32 && stored.format != Format::bf16) {
+      throw Error("{}: {} is neither f32 nor bf16", file.where(), printable(stored.name));
+    }
+    const auto n = static_cast<int64_t>(stored.data.size()) / format_bytes(*stored.format);
+    return Tensor(const_cast<std::byte*>(stored.data.data()), *stored.format, {n});  // NOLINT: read only
+  };
+  if (path_exists(directory / kOptimizer)) {  // of one process: all in one piece
+    const SafetensorsFile file(directory / kOptimizer);
+    for (const bool second : {false, true}) {
+      const StoredTensor* stored = file.find(second ? "second_moment" : "first_moment");
+      Tensor all;
+      if (stored != nullptr) all = values_of(file, *stored);
+      const int64_t count = trained_floats(config);
+      if (stored == nullptr || all.cols() != count) {
+        throw Error("{}: a moment is missing or has another size than the model", file.where());
+      }
+      for (const auto& [name, view] : tensors) {
+        visit({name, second, 0, all.columns(view.f32() - begin, view.size())});
+      }
+    }
+    return;
+  }
+  for (const fs::path& path : list_directory(directory)) {
+    if (!path.filename().native().starts_with(kOptimizerShard)) continue;
+    const SafetensorsFile file(path);
+    for (const StoredTensor& stored : file.tensors()) {
+      const size_t first = stored.name.find('/'), last = stored.name.rfind('/');
+      int64_t offset = -1;
+      const char* const end = stored.name.data() + stored.name.size();
+      if (last != std::string::npos) std::from_chars(stored.name.data() + last + 1, end, offset);
+      const auto found = last > first ? tensors.find(stored.name.substr(first + 1, last - first - 1)) : tensors.end();
+      const Tensor values = values_of(file, stored);
+      if (found == tensors.end() || offset < 0 || offset > found->second.size() - values.cols()) {
+        throw Error("{}: {} is no piece of a moment of this model", file.where(), printable(stored.name));
+      }
+      visit({found->first, stored.name.starts_with("second"), offset, values});
+    }
+  }
+}
+
+fs::path newest_whole_checkpoint(const fs::path& out) {
+  const std::vector<int64_t> steps = saved_steps(out);
+  for (const int64_t step : steps) {
+    const fs::path directory = checkpoint_directory(out, step);
+    try {
+      verify_checkpoint(directory);
+      return directory;
+    } catch (const Error& e) {
+      log("passing over {}: {}", printable(directory.native()), e.what());
+    }
+  }
+  throw Error("{}: none of its {} checkpoints is whole; remove them to begin anew, or give another --out",
+              printable(out.native()), steps.size());
+}
+
+TrainedState read_trainer(const fs::path& directory, const Settings& settings) {
+  TrainedState state;
+  check_settings(directory, read_numbers(directory, state), settings);
+  return state;
 }
 
 std::string remove_old_checkpoints(const fs::path& out, int64_t saved, Keep keep) {
@@ -320,9 +425,10 @@ void verify_checkpoint(const fs::path& directory) {
   if (manifest.root()["files"].get_object().get(files) != simdjson::SUCCESS) {
     throw Error("{}: has no `files`", manifest.where());
   }
-  for (const char* needed : {kTrainer, kOptimizer}) {
-    if (files[needed].error() != simdjson::SUCCESS) throw Error("{}: does not name {}", manifest.where(), needed);
-  }
+  bool has_optimizer = false;
+  for (const auto [name, entry] : files) has_optimizer |= name == kOptimizer || name.starts_with(kOptimizerShard);
+  if (files[kTrainer].error() != simdjson::SUCCESS) throw Error("{}: does not name {}", manifest.where(), kTrainer);
+  if (!has_optimizer) throw Error("{}: does not name {}", manifest.where(), kOptimizer);
   for (const auto [name, entry] : files) {
     const std::string file(name);
     uint64_t bytes = 0;
@@ -342,27 +448,15 @@ void verify_checkpoint(const fs::path& directory) {
 }
 
 TrainedState load_newest_checkpoint(const fs::path& out, const Settings& settings, ThreadPool& pool) {
-  const std::vector<int64_t> steps = saved_steps(out);
-  for (const int64_t step : steps) {
-    const fs::path directory = checkpoint_directory(out, step);
-    try {
-      verify_checkpoint(directory);
-    } catch (const Error& e) {
-      log("passing over {}: {}", printable(directory.native()), e.what());
-      continue;
-    }
-    // Its files are those that were saved: what fails now, memory for one, is no reason to fall back silently.
-    TrainedState state;
-    check_settings(directory, read_trainer(directory, state), settings);
-    LoadedModel model = load_model(directory, pool);
-    state.config = model.config;
-    state.parameters = std::move(model.parameters);
-    load_moments(directory, state);
-    load_average(directory, state);
-    return state;
-  }
-  throw Error("{}: none of its {} checkpoints is whole; remove them to begin anew, or give another --out",
-              printable(out.native()), steps.size());
+  const fs::path directory = newest_whole_checkpoint(out);
+  // Its files are those that were saved: what fails now, memory for one, is no reason to fall back silently.
+  TrainedState state = read_trainer(directory, settings);
+  LoadedModel model = load_model(directory, pool);
+  state.config = model.config;
+  state.parameters = std::move(model.parameters);
+  load_moments(directory, state);
+  load_average(directory, state);
+  return state;
 }
 
 }  // namespace fathom

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -64,6 +65,32 @@ void check_free_space(const std::filesystem::path& out, const TrainedState& stat
 // half-written left, when there is no room, writing fails, or a weight is not finite (such a model would not load).
 void save_checkpoint(const std::filesystem::path& out, const TrainedState& state, const Tokenizer& tokenizer,
                      const Settings& settings);
+
+// The steps of it, for who writes the files itself (train/sharded_state.h): a directory that is not yet a checkpoint;
+// the numbers of `state` in it, without weights and moments; and when everything is there its name and place, or
+// nothing of it.
+std::filesystem::path begin_checkpoint(const std::filesystem::path& out, int64_t step);
+void write_trainer(const std::filesystem::path& partial, const TrainedState& state, const Settings& settings);
+void finish_checkpoint(const std::filesystem::path& out, int64_t step);
+void drop_checkpoint(const std::filesystem::path& out, int64_t step) noexcept;
+// And of reading one: the newest that verifies, others named in the log and passed over; its numbers, checked against
+// `settings`.
+std::filesystem::path newest_whole_checkpoint(const std::filesystem::path& out);
+TrainedState read_trainer(const std::filesystem::path& directory, const Settings& settings);
+
+// Pieces of the two moments of a checkpoint's trained tensors, whatever process wrote them: `first` elements on from
+// `offset` of the tensor `name`. Error for files that are not such.
+struct MomentPiece {
+  std::string name;  // of the tensor
+  bool second;       // moment
+  int64_t offset;    // elements
+  Tensor values;     // [n], f32 or bf16
+};
+void for_each_moment_piece(const std::filesystem::path& directory, const ModelConfig& config,
+                           const std::function<void(const MomentPiece&)>& visit);
+// How a piece is called in a file of its own: "first_moment/NAME/OFFSET".
+std::string moment_piece_name(const std::string& tensor, bool second, int64_t offset);
+inline constexpr const char* kOptimizerShard = "optimizer-";  // files that hold them begin so
 
 // Removes those up to step `saved` that `keep` does not name; later ones were passed over as damaged, and must not push
 // it out. What could not be removed is returned as a line, empty where nothing failed.

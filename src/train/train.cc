@@ -10,15 +10,14 @@
 #include "base/terminal.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
-#include "model/examples.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
 #include "ops/machine.h"
-#include "text/dataset.h"
 #include "train/balance.h"
 #include "train/decay.h"
 #include "train/memory_check.h"
 #include "train/metrics.h"
+#include "train/reading.h"
 #include "train/report.h"
 #include "train/saver.h"
 #include "train/tensorboard.h"
@@ -116,50 +115,6 @@ TrainedState initial_state(const TrainOptions& o, const ModelConfig& config, Thr
   return state;
 }
 
-void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer& tokenizer) {
-  if (tokenizer.vocab_size() > config.vocab_size) {
-    throw Error("vocabulary mismatch: the tokenizer has {} ids and the model a vocab_size of {}; raise vocab_size",
-                tokenizer.vocab_size(), config.vocab_size);
-  }
-  for (const auto& [name, seq_len] :
-       {std::pair("--seq-len", o.seq_len), std::pair("--extend-seq-len", o.extend_seq_len)}) {
-    if (seq_len > config.max_position_embeddings) {
-      throw UsageError("train: {} {} is above the model's max_position_embeddings {}", name, seq_len,
-                       config.max_position_embeddings);
-    }
-  }
-}
-
-// Of the data, before it is kept.
-void check_length(const TrainOptions& o, int64_t n_ids) {
-  for (const auto& [name, seq_len] :
-       {std::pair("--seq-len", o.seq_len), std::pair("--extend-seq-len", o.extend_seq_len)}) {
-    if (n_ids > seq_len) continue;
-    throw Error("{}: the data has {} ids, a sequence of {} {} needs {}", printable(o.data[0].native()), n_ids, name,
-                seq_len, seq_len + 1);
-  }
-}
-
-// What is learned from and what is not, tokenized into OUT/data where it is text.
-struct Data {
-  TokenDataset train;
-  TokenIds val;  // as it is written, without filling in
-};
-Data open_data(const TrainOptions& o, const Tokenizer& tokenizer, ThreadPool& pool) {
-  TokenizeOptions options;
-  options.tokenizer_name = (o.tokenizer.empty() ? o.init : fs::path(o.tokenizer)).string();
-  options.check = o.check;
-  options.seed = o.seed;
-  options.fim_rate = o.fim_rate;
-  options.accept = [&](int64_t n_ids) { check_length(o, n_ids); };
-  Data data{open_training_data(tokenizer, o.data, o.out / "data/train", options, pool), {}};
-  if (o.val_data.empty()) return data;
-  options.fim_rate = 0;
-  options.accept = [&](int64_t n_ids) { sequential_windows(n_ids, o.seq_len); };
-  data.val = open_training_data(tokenizer, o.val_data, o.out / "data/val", options, pool).ids;
-  return data;
-}
-
 // A sample as a block of lines fit for a terminal.
 std::string indented(std::string_view text) {
   std::string block;
@@ -171,29 +126,13 @@ std::string indented(std::string_view text) {
   return block;
 }
 
-// A stretch of the run whose sequences have one length.
-struct Phase {
-  int64_t seq_len, micro_batch;
-  WindowSampler sampler;
-  std::vector<Window> val_windows;
-};
-
-Phase make_phase(const TrainOptions& o, int64_t seq_len, const TokenIds& ids, const TokenIds& val_ids) {
-  const int64_t micro_batch = (o.micro_batch > 0 ? o.micro_batch : o.batch_size) * o.seq_len / seq_len;
-  Phase phase{seq_len, micro_batch, WindowSampler(ids.size(), seq_len, o.seed), {}};
-  if (!o.val_data.empty()) phase.val_windows = sequential_windows(val_ids.size(), seq_len);
-  return phase;
-}
-
 // Everything that a step works on.
 struct Run {
   const TrainOptions& options;
   const std::function<bool()>& stop_requested;
   Context ctx;
   const Tokenizer& tokenizer;
-  const TokenIds& ids;
-  const TokenIds& val_ids;
-  const std::vector<Phase>& phases;  // one, or a second after step extend_at
+  const Reading& reading;
   const std::vector<int32_t>& prompt;
   TrainedState state;
   Model model;  // views of state.parameters
@@ -201,9 +140,7 @@ struct Run {
   std::vector<DecayRun> decay;
   LossOptions loss;
   Balance balance;
-  BatchSizes batch_sizes;  // in sequences of seq_len
-  int32_t separator;       // of documents, where they are masked
-  Arena scratch{};         // of what is made again
+  Arena scratch{};  // of what is made again
   double begin_s = 0, measured_peak = 0;
   double seconds_before = 0;            // of training, before a --resume
   int64_t last_taken = 0;               // step, of this process
@@ -212,9 +149,6 @@ struct Run {
   std::optional<uint64_t> state_sum{};  // of what the last update left, where that is checked
   bool changed = false;                 // it is not what it was
 
-  const Phase& phase(int64_t step) const {
-    return phases.size() > 1 && step > options.extend_at ? phases[1] : phases[0];
-  }
   // Of the machine, a second; 0 in the first seconds, so that a short run does not wait for the measurement.
   double peak_flops() {
     if (measured_peak == 0 && monotonic_s() - begin_s > kSecondsBeforePeak) {
@@ -222,50 +156,15 @@ struct Run {
     }
     return measured_peak;
   }
-  // Of a step, counted over all steps: where sequences have another length, so many that the tokens stay the same.
-  struct Sequences {
-    int64_t first, n;
-  };
-  Sequences sequences(int64_t step) const {
-    const int64_t from = options.seq_len, to = phase(step).seq_len;
-    return {(batch_sizes.before(step) * from + to - 1) / to, batch_sizes.of(step) * from / to};
-  }
 };
-
-// Windows [first, first + n) of a step's, or of the validation's.
-Examples cut_windows(const Run& run, int64_t first, int64_t n, const std::function<Window(int64_t)>& window,
-                     const TokenIds& ids) {
-  Examples examples;
-  std::vector<int32_t> of_window;
-  for (int64_t i = first; i < first + n; ++i) {
-    const Window w = window(i);
-    of_window.resize(static_cast<size_t>(w.n_ids));
-    ids.copy(w.start, of_window);
-    add_window(examples, of_window, run.separator);
-  }
-  return examples;
-}
 
 // Loss and gradient of the step's batch, micro-batch by micro-batch. Nothing when it is told to stop between two.
 std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
-  const Phase& phase = run.phase(step);
-  const Run::Sequences all = run.sequences(step);
-  std::vector<Examples> parts;
-  int64_t n_main = 0, n_mtp = 0, n_sequences = 0;
-  for (int64_t first = 0; first < all.n; first += phase.micro_batch) {
-    const auto window = [&](int64_t i) { return Window{phase.sampler.start(all.first + i), phase.seq_len + 1}; };
-    parts.push_back(cut_windows(run, first, std::min(phase.micro_batch, all.n - first), window, run.ids));
-    n_main += parts.back().n_main;
-    n_mtp += count_mtp_targets(parts.back().sequences, std::ssize(run.model.weights.mtp));
-    n_sequences += parts.back().n_sequences();
-  }
   const TrainOptions& o = run.options;
   LossOptions loss = run.loss;
   if (loss.mtp_weight > 0 && o.mtp_late_at > 0 && step > o.mtp_late_at) loss.mtp_weight = o.mtp_weight_late;
-  const auto per = [](int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; };
-  loss.main_scale = per(n_main);
-  loss.mtp_scale = per(n_mtp);
-  loss.balance_scale = per(loss.balance_over_batch ? static_cast<int64_t>(parts.size()) : n_sequences);
+  const std::vector<Examples> parts = step_examples(run.reading, step);
+  set_scales(loss, parts, std::ssize(run.model.weights.mtp));
   std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
   LossResult total;
   for (const Examples& part : parts) {
@@ -314,18 +213,12 @@ Model averaged(const Run& run) {
 // Mean main loss over the validation windows of the step's length: all after the last step, before it `val_sequences`
 // of them spread evenly.
 LossResult validation_loss(Run& run, const Model& model, int64_t step) {
-  const Phase& phase = run.phase(step);
-  const auto n = static_cast<int64_t>(phase.val_windows.size());
-  const int64_t limit = run.options.val_sequences;
-  const int64_t used = step == run.options.steps || limit == 0 ? n : std::min(n, limit);
   LossResult total;
-  for (int64_t first = 0; first < used; first += phase.micro_batch) {
+  for_each_validation(run.reading, step, [&](const Examples& part) {
     const ArenaScope scope(run.ctx.arena);
-    const auto window = [&](int64_t i) { return phase.val_windows[static_cast<size_t>(i * n / used)]; };
-    const Examples part = cut_windows(run, first, std::min(phase.micro_batch, used - first), window, run.val_ids);
-    const auto [batch, targets] = make_example(run.ctx, part);
-    total += loss(run.ctx, model, batch, targets, {});
-  }
+    const Example example = make_example(run.ctx, part);
+    total += loss(run.ctx, model, example.batch, example.targets, {});
+  });
   return total;
 }
 
@@ -345,7 +238,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   m.grad_norm = std::sqrt(sum_of_squares(run.ctx, run.gradients.trained()));
   LossGuard& guard = run.state.guard;
   // The losses of longer sequences, whose far positions are new to the model, are no spikes of those before.
-  if (run.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
+  if (run.reading.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
   run.state.step = step;
   run.state.lr = m.lr;
   run.changed = run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state);
@@ -373,7 +266,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
   if (const double peak = run.peak_flops(); peak > 0) {
     const bool with_mtp = loss.mtp_targets > 0;
-    m.mfu = m.tokens_per_s * training_flops_a_token(run.state.config, run.phase(step).seq_len, with_mtp) / peak;
+    m.mfu = m.tokens_per_s * training_flops_a_token(run.state.config, run.reading.phase(step).seq_len, with_mtp) / peak;
   }
   m.max_violation = max_violation(loss.expert_load);
 
@@ -383,7 +276,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     m.layer_violations = max_violations(loss.expert_load);
     m.bias_ranges = bias_ranges(run.model.weights);
   }
-  if (run.val_ids.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
+  if (run.reading.data.val.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
     const LossResult validation = validation_loss(run, run.model, step);
     m.val_loss = run.state.val_loss = validation.loss();
     m.val_layer_violations = max_violations(validation.expert_load);
@@ -472,12 +365,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
                      printable(options.out.native()));
   }
-  const Data data = open_data(options, tokenizer, pool);
-  std::vector<Phase> phases = {make_phase(options, options.seq_len, data.train.ids, data.val)};
-  if (options.extend_seq_len > 0) {
-    phases.push_back(make_phase(options, options.extend_seq_len, data.train.ids, data.val));
-  }
-  const Settings settings = settings_of(options, config, data.train.info, balance, alpha);
+  const Reading reading = open_reading(options, tokenizer, pool);
+  const Settings settings = settings_of(options, config, reading.data.train.info, balance, alpha);
   if (begun && options.resume)
     log("no checkpoint under {}, starting at the beginning", printable(options.out.native()));
   TrainedState state = begun ? std::move(*begun) : load_newest_checkpoint(options.out, settings, pool);
@@ -500,19 +389,14 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
           .stop_requested = stop_requested,
           .ctx = {pool, arena},
           .tokenizer = tokenizer,
-          .ids = data.train.ids,
-          .val_ids = data.val,
-          .phases = phases,
+          .reading = reading,
           .prompt = prompt,
           .state = std::move(state),
           .model = {},
           .gradients = {},
           .decay = {},
           .loss = {},
-          .balance = balance,
-          .batch_sizes = {options.batch_start, options.batch_size, options.batch_ramp,
-                          std::max<int64_t>(options.micro_batch, 1)},
-          .separator = options.mask_documents ? tokenizer.eos_id() : kNoSeparator};
+          .balance = balance};
   run.model = make_model(run.state.config, run.state.parameters.weights);
   run.model.precision = options.precision;
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
@@ -524,7 +408,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   run.loss.scratch = &run.scratch;
   const ParameterCount count = count_parameters(run.state.config);
   log("{} parameters, {} active a token; {} tokens of text; {} threads", human_count(static_cast<double>(count.total)),
-      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(data.train.ids.size())),
+      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(reading.data.train.ids.size())),
       pool.size());
 
   if (options.lr.warmup > options.steps) {

@@ -1,0 +1,327 @@
+#include "train/parallel_train.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/terminal.h"
+#include "checkpoint/hf_config.h"
+#include "checkpoint/hf_model.h"
+#include "ops/machine.h"
+#include "train/balance.h"
+#include "train/metrics.h"
+#include "train/reading.h"
+#include "train/report.h"
+#include "train/sharded_state.h"
+#include "train/tensorboard.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+// What one process can and many cannot yet.
+void check_supported(const TrainOptions& o) {
+  const std::pair<bool, const char*> unsupported[] = {{o.recompute != Recompute::none, "--recompute"},
+                                                      {o.ema_decay > 0, "--ema-decay"},
+                                                      {o.check_memory, "--check-memory"},
+                                                      {o.sample_every > 0, "--sample-every"},
+                                                      {o.saver.mode == SaveMode::async, "--save-mode async"},
+                                                      {o.saver.on_failure == SaveFailure::warn, "--save-failure warn"}};
+  for (const auto& [given, name] : unsupported) {
+    if (given) throw UsageError("train: {} is for one process; leave it out with several", name);
+  }
+}
+
+ModelConfig config_of_run(const TrainOptions& o, const Tokenizer& tokenizer) {
+  ModelConfig config = read_model_config(o.init.empty() ? o.model_config : o.init);
+  config.weight_block_rows = config.weight_block_cols = 0;  // trained weights are f32
+  if (config.bos_token_id < 0) config.bos_token_id = tokenizer.bos_id();
+  if (config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) config.eos_token_ids = {tokenizer.eos_id()};
+  return config;
+}
+
+struct ParallelRun {
+  const TrainOptions& options;
+  RankState& ranks;
+  ThreadPool& pool;
+  const Reading& reading;
+  LossOptions loss;
+  Balance balance;
+  TrainedState numbers;  // without weights and moments, which are in `ranks`
+  double begin_s = 0, seconds_before = 0;
+  bool not_finite = false, broken = false;
+  int64_t last_taken = 0;
+};
+
+// This column's micro-batches of a step, and scales for the mean over all of them.
+PipelineStep step_of_column(const ParallelRun& run, int64_t step) {
+  const TrainOptions& o = run.options;
+  PipelineStep part{{}, run.loss};
+  if (part.loss.mtp_weight > 0 && o.mtp_late_at > 0 && step > o.mtp_late_at) part.loss.mtp_weight = o.mtp_weight_late;
+  std::vector<Examples> all = step_examples(run.reading, step);
+  set_scales(part.loss, all, run.ranks.config.num_nextn_predict_layers);
+  const int64_t each = std::ssize(all) / run.ranks.layout.width(), first = each * run.ranks.column;
+  for (int64_t i = first; i < first + each; ++i) part.chunks.push_back(std::move(all[static_cast<size_t>(i)]));
+  return part;
+}
+
+LossResult validation_loss(ParallelRun& run, int64_t step) {
+  std::vector<Examples> all;
+  for_each_validation(run.reading, step, [&](const Examples& part) { all.push_back(part); });
+  // Dealt out to the columns; each column's pipeline reads what it gets.
+  const int width = run.ranks.layout.width();
+  PipelineStep own{{}, {}};
+  for (size_t i = static_cast<size_t>(run.ranks.column); i < all.size(); i += static_cast<size_t>(width)) {
+    own.chunks.push_back(std::move(all[i]));
+  }
+  const auto most = static_cast<size_t>((std::ssize(all) + width - 1) / width);
+  return parallel_loss(run.ranks, run.pool, own, most);
+}
+
+StepMetrics train_step(ParallelRun& run, int64_t step) {
+  const TrainOptions& o = run.options;
+  const double begin_s = monotonic_s();
+  const PipelineStep part = step_of_column(run, step);
+  const ParallelGradients gradients = parallel_gradients(run.ranks, run.pool, part);
+  const LossResult& loss = gradients.loss;
+  StepMetrics m;
+  m.step = step;
+  m.steps = o.steps;
+  m.loss = loss.loss();
+  if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
+  m.lr = learning_rate(o.lr, step);
+  m.grad_norm = gradients.norm;
+  LossGuard& guard = run.numbers.guard;
+  if (run.reading.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
+  run.numbers.step = step;
+  run.numbers.lr = m.lr;
+  run.not_finite = !std::isfinite(m.loss) || !std::isfinite(loss.mtp_loss()) || !std::isfinite(m.grad_norm);
+  // All ranks have the same numbers, so that they skip together.
+  std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations);
+  if (!why.empty()) {
+    ++guard.skipped;
+    if (run.ranks.all.index == 0) log("step {}: skipped: {}", step, why);
+    m.skipped = std::move(why);
+  } else {
+    const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
+    run.broken =
+        !parallel_update(run.ranks, run.pool, step, loss.expert_load,
+                         {.lr = m.lr,
+                          .weight_decay = o.weight_decay,
+                          .beta1 = o.beta1,
+                          .beta2 = o.beta2,
+                          .eps = o.eps,
+                          .gradient_scale = o.clip > 0 && m.grad_norm > o.clip ? o.clip / m.grad_norm : 1,
+                          .bias_update_speed = run.balance == Balance::bias && !frozen ? o.bias_update_speed : 0});
+    run.last_taken = step;
+    count_taken(guard, m.loss);
+    run.numbers.tokens += loss.main_targets;
+    run.numbers.loss = m.loss;
+  }
+  m.tokens = run.numbers.tokens;
+  m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
+  m.max_violation = max_violation(loss.expert_load);
+  const bool last = step == o.steps;
+  constexpr int64_t kLoadSnapshots = 60;
+  if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) {
+    m.expert_load = loss.expert_load;
+    m.layer_violations = max_violations(loss.expert_load);
+  }
+  if (run.reading.data.val.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
+    const LossResult validation = validation_loss(run, step);
+    m.val_loss = run.numbers.val_loss = validation.loss();
+    m.val_layer_violations = max_violations(validation.expert_load);
+    m.val_max_violation = max_violation(validation.expert_load);
+  }
+  m.seconds = run.seconds_before + monotonic_s() - run.begin_s;
+  return m;
+}
+
+[[noreturn]] void give_up(const ParallelRun& run, int64_t step, const std::string& why) {
+  const int64_t good = checkpoint_before(run.options.out, run.last_taken);
+  throw Error("step {}: {}. {}: try a lower --lr, or a longer --warmup", step, why,
+              good > 0 ? fmt::format("The last good checkpoint is {}",
+                                     printable(checkpoint_directory(run.options.out, good).native()))
+                       : "No good checkpoint was saved before");
+}
+
+// Every step's micro-batches must be the same number in every column.
+void check_all_steps(const TrainOptions& o, const ParallelLayout& layout, const ModelConfig& config,
+                     const Reading& reading) {
+  int64_t checked_n = -1, checked_size = -1;
+  for (int64_t step = 1; step <= o.steps; ++step) {
+    const int64_t n = reading.sequences(step).n, size = reading.phase(step).micro_batch;
+    if (n == checked_n && size == checked_size) continue;
+    check_layout(layout, layout.n_ranks(), config, n, size);
+    checked_n = n;
+    checked_size = size;
+  }
+}
+
+}  // namespace
+
+TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layout, Communicator& comm,
+                           ThreadPool& pool, const std::function<bool()>& stop_requested) {
+  TrainOptions options = given;
+  options.lr.steps = options.steps;
+  if (options.micro_batch == 0) options.micro_batch = 1;
+  check_options(options);
+  check_files(options);
+  check_supported(options);
+  const double begin_s = monotonic_s();
+  const bool is_first = comm.rank() == 0;
+  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
+  const ModelConfig config = config_of_run(options, tokenizer);
+  check_fit(options, config, tokenizer);
+  check_layout(layout, comm.size(), config, options.batch_size, options.micro_batch);
+  if (options.mask_documents && tokenizer.eos_id() < 0) {
+    throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
+  }
+  if (!options.resume && has_checkpoints(options.out)) {
+    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
+                     printable(options.out.native()));
+  }
+  const Balance balance = resolve_balance(options, config);
+  const bool is_aux = balance == Balance::aux || balance == Balance::aux_batch;
+  const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : is_aux ? 1e-3 : 0;
+
+  // One of them makes the data, the others find it made.
+  std::vector<int> ranks(static_cast<size_t>(comm.size()));
+  for (size_t r = 0; r < ranks.size(); ++r) ranks[r] = static_cast<int>(r);
+  const RankGroup all = make_group(comm, ranks, 0);
+  std::optional<NewDirectory> made;
+  std::optional<DirectoryLock> alone;
+  std::optional<Reading> reading;
+  std::string failed;
+  for (const bool turn_of_first : {true, false}) {
+    if (is_first == turn_of_first) {
+      try {
+        if (is_first) {
+          made.emplace(options.out);
+          alone.emplace(options.out);
+        }
+        reading.emplace(open_reading(options, tokenizer, pool));
+        check_all_steps(options, layout, config, *reading);
+      } catch (const std::exception& error) {
+        failed = error.what();
+      }
+    }
+    fail_together(all, failed);
+  }
+  const Settings settings = settings_of(options, config, reading->data.train.info, balance, alpha);
+
+  const auto n_chunks = static_cast<int>(count_micro_batches(*reading, 1) / layout.width());
+  const std::unique_ptr<RankState> state =
+      make_rank_state(comm, layout, config, n_chunks, options.moments, options.precision);
+  ParallelRun run{.options = options,
+                  .ranks = *state,
+                  .pool = pool,
+                  .reading = *reading,
+                  .loss = {},
+                  .balance = balance,
+                  .numbers = {}};
+  run.loss.mtp_weight = config.num_nextn_predict_layers > 0 ? options.mtp_weight : 0;
+  run.loss.balance_alpha = alpha;
+  run.loss.balance_over_batch = balance == Balance::aux_batch;
+  if (options.resume && has_checkpoints(options.out)) {
+    int64_t step = 0;
+    if (is_first) {
+      try {
+        step = read_trainer(newest_whole_checkpoint(options.out), settings).step;
+      } catch (const std::exception& error) {
+        failed = error.what();
+      }
+    }
+    fail_together(all, failed);
+    broadcast(all, 0, std::as_writable_bytes(std::span(&step, 1)));
+    const fs::path directory = checkpoint_directory(options.out, step);
+    run.numbers = read_trainer(directory, settings);
+    load_sharded_checkpoint(directory, *state, pool);
+    if (is_first) log("resuming after step {}", step);
+  } else if (!options.init.empty()) {
+    load_sharded_model(options.init, *state, pool);
+  } else {
+    for (Stage& stage : state->stages) initialize(stage.parameters, config, options.seed);
+  }
+  if (run.numbers.step > options.steps) {
+    throw UsageError("train: the checkpoint is of step {}, --steps is {}", run.numbers.step, options.steps);
+  }
+
+  const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
+  std::optional<MetricsLog> metrics_log;
+  std::optional<TensorboardLog> tensorboard;
+  if (is_first) {
+    remove_leftovers(options.out);
+    metrics_log.emplace(log_path, run.numbers.step);
+    if (!options.tensorboard.empty()) tensorboard.emplace(options.tensorboard, run.numbers.step + 1);
+    const ParameterCount count = count_parameters(config);
+    log("{} parameters, {} active a token; {} tokens of text; {} ranks: {} stages, {} columns, experts over {}",
+        human_count(static_cast<double>(count.total)), human_count(static_cast<double>(count.active)),
+        human_count(static_cast<double>(reading->data.train.ids.size())), comm.size(), state->schedule.n_stages(),
+        layout.width(), layout.ep);
+    run.seconds_before = metrics_log->seconds_before();
+  }
+  run.begin_s = monotonic_s();
+  TrainResult result;
+  std::optional<Progress> progress;
+  if (is_first) progress.emplace("training", options.steps, run.numbers.step);
+  const auto save = [&] {
+    const double from_s = monotonic_s();
+    save_sharded_checkpoint(options.out, *state, run.numbers, tokenizer, settings);
+    if (!is_first) return;
+    log("step {}: saved in {:.2f} s", run.numbers.step, monotonic_s() - from_s);
+    const std::string trouble = remove_old_checkpoints(options.out, run.numbers.step, options.saver.keep);
+    if (!trouble.empty()) log("{}", trouble);
+  };
+  for (int64_t step = run.numbers.step + 1; step <= options.steps; ++step) {
+    const StepMetrics m = train_step(run, step);
+    if (is_first) {
+      try {
+        metrics_log->write(m);
+        if (tensorboard) tensorboard->write(m);
+      } catch (const Error& error) {
+        failed = error.what();
+      }
+    }
+    fail_together(all, failed);
+    if (run.broken) give_up(run, step, "it left weights or moments that are not finite");
+    if (m.skipped && run.numbers.guard.skipped > options.max_skips) {
+      give_up(run, step, fmt::format("{}; it is skipped number {} in a row", *m.skipped, run.numbers.guard.skipped));
+    }
+    if (is_first && m.val_loss) {
+      log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
+    }
+    if (progress) progress->update(step, fmt::format("loss {:.4f} {:.0f} tok/s", m.loss, m.tokens_per_s));
+    // A signal may have come to some of them only, or to each in another step.
+    int64_t stops = stop_requested && stop_requested() && step < options.steps ? 1 : 0;
+    sum_over(all, std::span(&stops, 1));
+    result.stopped = stops > 0;
+    const bool due = options.save_every > 0 && step % options.save_every == 0 && !m.skipped;
+    if (due || result.stopped || step == options.steps) {
+      if (is_first) metrics_log->sync();
+      save();
+    }
+    if (result.stopped) break;
+  }
+  if (progress) progress->finish();
+  if (result.stopped) {
+    if (is_first) log("stopped after step {}; go on with --resume", run.numbers.step);
+  } else {
+    save_sharded_model(options.out, *state, tokenizer, options.save_format);
+    if (is_first && fs::is_regular_file(log_path)) {
+      write_file_atomically(options.out / "report.html", training_report(read_metrics(log_path), config, settings));
+    }
+    barrier(all);
+  }
+  result.step = run.numbers.step;
+  result.tokens = run.numbers.tokens;
+  result.loss = run.numbers.loss;
+  result.val_loss = run.numbers.val_loss;
+  result.seconds = monotonic_s() - begin_s;
+  return result;
+}
+
+}  // namespace fathom

@@ -1,0 +1,243 @@
+#include "train/sharded_state.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "checkpoint/hf_model.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/shards.h"
+
+namespace fathom {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Where a trained tensor of a stage lies among its flat parameters.
+struct FlatTensor {
+  std::string name;
+  size_t begin, size;
+};
+std::vector<FlatTensor> flat_tensors(const Stage& stage, const ModelConfig& config) {
+  std::vector<FlatTensor> tensors;
+  const float* const begin = stage.parameters.trained().data();
+  for_each_tensor(stage.parameters.weights, config, [&](const NamedTensor& named) {
+    if (!named.trained) return;
+    tensors.push_back(
+        {named.name, static_cast<size_t>(named.view.f32() - begin), static_cast<size_t>(named.view.size())});
+  });
+  return tensors;
+}
+
+// The ranks that hold all of a stage but embedding and experts.
+const RankGroup& holders_of_stage(const RankState& state, size_t direction) {
+  const auto begin = static_cast<size_t>(state.stages[direction].parameters.n_embed);
+  const auto found = std::find_if(state.regions.begin(), state.regions.end(), [&](const Region& region) {
+    return region.direction == direction && region.begin == begin;
+  });
+  FATHOM_CHECK(found != state.regions.end());
+  return found->holders;
+}
+
+// The ranks that have a tensor under its name.
+const RankGroup& holders_of(const RankState& state, size_t direction, const TensorToWrite& tensor) {
+  const Parameters& parameters = state.stages[direction].parameters;
+  const bool is_embedding = tensor.view.data == parameters.weights.embed.data;
+  // An MTP module's copy of the embedding is a tensor of the last stage.
+  if (is_embedding && tensor.name != "model.embed_tokens.weight") return holders_of_stage(state, direction);
+  const auto at = static_cast<size_t>(static_cast<const float*>(tensor.view.data) - parameters.trained().data());
+  for (const Region& region : state.regions) {
+    const bool is_here = region.direction == direction || (is_embedding && region.twin == direction);
+    if (is_here && at >= region.begin && at < region.begin + region.size) return region.holders;
+  }
+  return holders_of_stage(state, direction);  // biases, which are not trained
+}
+
+void check_finite(const RankState& state, int64_t step) {
+  for (const Stage& stage : state.stages) {
+    for_each_tensor(stage.parameters.weights, state.config, [&](const NamedTensor& named) {
+      for (int64_t r = 0; r < named.view.rows(); ++r) {
+        const std::span row(named.view.f32_row(r), static_cast<size_t>(named.view.cols()));
+        if (std::ranges::all_of(row, [](float x) { return std::isfinite(x); })) continue;
+        throw Error("{} is not finite after step {}", named.name, step);
+      }
+    });
+  }
+}
+
+// `work`, and then all ranks go on or fail together.
+template <class Work>
+void together(const RankGroup& all, const Work& work) {
+  std::string failed;
+  try {
+    work();
+  } catch (const std::exception& error) {
+    failed = error.what();
+    if (failed.empty()) failed = "unknown";
+  }
+  fail_together(all, failed);
+}
+
+std::string optimizer_name(int rank) { return fmt::format("{}{:05d}.safetensors", kOptimizerShard, rank); }
+
+std::vector<TensorToWrite> moments_of_rank(const RankState& state) {
+  std::vector<TensorToWrite> pieces;
+  for (const Region& region : state.regions) {
+    const size_t begin = region.begin + region.own.begin, end = region.begin + region.own.end;
+    for (const FlatTensor& tensor : flat_tensors(state.stages[region.direction], state.config)) {
+      const size_t from = std::max(begin, tensor.begin), to = std::min(end, tensor.begin + tensor.size);
+      if (from >= to) continue;
+      for (const bool second : {false, true}) {
+        const Moment& moment = second ? region.second_moment : region.first_moment;
+        const Tensor values =
+            moment.values.columns(static_cast<int64_t>(from - begin), static_cast<int64_t>(to - from));
+        pieces.push_back(
+            {moment_piece_name(tensor.name, second, static_cast<int64_t>(from - tensor.begin)), values, values.format});
+      }
+    }
+  }
+  return pieces;
+}
+
+// All ranks' tensors as one model; files go under their names at once, config.json comes last.
+void write_model(const fs::path& directory, const RankState& state, Format format) {
+  const std::vector<TensorToWrite> tensors = tensors_of_rank(state, format);
+  const std::vector<std::string> names = shard_names(static_cast<size_t>(state.all.size()));
+  std::string told;
+  together(state.all, [&] {
+    write_safetensors(directory / names[static_cast<size_t>(state.all.index)], tensors);
+    nlohmann::json sizes = nlohmann::json::array();
+    for (const TensorToWrite& t : tensors) sizes.push_back({t.name, t.view.size() * format_bytes(t.format)});
+    told = sizes.dump();
+  });
+  const std::vector<std::string> texts = gather_texts(state.all, told);
+  together(state.all, [&] {
+    if (state.all.index != 0) return;
+    std::vector<StoredSize> sizes;
+    std::vector<size_t> shards;
+    for (const std::string& text : texts) {
+      const nlohmann::json of_rank = nlohmann::json::parse(text);
+      shards.push_back(of_rank.size());
+      for (const auto& entry : of_rank) sizes.push_back({entry[0], entry[1]});
+    }
+    commit_model(directory, state.config, format, {}, names, index_json(sizes, shards));
+  });
+}
+
+}  // namespace
+
+void fail_together(const RankGroup& all, const std::string& failed) {
+  // The first that failed speaks for all.
+  std::vector<int64_t> flags(static_cast<size_t>(all.size()));
+  flags[static_cast<size_t>(all.index)] = failed.empty() ? 0 : 1;
+  sum_over(all, std::span(flags));
+  const auto first = std::find(flags.begin(), flags.end(), 1) - flags.begin();
+  if (first == std::ssize(flags)) return;
+  throw FailedTogether(first == all.index ? failed : fmt::format("rank {} failed", first), first == all.index);
+}
+
+std::vector<TensorToWrite> tensors_of_rank(const RankState& state, Format format) {
+  std::vector<TensorToWrite> own;
+  std::set<std::string> seen;  // of the embedding that both stages have
+  for (size_t d = 0; d < state.stages.size(); ++d) {
+    for (const TensorToWrite& tensor : tensors_to_save(state.config, state.stages[d].parameters.weights, format)) {
+      const RankGroup& holders = holders_of(state, d, tensor);
+      const uint64_t choice = XXH3_64bits(tensor.name.data(), tensor.name.size());
+      const auto writer = static_cast<int>(choice % static_cast<uint64_t>(holders.size()));
+      if (writer == holders.index && seen.insert(tensor.name).second) own.push_back(tensor);
+    }
+  }
+  return own;
+}
+
+void save_sharded_model(const fs::path& directory, const RankState& state, const Tokenizer& tokenizer, Format format) {
+  together(state.all, [&] {
+    if (state.all.index == 0) {
+      make_directory(directory);
+      tokenizer.save(directory);  // before the model, whose config.json comes last
+    }
+  });
+  write_model(directory, state, format);
+}
+
+void save_sharded_checkpoint(const fs::path& out, const RankState& state, const TrainedState& numbers,
+                             const Tokenizer& tokenizer, const Settings& settings) {
+  const int64_t step = numbers.step;
+  const bool is_first = state.all.index == 0;
+  try {
+    fs::path partial = checkpoint_directory(out, step);
+    partial += ".partial";
+    together(state.all, [&] {
+      check_finite(state, step);
+      if (is_first) FATHOM_CHECK(begin_checkpoint(out, step) == partial);
+    });
+    save_sharded_model(partial, state, tokenizer, Format::f32);
+    together(state.all, [&] { write_safetensors(partial / optimizer_name(state.all.index), moments_of_rank(state)); });
+    together(state.all, [&] {
+      if (!is_first) return;
+      write_trainer(partial, numbers, settings);
+      finish_checkpoint(out, step);
+    });
+  } catch (...) {
+    if (is_first) drop_checkpoint(out, step);
+    throw;
+  }
+}
+
+void load_sharded_model(const fs::path& path, RankState& state, ThreadPool& pool) {
+  together(state.all, [&] {
+    for (Stage& stage : state.stages) {
+      LoadedModel loaded = load_model(path, pool, stage.part);
+      if (loaded.parameters.n_total != stage.parameters.n_total) {
+        throw Error("{}: is another model than the run's", printable(path.native()));
+      }
+      std::ranges::copy(loaded.parameters.all(), stage.parameters.all().begin());
+    }
+  });
+}
+
+void load_sharded_checkpoint(const fs::path& directory, RankState& state, ThreadPool& pool) {
+  load_sharded_model(directory, state, pool);
+  together(state.all, [&] {
+    std::vector<std::map<std::string, FlatTensor>> tensors;
+    for (const Stage& stage : state.stages) {
+      auto& of_stage = tensors.emplace_back();
+      for (FlatTensor& tensor : flat_tensors(stage, state.config)) of_stage.emplace(tensor.name, tensor);
+    }
+    size_t n_loaded = 0, n_wanted = 0;
+    for_each_moment_piece(directory, state.config, [&](const MomentPiece& piece) {
+      for (Region& region : state.regions) {
+        const auto found = tensors[region.direction].find(piece.name);
+        if (found == tensors[region.direction].end()) continue;
+        const size_t own = region.begin + region.own.begin, own_end = region.begin + region.own.end;
+        const size_t at = found->second.begin + static_cast<size_t>(piece.offset);
+        const size_t from = std::max(own, at), to = std::min(own_end, at + static_cast<size_t>(piece.values.cols()));
+        if (from >= to) continue;
+        const Moment& moment = piece.second ? region.second_moment : region.first_moment;
+        const Tensor into = moment.values.columns(static_cast<int64_t>(from - own), static_cast<int64_t>(to - from));
+        if (into.format != piece.values.format) {
+          throw Error("{}: its moments have another format than --moments", printable(directory.native()));
+        }
+        std::memcpy(into.data, piece.values.columns(static_cast<int64_t>(from - at), into.cols()).data,
+                    static_cast<size_t>(into.size_bytes()));
+        n_loaded += to - from;
+      }
+    });
+    for (const Region& region : state.regions) {
+      const size_t begin = region.begin + region.own.begin, end = region.begin + region.own.end;
+      for (const auto& [name, tensor] : tensors[region.direction]) {
+        const size_t from = std::max(begin, tensor.begin), to = std::min(end, tensor.begin + tensor.size);
+        if (from < to) n_wanted += 2 * (to - from);
+      }
+    }
+    if (n_loaded != n_wanted) throw Error("{}: moments are missing", printable(directory.native()));
+  });
+}
+
+}  // namespace fathom

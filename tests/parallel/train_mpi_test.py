@@ -1,0 +1,86 @@
+#!/usr/bin/env python3
+"""fathom train on several processes over MPI: losses, checkpoints, errors, a process that dies. usage: train_mpi_test.py PROGRAM MODEL_CONFIG TEXT"""
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM, CONFIG, TEXT = (os.path.abspath(path) for path in sys.argv[1:4])
+MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "-n"]
+ENVIRONMENT = {**os.environ, "OMPI_MCA_hwloc_base_binding_policy": "none", "OMPI_MCA_orte_base_help_aggregate": "0"}
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+class Train(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def command(self, processes, out, *options, steps=4):
+        start = MPIRUN + [str(processes)] if processes else []
+        return [*start, PROGRAM, "train", "--model-config", CONFIG, "--tokenizer", "bytes", "--data", TEXT, "--seq-len", "32", "--batch-size", "8", "--micro-batch", "1",
+                "--lr", "4e-3", "--threads", "1", "--steps", str(steps), "--schedule", "constant", "--out", str(self.folder / out), *options]
+
+    def run_it(self, processes, out, *options, steps=4):
+        return subprocess.run(self.command(processes, out, *options, steps=steps), capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+
+    def test_losses_are_those_of_one_process_whatever_the_layout(self):
+        alone = self.run_it(0, "alone")
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        expected = losses(self.folder / "alone")
+        for out, processes, *options in (("dp", 2), ("dual", 4, "--pp", "2", "--ep", "2", "--pp-schedule", "dualpipe", "--save-every", "2")):
+            done = self.run_it(processes, out, *options)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(done.stdout.count("\n"), 1, "one of them tells the result")
+            for ours, theirs in zip(losses(self.folder / out), expected, strict=True):
+                self.assertAlmostEqual(ours, theirs, delta=1e-5 * theirs)
+        # Another layout goes on where this one ended.
+        done = self.run_it(2, "dual", "--pp", "2", "--resume", steps=5)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("resuming after step 4", done.stderr)
+        self.assertEqual(len(losses(self.folder / "dual")), 5)
+        inspected = subprocess.run([PROGRAM, "inspect", str(self.folder / "dual")], capture_output=True, text=True, timeout=60)
+        self.assertEqual(inspected.returncode, 0, inspected.stderr)
+
+    def test_what_cannot_be_is_told_once(self):
+        for options in (["--pp", "3"], ["--ep", "3", "--dp", "3"], ["--pp", "2", "--dp", "2"], ["--recompute", "full"]):
+            done = self.run_it(2, "wrong", *options)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertEqual(done.stderr.count("fathom: train: "), 1, done.stderr)
+        for option in (["--no-such-option"], ["--init", str(self.folder / "nothing")]):
+            done = self.run_it(2, "wrong", *option)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertEqual(done.stderr.count("fathom: "), 1, done.stderr)
+
+    def test_a_process_that_dies_ends_all_and_the_run_goes_on(self):
+        out = self.folder / "killed"
+        command = self.command(2, "killed", "--pp", "2", "--save-every", "5", steps=2000)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as job:
+            deadline = time.monotonic() + 60
+            while not (out / "checkpoints" / "step-5" / "manifest.json").exists():
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.05)
+            ranks = [int(pid) for pid in subprocess.run(["pgrep", "-P", str(job.pid), "-x", "fathom"], capture_output=True, text=True, timeout=10).stdout.split()]
+            self.assertEqual(len(ranks), 2)
+            os.kill(ranks[1], signal.SIGKILL)
+            begin = time.monotonic()
+            self.assertNotEqual(job.wait(timeout=30), 0)
+            self.assertLess(time.monotonic() - begin, 5)
+            job.communicate()
+        for rank in ranks:
+            self.assertFalse(pathlib.Path(f"/proc/{rank}/exe").exists(), "a rank is still there")
+        done = self.run_it(2, "killed", "--pp", "2", "--resume", steps=len(losses(out)) // 5 * 5 + 5)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])

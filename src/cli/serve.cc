@@ -85,6 +85,17 @@ std::unique_ptr<PageStore> open_store(const Options& o, const Model& model, cons
                                      static_cast<int64_t>(o.prefix_cache_bytes));
 }
 
+// A template that cannot be used is better known now than by the first who asks: one that was named ends the program,
+// the model's own leaves everything but chats.
+void try_template(const Options& o, const serve::PromptSource& prompts) {
+  try {
+    render_chat(prompts.chat_template, {{{"role", "user"}, {"content", "Hello"}}}, prompts.chat);
+  } catch (const Error& error) {
+    if (!o.template_file.empty()) throw Error("--template {}: {}", printable(o.template_file), error.what());
+    log("the model's chat template cannot be used, chats are refused: {}", error.what());
+  }
+}
+
 serve::Served served_of(const Options& o, const Loaded& loaded) {
   const Model& model = loaded.ready.model;
   serve::PromptSource prompts{loaded.tokenizer, std::make_shared<TokenTrie>(loaded.tokenizer),
@@ -100,6 +111,7 @@ serve::Served served_of(const Options& o, const Loaded& loaded) {
   prompts.call_trie = serve::call_trie(loaded.tokenizer, prompts.chat_template);
   if (!o.thinking.empty())
     prompts.chat.kwargs = {{"thinking", o.thinking == "on"}, {"enable_thinking", o.thinking == "on"}};
+  try_template(o, prompts);
   std::vector<int64_t> eos_ids = model.config.eos_token_ids;
   if (loaded.tokenizer.eos_id() >= 0) eos_ids.push_back(loaded.tokenizer.eos_id());
   return {model,         loaded.tokenizer,         std::move(prompts),          *loaded.engine, std::move(eos_ids),
@@ -143,8 +155,9 @@ void run(const Options& o, const CommonOptions& common) {
                                                            for (const auto& event : events) event();
                                                          });
                                                        });
-      server.post([&, seconds = monotonic_s() - begin_s] {
-        answers->serve(served_of(o, *loaded));
+      const auto served = std::make_shared<serve::Served>(served_of(o, *loaded));
+      server.post([&, served, seconds = monotonic_s() - begin_s] {
+        answers->serve(std::move(*served));
         log("{}: ready after {:.1f} s at {}; {} tokens of context, {} of cache", name, seconds, url,
             loaded->engine->context(), o.batching.cache_tokens);
       });

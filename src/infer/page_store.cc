@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <fstream>
 #include <optional>
 #include <utility>
 
@@ -48,6 +49,15 @@ std::optional<PageStore::Name> name_of(std::string_view hex) {
     if (std::from_chars(at, at + 2, name[i], 16).ptr != at + 2) return std::nullopt;
   }
   return hex_of(name) == hex ? std::optional(name) : std::nullopt;
+}
+
+// Whether a file of so many bytes begins as a page that fills it.
+bool is_page_of_its_size(const fs::path& path, const PageStore::Name& name, int64_t bytes) {
+  Header header{};
+  std::ifstream file(path, std::ios::binary);
+  if (!file.read(reinterpret_cast<char*>(&header), sizeof header)) return false;
+  return std::memcmp(header.magic, kMagic, sizeof kMagic) == 0 && header.name == name &&
+         header.bytes + sizeof header == static_cast<uint64_t>(bytes);
 }
 
 fs::path private_directory(const fs::path& directory) {
@@ -113,22 +123,34 @@ fs::path PageStore::path_of(const Name& name) const {
 
 int64_t PageStore::file_bytes() const { return page_bytes_ + static_cast<int64_t>(sizeof(Header)); }
 
-// What earlier programs left; files that they did not get to the end of are removed.
+// What earlier programs left. Of what bears a page's name, files that were not written to their end are removed, and
+// whole pages of another size stay as they are: they are of another model, or of a cache in another format.
 void PageStore::find_files() {
   std::vector<std::pair<fs::file_time_type, Name>> found;
+  int64_t n_others = 0;
   for (const fs::path& folder : list_directory(directory_)) {
     if (folder.filename().native().size() != 2 || !path_is_directory(folder)) continue;
     for (const fs::path& path : list_directory(folder)) {
+      const bool partial = path.extension() == ".partial";
+      const fs::path page = partial ? fs::path(path).replace_extension() : path;
+      const auto name = page.extension() == ".page" ? name_of(page.stem().native()) : std::nullopt;
+      if (!name || path_of(*name) != page) continue;  // somebody else's
       std::error_code error;
-      const auto name = path.extension() == ".page" ? name_of(path.stem().native()) : std::nullopt;
       const auto bytes = static_cast<int64_t>(fs::file_size(path, error));
       const auto time = error ? fs::file_time_type() : fs::last_write_time(path, error);
-      if (!error && name && path_of(*name) == path && bytes == file_bytes()) {
+      if (error) continue;
+      if (!partial && bytes == file_bytes()) {
         found.emplace_back(time, *name);
-      } else if (path.extension() == ".page" || path.extension() == ".partial") {
+      } else if (partial || !is_page_of_its_size(path, *name, bytes)) {
         fs::remove(path, error);
+      } else {
+        ++n_others;
       }
     }
+  }
+  if (n_others > 0) {
+    log("{}: {} pages are of another model or --kv-type; they stay, and are not counted",
+        printable(directory_.native()), n_others);
   }
   std::ranges::sort(found);
   for (const auto& [time, name] : found) use(name);

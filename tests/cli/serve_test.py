@@ -367,6 +367,11 @@ class Answers(Case):
             status, answer = server.post("/v1/completions", {"prompt": "x" * 100, "max_tokens": 1000, "temperature": 0})
             self.assertEqual((status, answer["choices"][0]["finish_reason"]), (200, "length"))
 
+    def test_a_template_that_cannot_be_used_is_told_at_the_start(self):
+        large = self.write("large.jinja", " " * ((1 << 20) + 1))
+        for file in (str(self.folder / "missing.jinja"), large, self.write("broken.jinja", "{% for x in %}")):
+            self.assert_refused(fathom("serve", "--model", SHAKESPEARE, "--port", "0", "--template", file, "--quiet", stdout=subprocess.DEVNULL), 1, os.path.basename(file))
+
     def test_keys_hosts_and_origins(self):
         keys = self.write("keys", "# ours\nsecret-1\nsecret-2\n")
         self.assert_refused(fathom("serve", "--model", SHAKESPEARE, "--port", "0", "--api-key-file", keys), 1, "chmod 600")

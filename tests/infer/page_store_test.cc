@@ -163,6 +163,17 @@ TEST(PageStore, RemovesWhatIsHalfWrittenAndLeavesOtherFilesAlone) {
   EXPECT_TRUE(fs::exists(mine));
 }
 
+TEST(PageStore, PagesOfAnotherSizeAndFilesOfOthersStay) {
+  const TemporaryDirectory folder;
+  fill(folder.path(), 3);
+  const fs::path mine = files_in(folder.path())[0].parent_path();
+  for (const char* name : {"thesis.partial", "x.page", "notes"}) std::ofstream(mine / name) << "x";
+  { const PageStore other(folder.path(), "another model", 2 * kBytes, kRoom); }
+  for (const char* name : {"thesis.partial", "x.page", "notes"}) EXPECT_TRUE(fs::exists(mine / name)) << name;
+  PageStore store(folder.path(), "model", kBytes, kRoom);
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(reads(store, i));
+}
+
 TEST(PageStore, IsOfOneUserAndOneProcess) {
   const TemporaryDirectory parent;
   const fs::path folder = parent.path() / "a" / "b";

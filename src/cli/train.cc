@@ -25,6 +25,7 @@ struct Options {
   double min_lr = -1;
   int pp = 0, ep = 0, dp = 0, ranks_per_node = 0;  // 0: not given
   std::string pp_schedule = "1f1b";
+  double hang_s = 60;
   int64_t sample_tokens = 200;
   double sample_temperature = 0.8;
 };
@@ -62,7 +63,7 @@ ParallelLayout layout_of(const Options& o, int n_ranks) {
 
 // One line on stderr, whichever process knows why.
 TrainResult train_with_mpi(const Options& options, ThreadPool& pool, const std::function<bool()>& stop_requested) {
-  const std::unique_ptr<Communicator> comm = join_mpi();
+  const std::unique_ptr<Communicator> comm = join_mpi(options.hang_s);
   try {
     return train_on_ranks(options.train, layout_of(options, comm->size()), *comm, pool, stop_requested);
   } catch (const UsageError&) {  // the same in all of them
@@ -231,6 +232,10 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--ranks-per-node", options->ranks_per_node,
                 "Of those that share experts, so that rows cross once to each node (default: all on one)")
       ->check(ranks);
+  c->add_option("--hang-timeout", options->hang_s,
+                "With mpirun: seconds without a sign of life of a process before all of them end")
+      ->check(CLI::Range(1.0, 1e6))
+      ->capture_default_str();
   std::vector<std::string> schedules;
   for (const auto& each : kScheduleKinds) schedules.emplace_back(each.name);
   c->add_option("--pp-schedule", options->pp_schedule,

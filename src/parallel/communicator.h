@@ -31,6 +31,8 @@ class Communicator {
   virtual bool done(Transfer transfer) = 0;
   // Until it is done, without keeping a core from who else could use it. Error where the job ends meanwhile.
   void wait(Transfer transfer);
+  // What this rank is at, for who watches over the ranks: "forward of chunk 3".
+  virtual void tell(const std::string& what) { (void)what; }
   // The job cannot go on: the others' waits end too, or the processes themselves, with `message` on stderr.
   virtual void fail(const std::string& message) = 0;
   // Between two looks at a message that is not there, of which so many were in vain.

@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "base/error.h"
+#include "base/terminal.h"
 
 #ifdef FATHOM_MPI
 #include <mpi.h>
@@ -40,7 +41,7 @@ bool is_first_of_mpi() {
 
 #ifndef FATHOM_MPI
 
-std::unique_ptr<Communicator> join_mpi() {
+std::unique_ptr<Communicator> join_mpi(double) {
   throw Error("this program was built without MPI; install libopenmpi-dev and build it again");
 }
 std::string mpi_build_text() { return "MPI: not built"; }
@@ -60,16 +61,112 @@ void check(int code, const char* what) {
   throw Error("MPI: {}: {}", what, std::string_view(text, static_cast<size_t>(length)));
 }
 
+// What a rank tells now and then of itself.
+struct Beat {
+  char doing[120];  // nothing: it leaves
+  float since_s;    // how long
+};
+
+// Watches over the other ranks, or from rank 1 over rank 0: who can be stopped with all that he looks after cannot
+// watch himself. To be called by one thread, which may call MPI.
+class Watch {
+ public:
+  Watch(int rank, int size, double hang_s) : rank_(rank), hang_s_(hang_s) {
+    if (size == 1) return;
+    check(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "joining the others");
+    for (int other = 0; other < size; ++other) {
+      const bool is_watched = rank == 0 ? other != 0 : rank == 1 && other == 0;
+      if (is_watched) watched_.push_back({other, monotonic_s(), {}, MPI_REQUEST_NULL});
+    }
+    for (Watched& each : watched_) receive(each);
+  }
+
+  // Why the job must end; empty where all is well.
+  std::string look() {
+    std::string trouble;
+    for (Watched& each : watched_) {
+      int arrived = each.left ? 0 : 1;
+      while (arrived != 0) {
+        MPI_Test(&each.request, &arrived, MPI_STATUS_IGNORE);
+        if (arrived == 0) break;
+        each.heard_s = monotonic_s();
+        each.last = each.incoming;
+        each.left = each.last.doing[0] == '\0';
+        if (each.left) break;
+        receive(each);
+      }
+      const double silent_s = monotonic_s() - each.heard_s;
+      if (each.left || silent_s < hang_s_) continue;
+      trouble = fmt::format(
+          "rank {} has not been heard of for {:.0f} s, it was at: {}; it is stopped, or its machine is gone", each.rank,
+          silent_s, each.last.doing[0] != '\0' ? each.last.doing : "its beginning");
+    }
+    return trouble;
+  }
+
+  void tell(const std::string& doing, double since_s) {
+    if (comm_ == MPI_COMM_NULL) return;
+    int gone = 1;
+    if (sent_ != MPI_REQUEST_NULL) MPI_Test(&sent_, &gone, MPI_STATUS_IGNORE);
+    if (gone == 0) return;  // the watcher has not taken the one before
+    outgoing_ = {};
+    doing.copy(outgoing_.doing, sizeof outgoing_.doing - 1);
+    outgoing_.since_s = static_cast<float>(since_s);
+    MPI_Isend(&outgoing_, sizeof outgoing_, MPI_BYTE, rank_ == 0 ? 1 : 0, 0, comm_, &sent_);
+  }
+
+  void leave() {
+    if (comm_ == MPI_COMM_NULL) return;
+    if (sent_ != MPI_REQUEST_NULL) MPI_Wait(&sent_, MPI_STATUS_IGNORE);
+    tell("", 0);
+    MPI_Request_free(&sent_);
+    for (Watched& each : watched_) {
+      if (each.left) continue;
+      MPI_Cancel(&each.request);
+      MPI_Request_free(&each.request);
+    }
+  }
+
+ private:
+  struct Watched {
+    int rank;
+    double heard_s;
+    Beat last{};
+    MPI_Request request;
+    Beat incoming{};
+    bool left = false;
+  };
+  void receive(Watched& each) {
+    MPI_Irecv(&each.incoming, sizeof each.incoming, MPI_BYTE, each.rank, 0, comm_, &each.request);
+  }
+
+  const int rank_;
+  const double hang_s_;
+  MPI_Comm comm_ = MPI_COMM_NULL;
+  std::vector<Watched> watched_;
+  MPI_Request sent_ = MPI_REQUEST_NULL;
+  Beat outgoing_{};
+};
+
 // Large messages go on only while somebody looks at them: a thread does, beside the one that computes.
 class Mpi : public Communicator {
  public:
-  Mpi(int rank, int size) : Communicator(rank, size), looks_([this] { look(); }) {}
+  Mpi(int rank, int size, double hang_s)
+      : Communicator(rank, size), watch_(rank, size, hang_s), looks_([this] { look(); }) {}
   ~Mpi() override {
     stops_ = true;
     looks_.join();
     int ended = 0;
     MPI_Finalized(&ended);
-    if (ended == 0) MPI_Finalize();
+    if (ended != 0) return;
+    watch_.leave();
+    MPI_Finalize();
+  }
+
+  void tell(const std::string& what) override {
+    const std::lock_guard lock(telling_);
+    doing_ = what;
+    since_s_ = monotonic_s();
   }
 
   Transfer send(int to, int tag, std::span<const std::byte> data) override {
@@ -123,12 +220,26 @@ class Mpi : public Communicator {
   }
 
   void look() {
+    constexpr double kBeatS = 0.5;
+    double beat_s = 0;
     while (!stops_) {
       std::this_thread::sleep_for(std::chrono::microseconds(n_on_their_way_ > 0 ? 50 : 500));
-      if (n_on_their_way_ == 0 || !mutex_.try_lock()) continue;
-      int flag = 0;
-      MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &flag, MPI_STATUS_IGNORE);  // moves all of them on
+      const bool beats = monotonic_s() - beat_s > kBeatS;
+      if ((n_on_their_way_ == 0 && !beats) || !mutex_.try_lock()) continue;
+      std::string trouble;
+      if (beats) {
+        beat_s = monotonic_s();
+        {
+          const std::lock_guard lock(telling_);
+          watch_.tell(doing_, beat_s - since_s_);
+        }
+        trouble = watch_.look();
+      } else {
+        int flag = 0;
+        MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, MPI_COMM_WORLD, &flag, MPI_STATUS_IGNORE);  // moves all of them on
+      }
       mutex_.unlock();
+      if (!trouble.empty()) fail(trouble);
     }
   }
 
@@ -136,20 +247,24 @@ class Mpi : public Communicator {
   std::unordered_map<Transfer, Pieces> on_their_way_;
   std::atomic<int64_t> n_on_their_way_ = 0;
   Transfer n_started_ = 0;
+  std::mutex telling_;
+  std::string doing_ = "its beginning";
+  double since_s_ = monotonic_s();
   std::atomic<bool> stops_ = false;
+  Watch watch_;
   std::thread looks_;
 };
 
 }  // namespace
 
-std::unique_ptr<Communicator> join_mpi() {
+std::unique_ptr<Communicator> join_mpi(double hang_s) {
   int provided = 0, rank = 0, size = 0;
   check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "joining the others");
   if (provided < MPI_THREAD_SERIALIZED) throw Error("this MPI lets only one thread call it; fathom needs two");
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
-  return std::make_unique<Mpi>(rank, size);
+  return std::make_unique<Mpi>(rank, size, hang_s);
 }
 
 std::string mpi_build_text() {

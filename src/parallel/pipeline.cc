@@ -134,6 +134,7 @@ class Runner {
     const PipelineOp& op = ops_[next_];
     Active& active = active_.emplace_back(Active{next_});
     trace_.ops[next_].begin = now();
+    group_.comm->tell(fmt::format("operation {} of {} of a step ({})", next_, ops_.size(), schedule_text({op})));
     ++next_;
     if (op.goes_forward()) active.forward = work_.forward(op.forward);
     if (op.kind == Kind::backward_input) {

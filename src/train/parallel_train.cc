@@ -270,6 +270,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   if (is_first) progress.emplace("training", options.steps, run.numbers.step);
   const auto save = [&] {
     const double from_s = monotonic_s();
+    comm.tell(fmt::format("saving step {}", run.numbers.step));
     save_sharded_checkpoint(options.out, *state, run.numbers, tokenizer, settings);
     if (!is_first) return;
     log("step {}: saved in {:.2f} s", run.numbers.step, monotonic_s() - from_s);

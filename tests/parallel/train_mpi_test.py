@@ -61,25 +61,41 @@ class Train(unittest.TestCase):
             self.assertNotEqual(done.returncode, 0)
             self.assertEqual(done.stderr.count("fathom: "), 1, done.stderr)
 
+    def test_a_process_that_hangs_is_named(self):
+        for victim in (0, 1):
+            told, took, _ = self.end_one(f"stopped-{victim}", victim, signal.SIGSTOP, "--hang-timeout", "2")
+            self.assertLess(took, 2 + 5 + 1)
+            self.assertRegex(told, f"fathom: rank {victim} has not been heard of for [23] s, it was at: ")
+
     def test_a_process_that_dies_ends_all_and_the_run_goes_on(self):
-        out = self.folder / "killed"
-        command = self.command(2, "killed", "--pp", "2", "--save-every", "5", steps=2000)
+        _, took, out = self.end_one("killed", 1, signal.SIGKILL)
+        self.assertLess(took, 5)
+        done = self.run_it(2, "killed", "--pp", "2", "--resume", steps=len(losses(out)) // 5 * 5 + 5)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def end_one(self, name, victim, with_signal, *options):
+        """What a job says, and how long it lasts, when one of its processes gets a signal."""
+        out = self.folder / name
+        command = self.command(2, name, "--pp", "2", "--save-every", "5", *options, steps=2000)
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as job:
             deadline = time.monotonic() + 60
             while not (out / "checkpoints" / "step-5" / "manifest.json").exists():
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.05)
-            ranks = [int(pid) for pid in subprocess.run(["pgrep", "-P", str(job.pid), "-x", "fathom"], capture_output=True, text=True, timeout=10).stdout.split()]
-            self.assertEqual(len(ranks), 2)
-            os.kill(ranks[1], signal.SIGKILL)
+            ranks = {}
+            for pid in subprocess.run(["pgrep", "-P", str(job.pid), "-x", "fathom"], capture_output=True, text=True, timeout=10).stdout.split():
+                environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+                [number] = [int(entry.split(b"=")[1]) for entry in environment if entry.startswith(b"OMPI_COMM_WORLD_RANK=")]
+                ranks[number] = int(pid)
+            self.assertEqual(sorted(ranks), [0, 1])
+            os.kill(ranks[victim], with_signal)
             begin = time.monotonic()
-            self.assertNotEqual(job.wait(timeout=30), 0)
-            self.assertLess(time.monotonic() - begin, 5)
-            job.communicate()
-        for rank in ranks:
+            _, told = job.communicate(timeout=60)
+            took = time.monotonic() - begin
+            self.assertNotEqual(job.returncode, 0)
+        for rank in ranks.values():
             self.assertFalse(pathlib.Path(f"/proc/{rank}/exe").exists(), "a rank is still there")
-        done = self.run_it(2, "killed", "--pp", "2", "--resume", steps=len(losses(out)) // 5 * 5 + 5)
-        self.assertEqual(done.returncode, 0, done.stderr)
+        return told, took, out
 
 
 if __name__ == "__main__":

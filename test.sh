@@ -26,10 +26,10 @@ build() { # preset, targets...
 }
 
 say "ThreadSanitizer: thread pool, operators, model, server"
-build tsan base_test ops_test model_test serve_test
+build tsan base_test ops_test model_test serve_test parallel_test
 # A part of the tests a core; those of the machine's rates mean nothing here.
 seq 0 $((jobs - 1)) | xargs -P "$jobs" -I {} bash -c '
-  for room in base ops model serve; do
+  for room in base ops model serve parallel; do
     GTEST_TOTAL_SHARDS=$1 GTEST_SHARD_INDEX={} "build/tsan/tests/${room}_test" --gtest_brief=1 --gtest_filter=-Machine.*:Load* || exit 1
   done' shard "$jobs"
 

@@ -236,6 +236,8 @@ void add_train(CLI::App& app, CommonOptions& common) {
                 "With mpirun: seconds without a sign of life of a process before all of them end")
       ->check(CLI::Range(1.0, 1e6))
       ->capture_default_str();
+  c->add_option("--trace", o.trace, "With mpirun: what each process did in the last steps, for Perfetto")
+      ->type_name("FILE.json");
   std::vector<std::string> schedules;
   for (const auto& each : kScheduleKinds) schedules.emplace_back(each.name);
   c->add_option("--pp-schedule", options->pp_schedule,

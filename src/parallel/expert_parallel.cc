@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "base/terminal.h"
 #include "ops/embedding.h"
 
 namespace fathom {
@@ -48,6 +49,11 @@ int64_t bytes_that_leave(const RankGroup& group, const std::vector<Tensor>& part
   return bytes;
 }
 
+void count(Traffic& traffic, const Traffic::Message& message, bool across) {
+  (across ? traffic.across_nodes : traffic.within_node) += message.bytes;
+  if (traffic.messages != nullptr) traffic.messages->push_back(message);
+}
+
 // Sends the rows of `from`, member by member, and receives those of `to`.
 std::shared_ptr<Exchange> exchange_parts(const RankGroup& group, const std::vector<Tensor>& from,
                                          const std::vector<Tensor>& to, int tag) {
@@ -74,7 +80,7 @@ StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
 
 // received [hop.n_received(), cols] = the rows that the members send here; rows [hop.n_rows, cols] are this one's.
 StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, int& tag,
-                    int64_t& traffic) {
+                    Traffic& traffic, bool across) {
   int64_t n = 0;
   for (const auto& of_member : hop.sent) n += std::ssize(of_member);
   const Tensor packed = new_f32(ctx, {n, rows.cols()});
@@ -83,19 +89,21 @@ StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor
     for (const int32_t row : of_member) std::copy_n(rows.f32_row(row), rows.cols(), packed.f32_row(at++));
   }
   const std::vector<Tensor> parts = parts_of(packed, hop.sent);
-  traffic += bytes_that_leave(group, parts);
+  const double begin = monotonic_s();
   co_await arrival(exchange_parts(group, parts, parts_of(received, hop.received), tag++));
+  count(traffic, {/*returns=*/false, begin, monotonic_s(), bytes_that_leave(group, parts)}, across);
 }
 
 // The way back: rows [hop.n_rows, cols] += what each of them has become, summed in the order of the members.
 StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, int& tag,
-                      int64_t& traffic) {
+                      Traffic& traffic, bool across) {
   int64_t n = 0;
   for (const auto& of_member : hop.sent) n += std::ssize(of_member);
   const Tensor packed = new_f32(ctx, {n, rows.cols()});
   const std::vector<Tensor> parts = parts_of(received, hop.received);
-  traffic += bytes_that_leave(group, parts);
+  const double begin = monotonic_s();
   co_await arrival(exchange_parts(group, parts, parts_of(packed, hop.sent), tag++));
+  count(traffic, {/*returns=*/true, begin, monotonic_s(), bytes_that_leave(group, parts)}, across);
   int64_t at = 0;
   for (const auto& of_member : hop.sent) {
     for (const int32_t row : of_member) {
@@ -186,14 +194,14 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   co_await count_rows(group.across, here.across, tag);
   const Tensor at_node = new_f32(ctx, {here.across.n_received(), cols});
   co_await send_rows(ctx, group.across, here.across, with_choices(ctx, s.input, s.topk_weights, s.topk_ids), at_node,
-                     tag, traffic.across_nodes);
+                     tag, traffic, /*across=*/true);
   // inside this one to the ranks,
   here.within = make_hop(ids_of(ctx, at_node, hidden, k), per_node, [&](int32_t e) {
     return e / each / per_node == group.across.index ? e / each % per_node : -1;
   });
   co_await count_rows(group.within, here.within, tag);
   const Tensor rows = new_f32(ctx, {here.within.n_received(), cols});
-  co_await send_rows(ctx, group.within, here.within, at_node, rows, tag, traffic.within_node);
+  co_await send_rows(ctx, group.within, here.within, at_node, rows, tag, traffic, /*across=*/false);
   // through this one's experts,
   MoeSaved& saved = here.saved;
   saved.input = rows.columns(0, hidden);
@@ -208,8 +216,8 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   layer_experts(ctx, model, w, y, saved);
   // and back, summed on the way.
   const Tensor node_y = zeros(ctx, at_node.rows(), hidden);
-  co_await return_rows(ctx, group.within, here.within, node_y, y, tag, traffic.within_node);
-  co_await return_rows(ctx, group.across, here.across, out, node_y, tag, traffic.across_nodes);
+  co_await return_rows(ctx, group.within, here.within, node_y, y, tag, traffic, /*across=*/false);
+  co_await return_rows(ctx, group.across, here.across, out, node_y, tag, traffic, /*across=*/true);
 }
 
 StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w,
@@ -217,16 +225,16 @@ StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& 
                            Traffic& traffic) {
   const int64_t hidden = d_out.cols(), k = d_weights.cols();
   const Tensor at_node = new_f32(ctx, {here.across.n_received(), hidden});
-  co_await send_rows(ctx, group.across, here.across, d_out, at_node, tag, traffic.across_nodes);
+  co_await send_rows(ctx, group.across, here.across, d_out, at_node, tag, traffic, /*across=*/true);
   const Tensor d_y = new_f32(ctx, {here.within.n_received(), hidden});
-  co_await send_rows(ctx, group.within, here.within, at_node, d_y, tag, traffic.within_node);
+  co_await send_rows(ctx, group.within, here.within, at_node, d_y, tag, traffic, /*across=*/false);
 
   const Tensor d_rows = zeros(ctx, d_y.rows(), hidden + k);
   layer_experts_backward_input(ctx, model, w, here.saved, d_rows.columns(0, hidden), d_rows.columns(hidden, k), d_y,
                                here.grads);
   const Tensor d_node = zeros(ctx, at_node.rows(), hidden + k), d_all = zeros(ctx, d_out.rows(), hidden + k);
-  co_await return_rows(ctx, group.within, here.within, d_node, d_rows, tag, traffic.within_node);
-  co_await return_rows(ctx, group.across, here.across, d_all, d_node, tag, traffic.across_nodes);
+  co_await return_rows(ctx, group.within, here.within, d_node, d_rows, tag, traffic, /*across=*/false);
+  co_await return_rows(ctx, group.across, here.across, d_all, d_node, tag, traffic, /*across=*/true);
   add(ctx, d_input, d_input, d_all.columns(0, hidden));
   for (int64_t t = 0; t < d_weights.rows(); ++t) {
     std::copy_n(d_all.f32_row(t) + hidden, k, d_weights.f32_row(t));

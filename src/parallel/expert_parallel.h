@@ -44,6 +44,12 @@ struct ExpertsHere {
 // Counts of what went over, in bytes of rows.
 struct Traffic {
   int64_t across_nodes = 0, within_node = 0;
+  struct Message {
+    bool returns;       // combine, not dispatch
+    double begin, end;  // monotonic_s(): sent; seen to have come
+    int64_t bytes;      // that left
+  };
+  std::vector<Message>* messages = nullptr;  // each, where they are wanted
 };
 
 // out += what the chosen experts give for tokens' rows, behind layer_route(): s.input goes to the experts' ranks, their

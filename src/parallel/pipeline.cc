@@ -47,7 +47,9 @@ class Runner {
       }
       const double begin = now();
       group_.comm->pause(n_looks++);
-      (active_.empty() ? trace_.starved : trace_.exposed) += now() - begin;
+      const double end = now();
+      (active_.empty() ? trace_.starved : trace_.exposed) += end - begin;
+      keep(active_.empty() ? PieceKind::starved : PieceKind::exposed, {}, begin, end);
     }
     for (; !sent_.empty(); drop_first_sent()) sent_.front().exchange.wait();
     trace_.end = now();
@@ -64,6 +66,23 @@ class Runner {
     Exchange exchange;
     std::optional<ChunkPass> ends;  // a chunk of which this was the last
   };
+
+  using PieceKind = PipelineTrace::Piece::Kind;
+  static PieceKind backward_kind(Kind kind) {
+    if (kind == Kind::backward_input) return PieceKind::backward_input;
+    return kind == Kind::backward_weight ? PieceKind::backward_weight : PieceKind::backward;
+  }
+  // Looks in vain one after the other are one wait.
+  void keep(PieceKind kind, ChunkPass pass, double begin, double end) {
+    if (!options_.pieces) return;
+    std::vector<PipelineTrace::Piece>& pieces = trace_.pieces;
+    const bool waits = kind == PieceKind::exposed || kind == PieceKind::starved;
+    if (waits && !pieces.empty() && pieces.back().kind == kind) {
+      pieces.back().end = end;
+    } else {
+      pieces.push_back({kind, pass, begin, end});
+    }
+  }
 
   double now() const { return monotonic_s() - options_.origin_s; }
   // Chunks may overtake each other.
@@ -159,7 +178,11 @@ class Runner {
         if (pass->can_go_on()) {
           const double begin = now();
           pass->go_on();
-          trace_.computed += now() - begin;
+          const double end = now();
+          trace_.computed += end - begin;
+          const PipelineOp& op = ops_[active->index];
+          const bool forward = pass == &active->forward;
+          keep(forward ? PieceKind::forward : backward_kind(op.kind), forward ? op.forward : op.backward, begin, end);
           last_ = pass;
           if (hand_over(*active)) active_.erase(active);
           return true;

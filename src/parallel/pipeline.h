@@ -32,14 +32,23 @@ struct PipelineTrace {
     bool operator==(const Span&) const = default;
   };
   std::vector<Span> ops;  // [operation]
-  double computed = 0;    // in passes, without their waits
-  double exposed = 0;     // waited for messages of passes, with nothing to compute meanwhile
-  double starved = 0;     // waited for another stage, with nothing begun
-  double end = 0;         // when all that was sent had gone
+  // What it did from moment to moment, where PipelineOptions ask for it: pieces of passes and waits, none over another.
+  struct Piece {
+    enum class Kind { forward, backward, backward_input, backward_weight, exposed, starved };
+    Kind kind;
+    ChunkPass pass;  // of passes
+    double begin, end;
+  };
+  std::vector<Piece> pieces;
+  double computed = 0;  // in passes, without their waits
+  double exposed = 0;   // waited for messages of passes, with nothing to compute meanwhile
+  double starved = 0;   // waited for another stage, with nothing begun
+  double end = 0;       // when all that was sent had gone
 };
 
 struct PipelineOptions {
   double origin_s = 0;
+  bool pieces = false;  // to be kept in the trace
   bool overlap = true;  // false: one pass after the other, F&B too, each waiting for its messages
 };
 

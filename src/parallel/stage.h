@@ -42,6 +42,7 @@ class StageWork {
   PipelineWork work();
   LossResult result() const;
   const Traffic& traffic() const { return traffic_; }
+  void keep_messages(std::vector<Traffic::Message>& in) { traffic_.messages = &in; }
 
  private:
   struct Chunk;

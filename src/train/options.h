@@ -71,6 +71,7 @@ struct TrainOptions {
   bool check_memory = false;   // that between steps no bit of weights and moments flips
   SaverOptions saver{SaveMode::automatic, SaveFailure::stop, {}};
   std::filesystem::path log;          // empty: OUT/train.jsonl
+  std::filesystem::path trace;        // of many ranks: a Chrome trace of the last steps; empty: none
   std::filesystem::path tensorboard;  // directory of event files; empty: none
   int64_t sample_every = 0;
   std::string prompt = "\n";    // of samples

@@ -211,7 +211,7 @@ std::unique_ptr<RankState> make_rank_state(Communicator& comm, const ParallelLay
   return state;
 }
 
-ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const PipelineStep& step) {
+ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const PipelineStep& step, StepTrace* trace) {
   for (Stage& stage : state.stages) {
     std::memset(stage.gradients.memory.data(), 0, stage.gradients.memory.size());
   }
@@ -220,7 +220,15 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
     state.schedule = make_schedule(state.layout.schedule, state.layout.pp, static_cast<int>(step.chunks.size()));
   }
   StageWork work(pool, state.schedule, state.place, state.stages, step);
-  result.trace = run_pipeline(state.pipeline, state.schedule, work.work(), {.origin_s = monotonic_s()});
+  StepTrace unwanted;
+  StepTrace& told = trace != nullptr ? *trace : unwanted;
+  if (trace != nullptr) {
+    barrier(state.all);
+    work.keep_messages(told.messages);
+  }
+  told.origin_s = monotonic_s();
+  told.pipeline = run_pipeline(state.pipeline, state.schedule, work.work(),
+                               {.origin_s = told.origin_s, .pieces = trace != nullptr});
   result.traffic = work.traffic();
   result.loss = work.result();
   fill_load(result.loss.expert_load, state.config, step.loss.mtp_weight > 0);
@@ -229,6 +237,7 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
   Arena arena;
   Context ctx{pool, arena};
   double squares = 0;
+  told.reduce_begin = monotonic_s() - told.origin_s;
   for (const Region& region : state.regions) {
     const std::span<float> gradient = values_of(region, state.stages[region.direction].gradients);
     if (region.twin) {
@@ -238,6 +247,7 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
     reduce_scatter(region.holders, gradient);
     squares += sum_of_squares(ctx, gradient.subspan(region.own.begin, region.own.end - region.own.begin));
   }
+  told.reduce_end = monotonic_s() - told.origin_s;
   sum_over(state.all, std::span(&squares, 1));
   result.norm = std::sqrt(squares);
   return result;

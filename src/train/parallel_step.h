@@ -59,6 +59,14 @@ struct RankState {
 std::unique_ptr<RankState> make_rank_state(Communicator& comm, const ParallelLayout& layout, const ModelConfig& config,
                                            int n_chunks, Format moments, Precision precision);
 
+// What a step did on this rank, in seconds since `origin_s`, a moment that all ranks have in common.
+struct StepTrace {
+  double origin_s = 0;
+  PipelineTrace pipeline{};
+  std::vector<Traffic::Message> messages{};  // by monotonic_s()
+  double reduce_begin = 0, reduce_end = 0;   // gradients summed over ranks
+};
+
 struct ParallelGradients {
   LossResult loss;  // of the whole step, the same on all ranks
   double norm = 0;  // of the whole gradient
@@ -67,7 +75,9 @@ struct ParallelGradients {
 };
 // Loss and gradient of this column's chunks together with all others'. step.loss must have the scales of the whole
 // step. Behind it each region's own shard holds the gradient of the whole step. Collective.
-ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const PipelineStep& step);
+// trace: filled where given.
+ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const PipelineStep& step,
+                                     StepTrace* trace = nullptr);
 
 // The main loss alone of all columns' chunks, of which each may have another number up to `most`. Collective.
 LossResult parallel_loss(RankState& state, ThreadPool& pool, const PipelineStep& own, size_t most);

@@ -16,6 +16,7 @@
 #include "train/report.h"
 #include "train/sharded_state.h"
 #include "train/tensorboard.h"
+#include "train/trace.h"
 
 namespace fathom {
 namespace {
@@ -54,6 +55,7 @@ struct ParallelRun {
   double begin_s = 0, seconds_before = 0;
   bool not_finite = false, broken = false;
   int64_t last_taken = 0;
+  TraceWriter trace{};
 };
 
 // This column's micro-batches of a step, and scales for the mean over all of them.
@@ -85,7 +87,10 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
   const TrainOptions& o = run.options;
   const double begin_s = monotonic_s();
   const PipelineStep part = step_of_column(run, step);
-  const ParallelGradients gradients = parallel_gradients(run.ranks, run.pool, part);
+  const bool traced = !o.trace.empty() && step > o.steps - kTracedSteps;
+  StepTrace trace;
+  const ParallelGradients gradients = parallel_gradients(run.ranks, run.pool, part, traced ? &trace : nullptr);
+  if (traced) run.trace.add(step, trace);
   const LossResult& loss = gradients.loss;
   StepMetrics m;
   m.step = step;
@@ -308,6 +313,16 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     if (result.stopped) break;
   }
   if (progress) progress->finish();
+  if (!options.trace.empty()) {
+    std::string table;
+    try {
+      table = run.trace.write(all, options.trace);
+    } catch (const std::exception& error) {
+      failed = error.what();
+    }
+    fail_together(all, failed);
+    if (is_first) log("{}: the last {} steps\n{}", printable(options.trace.native()), kTracedSteps, table);
+  }
   if (result.stopped) {
     if (is_first) log("stopped after step {}; go on with --resume", run.numbers.step);
   } else {

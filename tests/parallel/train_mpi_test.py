@@ -37,12 +37,22 @@ class Train(unittest.TestCase):
         alone = self.run_it(0, "alone")
         self.assertEqual(alone.returncode, 0, alone.stderr)
         expected = losses(self.folder / "alone")
-        for out, processes, *options in (("dp", 2), ("dual", 4, "--pp", "2", "--ep", "2", "--pp-schedule", "dualpipe", "--save-every", "2")):
+        for out, processes, *options in (("dp", 2), ("dual", 4, "--pp", "2", "--ep", "2", "--pp-schedule", "dualpipe", "--save-every", "2", "--trace", str(self.folder / "trace.json"))):
             done = self.run_it(processes, out, *options)
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertEqual(done.stdout.count("\n"), 1, "one of them tells the result")
             for ours, theirs in zip(losses(self.folder / out), expected, strict=True):
                 self.assertAlmostEqual(ours, theirs, delta=1e-5 * theirs)
+        # What each of them did: passes and rows of experts, none of its passes over another.
+        events = json.loads((self.folder / "trace.json").read_text())["traceEvents"]
+        self.assertEqual({event["pid"] for event in events}, {0, 1, 2, 3})
+        for rank in range(4):
+            pieces = sorted((event["ts"], event["dur"], event["name"]) for event in events if event["pid"] == rank and event.get("cat") in ("pass", "wait"))
+            names = {name for _, _, name in pieces}
+            self.assertTrue({"F0", "F1", "B0", "B1"} <= names and names & {"I0", "I1"} and names & {"W0", "W1"}, names)
+            for (begin, length, _), (following, _, _) in zip(pieces, pieces[1:]):
+                self.assertLessEqual(begin + length, following + 1)
+            self.assertLessEqual({"dispatch", "combine"}, {event["name"] for event in events if event["pid"] == rank})
         # Another layout goes on where this one ended.
         done = self.run_it(2, "dual", "--pp", "2", "--resume", steps=5)
         self.assertEqual(done.returncode, 0, done.stderr)

@@ -1,0 +1,26 @@
+// What every rank did in some steps of a run, for Perfetto (ui.perfetto.dev) or chrome://tracing, and in numbers.
+#pragma once
+
+#include <filesystem>
+
+#include "train/parallel_step.h"
+
+namespace fathom {
+
+// Steps in the middle of a run say more than its first ones, which take memory for the first time.
+inline constexpr int64_t kTracedSteps = 5;
+
+class TraceWriter {
+ public:
+  void add(int64_t step, const StepTrace& trace);
+  // Collective. Rank 0 writes the file: processes are ranks, with a row for what is computed, one for rows of experts
+  // on their way, one for whole steps. Returns there a table of what part of the steps ranks computed, waited for
+  // messages that hid behind nothing, waited for another stage, and summed gradients; nothing elsewhere. Error on rank
+  // 0 alone.
+  std::string write(const RankGroup& all, const std::filesystem::path& file) const;
+
+ private:
+  std::vector<std::pair<int64_t, StepTrace>> steps_;
+};
+
+}  // namespace fathom

@@ -38,6 +38,7 @@ class Runner {
 
   PipelineTrace run() {
     int n_looks = 0;
+    counted_ = now();
     while (next_ < ops_.size() || !active_.empty()) {
       while (n_awaited_ < ops_.size() && n_awaited_ < next_ + kAhead) receive_for(ops_[n_awaited_++]);
       drop_sent();
@@ -45,11 +46,8 @@ class Runner {
         n_looks = 0;
         continue;
       }
-      const double begin = now();
       group_.comm->pause(n_looks++);
-      const double end = now();
-      (active_.empty() ? trace_.starved : trace_.exposed) += end - begin;
-      keep(active_.empty() ? PieceKind::starved : PieceKind::exposed, {}, begin, end);
+      count_wait();
     }
     for (; !sent_.empty(); drop_first_sent()) sent_.front().exchange.wait();
     trace_.end = now();
@@ -82,6 +80,15 @@ class Runner {
     } else {
       pieces.push_back({kind, pass, begin, end});
     }
+  }
+
+  // All time that passes do not compute is waited, for their messages or, where none is begun, for another stage.
+  void count_wait() {
+    const double end = now();
+    const bool begun = !active_.empty();
+    (begun ? trace_.exposed : trace_.starved) += end - counted_;
+    keep(begun ? PieceKind::exposed : PieceKind::starved, {}, counted_, end);
+    counted_ = end;
   }
 
   double now() const { return monotonic_s() - options_.origin_s; }
@@ -176,13 +183,15 @@ class Runner {
       for (StagePass* pass : passes) {
         if (pass->over()) continue;
         if (pass->can_go_on()) {
-          const double begin = now();
+          count_wait();  // what looking took
+          const double begin = counted_;
           pass->go_on();
-          const double end = now();
-          trace_.computed += end - begin;
+          counted_ = now();
+          trace_.computed += counted_ - begin;
           const PipelineOp& op = ops_[active->index];
           const bool forward = pass == &active->forward;
-          keep(forward ? PieceKind::forward : backward_kind(op.kind), forward ? op.forward : op.backward, begin, end);
+          keep(forward ? PieceKind::forward : backward_kind(op.kind), forward ? op.forward : op.backward, begin,
+               counted_);
           last_ = pass;
           if (hand_over(*active)) active_.erase(active);
           return true;
@@ -242,6 +251,7 @@ class Runner {
   std::deque<Exchange> awaited_;  // of the operations from next_ on
   std::list<Active> active_;      // begun, the oldest first
   const StagePass* last_ = nullptr;
+  double counted_ = 0;     // up to when the trace tells
   std::deque<Sent> sent_;  // in the order of sending
   PipelineTrace trace_;
 };

@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/terminal.h"
 #include "ops/embedding.h"
+#include "parallel/row_codec.h"
 
 namespace fathom {
 namespace {
@@ -15,38 +16,49 @@ namespace {
 using Bytes = std::span<std::byte>;
 using ConstBytes = std::span<const std::byte>;
 
-Bytes bytes_of(Tensor rows) {
-  return {static_cast<std::byte*>(rows.data), static_cast<size_t>(rows.rows() * rows.cols()) * sizeof(float)};
+// Rows in bytes, those of one member behind those of the other.
+struct PackedRows {
+  std::byte* data;
+  int64_t row_bytes;
+
+  template <class Byte>
+  std::vector<std::span<Byte>> parts(const std::vector<int64_t>& counts) const {
+    std::vector<std::span<Byte>> all;
+    std::byte* at = data;
+    for (const int64_t n : counts) {
+      all.emplace_back(at, static_cast<size_t>(n * row_bytes));
+      at += n * row_bytes;
+    }
+    return all;
+  }
+};
+PackedRows new_packed(Context& ctx, int64_t n, int64_t row_bytes) {
+  return {static_cast<std::byte*>(ctx.arena.allocate(static_cast<size_t>(n * row_bytes))), row_bytes};
 }
 
-// Rows of all members, one behind the other: that of each.
-template <class Counts>
-std::vector<Tensor> parts_of(Tensor rows, const Counts& counts) {
-  std::vector<Tensor> parts;
-  int64_t at = 0;
-  for (const auto& count : counts) {
-    int64_t n;
-    if constexpr (std::is_same_v<std::decay_t<decltype(count)>, int64_t>) {
-      n = count;
-    } else {
-      n = std::ssize(count);
-    }
-    parts.push_back(rows.slice(at, n));
-    at += n;
-  }
-  return parts;
+// How the rows of an exchange travel.
+struct RowWay {
+  RowFormat format;
+  int64_t n_raw;  // columns at the end that go as they are
+  bool across;    // nodes
+};
+
+std::vector<int64_t> counts_of(const Hop& hop) {
+  std::vector<int64_t> counts;
+  for (const auto& rows : hop.sent) counts.push_back(std::ssize(rows));
+  return counts;
 }
 
 StagePass::Arrived arrival(const std::shared_ptr<Exchange>& exchange) {
   return [exchange] { return exchange->done(); };
 }
 
-int64_t bytes_that_leave(const RankGroup& group, const std::vector<Tensor>& parts) {
-  int64_t bytes = 0;
-  for (size_t i = 0; i < parts.size(); ++i) {
-    if (std::cmp_not_equal(i, group.index)) bytes += static_cast<int64_t>(bytes_of(parts[i]).size());
+int64_t bytes_that_leave(const RankGroup& group, const std::vector<int64_t>& counts, int64_t row_bytes) {
+  int64_t rows = 0;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (std::cmp_not_equal(i, group.index)) rows += counts[i];
   }
-  return bytes;
+  return rows * row_bytes;
 }
 
 void count(Traffic& traffic, const Traffic::Message& message, bool across) {
@@ -54,21 +66,10 @@ void count(Traffic& traffic, const Traffic::Message& message, bool across) {
   if (traffic.messages != nullptr) traffic.messages->push_back(message);
 }
 
-// Sends the rows of `from`, member by member, and receives those of `to`.
-std::shared_ptr<Exchange> exchange_parts(const RankGroup& group, const std::vector<Tensor>& from,
-                                         const std::vector<Tensor>& to, int tag) {
-  std::vector<ConstBytes> sent;
-  std::vector<Bytes> received;
-  for (const Tensor& part : from) sent.push_back(bytes_of(part));
-  for (const Tensor& part : to) received.push_back(bytes_of(part));
-  return std::make_shared<Exchange>(all_to_all(group, sent, received, tag));
-}
-
 // Tells the members how many rows they get.
 StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
   hop.received.assign(hop.sent.size(), 0);
-  std::vector<int64_t> counts;
-  for (const auto& rows : hop.sent) counts.push_back(std::ssize(rows));
+  const std::vector<int64_t> counts = counts_of(hop);
   std::vector<ConstBytes> sent;
   std::vector<Bytes> received;
   for (size_t i = 0; i < counts.size(); ++i) {
@@ -79,36 +80,47 @@ StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
 }
 
 // received [hop.n_received(), cols] = the rows that the members send here; rows [hop.n_rows, cols] are this one's.
-StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, int& tag,
-                    Traffic& traffic, bool across) {
-  int64_t n = 0;
-  for (const auto& of_member : hop.sent) n += std::ssize(of_member);
-  const Tensor packed = new_f32(ctx, {n, rows.cols()});
-  int64_t at = 0;
-  for (const auto& of_member : hop.sent) {
-    for (const int32_t row : of_member) std::copy_n(rows.f32_row(row), rows.cols(), packed.f32_row(at++));
+StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, RowWay way,
+                    int& tag, Traffic& traffic) {
+  const std::vector<int64_t> counts = counts_of(hop);
+  const int64_t bytes = row_bytes(way.format, rows.cols(), way.n_raw);
+  const PackedRows from = new_packed(ctx, std::accumulate(counts.begin(), counts.end(), int64_t{0}), bytes);
+  const PackedRows to = new_packed(ctx, received.rows(), bytes);
+  {
+    const ArenaScope scope(ctx.arena);
+    const Tensor chosen = new_f32(ctx, {std::accumulate(counts.begin(), counts.end(), int64_t{0}), rows.cols()});
+    int64_t at = 0;
+    for (const auto& of_member : hop.sent) {
+      for (const int32_t row : of_member) std::copy_n(rows.f32_row(row), rows.cols(), chosen.f32_row(at++));
+    }
+    encode_rows(ctx.pool, way.format, chosen, way.n_raw, from.data);
   }
-  const std::vector<Tensor> parts = parts_of(packed, hop.sent);
   const double begin = monotonic_s();
-  co_await arrival(exchange_parts(group, parts, parts_of(received, hop.received), tag++));
-  count(traffic, {/*returns=*/false, begin, monotonic_s(), bytes_that_leave(group, parts)}, across);
+  co_await arrival(std::make_shared<Exchange>(
+      all_to_all(group, from.parts<const std::byte>(counts), to.parts<std::byte>(hop.received), tag++)));
+  count(traffic, {/*returns=*/false, begin, monotonic_s(), bytes_that_leave(group, counts, bytes)}, way.across);
+  decode_rows(ctx.pool, way.format, received, way.n_raw, to.data);
 }
 
 // The way back: rows [hop.n_rows, cols] += what each of them has become, summed in the order of the members.
-StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, int& tag,
-                      Traffic& traffic, bool across) {
-  int64_t n = 0;
-  for (const auto& of_member : hop.sent) n += std::ssize(of_member);
-  const Tensor packed = new_f32(ctx, {n, rows.cols()});
-  const std::vector<Tensor> parts = parts_of(received, hop.received);
+StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, RowWay way,
+                      int& tag, Traffic& traffic) {
+  const std::vector<int64_t> counts = counts_of(hop);
+  const int64_t n = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  const int64_t bytes = row_bytes(way.format, rows.cols(), way.n_raw);
+  const PackedRows from = new_packed(ctx, received.rows(), bytes), to = new_packed(ctx, n, bytes);
+  encode_rows(ctx.pool, way.format, received, way.n_raw, from.data);
   const double begin = monotonic_s();
-  co_await arrival(exchange_parts(group, parts, parts_of(packed, hop.sent), tag++));
-  count(traffic, {/*returns=*/true, begin, monotonic_s(), bytes_that_leave(group, parts)}, across);
+  co_await arrival(std::make_shared<Exchange>(
+      all_to_all(group, from.parts<const std::byte>(hop.received), to.parts<std::byte>(counts), tag++)));
+  count(traffic, {/*returns=*/true, begin, monotonic_s(), bytes_that_leave(group, hop.received, bytes)}, way.across);
+  const Tensor parts = new_f32(ctx, {n, rows.cols()});
+  decode_rows(ctx.pool, way.format, parts, way.n_raw, to.data);
   int64_t at = 0;
   for (const auto& of_member : hop.sent) {
     for (const int32_t row : of_member) {
       float* const sum = rows.f32_row(row);
-      const float* const part = packed.f32_row(at++);
+      const float* const part = parts.f32_row(at++);
       for (int64_t i = 0; i < rows.cols(); ++i) sum[i] += part[i];
     }
   }
@@ -189,19 +201,20 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   const int64_t hidden = s.input.cols(), k = s.topk_ids.cols(), cols = hidden + 2 * k;
   const auto each = static_cast<int>(model.config.router.n_routed_experts / group.size());
   const int per_node = group.within.size();
+  const RowFormat to = dispatch_format(model.precision), back = combine_format(model.precision);
   // To the nodes,
   here.across = make_hop(s.topk_ids, group.across.size(), [&](int32_t e) { return e / each / per_node; });
   co_await count_rows(group.across, here.across, tag);
   const Tensor at_node = new_f32(ctx, {here.across.n_received(), cols});
   co_await send_rows(ctx, group.across, here.across, with_choices(ctx, s.input, s.topk_weights, s.topk_ids), at_node,
-                     tag, traffic, /*across=*/true);
+                     {to, 2 * k, true}, tag, traffic);
   // inside this one to the ranks,
   here.within = make_hop(ids_of(ctx, at_node, hidden, k), per_node, [&](int32_t e) {
     return e / each / per_node == group.across.index ? e / each % per_node : -1;
   });
   co_await count_rows(group.within, here.within, tag);
   const Tensor rows = new_f32(ctx, {here.within.n_received(), cols});
-  co_await send_rows(ctx, group.within, here.within, at_node, rows, tag, traffic, /*across=*/false);
+  co_await send_rows(ctx, group.within, here.within, at_node, rows, {to, 2 * k, false}, tag, traffic);
   // through this one's experts,
   MoeSaved& saved = here.saved;
   saved.input = rows.columns(0, hidden);
@@ -216,25 +229,26 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   layer_experts(ctx, model, w, y, saved);
   // and back, summed on the way.
   const Tensor node_y = zeros(ctx, at_node.rows(), hidden);
-  co_await return_rows(ctx, group.within, here.within, node_y, y, tag, traffic, /*across=*/false);
-  co_await return_rows(ctx, group.across, here.across, out, node_y, tag, traffic, /*across=*/true);
+  co_await return_rows(ctx, group.within, here.within, node_y, y, {back, 0, false}, tag, traffic);
+  co_await return_rows(ctx, group.across, here.across, out, node_y, {back, 0, true}, tag, traffic);
 }
 
 StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w,
                            Tensor d_input, Tensor d_weights, Tensor d_out, ExpertsHere& here, int& tag,
                            Traffic& traffic) {
   const int64_t hidden = d_out.cols(), k = d_weights.cols();
+  const RowFormat to = dispatch_format(model.precision), back = combine_format(model.precision);
   const Tensor at_node = new_f32(ctx, {here.across.n_received(), hidden});
-  co_await send_rows(ctx, group.across, here.across, d_out, at_node, tag, traffic, /*across=*/true);
+  co_await send_rows(ctx, group.across, here.across, d_out, at_node, {to, 0, true}, tag, traffic);
   const Tensor d_y = new_f32(ctx, {here.within.n_received(), hidden});
-  co_await send_rows(ctx, group.within, here.within, at_node, d_y, tag, traffic, /*across=*/false);
+  co_await send_rows(ctx, group.within, here.within, at_node, d_y, {to, 0, false}, tag, traffic);
 
   const Tensor d_rows = zeros(ctx, d_y.rows(), hidden + k);
   layer_experts_backward_input(ctx, model, w, here.saved, d_rows.columns(0, hidden), d_rows.columns(hidden, k), d_y,
                                here.grads);
   const Tensor d_node = zeros(ctx, at_node.rows(), hidden + k), d_all = zeros(ctx, d_out.rows(), hidden + k);
-  co_await return_rows(ctx, group.within, here.within, d_node, d_rows, tag, traffic, /*across=*/false);
-  co_await return_rows(ctx, group.across, here.across, d_all, d_node, tag, traffic, /*across=*/true);
+  co_await return_rows(ctx, group.within, here.within, d_node, d_rows, {back, k, false}, tag, traffic);
+  co_await return_rows(ctx, group.across, here.across, d_all, d_node, {back, k, true}, tag, traffic);
   add(ctx, d_input, d_input, d_all.columns(0, hidden));
   for (int64_t t = 0; t < d_weights.rows(); ++t) {
     std::copy_n(d_all.f32_row(t) + hidden, k, d_weights.f32_row(t));

@@ -6,6 +6,7 @@
 #include <array>
 #include <cmath>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "base/rng.h"
@@ -89,6 +90,7 @@ Expected in_one_process(const ModelConfig& config, const PipelineStep& step, Pre
 // Gradients by name, summed over the stages that hold them, and the loss of all ranks.
 struct Pipelined {
   LossResult loss;
+  int64_t bytes_across_nodes = 0;
   std::map<std::string, std::vector<float>> gradients;
   bool operator==(const Pipelined& other) const { return gradients == other.gradients; }
 };
@@ -98,6 +100,7 @@ Pipelined in_a_pipeline(const ModelConfig& config, const PipelineSchedule& sched
   const int n_ranks = schedule.n_ranks * n_expert_ranks;
   std::vector<std::vector<Stage>> stages(static_cast<size_t>(n_ranks));
   std::vector<LossResult> losses(stages.size());
+  std::vector<Traffic> traffic(stages.size());
   test::on_ranks(n_ranks, [&](Communicator& comm) {
     ThreadPool pool(1);
     const int place = comm.rank() / n_expert_ranks, column = comm.rank() % n_expert_ranks;
@@ -121,9 +124,11 @@ Pipelined in_a_pipeline(const ModelConfig& config, const PipelineSchedule& sched
     StageWork work(pool, schedule, place, own, part);
     run_pipeline(make_group(comm, pipeline, 0), schedule, work.work(), {});
     losses[static_cast<size_t>(comm.rank())] = work.result();
+    traffic[static_cast<size_t>(comm.rank())] = work.traffic();
   });
   Pipelined pipelined;
   for (const LossResult& loss : losses) pipelined.loss += loss;
+  for (const Traffic& of_rank : traffic) pipelined.bytes_across_nodes += of_rank.across_nodes;
   for (const auto& of_rank : stages) {
     for (const Stage& stage : of_rank) {
       for_each_tensor(stage.gradients.weights, config, [&](const NamedTensor& named) {
@@ -238,6 +243,49 @@ TEST(Stage, ExpertsOnOtherRanksGiveTheSame) {
       EXPECT_TRUE(in_a_pipeline(config, schedule, step, expert_ranks, per_node) == ours)
           << "other bits the second time";
     }
+  }
+}
+
+// A token's row crosses once to each other node that has one of its experts, whatever their number there, and comes
+// back as one sum; so it is with the gradients. Fewer groups a token, fewer nodes.
+TEST(Stage, RowsCrossNodesOnceEach) {
+  const PipelineSchedule schedule = make_schedule(ScheduleKind::one_f_one_b, 1, 2);
+  int64_t bytes_before = 0;
+  for (const int64_t topk_group : {1, 2, 4}) {
+    ModelConfig config = small_config(3, 0);
+    config.router.topk_group = topk_group;
+    config.router.num_experts_per_tok = 2;
+    const PipelineStep step = make_step(config, 16);
+    constexpr int kRanks = 8, kPerNode = 2;  // four nodes with a group each
+    const int64_t per_node = config.router.n_routed_experts / (kRanks / kPerNode),
+                  k = config.router.num_experts_per_tok;
+
+    ThreadPool pool(1);
+    Arena arena;
+    Context ctx{pool, arena};
+    Parameters parameters = allocate_parameters(config);
+    initialize(parameters, config, kSeed);
+    const Model model = make_model(config, parameters.weights);
+    int64_t crossings = 0;
+    for (size_t c = 0; c < step.chunks.size(); ++c) {
+      const int64_t own_node = static_cast<int64_t>(c) / schedule.n_chunks / kPerNode;
+      const LayerVisit visit = [&](int64_t, const LayerSaved& layer) {
+        for (int64_t t = 0; layer.moe.topk_ids && t < layer.moe.topk_ids.rows(); ++t) {
+          std::set<int64_t> nodes;
+          for (int64_t i = 0; i < k; ++i) nodes.insert(layer.moe.topk_ids.i32()[t * k + i] / per_node);
+          EXPECT_LE(std::ssize(nodes), topk_group);
+          crossings += std::ssize(nodes) - (nodes.contains(own_node) ? 1 : 0);
+        }
+      };
+      forward(ctx, model, make_example(ctx, step.chunks[c]).batch, {.on_layer = &visit});
+    }
+    // There with weights and ids of experts, back; gradients there, and back with those of the weights.
+    const int64_t floats =
+        (config.hidden_size + 2 * k) + config.hidden_size + config.hidden_size + config.hidden_size + k;
+    const int64_t bytes = in_a_pipeline(config, schedule, step, kRanks, kPerNode).bytes_across_nodes;
+    EXPECT_EQ(bytes, crossings * floats * 4);
+    EXPECT_GT(bytes, bytes_before);
+    bytes_before = bytes;
   }
 }
 

@@ -107,8 +107,9 @@ void run(Options options, const CommonOptions& common) {
   const bool many = started_by_mpi() || options.pp > 0 || options.ep > 0 || options.dp > 0;
   const TrainResult result =
       many ? train_with_mpi(options, pool, stop_requested) : train(train_options, pool, stop_requested);
+  if (result.stopped && interrupted_by == 0) interrupted_by = SIGTERM;  // another process of the job got it
+  if (many && !is_first_of_mpi()) throw ToldElsewhere{result.stopped ? 128 + interrupted_by : 0};
   if (result.stopped) throw Interrupted{};
-  if (many && !is_first_of_mpi()) throw ToldElsewhere{0};
   const std::string out = train_options.out.string();
   if (common.json) {
     nlohmann::ordered_json object{

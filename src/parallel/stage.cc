@@ -69,9 +69,9 @@ constexpr int kFirstTag = 1 << 20;    // behind those of the pipeline
 
 }  // namespace
 
-StageWork::StageWork(ThreadPool& pool, const PipelineSchedule& schedule, int rank, std::span<Stage> stages,
+StageWork::StageWork(ThreadPool& pool, const PipelineSchedule& schedule, std::span<Stage> stages,
                      const PipelineStep& step)
-    : pool_(pool), schedule_(schedule), rank_(rank), stages_(stages), step_(step) {
+    : pool_(pool), schedule_(schedule), stages_(stages), step_(step) {
   FATHOM_CHECK(std::ssize(stages) == schedule.n_directions() && std::ssize(step.chunks) == schedule.n_chunks);
   // The backward passes are apart: what one of them makes again would have to stay for the other.
   FATHOM_CHECK(step.loss.recompute == Recompute::none);

@@ -36,8 +36,7 @@ struct PipelineStep {
 // chunks that end on this rank, and the load of its experts by layer of the whole model, zero rows for others.
 class StageWork {
  public:
-  StageWork(ThreadPool& pool, const PipelineSchedule& schedule, int rank, std::span<Stage> stages,
-            const PipelineStep& step);
+  StageWork(ThreadPool& pool, const PipelineSchedule& schedule, std::span<Stage> stages, const PipelineStep& step);
   ~StageWork();
   PipelineWork work();
   LossResult result() const;
@@ -63,7 +62,6 @@ class StageWork {
 
   ThreadPool& pool_;
   const PipelineSchedule& schedule_;
-  const int rank_;
   std::span<Stage> stages_;
   const PipelineStep& step_;
   std::map<std::pair<int, int>, std::unique_ptr<Chunk>> chunks_;

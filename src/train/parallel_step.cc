@@ -219,7 +219,7 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
   if (std::ssize(step.chunks) != state.schedule.n_chunks) {  // of a batch that grows
     state.schedule = make_schedule(state.layout.schedule, state.layout.pp, static_cast<int>(step.chunks.size()));
   }
-  StageWork work(pool, state.schedule, state.place, state.stages, step);
+  StageWork work(pool, state.schedule, state.stages, step);
   StepTrace unwanted;
   StepTrace& told = trace != nullptr ? *trace : unwanted;
   if (trace != nullptr) {
@@ -262,7 +262,7 @@ LossResult parallel_loss(RankState& state, ThreadPool& pool, const PipelineStep&
   while (filled.chunks.size() < most) filled.chunks.push_back(nothing);
   const PipelineSchedule schedule =
       make_forward_schedule(state.layout.schedule, state.layout.pp, static_cast<int>(most));
-  StageWork work(pool, schedule, state.place, state.stages, filled);
+  StageWork work(pool, schedule, state.stages, filled);
   run_pipeline(state.pipeline, schedule, work.work(), {.origin_s = monotonic_s()});
   LossResult loss = work.result();
   fill_load(loss.expert_load, state.config, false);

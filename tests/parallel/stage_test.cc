@@ -121,7 +121,7 @@ Pipelined in_a_pipeline(const ModelConfig& config, const PipelineSchedule& sched
     PipelineStep part{{}, step.loss};
     const auto first = step.chunks.begin() + column * schedule.n_chunks;
     part.chunks.assign(first, first + schedule.n_chunks);
-    StageWork work(pool, schedule, place, own, part);
+    StageWork work(pool, schedule, own, part);
     run_pipeline(make_group(comm, pipeline, 0), schedule, work.work(), {});
     losses[static_cast<size_t>(comm.rank())] = work.result();
     traffic[static_cast<size_t>(comm.rank())] = work.traffic();

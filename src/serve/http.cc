@@ -1,5 +1,6 @@
 #include "serve/http.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -545,6 +546,27 @@ void HttpState::repeat(double seconds, std::shared_ptr<std::function<void()>> wo
   });
 }
 
+namespace {
+
+bool is_socket(const std::string& path) {
+  struct stat file {};
+  return lstat(path.c_str(), &file) == 0 && S_ISSOCK(file.st_mode);
+}
+
+// Takes a socket away that a process left behind which is gone: nobody answers there. Whatever else has that name is
+// somebody's, and stays.
+void remove_stale_socket(asio::io_context& io, const asio::local::stream_protocol::endpoint& endpoint) {
+  if (!is_socket(endpoint.path()))
+    throw Error("cannot listen on unix:{}: there is a file of that name that is no socket", printable(endpoint.path()));
+  asio::local::stream_protocol::socket probe(io);
+  error_code nobody;
+  probe.connect(endpoint, nobody);
+  if (nobody != asio::error::connection_refused) throw boost::system::system_error(asio::error::address_in_use);
+  unlink(endpoint.path().c_str());
+}
+
+}  // namespace
+
 HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpHandler handler)
     : state_(std::make_unique<HttpState>()) {
   HttpState& s = *state_;
@@ -560,12 +582,7 @@ HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits&
       error_code in_use;
       s.local->bind(endpoint, in_use);
       if (in_use == asio::error::address_in_use) {
-        // Left behind by a process that is gone, unless somebody answers.
-        asio::local::stream_protocol::socket probe(s.io);
-        error_code nobody;
-        probe.connect(endpoint, nobody);
-        if (!nobody) throw boost::system::system_error(in_use);
-        unlink(s.local_path.c_str());
+        remove_stale_socket(s.io, endpoint);
         s.local->bind(endpoint);
       } else if (in_use) {
         throw boost::system::system_error(in_use);
@@ -590,7 +607,7 @@ HttpServer::~HttpServer() {
   HttpState& s = *state_;
   const std::vector<std::shared_ptr<HttpConnection>> all(s.connections.begin(), s.connections.end());
   for (const auto& connection : all) connection->close_silently();
-  if (s.local) unlink(s.local_path.c_str());
+  if (s.local && is_socket(s.local_path)) unlink(s.local_path.c_str());
 }
 
 uint16_t HttpServer::port() const { return state_->tcp ? state_->tcp->local_endpoint().port() : uint16_t{0}; }

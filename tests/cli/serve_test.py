@@ -454,6 +454,22 @@ class Answers(Case):
         process.stdout.close()
         self.assertFalse(path.exists())
 
+    def test_a_file_in_the_place_of_a_unix_socket_stays(self):
+        path = self.write("precious", "mine")
+        for command in (["serve", "--model", SHAKESPEARE], ["watch", str(self.folder)]):
+            self.assert_refused(fathom(*command, "--host", f"unix:{path}"), 1, "cannot listen on", "no socket")
+            self.assertEqual(pathlib.Path(path).read_text(), "mine")
+        stale = self.folder / "stale"
+        with socket.socket(socket.AF_UNIX) as s:
+            s.bind(str(stale))
+        process = subprocess.Popen([PROGRAM, "serve", "--model", SHAKESPEARE, "--host", f"unix:{stale}", "--quiet"], stdout=subprocess.PIPE,
+                                   encoding="utf-8")
+        self.addCleanup(process.kill)
+        self.assertEqual(process.stdout.readline().strip(), f"unix:{stale}")
+        process.terminate()
+        self.assertEqual(process.wait(timeout=30), 0)
+        process.stdout.close()
+
 
 class Hostile(Case):
     def test_raw_requests(self):

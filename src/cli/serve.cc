@@ -126,10 +126,12 @@ void run(const Options& o, const CommonOptions& common) {
   const std::string name = service.model_name;
 
   std::unique_ptr<serve::Service> answers;
-  serve::HttpServer server(o.listen.host, o.listen.port, o.limits,
-                           [&](serve::HttpRequest request, serve::HttpReply reply) {
-                             answers->handle(std::move(request), std::move(reply));
-                           });
+  serve::HttpServer server(
+      o.listen.host, o.listen.port, o.limits,
+      [&](const serve::HttpRequest& request) { return answers->judge(request); },
+      [&](serve::HttpRequest request, serve::HttpReply reply) {
+        answers->handle(std::move(request), std::move(reply));
+      });
   answers = std::make_unique<serve::Service>(server, std::move(service));
   const std::string url = url_of(o.listen.host, server.port());
   write_stdout(common.json

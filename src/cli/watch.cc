@@ -29,7 +29,7 @@ void run(const Options& o, const CommonOptions& common) {
   serve::Watch watch{serve::watched_runs(o.runs), access_of(o.listen, "watch"), version_text()};
   watch.version.resize(watch.version.find('\n'));
   serve::HttpServer server(
-      o.listen.host, o.listen.port, {},
+      o.listen.host, o.listen.port, {}, [](const serve::HttpRequest&) { return serve::HttpVerdict(); },
       [&](const serve::HttpRequest& request, serve::HttpReply reply) { serve::answer_watch(watch, request, reply); });
   const std::string url = url_of(o.listen.host, server.port());
   nlohmann::ordered_json names = nlohmann::ordered_json::array();

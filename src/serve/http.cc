@@ -1,5 +1,6 @@
 #include "serve/http.h"
 
+#include <netinet/in.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <optional>
 #include <set>
 #include <stdexcept>
+#include <unordered_map>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -79,6 +81,24 @@ std::optional<std::string_view> take_authority(std::string_view& target) {
     return authority;
   }
   return std::nullopt;
+}
+
+// What names the machine at the other end: its address, of IPv6 the network (a machine has all addresses of one). Empty
+// for who comes through the file system.
+std::string machine_of(const Socket& socket) {
+  constexpr size_t kNetworkBytes = 8;
+  error_code gone;
+  const Socket::endpoint_type peer = socket.remote_endpoint(gone);
+  if (gone) return {};
+  if (peer.data()->sa_family == AF_INET) {
+    const auto* v4 = reinterpret_cast<const sockaddr_in*>(peer.data());
+    return {reinterpret_cast<const char*>(&v4->sin_addr), sizeof v4->sin_addr};
+  }
+  if (peer.data()->sa_family == AF_INET6) {
+    const auto* v6 = reinterpret_cast<const sockaddr_in6*>(peer.data());
+    return {reinterpret_cast<const char*>(&v6->sin6_addr), kNetworkBytes};
+  }
+  return {};
 }
 
 std::string refusal_of(int status, const std::string& message) {
@@ -225,18 +245,47 @@ HttpRequest RequestReader::take() {
   return std::move(request_);
 }
 
+HttpRequest RequestReader::take_header() {
+  FATHOM_CHECK(has_header_);
+  parser_.reset();
+  has_header_ = done_ = expects_continue_ = false;
+  return std::move(request_);
+}
+
 // ---- Connections
+
+namespace {
+
+// The bytes of bodies that are being read: all of them, and of each owner.
+class BodyRoom {
+ public:
+  void change(const std::string& owner, uint64_t before, uint64_t now) {
+    all_ += now - before;
+    if ((owners_[owner] += now - before) == 0) owners_.erase(owner);
+  }
+  bool is_short(const std::string& owner, uint64_t most) const {
+    const auto of_owner = owners_.find(owner);
+    return all_ > most || (of_owner != owners_.end() && of_owner->second > most / 2);
+  }
+
+ private:
+  uint64_t all_ = 0;
+  std::unordered_map<std::string, uint64_t> owners_;
+};
+
+}  // namespace
 
 struct HttpState {
   asio::io_context io{1};
   HttpLimits limits;
+  HttpJudge judge;
   HttpHandler handler;
   std::optional<asio::ip::tcp::acceptor> tcp;
   std::optional<asio::local::stream_protocol::acceptor> local;
   std::string local_path;
   std::unordered_set<std::shared_ptr<HttpConnection>> connections;
   bool draining = false;
-  uint64_t bodies_bytes = 0;  // that are being read
+  BodyRoom bodies;
 
   template <class Acceptor>
   void accept(Acceptor& acceptor);
@@ -248,7 +297,7 @@ struct HttpState {
 class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
  public:
   HttpConnection(HttpState& server, Socket socket)
-      : server_(server), socket_(std::move(socket)), reader_(server.limits) {}
+      : server_(server), socket_(std::move(socket)), reader_(server.limits), machine_(machine_of(socket_)) {}
 
   void start() {
     expect_request();
@@ -351,6 +400,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   void take_request() {
     const HttpLimits& limits = server_.limits;
+    std::optional<HttpRequest> without_body;
     try {
       const bool had_header = reader_.has_header();
       if (!request_begun_ && !held_.empty()) {
@@ -358,13 +408,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
         deadline_s_ = monotonic_s() + limits.header_s;
       }
       held_.erase(0, reader_.put(held_));
-      count_body(reader_.body_bytes());
-      if (server_.bodies_bytes > limits.all_bodies_bytes) throw HttpRefusal(503, "too many large requests at a time");
       if (!reader_.done()) {
-        if (!reader_.has_header() || had_header) return;
-        deadline_s_ = monotonic_s() + limits.body_s;
-        if (reader_.expects_continue()) put("HTTP/1.1 100 Continue\r\n\r\n");
-        return;
+        if (!reader_.has_header()) return;
+        if (had_header || begin_body()) return take_body();
+        without_body = reader_.take_header();
       }
     } catch (const HttpRefusal& refusal) {
       held_.clear();
@@ -376,18 +423,38 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
       count_body(0);
       return refuse(refusal_of(500, "the request cannot be read"));
     }
+    if (without_body) return hand_over(std::move(*without_body), false);
     HttpRequest request = reader_.take();
     count_body(0);
+    hand_over(std::move(request), true);
+  }
+  // Of a request whose header has come; false where nothing is to be made of its body.
+  bool begin_body() {
+    const HttpVerdict verdict = server_.judge(reader_.header());
+    if (!verdict.wants_body) return false;
+    owner_ = verdict.owner.empty() ? machine_ : verdict.owner;
+    deadline_s_ = monotonic_s() + server_.limits.body_s;
+    if (reader_.expects_continue()) put("HTTP/1.1 100 Continue\r\n\r\n");
+    return true;
+  }
+  void take_body() {
+    count_body(reader_.body_bytes());
+    if (server_.bodies.is_short(owner_, server_.limits.all_bodies_bytes))
+      throw HttpRefusal(503, "too many large requests at a time");
+  }
+  // whole: with its body. Behind one without, nobody knows where the next request begins.
+  void hand_over(HttpRequest request, bool whole) {
+    if (!whole) held_.clear();
     deadline_s_ = kNever;
     answers_ = true;
-    keep_alive_ = request.keep_alive;
+    keep_alive_ = request.keep_alive && whole;
     takes_chunks_ = request.takes_chunks;
     head_only_ = request.method == "HEAD";
     server_.handler(std::move(request), HttpReply(shared_from_this(), request_));
   }
 
   void count_body(size_t bytes) {
-    server_.bodies_bytes += bytes - body_bytes_;
+    server_.bodies.change(owner_, body_bytes_, bytes);
     body_bytes_ = bytes;
   }
 
@@ -457,7 +524,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   Socket socket_;
   RequestReader reader_;
   std::array<char, 8192> in_;
-  std::string held_;  // read and not understood yet
+  std::string machine_, owner_;  // of the client, and of the body that is being read
+  std::string held_;             // read and not understood yet
   bool request_begun_ = false;
   std::string unwritten_, sending_;
   size_t n_sent_ = 0;  // of sending_
@@ -567,10 +635,13 @@ void remove_stale_socket(asio::io_context& io, const asio::local::stream_protoco
 
 }  // namespace
 
-HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpHandler handler)
+HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpJudge judge,
+                       HttpHandler handler)
     : state_(std::make_unique<HttpState>()) {
   HttpState& s = *state_;
   s.limits = limits;
+  s.limits.all_bodies_bytes = std::max(limits.all_bodies_bytes, 2 * limits.body_bytes);
+  s.judge = std::move(judge);
   s.handler = std::move(handler);
   constexpr std::string_view kUnix = "unix:";
   try {

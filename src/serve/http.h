@@ -18,7 +18,8 @@ struct HttpLimits {
   uint32_t header_bytes = 16 << 10;  // request line included
   int64_t headers = 100;
   uint64_t body_bytes = 8 << 20;
-  uint64_t all_bodies_bytes = 256 << 20;  // of requests that are being read; more are answered 503
+  // Of requests that are being read, half of it for one owner; more are answered 503. Two bodies always have room.
+  uint64_t all_bodies_bytes = 256 << 20;
   // Seconds for: all of a header, from its first byte; all of a body; the next request; the client to take what is
   // written.
   double header_s = 10, body_s = 30, idle_s = 60, write_s = 30;
@@ -55,11 +56,14 @@ class RequestReader {
   // HttpRefusal; nothing may be put behind one.
   size_t put(std::string_view bytes);
   bool has_header() const { return has_header_; }
-  size_t body_bytes() const;  // so far
+  const HttpRequest& header() const { return request_; }  // has_header(): the request without its body
+  size_t body_bytes() const;                              // so far
   bool done() const { return done_; }
   // Of a request whose body has not come: the client waits to be told to go on.
   bool expects_continue() const { return expects_continue_; }
   HttpRequest take();  // done(): the request; the next one begins
+  // has_header(): the request without its body, of which nothing may be put any more.
+  HttpRequest take_header();
 
  private:
   struct Parser;
@@ -98,10 +102,17 @@ class HttpReply {
 
 using HttpHandler = std::function<void(HttpRequest request, HttpReply reply)>;
 
+// What is made of a request once its header is there, before any of its body is kept or asked for.
+struct HttpVerdict {
+  bool wants_body = false;  // no: the handler gets it without, and the connection ends with the answer
+  std::string owner{};      // whose bodies are counted together; empty: those of the client's machine
+};
+using HttpJudge = std::function<HttpVerdict(const HttpRequest& request)>;
+
 class HttpServer {
  public:
   // host: an address, a name, or unix:PATH. port 0: any free one. Error where it cannot listen there.
-  HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpHandler handler);
+  HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpJudge judge, HttpHandler handler);
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

@@ -205,6 +205,19 @@ void Service::abandon() {
 
 // ---- Calls
 
+HttpVerdict Service::judge(const HttpRequest& request) const {
+  try {
+    check_origin(options_.access, request);
+    for (const Route& route : routes()) {
+      if (route.path != request.path || route.method != request.method || request.method != "POST") continue;
+      const std::optional<size_t> key = check_key(options_.access, request);
+      return {.wants_body = true, .owner = key ? options_.access.keys.name(*key) : ""};
+    }
+  } catch (const ApiError&) {
+  }
+  return {};
+}
+
 void Service::handle(HttpRequest request, HttpReply reply) {
   const auto call = std::make_shared<Call>(Call{std::move(request), std::move(reply)});
   const std::string* given = call->request.header("x-request-id");

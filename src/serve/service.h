@@ -43,6 +43,8 @@ class Service {
   Service(HttpServer& server, ServiceOptions options);
   ~Service();
 
+  // Bodies are read for who may ask, by the key; what is said to others is handle()'s.
+  HttpVerdict judge(const HttpRequest& request) const;
   void handle(HttpRequest request, HttpReply reply);
   void serve(const Served& served);  // from now on
   // No more work. What runs may end until abandon().

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """fathom serve as its clients see it: answers, streams, errors, hostile bytes, cancelling, shutting down."""
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -564,6 +565,40 @@ class Hostile(Case):
             self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", continued), [b"100", b"400"])
             # What stands in a chunked body's trailer is no header.
             self.assertEqual(server.get("/health")[0], 200)
+
+    def test_bodies_are_read_for_who_may_ask(self):
+        keys = self.write("keys", "key-a\nkey-b\n")
+        os.chmod(keys, 0o600)
+
+        def head(path="/v1/completions", key=None, method="POST", more=""):
+            return (f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {8 << 20}\r\n{more}"
+                    + (f"Authorization: Bearer {key}\r\n" if key else "") + "\r\n").encode()
+        with Server(self, "--api-key-file", keys) as server:
+            for sent, status in ((head(), 401), (head(key="other"), 401), (head("/nowhere", "key-a"), 404), (head(key="key-a", method="PUT"), 405),
+                                 (head("/v1/models", "key-a"), 405), (head("/health", method="GET"), 200), (head("/"), 404),
+                                 (head(key="key-a", more="Origin: http://evil.example\r\n"), 403)):
+                for more in b"", b"a" * 100000:
+                    with self.subTest(sent=sent[:60], status=status):
+                        answer = server.raw(sent.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n") + more)
+                        self.assertEqual(re.findall(rb"HTTP/1.1 (\d+)", answer), [b"%d" % status], "at once, without 100 Continue")
+                        self.assertIn(b"\r\nConnection: close\r\n", answer)
+                        self.assertIn(b"\r\nX-Request-Id: ", answer)
+            # Of the room for bodies one key takes half, however many connections it has.
+            held = []
+            with contextlib.ExitStack() as stack:
+                for _ in range(34):
+                    s = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+                    with contextlib.suppress(OSError):  # refused already
+                        s.sendall(head(key="key-a") + b" " * ((8 << 20) - 1))
+                    held.append(s)
+                    self.assertEqual(server.post("/v1/completions", {"prompt": "O", "max_tokens": 1}, {"X-Api-Key": "key-b"})[0], 200)
+                refused = 0
+                for s in held:
+                    s.settimeout(0.05)
+                    with contextlib.suppress(OSError):
+                        refused += status_of(s.recv(100)) == 503
+                self.assertGreater(refused, 0)
+            self.assertEqual(server.post("/v1/completions", {"prompt": "O", "max_tokens": 1}, {"X-Api-Key": "key-a"})[0], 200)
 
     def test_slow_clients_are_closed_and_harm_nobody(self):
         with Server(self, "--header-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2", "--write-timeout", "1") as server:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -134,6 +135,20 @@ void check_device(const std::string& device) {
   throw UsageError("--device {}: must be cpu, cuda or cuda:N", printable(device));
 }
 
+// CLI11 takes "nan" for a number in any range: compared with a limit it turns it off.
+std::string finite_number(const std::string& text) {
+  double x = 0;
+  const bool ok = !CLI::detail::lexical_cast(text, x) || std::isfinite(x);
+  return ok ? "" : fmt::format("{} is no finite number", printable(text));
+}
+
+void want_finite_numbers(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    if (option->get_type_name().starts_with("FLOAT")) option->check(finite_number);
+  }
+  for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) want_finite_numbers(*command);
+}
+
 // FATHOM_SERVE_PORT for --port of `serve`, FATHOM_THREADS for --threads of every command. Only those that are set are
 // named, so that --help stays short.
 void read_environment(CLI::App& app, const std::string& prefix) {
@@ -184,6 +199,7 @@ int parse_and_run(int argc, char** argv) {
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
   }
+  want_finite_numbers(app);
   read_environment(app, "FATHOM_");
   try {
     const std::vector<const char*> arguments = with_config(argc, argv);

@@ -94,7 +94,7 @@ void run(const Options& options, const CommonOptions& common) {
   if (!options.out.empty() && !options.grads.empty() && same_path(options.out, options.grads)) {
     throw UsageError("score: --out and --grads name the same file");
   }
-  if (options.mtp_weight < 0 || !std::isfinite(options.mtp_weight)) {
+  if (options.mtp_weight < 0) {
     throw UsageError("score: --mtp-weight is {}, must be 0 or more", options.mtp_weight);
   }
   if (options.fp8_activations && !options.grads.empty()) {

@@ -223,6 +223,17 @@ class Generate(Case):
         self.assertIn(f"{b['accepted']} of {b['drafted']} drafts accepted", drafted.stderr)
         self.assertNotIn("drafts", plain.stderr)
 
+    def test_numbers_are_finite(self):
+        serve, schedule = ["serve", "--model", "none"], ["plan", "schedule"]
+        options = [(serve, o) for o in ("--header-timeout", "--body-timeout", "--idle-timeout", "--write-timeout", "--drain-timeout")]
+        options += [(schedule, o) for o in ("--f", "--b", "--w", "--fb", "--transfer")]
+        options += [(["train"], o) for o in ("--lr", "--min-lr", "--clip", "--balance-alpha", "--mtp-weight")]
+        options += [(["score", "--model", "none"], "--mtp-weight"), (["generate", "--model", "none"], "--temperature")]
+        for command, option in options:
+            for value in ("nan", "NaN", "-nan", "inf", "-inf"):
+                with self.subTest(option=option, value=value):
+                    self.assert_refused(fathom(*command, f"{option}={value}"), 2, option, value)
+
     def test_a_model_without_mtp_module_goes_on_without_drafts(self):
         plain, drafted = self.generate("--tokens", "0,5"), self.generate("--tokens", "0,5", "--draft", "mtp")
         self.assertEqual(self.assert_done(drafted), self.assert_done(plain))

@@ -46,7 +46,7 @@ constexpr double kNever = std::numeric_limits<double>::infinity();
 constexpr double kSweepS = 0.25;                     // between two looks for what takes too long
 constexpr double kLingerS = 2;                       // for a client to stop sending what nobody reads
 constexpr size_t kLingerBytes = size_t{16} << 20;    // of that
-constexpr size_t kMostAhead = size_t{64} << 10;      // of later requests, read while one is answered
+constexpr size_t kMostAhead = size_t{64} << 10;      // of later requests, kept while one is answered
 constexpr size_t kMostUnwritten = size_t{16} << 20;  // of a streamed answer
 
 std::string head_of(int status, std::string_view content_type, const HttpHeaders& more, bool keep_alive) {
@@ -96,7 +96,9 @@ std::string machine_of(const Socket& socket) {
   }
   if (peer.data()->sa_family == AF_INET6) {
     const auto* v6 = reinterpret_cast<const sockaddr_in6*>(peer.data());
-    return {reinterpret_cast<const char*>(&v6->sin6_addr), kNetworkBytes};
+    const auto* address = reinterpret_cast<const char*>(&v6->sin6_addr);
+    if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr)) return {address + sizeof(in6_addr) - sizeof(in_addr), sizeof(in_addr)};
+    return {address, kNetworkBytes};
   }
   return {};
 }
@@ -373,7 +375,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void expect_request() { deadline_s_ = monotonic_s() + server_.limits.idle_s; }
 
   void read() {
-    if (reading_ || closed_ || (answers_ && held_.size() > kMostAhead)) return;
+    // While something complete is written there is a limit to how long; nothing has to be noticed meanwhile.
+    if (reading_ || closed_ || (writing_ && !answers_ && held_.size() > kMostAhead)) return;
     reading_ = true;
     socket_.async_read_some(asio::buffer(in_), [self = shared_from_this()](error_code error, size_t n) {
       self->reading_ = false;
@@ -388,14 +391,21 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
       keep_alive_ = false;
       return;
     }
-    if (lingers_) {
+    if (lingers_ || is_far_ahead_) {
       n_discarded_ += n;
       if (n_discarded_ > kLingerBytes) return close();
     } else {
       held_.append(in_.data(), n);
       if (!answers_ && !writing_) take_request();
+      if (answers_ && held_.size() > kMostAhead) discard_ahead();
     }
     read();
+  }
+  // Reading goes on, since who goes is noticed by that alone; what was asked too far ahead is never answered.
+  void discard_ahead() {
+    is_far_ahead_ = true;
+    keep_alive_ = false;
+    held_ = {};
   }
 
   void take_request() {
@@ -532,6 +542,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   size_t n_discarded_ = 0, body_bytes_ = 0;
   double deadline_s_ = kNever, written_s_ = 0;
   bool reading_ = false, writing_ = false, closed_ = false, lingers_ = false;
+  bool is_far_ahead_ = false;  // more was sent behind the request than is kept: its answer is the last
 
   // Of the request that is answered.
   uint64_t request_ = 1;

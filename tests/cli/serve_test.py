@@ -600,6 +600,28 @@ class Hostile(Case):
                 self.assertGreater(refused, 0)
             self.assertEqual(server.post("/v1/completions", {"prompt": "O", "max_tokens": 1}, {"X-Api-Key": "key-a"})[0], 200)
 
+    def test_who_goes_is_noticed_whatever_was_sent_ahead(self):
+        with Server(self) as server:
+            body = json.dumps({"prompt": "O", "max_tokens": 900, "ignore_eos": True, "n": 40}).encode()
+            post = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            ahead = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            for more in ahead * 500, ahead * 5000, b"x" * (8 << 20):
+                with socket.create_connection(("127.0.0.1", server.port), timeout=10) as s:
+                    s.sendall(post)
+                    while server.metric("num_requests_running") == 0:
+                        time.sleep(0.01)
+                    s.sendall(more)
+                begin = time.monotonic()
+                while server.metric("num_requests_running") + server.metric("num_requests_waiting") > 0:
+                    self.assertLess(time.monotonic() - begin, 20)
+                    time.sleep(0.02)
+                aborted = re.search(r'request_success_total\{[^}]*finished_reason="abort"\} (\d+)', server.get("/metrics")[1].decode())
+                self.assertTrue(aborted and int(aborted[1]) > 0)
+                self.assertLess(time.monotonic() - begin, 2)
+            # What is asked ahead is answered, where it is not too much.
+            answer = server.raw(ahead * 500 + ahead.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            self.assertEqual(answer.count(b"HTTP/1.1 200 "), 501)
+
     def test_slow_clients_are_closed_and_harm_nobody(self):
         with Server(self, "--header-timeout", "1", "--body-timeout", "1", "--idle-timeout", "2", "--write-timeout", "1") as server:
             begin = time.monotonic()

@@ -2,6 +2,7 @@
 
 #include <openssl/rand.h>
 
+#include <algorithm>
 #include <ctime>
 
 #include "base/error.h"
@@ -65,6 +66,17 @@ ordered_json progress_json(const PromptProgress& progress) {
           {"cache", progress.cached},
           {"processed", progress.read},
           {"time_ms", static_cast<int64_t>(progress.seconds * 1e3)}};
+}
+
+int64_t most_logprobs(const JobInput& input, int64_t context) {
+  const CommonRequest& request = input.request;
+  int64_t n_tokens = 0;
+  for (const std::vector<int32_t>& prompt : input.prompts) {
+    const int64_t n_prompt = std::ssize(prompt);
+    if (input.echo) n_tokens += n_prompt;
+    if (!request.stream) n_tokens += std::clamp(context - n_prompt, int64_t{0}, request.max_tokens.value_or(context));
+  }
+  return n_tokens * request.n * (request.generation.top_logprobs + 1);
 }
 
 Job::Job(JobInput input, const Tokenizer& tokenizer, std::string model, HttpReply reply, HttpHeaders headers,

@@ -33,6 +33,10 @@ struct JobInput {
   nlohmann::ordered_json echo_fields{};  // of Dialect::responses
 };
 
+// How many log probabilities are gathered before any is sent, at most: of an echoed prompt, which is told at once, and
+// of all tokens of an answer that is not streamed.
+int64_t most_logprobs(const JobInput& input, int64_t context);
+
 // How it is generated.
 struct JobSettings {
   std::vector<int64_t> eos_ids;

@@ -31,6 +31,8 @@ inline constexpr int64_t kMaxTopLogprobs = 20, kMaxTools = 128;
 inline constexpr int64_t kMaxStops = 16, kMaxStopBytes = 256;  // of texts, and of token ids
 inline constexpr size_t kMaxKwargs = 256;                      // of chat_template_kwargs
 inline constexpr int64_t kMaxPromptLogprobs = 1 << 18;         // that prompt_logprobs makes of all prompts together
+// Of tokens and their likeliest, in an answer that is not streamed; echoed prompts have as many in streams too.
+inline constexpr int64_t kMaxLogprobs = 1 << 18;
 
 // What the output must be.
 struct GrammarRequest {

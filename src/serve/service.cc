@@ -393,6 +393,15 @@ void check_prompts(const Served& served, const JobInput& input) {
                      too_long ? "context_length_exceeded" : "invalid_value");
     }
   }
+  if (most_logprobs(input, served.engine.context()) > kMaxLogprobs) {
+    throw ApiError(
+        400,
+        fmt::format("logprobs: {}max_tokens, times n, times the likeliest of each (top_logprobs) and itself, "
+                    "may be {}: ask for less{}",
+                    input.echo ? "tokens of prompts (echo) and " : "", kMaxLogprobs,
+                    input.request.stream ? "" : ", or for a stream"),
+        "logprobs", "invalid_value");
+  }
 }
 
 }  // namespace

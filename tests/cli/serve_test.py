@@ -137,6 +137,21 @@ class Answers(Case):
             status, refused = server.post("/v1/completions", {"prompt": [[1] * 1000] * 14, "max_tokens": 0, "prompt_logprobs": 20})
             self.assertEqual((status, refused["error"]["param"]), (400, "prompt_logprobs"), "more than a request may ask for")
 
+    def test_log_probabilities_that_are_gathered_have_a_bound(self):
+        with Server(self) as server:
+            chat = {"messages": USER, "n": 64, "max_tokens": 400, "logprobs": True, "top_logprobs": 20}
+            text = {"prompt": [[1] * 480] * 400, "max_tokens": 1, "echo": True, "logprobs": 1}
+            for path, body, words in (("/v1/chat/completions", chat, ("max_tokens", "stream")), ("/v1/completions", text, ("max_tokens", "echo", "stream")),
+                                      ("/v1/completions", {**text, "stream": True}, ("max_tokens", "echo"))):
+                status, refused = server.post(path, body)
+                self.assertEqual((status, refused["error"]["param"]), (400, "logprobs"), refused)
+                for word in words:
+                    self.assertIn(word, refused["error"]["message"])
+            self.assertNotIn("stream", refused["error"]["message"])
+            server.done("/v1/chat/completions", {**chat, "n": 2})
+            server.done("/v1/completions", {**text, "prompt": text["prompt"][:250]})
+            self.assertEqual(len(server.events("/v1/chat/completions", {**chat, "max_tokens": 220})[-1]["choices"]), 1)
+
     def test_a_stream_tells_how_far_its_prompt_has_been_read(self):
         with Server(self) as server:
             prompt = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 6

@@ -404,6 +404,13 @@ void check_prompts(const Served& served, const JobInput& input) {
   }
 }
 
+// Who names no length of an answer with log probabilities gets as many tokens as may be gathered.
+void bound_gathered(CommonRequest& request, int64_t n_prompts) {
+  const int64_t n_top = request.generation.top_logprobs;
+  if (request.stream || request.max_tokens || n_top < 0) return;
+  request.max_tokens = std::max<int64_t>(1, kMaxLogprobs / (n_prompts * request.n * (n_top + 1)));
+}
+
 }  // namespace
 
 JobInput Service::prepare_chat(ChatRequest request) const {
@@ -415,6 +422,7 @@ JobInput Service::prepare_chat(ChatRequest request) const {
   input.request.generation.constraint = chat.constraint;
   input.request.generation.thinking_budget = std::move(chat.thinking_budget);
   if (!chat.call_end.empty()) input.request.generation.stop.push_back(std::move(chat.call_end));
+  bound_gathered(input.request, 1);
   check_prompts(*served_, input);
   return input;
 }

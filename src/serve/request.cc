@@ -427,7 +427,9 @@ ordered_json read_message(const Fields& message, bool is_last, bool& continues_l
   if (const auto name = message.text("name")) read["name"] = *name;
   auto thoughts = message.text("reasoning_content");
   if (!thoughts) thoughts = message.text("reasoning");
-  ordered_json calls = message.list("tool_calls") ? read_tool_calls(message) : ordered_json(nullptr);
+  // No calls are as good as none given: templates ask whether there is a list, and then for no text.
+  const auto list = message.list("tool_calls");
+  ordered_json calls = list && list->size() > 0 ? read_tool_calls(message) : ordered_json(nullptr);
   const bool begins_answer = message.boolean("prefix").value_or(false);
   if (role == "assistant") {
     if (thoughts) read["reasoning_content"] = *thoughts;

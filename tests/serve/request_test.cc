@@ -107,6 +107,12 @@ TEST(ChatRequest, MessagesBecomeWhatTemplatesRead) {
   EXPECT_TRUE(r.continues_last);
 }
 
+TEST(ChatRequest, AnEmptyListOfCallsIsNone) {
+  const ChatRequest r = parse_chat_request(R"({"messages": [{"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "It is", "tool_calls": []}]})");
+  EXPECT_EQ(r.messages[1], ordered_json::parse(R"({"role": "assistant", "content": "It is"})"));
+}
+
 TEST(ChatRequest, RefusesWithTheFieldInFront) {
   const auto body = [](const std::string& text) { return refusal(parse_chat_request, text); };
   EXPECT_THAT(body("{"), testing::StartsWith("400 invalid_json request body"));

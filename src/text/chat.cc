@@ -103,6 +103,55 @@ bool speaks_for(std::string_view chat_template, std::initializer_list<const char
   }
 }
 
+// A call as no conversation has it, with `said` in front of it or, for null, nothing.
+ordered_json call_probe(const ordered_json& said) {
+  return {{"role", "assistant"},
+          {"content", said},
+          {"tool_calls",
+           ordered_json::array({{{"id", "call-4"},
+                                 {"type", "function"},
+                                 {"function", {{"name", "Delta-4"}, {"arguments", R"({"Epsilon-5":6})"}}}}})}};
+}
+
+// What comes of these messages behind a question; empty where the words do not all stand in it, one behind the other.
+std::string told_in_order(std::string_view chat_template, const ordered_json& answer, const ChatOptions& options,
+                          std::initializer_list<std::string_view> words) {
+  ordered_json messages = ordered_json::array({{{"role", "user"}, {"content", "Gamma-3"}}});
+  messages.insert(messages.end(), answer.begin(), answer.end());
+  try {
+    std::string text = render_jinja(chat_template, messages, options);
+    size_t at = 0;
+    for (const std::string_view word : words) {
+      at = text.find(word, at);
+      if (at == std::string::npos) return {};
+    }
+    return text;
+  } catch (const Error&) {
+    return {};
+  }
+}
+
+// Clients send back calls beside an empty text, or beside what was said before them. Templates made for calls that
+// stand alone (V3's, R1's) lose them then, or put the text behind them as another answer.
+ordered_json with_calls_told(std::string_view chat_template, ordered_json messages, const ChatOptions& options) {
+  const auto told = [&](const ordered_json& answer, std::initializer_list<std::string_view> words) {
+    return told_in_order(chat_template, answer, options, words);
+  };
+  if (has_calls_beside(messages, /*text=*/false)) {
+    const std::string alone = told(ordered_json::array({call_probe(nullptr)}), {"Delta-4", "Epsilon-5"});
+    const std::string beside_nothing = told(ordered_json::array({call_probe("")}), {"Delta-4", "Epsilon-5"});
+    if (!alone.empty() && (beside_nothing.empty() || alone.size() < beside_nothing.size()))
+      messages = with_calls_alone(std::move(messages));
+  }
+  if (has_calls_beside(messages, /*text=*/true)) {
+    const std::initializer_list<std::string_view> words = {kFirstWord, "Delta-4", "Epsilon-5"};
+    const ordered_json two = with_calls_behind_text(ordered_json::array({call_probe(kFirstWord)}));
+    if (told(ordered_json::array({call_probe(kFirstWord)}), words).empty() && !told(two, words).empty())
+      messages = with_calls_behind_text(messages);
+  }
+  return messages;
+}
+
 // Templates drop without a word what they do not know.
 ordered_json fitted(std::string_view chat_template, ordered_json messages, const ChatOptions& options) {
   const auto is_developer = [](const ordered_json& message) {
@@ -118,7 +167,7 @@ ordered_json fitted(std::string_view chat_template, ordered_json messages, const
     const std::string text = tools_text(chat_template, options.tools);
     if (!text.empty()) messages = with_system_text(std::move(messages), text);
   }
-  return messages;
+  return with_calls_told(chat_template, std::move(messages), options);
 }
 
 // What an answer that has begun says behind `prompt`. With reasoning and no content it is still in its reasoning.

@@ -132,6 +132,40 @@ ordered_json with_one_system_message(const ordered_json& messages) {
   return kept;
 }
 
+namespace {
+
+// An assistant's that has both calls and a text, an empty one or another.
+bool calls_beside(const ordered_json& message, bool text) {
+  if (!is_from(message, "assistant") || !message.contains("tool_calls") || message["tool_calls"].empty()) return false;
+  return message.contains("content") && message["content"].is_string() && (message["content"] != "") == text;
+}
+
+}  // namespace
+
+bool has_calls_beside(const ordered_json& messages, bool text) {
+  return std::any_of(messages.begin(), messages.end(), [&](const auto& m) { return calls_beside(m, text); });
+}
+
+ordered_json with_calls_alone(ordered_json messages) {
+  for (ordered_json& message : messages) {
+    if (calls_beside(message, false)) message["content"] = nullptr;
+  }
+  return messages;
+}
+
+ordered_json with_calls_behind_text(const ordered_json& messages) {
+  ordered_json kept = ordered_json::array();
+  for (const ordered_json& message : messages) {
+    kept.push_back(message);
+    if (!calls_beside(message, true)) continue;
+    kept.back().erase("tool_calls");
+    ordered_json& calls = kept.emplace_back(message);
+    calls.erase("reasoning_content");  // the text's
+    calls["content"] = nullptr;
+  }
+  return kept;
+}
+
 ordered_json in_call_order(ordered_json messages) {
   for (size_t i = 0; i < messages.size(); ++i) {
     if (!is_from(messages[i], "assistant") || !messages[i].contains("tool_calls")) continue;

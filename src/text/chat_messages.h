@@ -22,6 +22,13 @@ nlohmann::ordered_json with_developers_as_system(nlohmann::ordered_json messages
 // All system messages become one, where the first stands.
 nlohmann::ordered_json with_one_system_message(const nlohmann::ordered_json& messages);
 
+// Does an assistant say an empty text beside calls, or with `text` any other?
+bool has_calls_beside(const nlohmann::ordered_json& messages, bool text);
+// Calls beside an empty text are calls alone.
+nlohmann::ordered_json with_calls_alone(nlohmann::ordered_json messages);
+// Text and calls of one message become two messages.
+nlohmann::ordered_json with_calls_behind_text(const nlohmann::ordered_json& messages);
+
 // Results of tools in the order of the calls that they answer, by which the family's formats tell them apart. Error for
 // a tool_call_id that none of these calls has.
 nlohmann::ordered_json in_call_order(nlohmann::ordered_json messages);

@@ -331,7 +331,11 @@ class Tokenize(Case):
             vectors = by_template[name]
             objects = [{"messages": v["messages"], "kwargs": v["kwargs"]} for v in vectors]
             answers = self.chat(objects, "--template", template)
-            self.assertEqual([a["text"] for a in answers], [v["text"] for v in vectors], name)
+            for answer, vector in zip(answers, vectors, strict=True):
+                if (name, vector["case"]) == ("deepseek-v3", "tool call with text"):  # which the template loses, and the program mends
+                    self.assertRegex(answer["text"], r"(?s)Let me search\..*<｜tool▁sep｜>search\n```json\n.*\[1, 2, 3\]")
+                else:
+                    self.assertEqual(answer["text"], vector["text"], name)
 
     def test_chat_without_generation_prompt_unless_asked_for(self):
         messages = [{"role": "user", "content": "Hi"}]

@@ -101,6 +101,31 @@ TEST(ChatMessages, NoDeveloperIsPassedOver) {
               HasSubstr("# The user's message is: Dev"));
 }
 
+// Clients send back calls beside the empty text of a stream's first delta, or the text that came in front of them.
+TEST(ChatMessages, CallsAreToldWhateverStandsBesideThem) {
+  const auto conversation = [](const std::string& content) {
+    return R"([{"role": "user", "content": "Q"}, {"role": "assistant", "content": )" + content + R"(, "tool_calls": [
+      {"id": "a", "type": "function", "function": {"name": "hunt", "arguments": "{\"x\": 7}"}}]},
+      {"role": "tool", "tool_call_id": "a", "content": "R"}])";
+  };
+  for (const char* name : {"deepseek-v3", "deepseek-v3-api-zip", "deepseek-r1", "deepseek-v3.1", "deepseek-v3.2",
+                           "deepseek-r1-distill-qwen", "kimi-k2"}) {
+    const std::string alone = rendered(name, conversation("null").c_str());
+    EXPECT_EQ(rendered(name, conversation("\"\"").c_str()), alone) << name;
+    const std::string text = rendered(name, conversation("\"I look.\"").c_str());
+    const size_t said = text.find("I look."), call = text.find("hunt", said), result = text.find("R", call);
+    EXPECT_TRUE(said != std::string::npos && call != std::string::npos && result != std::string::npos)
+        << name << ": " << text;
+    EXPECT_EQ(text.find("I look.", said + 1), std::string::npos) << name << ": " << text;
+    EXPECT_EQ(text.find("hunt", call + 4), std::string::npos) << name << ": " << text;
+  }
+  EXPECT_THAT(rendered("deepseek-v3", conversation("\"\"").c_str()),
+              HasSubstr("<｜tool▁sep｜>hunt\n```json\n{\"x\": 7}\n```<｜tool▁call▁end｜>"));
+  EXPECT_EQ(rendered("deepseek-v3-api-zip", conversation("\"I look.\"").c_str()).find("E<｜Assistant｜>"),
+            std::string::npos)
+      << "a template that has words for both";
+}
+
 TEST(ChatMessages, ResultsComeInTheOrderOfTheirCalls) {
   const std::string begin = R"([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "", "tool_calls": [
       {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},

@@ -38,6 +38,13 @@ ChatOptions options_of(const ordered_json& kwargs) {
   return options;
 }
 
+std::string rendered_alone(std::string_view source, const ordered_json& messages, const ChatOptions& options) {
+  return render_template(source, {{"messages", messages},
+                                  {"add_generation_prompt", options.add_generation_prompt},
+                                  {"bos_token", options.bos_token},
+                                  {"eos_token", options.eos_token}});
+}
+
 std::string error_of(std::string_view source, const ordered_json& variables = ordered_json::object(),
                      const TemplateLimits& limits = {}) {
   try {
@@ -53,8 +60,13 @@ TEST(ChatTemplate, PublishedTemplatesGiveTheTextsOfTheReference) {
   for (const ordered_json& vector : vectors) {
     const std::string name = vector["template"];
     const std::string source = name == kDeepseekV32Encoding ? name : read(kData + name + ".jinja");
-    EXPECT_EQ(render_chat(source, vector["messages"], options_of(vector["kwargs"])), vector["text"])
-        << name << ": " << vector["case"];
+    const ChatOptions options = options_of(vector["kwargs"]);
+    // What these templates lose or misplace render_chat() mends (ChatMessages.CallsAreToldWhateverStandsBesideThem), so
+    // that the template is compared alone.
+    const bool is_mended = vector["case"] == "tool call with text" && (name == "deepseek-v3" || name == "deepseek-r1");
+    const std::string text = is_mended ? rendered_alone(source, vector["messages"], options)
+                                       : render_chat(source, vector["messages"], options);
+    EXPECT_EQ(text, vector["text"]) << name << ": " << vector["case"];
   }
 }
 

@@ -96,26 +96,33 @@ std::string instructions(const ordered_json& message, size_t index) {
   return out;
 }
 
+// An element for each argument. What is no JSON object, as a model may write it or a limit cut it off, stands there as
+// it is, which is how the model gave it: a call's body may be one text instead of elements.
+std::string arguments_block(ordered_json arguments) {
+  if (arguments.is_string()) {
+    const std::string text = arguments.get<std::string>();
+    arguments = ordered_json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (text.find_first_not_of(" \t\r\n") == std::string::npos) arguments = ordered_json::object();
+    if (!arguments.is_object()) return text;
+  }
+  if (!arguments.is_object()) return to_json(arguments);
+  std::string out;
+  for (const auto& [key, value] : arguments.items()) {
+    out += fmt::format("{}<{}parameter name=\"{}\" string=\"{}\">{}</{}parameter>", out.empty() ? "" : "\n", kMark, key,
+                       value.is_string(), value.is_string() ? value.get<std::string>() : to_json(value), kMark);
+  }
+  return out;
+}
+
 std::string call_block(const ordered_json& calls, size_t index) {
   if (!calls.is_array()) throw Error("messages[{}].tool_calls must be a list", index);
   std::string out = fmt::format("<{}function_calls>", kMark);
   for (const ordered_json& call : calls) {
     const ordered_json& function = member(call, "function", index);
     const ordered_json& name = member(function, "name", index);
-    ordered_json arguments = member(function, "arguments", index);
-    if (arguments.is_string()) {
-      arguments = ordered_json::parse(arguments.get<std::string>(), nullptr, /*allow_exceptions=*/false);
-    }
-    if (!name.is_string() || !arguments.is_object()) {
-      throw Error("messages[{}]: a tool call needs a name and arguments that are a JSON object", index);
-    }
+    if (!name.is_string()) throw Error("messages[{}]: a tool call's name must be a text", index);
     out += fmt::format("\n<{}invoke name=\"{}\">\n", kMark, name.get<std::string>());
-    bool first = true;
-    for (const auto& [key, value] : arguments.items()) {
-      out += fmt::format("{}<{}parameter name=\"{}\" string=\"{}\">{}</{}parameter>", first ? "" : "\n", kMark, key,
-                         value.is_string(), value.is_string() ? value.get<std::string>() : to_json(value), kMark);
-      first = false;
-    }
+    out += arguments_block(member(function, "arguments", index));
     out += fmt::format("\n</{}invoke>", kMark);
   }
   return out + fmt::format("\n</{}function_calls>", kMark);
@@ -189,13 +196,7 @@ std::string render(const ordered_json& messages, size_t index, int64_t last, boo
   if (role != "assistant") throw Error("messages[{}] has the unknown role '{}'", index, printable(role, 40));
   std::string out;
   const bool calls = given(message, "tool_calls");
-  if (thinking && at > last) {
-    const std::string reasoning = text_of(message, "reasoning_content", index);
-    if (reasoning.empty() && !calls) {
-      throw Error("messages[{}]: an answer in thinking mode needs reasoning_content or tool_calls", index);
-    }
-    out += reasoning + kEndThink;
-  }
+  if (thinking && at > last) out += text_of(message, "reasoning_content", index) + kEndThink;
   out += content;
   if (calls) out += "\n\n" + call_block(message["tool_calls"], index);
   return out + "<｜end▁of▁sentence｜>";
@@ -206,11 +207,13 @@ std::string render(const ordered_json& messages, size_t index, int64_t last, boo
 std::string encode_deepseek_v32(const ordered_json& messages, const ChatOptions& options) {
   const bool thinking = wants_thinking(options.kwargs);
   ordered_json all = messages;
+  std::string out = "<｜begin▁of▁sentence｜>";
   if (given({{"tools", options.tools}}, "tools")) {
-    if (all.empty() || all[0].value("role", "") != "system") {
-      all.insert(all.begin(), ordered_json{{"role", "system"}, {"content", ""}});
+    if (!all.empty() && all[0].value("role", "") == "system") {
+      all[0]["tools"] = options.tools;
+    } else {  // as of a system that says nothing else
+      out += instructions({{"tools", options.tools}}, 0);
     }
-    all[0]["tools"] = options.tools;
   }
   for (size_t i = 0; i < all.size(); ++i) {
     for (const char* key : {"role", "content", "reasoning_content"}) {
@@ -220,7 +223,6 @@ std::string encode_deepseek_v32(const ordered_json& messages, const ChatOptions&
   }
   if (thinking && options.kwargs.value("drop_thinking", ordered_json(true)) == true) all = without_old_thinking(all);
   const int64_t last = last_user(all);
-  std::string out = "<｜begin▁of▁sentence｜>";
   for (size_t i = 0; i < all.size(); ++i) out += render(all, i, last, thinking);
   return out;
 }

@@ -103,8 +103,8 @@ std::string without_controls(std::string_view text) {
 }
 
 // What of an answer later turns see: not the thoughts before it.
-std::string answer_of(std::string_view chat_template, std::string_view prompt, std::string_view text) {
-  AnswerFormat format = answer_format_of(chat_template, prompt);
+std::string answer_of(std::string_view chat_template, std::string_view prompt_end, std::string_view text) {
+  AnswerFormat format = answer_format_of(chat_template, prompt_end);
   format.calls = CallFormat::none;  // nobody here to call
   format.trims_newlines = false;
   AnswerParser parser(format);
@@ -149,11 +149,11 @@ struct Conversation {
     return prompt;
   }
 
-  void answered(std::string_view prompt, std::string_view answer) {
+  void answered(std::string_view prompt_end, std::string_view answer) {
     if (plain()) {
       text += answer;
     } else {
-      messages.push_back({{"role", "assistant"}, {"content", answer_of(chat_template, prompt, answer)}});
+      messages.push_back({{"role", "assistant"}, {"content", answer_of(chat_template, prompt_end, answer)}});
     }
   }
 };
@@ -223,7 +223,7 @@ void answer(Chat& chat, const std::string& line, bool terminal) {
     const ChatPrompt prompt = chat.conversation.ask(chat.tokenizer, line);
     check_length(chat, prompt);
     result = generate_answer(chat, prompt.ids);
-    chat.conversation.answered(prompt.text, result.text);
+    chat.conversation.answered(prompt.own_end, result.text);
   } catch (const Error&) {
     chat.conversation = before;
     throw;

@@ -111,7 +111,7 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request) {
   ChatInput input;
   try {
     ChatPrompt prompt = encode_chat(source.tokenizer, source.chat_template, messages, chat);
-    input.format = answer_format_of(source.chat_template, prompt.text);
+    input.format = answer_format_of(source.chat_template, prompt.own_end);
     input.format.begins_in_reasoning |= in_reasoning;
     if (!uses_tools) input.format.calls = CallFormat::none;
     if (forced) {

@@ -35,7 +35,7 @@ struct AnswerFormat {
   bool behind_thoughts = false;
 };
 
-// Of answers to `prompt`, which chat_template has written.
+// Of answers to `prompt`, whose end chat_template has written.
 AnswerFormat answer_format_of(std::string_view chat_template, std::string_view prompt);
 
 struct AnswerPart {

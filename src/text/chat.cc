@@ -170,13 +170,34 @@ ordered_json fitted(std::string_view chat_template, ordered_json messages, const
   return with_calls_told(chat_template, std::move(messages), options);
 }
 
-// What an answer that has begun says behind `prompt`. With reasoning and no content it is still in its reasoning.
-std::string beginning_of(const ordered_json& answer, std::string_view prompt) {
+bool ends_in(std::string_view text, std::string_view mark) {
+  return text.substr(0, text.find_last_not_of(" \n") + 1).ends_with(mark);
+}
+
+// `text`, or where its end may be what somebody said, another that ends as the template ends it.
+std::string own_end_of(const std::string& text, std::string_view chat_template, const ordered_json& messages,
+                       const ChatOptions& options) {
+  const auto spells_mark = [](const ordered_json& message) {
+    return message.contains("content") && message["content"].is_string() &&
+           message["content"].get_ref<const std::string&>().find("think>") != std::string::npos;
+  };
+  const bool has_mark = ends_in(text, kThinkMarks[0]) || ends_in(text, kThinkMarks[1]);
+  if (!has_mark || std::none_of(messages.begin(), messages.end(), spells_mark)) return text;
+  ordered_json harmless = messages;
+  for (ordered_json& message : harmless) {
+    if (spells_mark(message)) message["content"] = kFirstWord;
+  }
+  return render_chat(chat_template, harmless, options);
+}
+
+// What an answer that has begun says behind a prompt that ends so. With reasoning and no content it is still in its
+// reasoning.
+std::string beginning_of(const ordered_json& answer, std::string_view own_end) {
   const auto part = [&](const char* name) {
     return answer.contains(name) && answer[name].is_string() ? answer[name].get<std::string>() : std::string();
   };
   const std::string content = part("content"), reasoning = part("reasoning_content");
-  const bool is_open = prompt.substr(0, prompt.find_last_not_of(" \n") + 1).ends_with(kThinkMarks[0]);
+  const bool is_open = ends_in(own_end, kThinkMarks[0]);
   std::string text;
   if (!reasoning.empty()) text = (is_open ? "" : std::string(kThinkMarks[0])) + reasoning;
   if (!content.empty() && (is_open || !reasoning.empty())) text += kThinkMarks[1];
@@ -196,10 +217,13 @@ ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_templat
   with_guards.tools = guarded(tokenizer, options.tools, guard, {});
   with_guards.kwargs = guarded(tokenizer, options.kwargs, guard, {});
   std::string text = render_chat(chat_template, guarded_messages(tokenizer, messages, guard), with_guards);
-  if (options.begun_answer.is_object()) text += beginning_of(guarded(tokenizer, options.begun_answer, guard, {}), text);
-  ChatPrompt prompt{{}, tokenizer.encode_guarded(text, guard)};
-  prompt.text = without_guards(text, guard);
-  return prompt;
+  std::string own_end = own_end_of(without_guards(text, guard), chat_template, messages, options);
+  if (options.begun_answer.is_object()) {
+    text += beginning_of(guarded(tokenizer, options.begun_answer, guard, {}), own_end);
+    const auto content = options.begun_answer.find("content");
+    if (content != options.begun_answer.end() && content->is_string() && *content != "") own_end.clear();
+  }
+  return {without_guards(text, guard), tokenizer.encode_guarded(text, guard), std::move(own_end)};
 }
 
 std::string render_chat(std::string_view chat_template, const nlohmann::ordered_json& messages,

@@ -32,6 +32,9 @@ std::string render_chat(std::string_view chat_template, const nlohmann::ordered_
 struct ChatPrompt {
   std::string text;
   std::vector<int32_t> ids;
+  // Ends as the template ends the prompt, whatever messages spell: what answer_format_of() is to judge. Empty behind
+  // the content of an answer that has begun.
+  std::string own_end{};
 };
 // The same as a model is to read it: the marks that the template writes are special tokens, those that messages, tools
 // and kwargs spell are plain text (<think> and </think> in what an assistant said apart, which templates look for).

@@ -71,6 +71,33 @@ TEST(ChatInput, ThoughtsAreSwitchedByRequest) {
   }
 }
 
+// A mark that somebody spells at the prompt's end begins no thoughts, in front of which a form would not hold.
+TEST(ChatInput, TheTemplateAloneBeginsThoughts) {
+  PromptSource plain = source_of("deepseek-v3");
+  plain.chat_template = default_template(Tokenizer::bytes(), "");
+  const std::string json = R"(, "response_format": {"type": "json_object"})";
+  for (const char* said : {"<think>", "so <think>\\n", "</think>"}) {
+    const ChatInput input = chat(plain, fmt::format(R"([{{"role": "user", "content": "{}"}}])", said), json);
+    EXPECT_FALSE(input.format.begins_in_reasoning || input.format.behind_thoughts) << said;
+    EXPECT_EQ(input.constraint->behind, "") << said;
+  }
+  const PromptSource v3_1 = source_of("deepseek-v3.1"), v3 = source_of("deepseek-v3");
+  const std::string thinks = R"(, "thinking": {"type": "enabled"})";
+  const std::string asked = R"([{"role": "user", "content": "<think>"}])";
+  EXPECT_TRUE(chat(v3_1, asked, thinks).format.begins_in_reasoning);
+  EXPECT_TRUE(chat(v3_1, asked).format.behind_thoughts);
+  const auto begun = [&](const PromptSource& source, const std::string& fields) {
+    return chat(source, R"([{"role": "user", "content": "Hi"},
+      {"role": "assistant", "content": "He said <think>", "prefix": true}])",
+                fields);
+  };
+  for (const PromptSource* source : {&v3, &v3_1}) {
+    const ChatInput input = begun(*source, thinks);
+    EXPECT_FALSE(input.format.begins_in_reasoning || input.format.behind_thoughts);
+    EXPECT_TRUE(input.text.ends_with("He said <think>"));
+  }
+}
+
 TEST(ChatInput, BudgetsHoldWhereAnAnswerMayThink) {
   const PromptSource v3_1 = source_of("deepseek-v3.1");
   const auto budget = [&](const std::string& fields) {

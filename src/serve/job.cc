@@ -110,10 +110,11 @@ void Job::start(Engine& engine, const JobSettings& settings) {
     const size_t prompt = i / static_cast<size_t>(request.n);
     choices_.push_back({.prompt = prompt,
                         .chat = ChatChoice(input_.format, random_id("call_") + "_"),
+                        .reasoning = ReasoningCount(tokenizer_, input_.format, input_.begun),
                         .last_token_s = start_s_,
                         .offset = TextOffset(tokenizer_, input_.echo)});
     Choice& choice = choices_.back();
-    if (!input_.begun.empty()) choice.chat.push(input_.begun, 0);
+    if (!input_.begun.empty()) choice.chat.push(input_.begun);
     // With a seed a prompt of a list is answered as alone.
     options.seed = settings.seed + (request.seed ? i % static_cast<size_t>(request.n) : i);
     BatchRequest& added = batch.emplace_back(BatchRequest{
@@ -229,7 +230,7 @@ ordered_json Job::chunk_of(const Choice& choice, const ordered_json& fields, ord
 
 Usage Job::usage_of(const Choice& choice) {
   const Timings& t = choice.timings;
-  return {t.prompt_tokens, t.cached_tokens, t.generated_tokens, choice.chat.reasoning_tokens()};
+  return {t.prompt_tokens, t.cached_tokens, t.generated_tokens, choice.reasoning.tokens()};
 }
 
 // The first chunk of a choice bears the role; log probabilities stand beside the first delta.
@@ -239,7 +240,7 @@ void Job::stream_deltas(Choice& choice, std::vector<ordered_json> deltas, ordere
     if (!input_.begun.empty()) {
       // A call that the request asked for has begun in the prompt.
       ChatChoice begun(input_.format, choice.chat.call_prefix());
-      std::vector<ordered_json> heads = begun.push(input_.begun, 0);
+      std::vector<ordered_json> heads = begun.push(input_.begun);
       deltas.insert(deltas.begin(), heads.begin(), heads.end());
     }
   }
@@ -313,7 +314,8 @@ void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int
   choice.ids.insert(choice.ids.end(), ids.begin(), ids.end());
   if (!streams) choice.logprobs.insert(choice.logprobs.end(), logprobs.begin(), logprobs.end());
   if (input_.chat) {
-    std::vector<ordered_json> deltas = choice.chat.push(text, std::ssize(ids));
+    choice.reasoning.take(ids);
+    std::vector<ordered_json> deltas = choice.chat.push(text);
     if (streams) stream_deltas(choice, std::move(deltas), std::move(told));
     return;
   }

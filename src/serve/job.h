@@ -73,6 +73,7 @@ class Job : public std::enable_shared_from_this<Job> {
   struct Choice {
     size_t prompt;
     ChatChoice chat;
+    ReasoningCount reasoning;
     std::string text;
     std::vector<int32_t> ids;
     std::vector<TokenLogprobs> logprobs;

@@ -142,14 +142,22 @@ ordered_json ranked_logprobs_json(const Tokenizer& tokenizer, std::span<const in
   return all;
 }
 
+ReasoningCount::ReasoningCount(const Tokenizer& tokenizer, const AnswerFormat& format, std::string_view begun)
+    : tokenizer_(tokenizer), parser_(format) {
+  parser_.push(begun);
+}
+
+void ReasoningCount::take(std::span<const int32_t> ids) {
+  for (const int32_t id : ids) {
+    parser_.push(bytes_of(tokenizer_, id));
+    if (parser_.in_reasoning()) ++n_;
+  }
+}
+
 ChatChoice::ChatChoice(const AnswerFormat& format, std::string call_prefix)
     : parser_(format), call_end_(call_end(format.calls)), call_prefix_(std::move(call_prefix)) {}
 
-std::vector<ordered_json> ChatChoice::push(std::string_view text, int64_t n_tokens) {
-  const std::vector<AnswerPart> parts = parser_.push(text);
-  if (parser_.in_reasoning()) reasoning_tokens_ += n_tokens;
-  return deltas_of(parts);
-}
+std::vector<ordered_json> ChatChoice::push(std::string_view text) { return deltas_of(parser_.push(text)); }
 
 std::vector<ordered_json> ChatChoice::finish(std::string_view stopped_by) {
   std::vector<AnswerPart> parts;

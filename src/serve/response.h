@@ -56,14 +56,29 @@ nlohmann::ordered_json prompt_logprobs_json(const Tokenizer& tokenizer, std::spa
 nlohmann::ordered_json ranked_logprobs_json(const Tokenizer& tokenizer, std::span<const int32_t> prompt,
                                             std::span<const TokenLogprobs> logprobs, int64_t n_top);
 
+// How many of an answer's tokens are thoughts, each judged by what is known behind it: however many come at a time,
+// and whatever of their text is held back, the number is the same.
+class ReasoningCount {
+ public:
+  // begun: what of the answer stands in the prompt.
+  ReasoningCount(const Tokenizer& tokenizer, const AnswerFormat& format, std::string_view begun);
+  void take(std::span<const int32_t> ids);
+  int64_t tokens() const { return n_; }
+
+ private:
+  const Tokenizer& tokenizer_;
+  AnswerParser parser_;
+  int64_t n_ = 0;
+};
+
 // One choice of a chat, as its text comes in.
 class ChatChoice {
  public:
   // call_prefix: what the ids of its tool calls begin with.
   ChatChoice(const AnswerFormat& format, std::string call_prefix);
 
-  // Deltas of the message, for a stream. n_tokens: that the text stands for.
-  std::vector<nlohmann::ordered_json> push(std::string_view text, int64_t n_tokens);
+  // Deltas of the message, for a stream.
+  std::vector<nlohmann::ordered_json> push(std::string_view text);
   // stopped_by: the text that ended the output and does not stand in it. Where that is a call's end, the call is whole.
   std::vector<nlohmann::ordered_json> finish(std::string_view stopped_by = {});
 
@@ -71,7 +86,6 @@ class ChatChoice {
   nlohmann::ordered_json message() const;
   const std::string& call_prefix() const { return call_prefix_; }
   bool calls_tools() const { return parser_.n_calls() > 0; }
-  int64_t reasoning_tokens() const { return reasoning_tokens_; }
 
  private:
   struct Call {
@@ -84,7 +98,6 @@ class ChatChoice {
   std::string call_end_;
   std::string call_prefix_, content_, reasoning_;
   std::vector<Call> calls_;
-  int64_t reasoning_tokens_ = 0;
 };
 
 }  // namespace fathom::serve

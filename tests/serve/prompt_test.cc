@@ -143,8 +143,8 @@ TEST(ChatInput, ACallThatMustComeHasBegun) {
     EXPECT_TRUE(named.begun.ends_with(end)) << name;
     EXPECT_EQ(deepseek_v3().decode(named.ids), named.text) << name;
     ChatChoice choice(named.format, "call_");
-    choice.push(named.begun, 0);
-    choice.push(rest, 9);
+    choice.push(named.begun);
+    choice.push(rest);
     choice.finish();
     const auto message = choice.message();
     ASSERT_TRUE(choice.calls_tools()) << name;
@@ -200,7 +200,7 @@ TEST(ChatInput, ACallThatMustComeIsOfOneOfTheTools) {
       Rng rng(seed, 0);
       GrammarMatcher matcher(input.constraint->grammar);
       ChatChoice choice(input.format, "call_");
-      choice.push(input.begun, 0);
+      choice.push(input.begun);
       std::string text;
       while (!matcher.must_end()) {
         ASSERT_LT(text.size(), 2000u);
@@ -209,7 +209,7 @@ TEST(ChatInput, ACallThatMustComeIsOfOneOfTheTools) {
         ASSERT_TRUE(matcher.accept(bytes));
         text += bytes;
       }
-      choice.push(text, 1);
+      choice.push(text);
       choice.finish();
       ASSERT_TRUE(choice.calls_tools()) << text;
       const auto function = choice.message()["tool_calls"][0]["function"];

@@ -65,7 +65,7 @@ TEST(ChatChoice, ACallThatItsEndStopsIsWhole) {
       const auto add = [&](const std::vector<ordered_json>& more) {
         deltas.insert(deltas.end(), more.begin(), more.end());
       };
-      for (size_t at = 0; at < answer.size(); at += piece) add(choice.push(filter.push(answer.substr(at, piece)), 1));
+      for (size_t at = 0; at < answer.size(); at += piece) add(choice.push(filter.push(answer.substr(at, piece))));
       ASSERT_TRUE(filter.stopped());
       add(choice.finish(filter.stopped_by()));
       EXPECT_EQ(choice.message()["tool_calls"][0]["function"]["arguments"], arguments) << answer;
@@ -74,7 +74,7 @@ TEST(ChatChoice, ACallThatItsEndStopsIsWhole) {
     }
   }
   ChatChoice silent({.calls = CallFormat::v3_1}, "call_");
-  silent.push("Hi", 1);
+  silent.push("Hi");
   silent.finish("<｜tool▁call▁end｜>");
   EXPECT_EQ(silent.message()["content"], "Hi") << "no call, no end of one";
 }
@@ -91,15 +91,29 @@ TEST(ChatChoice, DeltasAddUpToTheMessage) {
     const auto add = [&](const std::vector<ordered_json>& more) {
       deltas.insert(deltas.end(), more.begin(), more.end());
     };
-    for (size_t at = 0; at < answer.size(); at += piece) add(choice.push(answer.substr(at, piece), 1));
+    for (size_t at = 0; at < answer.size(); at += piece) add(choice.push(answer.substr(at, piece)));
     add(choice.finish());
     EXPECT_EQ(joined(deltas), want) << piece;
     EXPECT_EQ(choice.message(), want) << piece;
     EXPECT_TRUE(choice.calls_tools());
-    if (piece == 1) {
-      EXPECT_GE(choice.reasoning_tokens(), 2);
-    }
   }
+}
+
+// Drafts bring several tokens at a time, and the end of thoughts among them.
+TEST(ReasoningCount, IsTheSameHoweverManyTokensCome) {
+  const Tokenizer bytes = Tokenizer::bytes();
+  const std::string answer = kAnswer;
+  std::vector<int32_t> ids;
+  for (const char byte : answer) ids.push_back(static_cast<uint8_t>(byte));
+  for (const size_t piece : {ids.size(), size_t{1}, size_t{3}, size_t{7}}) {
+    ReasoningCount count(bytes, {CallFormat::v3_1, true}, "");
+    for (size_t at = 0; at < ids.size(); at += piece)
+      count.take(std::span(ids).subspan(at, std::min(piece, ids.size() - at)));
+    EXPECT_EQ(count.tokens(), std::ssize(std::string("hm</think"))) << piece;
+  }
+  ReasoningCount begun(bytes, {CallFormat::v3_1, true}, "</think>");
+  begun.take(ids);
+  EXPECT_EQ(begun.tokens(), 0);
 }
 
 TEST(ChatChoice, SaysWhatIsMissingAsOpenAIDoes) {
@@ -107,7 +121,7 @@ TEST(ChatChoice, SaysWhatIsMissingAsOpenAIDoes) {
   EXPECT_TRUE(nothing.finish().empty());
   EXPECT_EQ(nothing.message(), json(R"({"role": "assistant", "content": "", "refusal": null})"));
   ChatChoice only_calls({CallFormat::v3_1}, "call_");
-  only_calls.push("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}", 1);
+  only_calls.push("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}");
   only_calls.finish();
   EXPECT_TRUE(only_calls.message()["content"].is_null());
 }

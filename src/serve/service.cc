@@ -413,9 +413,29 @@ void bound_gathered(CommonRequest& request, int64_t n_prompts) {
 
 }  // namespace
 
-JobInput Service::prepare_chat(ChatRequest request) const {
+namespace {
+
+// What work() returns. What it refuses is said by the names that another API has for it.
+template <class Work>
+auto with_names(ApiError (*renamed)(const ApiError&), const Work& work) {
+  try {
+    return work();
+  } catch (const ApiError& error) {
+    throw renamed(error);
+  }
+}
+
+}  // namespace
+
+// What a chat asks for by its fields and by the name of its model.
+ChatRequest Service::chat_request(std::string_view body) {
+  ChatRequest request = parse_chat_request(body);
   if (!request.thinking && request.model == kReasonerAlias) request.thinking = true;
   if (!request.thinking && request.model == kChatAlias) request.thinking = false;
+  return request;
+}
+
+JobInput Service::prepare_chat(ChatRequest request) const {
   ChatInput chat = chat_input(served_->prompts, request);
   JobInput input{.chat = true, .prompts = {std::move(chat.ids)}, .format = chat.format, .begun = std::move(chat.begun)};
   input.request = std::move(request);
@@ -431,7 +451,7 @@ void Service::post_chat(const CallPtr& call) {
   served();
   check_room();
   prepare(
-      call, [this](const std::string& body) { return prepare_chat(parse_chat_request(body)); },
+      call, [this](const std::string& body) { return prepare_chat(chat_request(body)); },
       [this, call](JobInput input) { start(call, std::move(input)); });
 }
 
@@ -468,7 +488,10 @@ void Service::post_count_tokens(const CallPtr& call) {
   prepare(
       call,
       [this](const std::string& body) {
-        return std::ssize(prepare_chat(parse_chat_request(chat_body_of_messages(body, true))).prompts[0]);
+        // Whatever its length: who asks wants to know by how much it is too long.
+        const std::string chat = chat_body_of_messages(body, true);
+        return with_names(messages_error,
+                          [&] { return std::ssize(chat_input(served_->prompts, chat_request(chat)).ids); });
       },
       [this, call](int64_t n) {
         answer_json(call, {{"input_tokens", n}});

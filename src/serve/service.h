@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <unordered_set>
 #include <vector>
 
@@ -80,6 +81,7 @@ class Service {
   void post_messages(const CallPtr& call);
   void post_responses(const CallPtr& call);
   void post_count_tokens(const CallPtr& call);
+  static ChatRequest chat_request(std::string_view body);
   JobInput prepare_chat(ChatRequest request) const;
   void post_completion(const CallPtr& call);
   void post_tokenize(const CallPtr& call);

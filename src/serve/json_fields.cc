@@ -93,4 +93,43 @@ std::string text_of_parts(const ordered_json& content, const std::string& path, 
   return text;
 }
 
+void pass_on(const ordered_json& body, std::initializer_list<std::string_view> own, ordered_json& chat) {
+  const auto has = [](std::initializer_list<std::string_view> names, std::string_view name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  for (const auto& [name, value] : body.items()) {
+    if (value.is_null() || has(own, name) || chat.contains(name)) continue;
+    const bool asks_nothing = value == false || (value.is_number() && value == (name == "n" ? 1 : 0));
+    if (has({"n", "best_of", "logprobs", "top_logprobs", "prompt_logprobs"}, name)) {
+      if (asks_nothing && name != "prompt_logprobs") continue;
+      throw ApiError(400, name + ": is not supported here: chat completions have it", name, "unsupported_parameter");
+    }
+    chat[name] = value;
+  }
+}
+
+namespace {
+
+// `from` becomes `to` at the beginning of a field's place, and of what is said about it.
+bool rename(std::string& text, const FieldName& name) {
+  if (!text.starts_with(name.chat)) return false;
+  const std::string_view rest = std::string_view(text).substr(name.chat.size());
+  if (!rest.empty() && rest[0] != '.' && rest[0] != '[' && rest[0] != ':') return false;
+  text.replace(0, name.chat.size(), name.own);
+  return true;
+}
+
+}  // namespace
+
+ApiError renamed(const ApiError& error, std::initializer_list<FieldName> names) {
+  const auto by_own_name = [&](std::string text) {
+    // "tools[3].function.name" is in these APIs "tools[3].name".
+    if (const size_t at = text.find("].function."); text.starts_with("tools[") && at != std::string::npos)
+      text.erase(at + 1, std::string_view(".function").size());
+    std::any_of(names.begin(), names.end(), [&](const FieldName& name) { return rename(text, name); });
+    return text;
+  };
+  return {error.status, by_own_name(error.what()), by_own_name(error.param), error.code};
+}
+
 }  // namespace fathom::serve

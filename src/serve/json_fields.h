@@ -28,4 +28,16 @@ std::string text_field(const nlohmann::ordered_json& object, const char* key, co
 std::string text_of_parts(const nlohmann::ordered_json& content, const std::string& path, const char* name,
                           std::initializer_list<std::string_view> types);
 
+// What of `body` neither this API reads by itself (`own`) nor the chat has by now: a chat knows or refuses it. Refused
+// here is what a chat would tell beside its choices and this API has no place for.
+void pass_on(const nlohmann::ordered_json& body, std::initializer_list<std::string_view> own,
+             nlohmann::ordered_json& chat);
+
+// A field of the chat, and what it is called in the body that became one.
+struct FieldName {
+  std::string_view chat, own;
+};
+// The same refusal about the body's own field.
+ApiError renamed(const ApiError& error, std::initializer_list<FieldName> names);
+
 }  // namespace fathom::serve

@@ -108,6 +108,10 @@ void add_tools(const ordered_json& body, ordered_json& chat) {
       ordered_json function{{"name", text_field(tool, "name", at)}};
       if (find_field(tool, "description") != nullptr) function["description"] = text_field(tool, "description", at);
       if (const ordered_json* schema = find_field(tool, "input_schema")) function["parameters"] = *schema;
+      if (const ordered_json* strict = find_field(tool, "strict")) {
+        if (!strict->is_boolean()) refuse_field(at + ".strict", "must be true or false");
+        function["strict"] = *strict;
+      }
       chat["tools"].push_back({{"type", "function"}, {"function", std::move(function)}});
     }
   }
@@ -177,9 +181,10 @@ std::string chat_body_of_messages(std::string_view text, bool counts_tokens) {
   const ordered_json body = parse_object(text);
   ordered_json chat{{"messages", messages_of(body)}};
   add_tools(body, chat);
-  for (const char* same : {"model", "temperature", "top_p", "top_k", "stream", "chat_template_kwargs", "cache_salt"}) {
-    if (const ordered_json* value = find_field(body, same)) chat[same] = *value;
-  }
+  pass_on(body,
+          {"system", "stop_sequences", "metadata", "thinking", "output_config", "max_tokens", "max_completion_tokens",
+           "n_predict", "service_tier"},
+          chat);
   if (const ordered_json* stops = find_field(body, "stop_sequences")) {
     if (!stops->is_array()) refuse_field("stop_sequences", "must be a list");
     chat["stop"] = *stops;
@@ -212,6 +217,19 @@ std::string chat_body_of_messages(std::string_view text, bool counts_tokens) {
     throw ApiError(400, "max_tokens: is missing", "max_tokens", "missing_required_parameter");
   }
   return json_text(chat);
+}
+
+ApiError messages_error(const ApiError& error) {
+  const ApiError own = renamed(error, {{"stop", "stop_sequences"},
+                                       {"user_id", "metadata.user_id"},
+                                       {"response_format.json_schema", "output_config.format"},
+                                       {"response_format", "output_config.format"},
+                                       {"tool_choice.function", "tool_choice"}});
+  std::string what = own.what();
+  constexpr std::string_view kSchema = "].parameters";
+  if (const size_t at = what.find(kSchema); what.starts_with("tools[") && at != std::string::npos)
+    what.replace(at, kSchema.size(), "].input_schema");
+  return {own.status, what, own.param, own.code};
 }
 
 std::string messages_error_json(const ApiError& error) {

@@ -16,6 +16,8 @@ namespace fathom::serve {
 std::string chat_body_of_messages(std::string_view body, bool counts_tokens);
 
 // {"type": "error", "error": {"type", "message"}}
+// What is wrong with that body, by the names of this API.
+ApiError messages_error(const ApiError& error);
 std::string messages_error_json(const ApiError& error);
 
 // Why an answer ended: OpenAI's finish_reason, and the stop text if it was one.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -129,7 +130,40 @@ void add_format(const ordered_json& body, ordered_json& chat) {
   chat["response_format"] = std::move(asked);
 }
 
+// Known in this API and not here: who asks for one would get another answer than was meant.
+void refuse_unsupported(const ordered_json& body) {
+  if (const ordered_json* most = find_field(body, "max_tool_calls"); most != nullptr) {
+    throw ApiError(400, "max_tool_calls: is not supported", "max_tool_calls", "unsupported_parameter");
+  }
+  if (const ordered_json* cut = find_field(body, "truncation"); cut != nullptr && *cut != "disabled") {
+    throw ApiError(400, "truncation: must be disabled: nothing of a conversation is left out", "truncation",
+                   "unsupported_parameter");
+  }
+  const ordered_json* include = find_field(body, "include");
+  if (include == nullptr) return;
+  if (!include->is_array()) refuse_field("include", "must be a list");
+  if (std::find(include->begin(), include->end(), "message.output_text.logprobs") != include->end()) {
+    throw ApiError(400, "include: message.output_text.logprobs is not supported", "include", "unsupported_parameter");
+  }
+}
+
 }  // namespace
+
+ApiError response_error(const ApiError& error) {
+  // Messages are not items of the input one by one, so that a place among them says nothing.
+  if (error.param.starts_with("messages")) {
+    std::string what = error.what();
+    for (const char* place : {"messages: ", "messages["}) {
+      if (what.starts_with(place)) what.erase(0, std::min(what.find(": "), what.size() - 2) + 2);
+    }
+    return {error.status, "input: " + what, "input", error.code};
+  }
+  return renamed(error, {{"max_completion_tokens", "max_output_tokens"},
+                         {"response_format.json_schema", "text.format"},
+                         {"response_format", "text.format"},
+                         {"reasoning_effort", "reasoning.effort"},
+                         {"tool_choice.function", "tool_choice"}});
+}
 
 ResponseInput response_input(std::string_view text) {
   const ordered_json body = parse_object(text);
@@ -142,10 +176,11 @@ ResponseInput response_input(std::string_view text) {
   ordered_json chat{{"messages", messages_of(body)}};
   add_tools(body, chat);
   add_format(body, chat);
-  for (const char* same : {"model", "temperature", "top_p", "stream", "seed", "top_k", "min_p", "chat_template_kwargs",
-                           "cache_salt", "user_id"}) {
-    if (const ordered_json* value = find_field(body, same)) chat[same] = *value;
-  }
+  refuse_unsupported(body);
+  pass_on(body,
+          {"input", "instructions", "max_output_tokens", "text", "reasoning", "include", "truncation", "metadata",
+           "store", "background", "max_tool_calls", "service_tier", "safety_identifier", "prompt_cache_key"},
+          chat);
   if (const ordered_json* most = find_field(body, "max_output_tokens")) chat["max_completion_tokens"] = *most;
   if (const ordered_json* key = find_field(body, "prompt_cache_key"); key != nullptr && !chat.contains("cache_salt")) {
     chat["cache_salt"] = *key;

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "serve/request.h"
 #include "serve/response.h"
 
 namespace fathom::serve {
@@ -17,6 +18,8 @@ struct ResponseInput {
 
 // Throws ApiError.
 ResponseInput response_input(std::string_view body);
+// What is wrong with its chat, by the names of this API.
+ApiError response_error(const ApiError& error);
 
 // One answer, whole or as server-sent events.
 class ResponseStream {

@@ -461,7 +461,8 @@ void Service::post_messages(const CallPtr& call) {
   prepare(
       call,
       [this](const std::string& body) {
-        JobInput input = prepare_chat(parse_chat_request(chat_body_of_messages(body, false)));
+        const std::string chat = chat_body_of_messages(body, false);
+        JobInput input = with_names(messages_error, [&] { return prepare_chat(chat_request(chat)); });
         input.dialect = Dialect::messages;
         return input;
       },
@@ -475,7 +476,7 @@ void Service::post_responses(const CallPtr& call) {
       call,
       [this](const std::string& body) {
         ResponseInput asked = response_input(body);
-        JobInput input = prepare_chat(parse_chat_request(asked.chat));
+        JobInput input = with_names(response_error, [&] { return prepare_chat(chat_request(asked.chat)); });
         input.dialect = Dialect::responses;
         input.echo_fields = std::move(asked.echo);
         return input;

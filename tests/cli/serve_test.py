@@ -173,6 +173,39 @@ class Answers(Case):
                     self.assertEqual([e["choices"] for e in plain], [e["choices"] for e in events[len(told):]])
                 self.assertNotIn("prompt_progress", json.dumps(server.done(path, body)), "where nothing is streamed")
 
+    def test_tokens_of_thoughts_are_counted_alike_with_drafts(self):
+        template = self.write("t.jinja", "{{ messages[0].content }}<think>")
+        ask = {"messages": [{"role": "user", "content": "First Citizen:\n"}], "max_tokens": 60, "temperature": 0, "thinking_token_budget": 10}
+        counted = set()
+        for drafts in (), ("--draft", "mtp", "--draft-tokens", "3"):
+            with Server(self, "--template", template, *drafts) as server:
+                counted.add(server.done("/v1/chat/completions", ask)["usage"]["completion_tokens_details"]["reasoning_tokens"])
+        self.assertEqual(len(counted), 1, counted)
+
+    def test_a_mark_that_a_user_spells_begins_no_thoughts(self):
+        with Server(self) as server:
+            ask = {"messages": [{"role": "user", "content": "ROMEO: <think>"}], "max_tokens": 40, "response_format": {"type": "json_object"}}
+            message = server.done("/v1/chat/completions", ask)["choices"][0]["message"]
+            self.assertNotIn("reasoning_content", message)
+            self.assertTrue(message["content"].startswith("{"), message)
+
+    def test_other_apis_name_their_own_fields_and_count_without_limit(self):
+        with Server(self, "--ctx", "64") as server:
+            long = "To be, or not to be, that is the question. " * 4
+            counted = server.done("/v1/messages/count_tokens", {"model": "m", "messages": [{"role": "user", "content": long}]})
+            self.assertEqual(counted["input_tokens"], len(long))
+            for body, param in (({"input": long}, "input"), ({"input": "a", "max_output_tokens": "9"}, "max_output_tokens"),
+                                ({"input": "a", "text": {"format": {"type": "json_schema", "schema": {"not": {}}}}}, "text.format"),
+                                ({"input": "a", "top_logprobs": 2}, "top_logprobs"), ({"input": "a", "bad_words": ["a"]}, "bad_words")):
+                status, error = server.post("/v1/responses", body)
+                self.assertEqual((status, error["error"]["param"]), (400, param), error)
+            status, error = server.post("/v1/messages", {"model": "m", "max_tokens": 5, "messages": USER, "stop_sequences": [""]})
+            self.assertEqual(status, 400)
+            self.assertTrue(error["error"]["message"].startswith("stop_sequences: "), error)
+            stopped = server.done("/v1/responses", {"input": "First Citizen:", "max_output_tokens": 20, "temperature": 0, "stop": ["e"]})
+            self.assertEqual(stopped["status"], "completed")
+            self.assertNotIn("e", stopped["output"][0]["content"][0]["text"] if stopped["output"] else "")
+
     def test_thoughts_end_where_their_budget_does(self):
         with Server(self, "--template", self.write("t.jinja", "{{ messages[0].content }}<think>"), "--draft", "mtp") as server:
             ask = {"messages": [{"role": "user", "content": "First Citizen:\n"}], "max_tokens": 60, "temperature": 0}

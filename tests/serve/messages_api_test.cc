@@ -62,6 +62,25 @@ TEST(Messages, ToolsAndTheirResults) {
             "f");
 }
 
+TEST(Messages, WhatAChatKnowsIsPassedOn) {
+  const ordered_json chat = chat_of(R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}], "seed": 3,
+      "presence_penalty": 1, "max_completion_tokens": 9, "tools": [{"name": "f", "strict": true}]})");
+  EXPECT_EQ(chat, ordered_json::parse(R"({"messages": [{"role": "user", "content": "a"}],
+      "tools": [{"type": "function", "function": {"name": "f", "strict": true}}], "seed": 3, "presence_penalty": 1,
+      "max_tokens": 1})"));
+}
+
+TEST(Messages, WhatIsWrongHasTheNameOfTheField) {
+  const auto said = [](const std::string& what, const std::string& param) {
+    const ApiError own = messages_error({400, what, param});
+    return own.param + " | " + own.what();
+  };
+  EXPECT_EQ(said("stop: at most 16 texts", "stop"), "stop_sequences | stop_sequences: at most 16 texts");
+  EXPECT_EQ(said("response_format: x", "response_format"), "output_config.format | output_config.format: x");
+  EXPECT_EQ(said("tools[2].function.parameters: x", "tools"), "tools | tools[2].input_schema: x");
+  EXPECT_EQ(said("temperature: x", "temperature"), "temperature | temperature: x");
+}
+
 TEST(Messages, ALastAnswerIsGoneOnWith) {
   const ordered_json chat = chat_of(
       R"({"max_tokens": 1, "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]})");
@@ -96,6 +115,9 @@ TEST(Messages, SayWhatIsWrong) {
            "tools[0].type: must be custom"},
           {"{" + user + R"(, "max_tokens": 1, "tool_choice": "any"})", "tool_choice: must be an object"},
           {"{" + user + R"(, "max_tokens": 1, "thinking": {"type": "on"}})", "thinking.type: must be enabled"},
+          {"{" + user + R"(, "max_tokens": 1, "tools": [{"name": "f", "strict": 1}]})",
+           "tools[0].strict: must be true or false"},
+          {"{" + user + R"(, "max_tokens": 1, "logprobs": true})", "logprobs: is not supported here"},
           {"{" + user + R"(, "max_tokens": 1, "stop_sequences": "x"})", "stop_sequences: must be a list"},
       }) {
     EXPECT_EQ(refusal(body).find(what), 0u) << body << ": " << refusal(body);

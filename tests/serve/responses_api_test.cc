@@ -77,10 +77,50 @@ TEST(Responses, SayWhatIsWrong) {
            {R"({"input": "a", "background": true})", "background: answers come with the request alone"},
            {R"({"input": "a", "tools": [{"type": "web_search"}]})", "tools[0].type: must be function"},
            {R"({"input": "a", "text": {"format": 5}})", "text.format: must be an object"},
+           {R"({"input": "a", "max_tool_calls": 2})", "max_tool_calls: is not supported"},
+           {R"({"input": "a", "truncation": "auto"})", "truncation: must be disabled"},
+           {R"({"input": "a", "include": ["message.output_text.logprobs"]})",
+            "include: message.output_text.logprobs is not supported"},
+           {R"({"input": "a", "top_logprobs": 2})", "top_logprobs: is not supported here"},
+           {R"({"input": "a", "logprobs": true})", "logprobs: is not supported here"},
+           {R"({"input": "a", "n": 2})", "n: is not supported here"},
            {R"({"input": "a", "reasoning": "high"})", "reasoning: must be an object"},
        }) {
     EXPECT_EQ(refusal(body).find(what), 0u) << body << ": " << refusal(body);
   }
+}
+
+TEST(Responses, WhatAChatKnowsIsPassedOn) {
+  const ordered_json chat = chat_of(R"({"input": "a", "stop": ["x"], "presence_penalty": 1, "frequency_penalty": 0.5,
+      "thinking_token_budget": 7, "bad_words": ["y"], "n": 1, "top_logprobs": 0, "truncation": "disabled",
+      "include": ["reasoning.encrypted_content"], "messages": [], "store": false})");
+  EXPECT_EQ(chat, ordered_json::parse(R"({"messages": [{"role": "user", "content": "a"}], "stop": ["x"],
+      "presence_penalty": 1, "frequency_penalty": 0.5, "thinking_token_budget": 7, "bad_words": ["y"]})"));
+}
+
+TEST(Responses, WhatIsWrongHasTheNameOfTheField) {
+  const auto said = [](const std::string& fields) {
+    try {
+      parse_chat_request(response_input(R"({"input": "a")" + fields + "}").chat);
+    } catch (const ApiError& error) {
+      const ApiError own = response_error(error);
+      return own.param + " | " + own.what();
+    }
+    return std::string("took it");
+  };
+  EXPECT_EQ(said(R"(, "max_output_tokens": "9")"), "max_output_tokens | max_output_tokens: must be an integer");
+  EXPECT_EQ(said(R"(, "bad_words": ["y"])"), "bad_words | bad_words: is not supported");
+  EXPECT_EQ(said(R"(, "text": {"format": {"type": "x"}})"),
+            "text.format.type | text.format.type: must be text, json_object or json_schema");
+  EXPECT_EQ(said(R"(, "text": {"format": {"type": "json_schema"}})"),
+            "text.format.schema | text.format.schema: is missing");
+  EXPECT_EQ(said(R"(, "tools": [{"type": "function", "name": "a b"}])"),
+            "tools[0].name | tools[0].name: has 1 to 64 letters, digits, _, - and .");
+  EXPECT_EQ(said(R"(, "reasoning": {"effort": "x"})").find("reasoning.effort | reasoning.effort: must be none"), 0u);
+  const ApiError place = response_error({400, "messages: messages[2].x: is not there", "messages", "c"});
+  EXPECT_EQ(std::string(place.what()), "input: is not there");
+  EXPECT_EQ(place.param + place.code, "inputc");
+  EXPECT_STREQ(response_error({400, "too long", "messages"}).what(), "input: too long");
 }
 
 std::vector<ordered_json> events_of(const std::string& text) {

@@ -112,7 +112,7 @@ void Job::start(Engine& engine, const JobSettings& settings) {
                         .chat = ChatChoice(input_.format, random_id("call_") + "_"),
                         .reasoning = ReasoningCount(tokenizer_, input_.format, input_.begun),
                         .last_token_s = start_s_,
-                        .offset = TextOffset(tokenizer_, input_.echo)});
+                        .offset = TextOffset(tokenizer_, input_.echo, begins_unsaid(prompt))});
     Choice& choice = choices_.back();
     if (!input_.begun.empty()) choice.chat.push(input_.begun);
     // With a seed a prompt of a list is answered as alone.
@@ -290,12 +290,21 @@ void Job::take_progress(Choice& choice, const PromptProgress& progress) {
   reply_.write(event(chunk));
 }
 
+bool Job::begins_unsaid(size_t prompt) const {
+  return prompt < input_.unsaid_begins.size() && input_.unsaid_begins[prompt];
+}
+
+// The prompt as it was given: clients cut off as many characters.
+std::string Job::echo_of(size_t prompt) const {
+  const std::span<const int32_t> ids = input_.prompts[prompt];
+  return tokenizer_.decode(ids.subspan(begins_unsaid(prompt) ? 1 : 0));
+}
+
 // A stream that repeats its prompt with log probabilities begins with it.
 void Job::take_prompt(Choice& choice, std::span<const TokenLogprobs> logprobs) {
   if (over_ || !input_.request.stream) return;
   choice.first = false;
-  stream_choice(choice, {{"text", tokenizer_.decode(input_.prompts[choice.prompt])}},
-                prompt_logprobs_json_of(choice, logprobs), nullptr);
+  stream_choice(choice, {{"text", echo_of(choice.prompt)}}, prompt_logprobs_json_of(choice, logprobs), nullptr);
 }
 
 void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
@@ -322,8 +331,7 @@ void Job::take_tokens(Choice& choice, std::string_view text, std::span<const int
   choice.text += text;
   if (!streams) return;
   std::string shown(text);
-  if (std::exchange(choice.first, false) && input_.echo)
-    shown = tokenizer_.decode(input_.prompts[choice.prompt]) + shown;
+  if (std::exchange(choice.first, false) && input_.echo) shown = echo_of(choice.prompt) + shown;
   if (!shown.empty() || !told.is_null()) stream_choice(choice, {{"text", shown}}, std::move(told), nullptr);
 }
 
@@ -350,8 +358,7 @@ void Job::take_end(Choice& choice, const Generation& result, const std::string& 
       const bool unsaid = std::exchange(choice.first, false) && input_.echo;
       ordered_json told =
           unsaid && wants_logprobs() ? prompt_logprobs_json_of(choice, result.prompt_logprobs) : ordered_json(nullptr);
-      stream_choice(choice, {{"text", unsaid ? tokenizer_.decode(input_.prompts[choice.prompt]) : ""}}, std::move(told),
-                    choice.finish.c_str());
+      stream_choice(choice, {{"text", unsaid ? echo_of(choice.prompt) : ""}}, std::move(told), choice.finish.c_str());
     }
   }
   if (--n_left_ == 0) answer();
@@ -363,8 +370,7 @@ ordered_json Job::whole_choice(Choice& choice) const {
     told["message"] = choice.chat.message();
     told["logprobs"] = logprobs_json(choice, choice.ids, choice.logprobs);
   } else {
-    const std::vector<int32_t>& prompt = input_.prompts[choice.prompt];
-    told["text"] = (input_.echo ? tokenizer_.decode(prompt) : "") + choice.text;
+    told["text"] = (input_.echo ? echo_of(choice.prompt) : "") + choice.text;
     told["logprobs"] = nullptr;
     if (wants_logprobs()) {
       ordered_json all = ordered_json::object();

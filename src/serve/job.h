@@ -28,7 +28,8 @@ struct JobInput {
   CommonRequest request;
   bool echo = false;
   std::vector<std::vector<int32_t>> prompts;
-  AnswerFormat format{};  // of a chat
+  std::vector<bool> unsaid_begins{};  // of prompts to be told again: whose first token their text did not have
+  AnswerFormat format{};              // of a chat
   std::string begun{};
   nlohmann::ordered_json echo_fields{};  // of Dialect::responses
 };
@@ -87,6 +88,8 @@ class Job : public std::enable_shared_from_this<Job> {
   };
 
   void take_progress(Choice& choice, const PromptProgress& progress);
+  bool begins_unsaid(size_t prompt) const;
+  std::string echo_of(size_t prompt) const;
   void take_prompt(Choice& choice, std::span<const TokenLogprobs> logprobs);
   void take_tokens(Choice& choice, std::string_view text, std::span<const int32_t> ids,
                    std::span<const TokenLogprobs> logprobs, const Timings& timings);

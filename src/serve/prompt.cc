@@ -161,6 +161,18 @@ std::vector<int32_t> text_ids(const Tokenizer& tokenizer, std::string_view text,
   return ids;
 }
 
+std::vector<bool> unsaid_begins(const Tokenizer& tokenizer, const CompletionRequest& request) {
+  std::vector<bool> unsaid;
+  const bool adds = request.add_special_tokens && tokenizer.adds_bos() && tokenizer.bos_id() >= 0;
+  for (const Prompt& prompt : request.prompts) {
+    const std::string* text = std::get_if<std::string>(&prompt);
+    const bool says = text != nullptr && adds && request.parse_special &&
+                      text->starts_with(tokenizer.token_bytes(tokenizer.bos_id()));
+    unsaid.push_back(text != nullptr && adds && !says);
+  }
+  return unsaid;
+}
+
 std::vector<std::vector<int32_t>> completion_inputs(const PromptSource& source, const CompletionRequest& request) {
   const Tokenizer& tokenizer = source.tokenizer;
   std::vector<std::vector<int32_t>> inputs;

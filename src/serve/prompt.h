@@ -47,6 +47,9 @@ ChatInput chat_input(const PromptSource& source, const ChatRequest& request);
 // One for each prompt.
 std::vector<std::vector<int32_t>> completion_inputs(const PromptSource& source, const CompletionRequest& request);
 
+// Which of the prompts, as completion_inputs() gives them, begin with a begin token that their text does not have.
+std::vector<bool> unsaid_begins(const Tokenizer& tokenizer, const CompletionRequest& request);
+
 // What a completion must be, of which `begun` stands in the prompt; null: anything.
 std::shared_ptr<const Constraint> constraint_of(const PromptSource& source, const GrammarRequest& request,
                                                 std::string behind, const std::string& begun = {});

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "base/error.h"
 #include "base/utf8.h"
 #include "serve/tool_calls.h"
@@ -81,6 +83,7 @@ ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<const int3
 
 int64_t TextOffset::before(int32_t id) {
   const int64_t n = n_;
+  if (std::exchange(is_unsaid_, false)) return n;
   if (id < tokenizer_.vocab_size()) n_ += static_cast<int64_t>(jinja::code_points(decoder_.push(id)));
   return n;
 }

@@ -32,15 +32,17 @@ nlohmann::ordered_json chat_logprobs_json(const Tokenizer& tokenizer, std::span<
 // Characters of the text in front of each token of a completion. One that several tokens make counts behind the last.
 class TextOffset {
  public:
-  // Special tokens stand in the text of a prompt that is told again, and not in the output's.
-  TextOffset(const Tokenizer& tokenizer, bool begins_with_prompt)
-      : tokenizer_(tokenizer), decoder_(tokenizer, !begins_with_prompt) {}
+  // Special tokens stand in the text of a prompt that is told again, and not in the output's. unsaid_begin: the first
+  // one was put in front of that text, and has none.
+  TextOffset(const Tokenizer& tokenizer, bool begins_with_prompt, bool unsaid_begin = false)
+      : tokenizer_(tokenizer), decoder_(tokenizer, !begins_with_prompt), is_unsaid_(unsaid_begin) {}
   int64_t before(int32_t id);  // the next token
   void end_prompt();
 
  private:
   const Tokenizer& tokenizer_;
   StreamDecoder decoder_;
+  bool is_unsaid_;  // the next one
   int64_t n_ = 0;
 };
 // {tokens, token_logprobs, top_logprobs, text_offset}, of a completion's next tokens. The map of a token has its own

@@ -507,6 +507,7 @@ void Service::post_completion(const CallPtr& call) {
       [&s](const std::string& body) {
         CompletionRequest request = parse_completion_request(body);
         JobInput input{.chat = false, .echo = request.echo, .prompts = completion_inputs(s.prompts, request)};
+        if (request.echo) input.unsaid_begins = unsaid_begins(s.tokenizer, request);
         input.request = std::move(request);
         input.request.generation.constraint = constraint_of(s.prompts, input.request.grammar, "");
         check_prompts(s, input);

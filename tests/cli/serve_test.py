@@ -108,6 +108,27 @@ class Answers(Case):
             self.assertEqual(none["choices"][0]["text"], "abc")
             self.assertEqual(len(none["choices"][0]["logprobs"]["token_logprobs"]), 3)
 
+    def test_a_prompt_is_told_again_as_it_was_given(self):
+        model = self.folder / "begins"
+        shutil.copytree(SHAKESPEARE, model)
+        config = json.loads((model / "tokenizer_config.json").read_text()) if (model / "tokenizer_config.json").exists() else {}
+        (model / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": True}))
+        with Server(self, model=str(model)) as server:
+            text = "First Citizen:"
+            ids = server.done("/tokenize", {"prompt": text})["tokens"]
+            self.assertEqual(len(ids), len(text) + 1, "a begin token stands in front")
+            body = {"prompt": text, "max_tokens": 4, "temperature": 0, "echo": True, "logprobs": 1}
+            choice = server.done("/v1/completions", body)["choices"][0]
+            plain = server.done("/v1/completions", {**body, "echo": False})["choices"][0]
+            self.assertEqual(choice["text"], text + plain["text"])
+            told = choice["logprobs"]
+            self.assertEqual(told["text_offset"], [0, *range(len(told["tokens"]) - 1)])
+            chunks = [e["choices"][0] for e in server.events("/v1/completions", body)]
+            self.assertEqual("".join(c["text"] for c in chunks), choice["text"])
+            self.assertEqual([o for c in chunks if c["logprobs"] for o in c["logprobs"]["text_offset"]], told["text_offset"])
+            self.assertEqual(chunks[0]["text"], text)
+            self.assertNotEqual(server.done("/v1/completions", {**body, "prompt": ids})["choices"][0]["text"], choice["text"], "ids are told whole")
+
     def test_log_probabilities_of_a_prompt_as_vllm_tells_them(self):
         with Server(self) as server:
             text = "First Citizen:\nBefore we proceed any further, hear me speak.\n" * 2

@@ -362,6 +362,17 @@ TEST(CompletionInputs, TextsIdsAndWhatStandsBetween) {
   EXPECT_EQ(t.decode(between), "<｜begin▁of▁sentence｜><｜fim▁begin｜>a<｜fim▁hole｜><｜fim▁hole｜>b<｜fim▁end｜>");
 }
 
+// A prompt that is told again is what was given.
+TEST(CompletionInputs, KnowWhichBeginTokensNobodyGave) {
+  const auto unsaid = [&](const std::string& fields) {
+    return unsaid_begins(deepseek_v3(), parse_completion_request("{" + fields + "}"));
+  };
+  EXPECT_THAT(unsaid(R"("prompt": ["Hi", "<｜begin▁of▁sentence｜>Hi", ""])"), testing::ElementsAre(true, false, true));
+  EXPECT_THAT(unsaid(R"("prompt": "<｜begin▁of▁sentence｜>Hi", "parse_special": false)"), testing::ElementsAre(true));
+  EXPECT_THAT(unsaid(R"("prompt": "Hi", "add_special_tokens": false)"), testing::ElementsAre(false));
+  EXPECT_THAT(unsaid(R"("prompt": [0, 1])"), testing::ElementsAre(false));
+}
+
 TEST(DefaultTemplate, IsThatOfTheFamilyOrNone) {
   const auto render = [](const Tokenizer& tokenizer, const std::string& type) {
     const PromptSource source{

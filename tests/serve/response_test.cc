@@ -169,6 +169,15 @@ TEST(Response, LogprobsOfBothApis) {
   EXPECT_EQ(completion["top_logprobs"][3], json(R"({"b": -1.5})"));
 }
 
+TEST(Response, ABeginTokenThatNobodyGaveTakesNoPlace) {
+  const Tokenizer bytes = Tokenizer::bytes();
+  const std::vector<int32_t> prompt = {bytes.eos_id(), 'a', 'b'};
+  const std::vector<TokenLogprobs> logprobs = {{-0.5f, {}}, {-1, {}}, {-2, {}}};
+  TextOffset unsaid(bytes, true, true);
+  EXPECT_EQ(prompt_logprobs_json(bytes, prompt, {logprobs.begin(), 2}, unsaid)["text_offset"], json("[0, 0, 1]"));
+  EXPECT_EQ(unsaid.before('c'), 2);
+}
+
 TEST(Response, RankedLogprobsOfPrompts) {
   const Tokenizer bytes = Tokenizer::bytes();
   const std::vector<int32_t> prompt = {'a', 'b', 0xC3};

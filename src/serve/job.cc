@@ -28,6 +28,8 @@ const char* id_prefix(const JobInput& input) {
   return input.chat ? "chatcmpl-" : "cmpl-";
 }
 
+ordered_json role_json() { return {{"role", "assistant"}, {"content", ""}}; }
+
 std::string event(const ordered_json& json) { return "data: " + json_text(json) + "\n\n"; }
 
 }  // namespace
@@ -236,7 +238,7 @@ Usage Job::usage_of(const Choice& choice) {
 // The first chunk of a choice bears the role; log probabilities stand beside the first delta.
 void Job::stream_deltas(Choice& choice, std::vector<ordered_json> deltas, ordered_json logprobs) {
   if (std::exchange(choice.first, false)) {
-    stream_choice(choice, {{"delta", {{"role", "assistant"}, {"content", ""}}}}, nullptr, nullptr);
+    if (!std::exchange(choice.has_role, true)) stream_choice(choice, {{"delta", role_json()}}, nullptr, nullptr);
     if (!input_.begun.empty()) {
       // A call that the request asked for has begun in the prompt.
       ChatChoice begun(input_.format, choice.chat.call_prefix());
@@ -278,13 +280,15 @@ int64_t Job::prompt_top_logprobs(size_t choice) const {
   return std::max(input_.echo ? request.generation.top_logprobs : -1, is_first ? request.prompt_logprobs : -1);
 }
 
-// A chunk that says nothing else, so that clients which do not know of it put the same answer together.
+// A chunk that says nothing else but the role in the first, so that clients which do not know of it put the same answer
+// together.
 void Job::take_progress(Choice& choice, const PromptProgress& progress) {
   if (over_) return;
   choice.timings.prompt_tokens = progress.total;
   choice.timings.cached_tokens = progress.cached;
-  const ordered_json nothing =
-      input_.chat ? ordered_json{{"delta", ordered_json::object()}} : ordered_json{{"text", ""}};
+  const bool is_first = !std::exchange(choice.has_role, true);
+  const ordered_json nothing = input_.chat ? ordered_json{{"delta", is_first ? role_json() : ordered_json::object()}}
+                                           : ordered_json{{"text", ""}};
   ordered_json chunk = chunk_of(choice, nothing, nullptr, nullptr);
   chunk["prompt_progress"] = progress_json(progress);
   reply_.write(event(chunk));

@@ -81,9 +81,10 @@ class Job : public std::enable_shared_from_this<Job> {
     std::string finish;
     Generation result;
     double last_token_s = 0;
-    TextOffset offset;  // of what comes
-    bool first = true;  // nothing has been streamed
-    Timings timings{};  // so far
+    TextOffset offset;      // of what comes
+    bool first = true;      // nothing has been streamed,
+    bool has_role = false;  // the role apart
+    Timings timings{};      // so far
     MessageStream messages{};
   };
 

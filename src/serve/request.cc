@@ -524,7 +524,7 @@ void read_thinking_budget(const Fields& body, ChatRequest& request) {
   std::vector<std::optional<int64_t>> budgets = {body.integer("thinking_token_budget", -1, kMostTokens),
                                                  body.integer("thinking_budget_tokens", -1, kMostTokens)};
   if (const auto thinking = body.fields("thinking")) {
-    budgets.push_back(thinking->integer("budget_tokens", 0, kMostTokens));
+    budgets.push_back(thinking->integer("budget_tokens", -1, kMostTokens));
   }
   for (const std::optional<int64_t>& budget : budgets) {
     if (budget.value_or(-1) < 0) continue;

@@ -196,8 +196,9 @@ TEST(ChatRequest, ThoughtsHaveABudgetByEachName) {
   EXPECT_EQ(chat(R"(, "thinking_budget_tokens": 7)").thinking, std::nullopt) << "it does not ask for thoughts";
   EXPECT_EQ(chat_refusal(R"(, "thinking_token_budget": -2)"),
             "400 invalid_value thinking_token_budget: must be between -1 and 1099511627776");
-  EXPECT_EQ(chat_refusal(R"(, "thinking": {"type": "enabled", "budget_tokens": -1})"),
-            "400 invalid_value thinking.budget_tokens: must be between 0 and 1099511627776");
+  EXPECT_EQ(budget(R"("thinking": {"type": "enabled", "budget_tokens": -1})"), std::nullopt);
+  EXPECT_EQ(chat_refusal(R"(, "thinking": {"type": "enabled", "budget_tokens": -2})"),
+            "400 invalid_value thinking.budget_tokens: must be between -1 and 1099511627776");
   EXPECT_EQ(chat_refusal(R"(, "thinking_budget_tokens": "7")"),
             "400 invalid_type thinking_budget_tokens: must be an integer");
   EXPECT_THAT(completion_refusal(R"(, "thinking_budget_tokens": 7)"),

@@ -481,7 +481,11 @@ void read_tools(const Fields& body, ChatRequest& request) {
         refuse(function->name_of("name"), "has 1 to 64 letters, digits, _, - and .");
       }
       function->text("description");
-      function->fields("parameters");
+      if (const auto parameters = function->fields("parameters"); parameters && parameters->find("type")) {
+        std::string_view type;
+        if (parameters->find("type")->get(type) == simdjson::SUCCESS && type != "object")
+          refuse(function->name_of("parameters"), "must be of type object: arguments have names");
+      }
       if (const auto schema = function->find("parameters");
           schema && simdjson::to_string(*schema).size() > kMaxSchemaBytes) {
         refuse(function->name_of("parameters"), fmt::format("a schema has at most {} bytes", kMaxSchemaBytes));

@@ -156,6 +156,8 @@ TEST(ChatRequest, RefusesWithTheFieldInFront) {
             "400 invalid_value top_logprobs: must be between 0 and 20");
   EXPECT_EQ(chat_refusal(R"(, "tools": [{"type": "function", "function": {"name": "a b"}}])"),
             "400 invalid_value tools[0].function.name: has 1 to 64 letters, digits, _, - and .");
+  EXPECT_EQ(chat_refusal(R"(, "tools": [{"function": {"name": "f", "parameters": {"type": "array"}}}])"),
+            "400 invalid_value tools[0].function.parameters: must be of type object: arguments have names");
   EXPECT_EQ(chat_refusal(R"(, "tool_choice": "required")"),
             "400 invalid_value tool_choice: required, but there are no tools");
   EXPECT_EQ(chat_refusal(R"(, "tool_choice": {"function": {"name": "g"}})"),

@@ -131,12 +131,24 @@ std::string told_in_order(std::string_view chat_template, const ordered_json& an
   }
 }
 
+bool has_calls(const ordered_json& messages) {
+  return std::any_of(messages.begin(), messages.end(), [](const ordered_json& m) { return m.contains("tool_calls"); });
+}
+
 // Clients send back calls beside an empty text, or beside what was said before them. Templates made for calls that
 // stand alone (V3's, R1's) lose them then, or put the text behind them as another answer.
 ordered_json with_calls_told(std::string_view chat_template, ordered_json messages, const ChatOptions& options) {
   const auto told = [&](const ordered_json& answer, std::initializer_list<std::string_view> words) {
     return told_in_order(chat_template, answer, options, words);
   };
+  if (has_calls(messages)) {
+    // Arguments are text. Some templates make JSON of it once more, others (V3.2's) take an object alone.
+    const ordered_json probe = ordered_json::array({call_probe(nullptr)});
+    const bool is_coded_twice = !told(probe, {"Delta-4", R"(\"Epsilon-5\")"}).empty();
+    if (is_coded_twice ||
+        (told(probe, {"Delta-4"}).empty() && !told(with_decoded_arguments(probe), {"Delta-4"}).empty()))
+      messages = with_decoded_arguments(std::move(messages));
+  }
   if (has_calls_beside(messages, /*text=*/false)) {
     const std::string alone = told(ordered_json::array({call_probe(nullptr)}), {"Delta-4", "Epsilon-5"});
     const std::string beside_nothing = told(ordered_json::array({call_probe("")}), {"Delta-4", "Epsilon-5"});

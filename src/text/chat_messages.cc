@@ -1,6 +1,7 @@
 #include "text/chat_messages.h"
 
 #include <algorithm>
+#include <set>
 
 #include "base/error.h"
 #include "text/answer_parser.h"
@@ -25,6 +26,18 @@ bool is_from(const ordered_json& message, const char* role) {
 
 std::string text_of(const ordered_json& object, const char* key) {
   return object.contains(key) && object[key].is_string() ? object[key].get<std::string>() : std::string();
+}
+
+// The object that `text` is the JSON of; null where it is none, or one too deep to be walked through.
+ordered_json object_of(const std::string& text) {
+  constexpr int kMaxDepth = 64;
+  bool too_deep = false;
+  const auto within = [&](int depth, ordered_json::parse_event_t, const ordered_json&) {
+    too_deep |= depth > kMaxDepth;
+    return !too_deep;
+  };
+  ordered_json object = ordered_json::parse(text, within, /*allow_exceptions=*/false);
+  return object.is_object() && !too_deep ? object : ordered_json(nullptr);
 }
 
 // V3 (vLLM's tool_chat_template_deepseekv3.jinja).
@@ -166,7 +179,39 @@ ordered_json with_calls_behind_text(const ordered_json& messages) {
   return kept;
 }
 
+ordered_json with_decoded_arguments(ordered_json messages) {
+  for (ordered_json& message : messages) {
+    if (!is_from(message, "assistant") || !message.contains("tool_calls")) continue;
+    for (ordered_json& call : message["tool_calls"]) {
+      if (!call.is_object() || !call.contains("function") || !call["function"].is_object()) continue;
+      const std::string text = text_of(call["function"], "arguments");
+      if (ordered_json object = object_of(text); object.is_object()) call["function"]["arguments"] = std::move(object);
+    }
+  }
+  return messages;
+}
+
+namespace {
+
+// Error for a result of which no call stands in front; where a call has no name any may be its.
+void check_results(const ordered_json& messages) {
+  std::set<std::string> called;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    if (is_from(messages[i], "assistant") && messages[i].contains("tool_calls")) {
+      for (const ordered_json& call : messages[i]["tool_calls"])
+        called.insert(call.is_object() ? text_of(call, "id") : std::string());
+    }
+    if (!is_from(messages[i], "tool") || called.contains("")) continue;
+    const std::string id = text_of(messages[i], "tool_call_id");
+    if (id.empty() || called.contains(id)) continue;
+    throw Error("messages[{}].tool_call_id: none of the calls before it has the id '{}'", i, printable(id, 80));
+  }
+}
+
+}  // namespace
+
 ordered_json in_call_order(ordered_json messages) {
+  check_results(messages);
   for (size_t i = 0; i < messages.size(); ++i) {
     if (!is_from(messages[i], "assistant") || !messages[i].contains("tool_calls")) continue;
     std::vector<std::string> ids;

@@ -29,6 +29,9 @@ nlohmann::ordered_json with_calls_alone(nlohmann::ordered_json messages);
 // Text and calls of one message become two messages.
 nlohmann::ordered_json with_calls_behind_text(const nlohmann::ordered_json& messages);
 
+// Arguments that are an object's JSON become the object.
+nlohmann::ordered_json with_decoded_arguments(nlohmann::ordered_json messages);
+
 // Results of tools in the order of the calls that they answer, by which the family's formats tell them apart. Error for
 // a tool_call_id that none of these calls has.
 nlohmann::ordered_json in_call_order(nlohmann::ordered_json messages);

@@ -126,6 +126,47 @@ TEST(ChatMessages, CallsAreToldWhateverStandsBesideThem) {
       << "a template that has words for both";
 }
 
+TEST(ChatMessages, ArgumentsAreMadeJsonOnce) {
+  const auto conversation = [](const std::string& arguments) {
+    return R"([{"role": "user", "content": "Q"}, {"role": "assistant", "content": null, "tool_calls": [
+      {"id": "a", "type": "function", "function": {"name": "fun", "arguments": )" +
+           arguments + "}}]}]";
+  };
+  EXPECT_THAT(rendered("kimi-k2", conversation(R"("{\"x\": [7]}")").c_str()),
+              HasSubstr(R"(<|tool_call_argument_begin|>{"x": [7]}<|tool_call_end|>)"));
+  EXPECT_THAT(rendered("kimi-k2", conversation(R"("{three}")").c_str()),
+              HasSubstr(R"(<|tool_call_argument_begin|>"{three}"<|tool_call_end|>)"));
+  EXPECT_THAT(rendered("deepseek-v3.2", conversation(R"("{\"x\": [7]}")").c_str()),
+              HasSubstr(R"(<｜DSML｜parameter name="x" string="false">[7]</｜DSML｜parameter>)"));
+}
+
+// Models break JSON, limits cut it, and who asks for no thoughts sends none back.
+TEST(ChatMessages, TheEncodingTakesBackEveryAnswer) {
+  const auto with = [](const ordered_json& arguments, const ordered_json& kwargs = ordered_json::object()) {
+    ordered_json messages = json(R"([{"role": "user", "content": "Q"}, {"role": "assistant", "content": null,
+      "tool_calls": [{"id": "a", "type": "function", "function": {"name": "fun"}}]},
+      {"role": "tool", "tool_call_id": "a", "content": "R"}])");
+    messages[1]["tool_calls"][0]["function"]["arguments"] = arguments;
+    return render_chat(kDeepseekV32Encoding, messages, {.tools = kTools, .kwargs = kwargs});
+  };
+  for (const char* arguments : {R"({"days": three})", R"({"city": "Pa)", "[1, 2]", "three"}) {
+    const std::string text = with(arguments);
+    const std::string begin = "<｜DSML｜invoke name=\"fun\">\n", end = "\n</｜DSML｜invoke>";
+    EXPECT_THAT(text, HasSubstr(begin + arguments + end));
+    EXPECT_THAT(with(arguments, {{"thinking", true}}), HasSubstr(arguments));
+  }
+  EXPECT_EQ(with(""), with("{}"));
+  EXPECT_EQ(with(" \n"), with("{}"));
+  const ordered_json said = json(R"([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}])");
+  EXPECT_TRUE(render_chat(kDeepseekV32Encoding, said, {.kwargs = {{"thinking", true}}})
+                  .ends_with("<｜Assistant｜><think></think>A<｜end▁of▁sentence｜>"));
+  EXPECT_EQ(refusal([&] {
+              render_chat(kDeepseekV32Encoding, json(R"([{"role": "user", "content": "Q"}, {"role": "boss"}])"),
+                          {.tools = kTools});
+            }),
+            "messages[1] has the unknown role 'boss'");
+}
+
 TEST(ChatMessages, ResultsComeInTheOrderOfTheirCalls) {
   const std::string begin = R"([{"role": "user", "content": "Q"}, {"role": "assistant", "content": "", "tool_calls": [
       {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}},
@@ -139,6 +180,9 @@ TEST(ChatMessages, ResultsComeInTheOrderOfTheirCalls) {
     EXPECT_EQ(rendered(name, results(b, a).c_str()), rendered(name, results(a, b).c_str())) << name;
     EXPECT_EQ(refusal([&] { rendered(name, results(a, unknown).c_str()); }),
               "messages[3].tool_call_id: none of the calls before it has the id 'c'");
+    const std::string orphan = std::string(R"([{"role": "user", "content": "Q"}, )") + a + "]";
+    EXPECT_EQ(refusal([&] { rendered(name, orphan.c_str()); }),
+              "messages[1].tool_call_id: none of the calls before it has the id 'a'");
   }
   EXPECT_THAT(rendered("deepseek-v3.2-encoding", results(b, a).c_str()),
               HasSubstr("<result>first</result>\n<result>second</result>\n</function_results>"));

@@ -51,8 +51,8 @@ inline TrainedState state_of(int64_t step, const ModelConfig& config, Format mom
   TrainedState state;
   state.config = config;
   state.parameters = allocate_parameters(config);
-  state.first_moment = allocate_moment(state.parameters, moments);
-  state.second_moment = allocate_moment(state.parameters, moments);
+  state.first_moment = allocate_moment(state.parameters.n_trained, moments);
+  state.second_moment = allocate_moment(state.parameters.n_trained, moments);
   state.average = allocate_parameters(config);
   uint32_t place = static_cast<uint32_t>(step) * 40'503;
   const auto next = [&] { return static_cast<float>((place += 2'654'435'761) % 1'000'003) * 1e-6F; };

@@ -128,10 +128,11 @@ void run(const Options& o, const CommonOptions& common) {
   std::unique_ptr<serve::Service> answers;
   serve::HttpServer server(
       o.listen.host, o.listen.port, o.limits,
-      [&](const serve::HttpRequest& request) { return answers->judge(request); },
-      [&](serve::HttpRequest request, serve::HttpReply reply) {
-        answers->handle(std::move(request), std::move(reply));
-      });
+      {[&](const serve::HttpRequest& request) { return answers->judge(request); },
+       [&](const serve::HttpRefusal& refusal, std::string_view path) { return answers->refuse_unread(refusal, path); },
+       [&](serve::HttpRequest request, serve::HttpReply reply) {
+         answers->handle(std::move(request), std::move(reply));
+       }});
   answers = std::make_unique<serve::Service>(server, std::move(service));
   const std::string url = url_of(o.listen.host, server.port());
   write_stdout(common.json

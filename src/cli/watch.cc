@@ -29,8 +29,10 @@ void run(const Options& o, const CommonOptions& common) {
   serve::Watch watch{serve::watched_runs(o.runs), access_of(o.listen, "watch"), version_text()};
   watch.version.resize(watch.version.find('\n'));
   serve::HttpServer server(
-      o.listen.host, o.listen.port, {}, [](const serve::HttpRequest&) { return serve::HttpVerdict(); },
-      [&](const serve::HttpRequest& request, serve::HttpReply reply) { serve::answer_watch(watch, request, reply); });
+      o.listen.host, o.listen.port, {},
+      {[](const serve::HttpRequest&) { return serve::HttpVerdict(); },
+       [](const serve::HttpRefusal& refusal, std::string_view) { return serve::refuse_watch(refusal); },
+       [&](const serve::HttpRequest& request, serve::HttpReply reply) { serve::answer_watch(watch, request, reply); }});
   const std::string url = url_of(o.listen.host, server.port());
   nlohmann::ordered_json names = nlohmann::ordered_json::array();
   for (const serve::WatchedRun& each : watch.runs) names.push_back(mend_utf8(each.name));

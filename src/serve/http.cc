@@ -18,7 +18,6 @@
 
 #include "base/error.h"
 #include "base/terminal.h"
-#include "serve/request.h"
 
 // Should bytes from outside make false what Beast asserts, the message is refused, in every build: the room is compiled
 // with BOOST_ENABLE_ASSERT_HANDLER.
@@ -48,6 +47,8 @@ constexpr double kLingerS = 2;                       // for a client to stop sen
 constexpr size_t kLingerBytes = size_t{16} << 20;    // of that
 constexpr size_t kMostAhead = size_t{64} << 10;      // of later requests, kept while one is answered
 constexpr size_t kMostUnwritten = size_t{16} << 20;  // of a streamed answer
+// Of all connections together; beyond it those are closed that have more than their part.
+constexpr size_t kMostAllUnwritten = size_t{256} << 20;
 
 std::string head_of(int status, std::string_view content_type, const HttpHeaders& more, bool keep_alive) {
   std::string head =
@@ -103,14 +104,6 @@ std::string machine_of(const Socket& socket) {
   return {};
 }
 
-std::string refusal_of(int status, const std::string& message) {
-  const std::string body = error_json(ApiError(status, message));
-  HttpHeaders headers;
-  if (status == 503) headers.emplace_back("Retry-After", "5");
-  return head_of(status, "application/json", headers, false) +
-         fmt::format("Content-Length: {}\r\n\r\n{}", body.size(), body);
-}
-
 }  // namespace
 
 std::string lower_case(std::string_view text) {
@@ -142,7 +135,7 @@ size_t RequestReader::put(std::string_view bytes) {
     if (taken == bytes.size() || bytes.substr(taken) == "\r") return taken;
     parser_ = std::make_unique<Parser>();
     parser_->header_limit(limits_.header_bytes);
-    parser_->body_limit(limits_.body_bytes);
+    parser_->body_limit(boost::none);  // until it is known who is to be told
     head_.clear();
   }
   const auto too_long = [&](int status, const char* what) {
@@ -172,6 +165,7 @@ size_t RequestReader::put(std::string_view bytes) {
       if (head_.find("\r\n ") != std::string::npos || head_.find("\r\n\t") != std::string::npos)
         throw HttpRefusal(400, "a header's line begins with a space");
       read_header();
+      parser_->body_limit(limits_.body_bytes);
     }
     done_ = parser_->is_done();
     if (n == 0) break;
@@ -280,14 +274,14 @@ class BodyRoom {
 struct HttpState {
   asio::io_context io{1};
   HttpLimits limits;
-  HttpJudge judge;
-  HttpHandler handler;
+  HttpAnswering answering;
   std::optional<asio::ip::tcp::acceptor> tcp;
   std::optional<asio::local::stream_protocol::acceptor> local;
   std::string local_path;
   std::unordered_set<std::shared_ptr<HttpConnection>> connections;
   bool draining = false;
   BodyRoom bodies;
+  uint64_t unwritten_bytes = 0;  // of answers
 
   template <class Acceptor>
   void accept(Acceptor& acceptor);
@@ -306,9 +300,15 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     read();
   }
   // No request but this one any more.
-  void refuse(const std::string& answer) {
+  void refuse(const HttpRefusal& refusal) {
+    HttpRefusalText text =
+        server_.answering.refuse(refusal, reader_.has_header() ? reader_.header().path : std::string());
+    if (refusal.status == 503) text.headers.emplace_back("Retry-After", "5");
+    held_.clear();
+    count_body(0);
     lingers_ = true;
-    put(answer);
+    put(head_of(refusal.status, "application/json", text.headers, false) +
+        fmt::format("Content-Length: {}\r\n\r\n{}", text.json.size(), text.json));
   }
   void drain() {
     if (!answers_ && !writing_ && !reader_.has_header()) close();
@@ -317,7 +317,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     const auto self = shared_from_this();
     if (now_s > deadline_s_) {
       if (writing_ || lingers_ || answers_ || !request_begun_) return close();
-      return refuse(refusal_of(408, "the request did not come in time"));
+      return refuse(HttpRefusal(408, "the request did not come in time"));
     }
     if (streams_ && !writing_ && now_s - written_s_ > server_.limits.quiet_s) write(alive_);
   }
@@ -329,6 +329,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     socket_.close(ignored);
     server_.connections.erase(self);
     count_body(0);
+    server_.unwritten_bytes -= std::exchange(unwritten_counted_, 0);
     leave();
   }
 
@@ -362,7 +363,9 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void write(std::string_view text) {
     if (text.empty() || head_only_) return;
     put(takes_chunks_ ? fmt::format("{:x}\r\n{}\r\n", text.size(), text) : std::string(text));
-    if (unwritten_.size() > kMostUnwritten) close();
+    const auto part = kMostAllUnwritten / static_cast<size_t>(server_.limits.connections);
+    if (unwritten_.size() > kMostUnwritten || (server_.unwritten_bytes > kMostAllUnwritten && unwritten() > part))
+      close();
   }
   void end() {
     if (takes_chunks_ && !head_only_) put("0\r\n\r\n");
@@ -424,14 +427,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
         without_body = reader_.take_header();
       }
     } catch (const HttpRefusal& refusal) {
-      held_.clear();
-      count_body(0);
-      return refuse(refusal_of(refusal.status, refusal.what()));
+      return refuse(refusal);
     } catch (const std::exception& error) {
       log("bug: {} while a request was read", printable(error.what()));
-      held_.clear();
-      count_body(0);
-      return refuse(refusal_of(500, "the request cannot be read"));
+      return refuse(HttpRefusal(500, "the request cannot be read"));
     }
     if (without_body) return hand_over(std::move(*without_body), false);
     HttpRequest request = reader_.take();
@@ -440,7 +439,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   }
   // Of a request whose header has come; false where nothing is to be made of its body.
   bool begin_body() {
-    const HttpVerdict verdict = server_.judge(reader_.header());
+    const HttpVerdict verdict = server_.answering.judge(reader_.header());
     if (!verdict.wants_body) return false;
     owner_ = verdict.owner.empty() ? machine_ : verdict.owner;
     deadline_s_ = monotonic_s() + server_.limits.body_s;
@@ -460,7 +459,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     keep_alive_ = request.keep_alive && whole;
     takes_chunks_ = request.takes_chunks;
     head_only_ = request.method == "HEAD";
-    server_.handler(std::move(request), HttpReply(shared_from_this(), request_));
+    server_.answering.handle(std::move(request), HttpReply(shared_from_this(), request_));
   }
 
   void count_body(size_t bytes) {
@@ -468,9 +467,16 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     body_bytes_ = bytes;
   }
 
+  size_t unwritten() const { return unwritten_.size() + sending_.size() - n_sent_; }
+  void count_unwritten() {
+    server_.unwritten_bytes += unwritten() - unwritten_counted_;
+    unwritten_counted_ = unwritten();
+  }
+
   void put(std::string text) {
     if (closed_) return;
     unwritten_ += text;
+    count_unwritten();
     if (!writing_) write_more();
   }
   void write_more() {
@@ -491,6 +497,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
     n_sent_ += n;
     if (closed_) return;
     if (error) return close();
+    count_unwritten();
     if (n_sent_ < sending_.size()) return write_more();
     deadline_s_ = kNever;
     if (!unwritten_.empty()) return write_more();
@@ -539,6 +546,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool request_begun_ = false;
   std::string unwritten_, sending_;
   size_t n_sent_ = 0;  // of sending_
+  size_t unwritten_counted_ = 0;
   size_t n_discarded_ = 0, body_bytes_ = 0;
   double deadline_s_ = kNever, written_s_ = 0;
   bool reading_ = false, writing_ = false, closed_ = false, lingers_ = false;
@@ -583,7 +591,7 @@ void HttpState::take(Socket socket) {
   const bool full = std::ssize(connections) >= limits.connections;
   connections.insert(connection);
   if (full) {
-    connection->refuse(refusal_of(503, "too many connections"));
+    connection->refuse(HttpRefusal(503, "too many connections"));
   } else {
     connection->start();
   }
@@ -646,14 +654,12 @@ void remove_stale_socket(asio::io_context& io, const asio::local::stream_protoco
 
 }  // namespace
 
-HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpJudge judge,
-                       HttpHandler handler)
+HttpServer::HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpAnswering answering)
     : state_(std::make_unique<HttpState>()) {
   HttpState& s = *state_;
   s.limits = limits;
   s.limits.all_bodies_bytes = std::max(limits.all_bodies_bytes, 2 * limits.body_bytes);
-  s.judge = std::move(judge);
-  s.handler = std::move(handler);
+  s.answering = std::move(answering);
   constexpr std::string_view kUnix = "unix:";
   try {
     if (host.starts_with(kUnix)) {

@@ -109,10 +109,24 @@ struct HttpVerdict {
 };
 using HttpJudge = std::function<HttpVerdict(const HttpRequest& request)>;
 
+// How a refusal reads: JSON, and headers beside it. path: of the request, empty where that is not known.
+struct HttpRefusalText {
+  std::string json;
+  HttpHeaders headers;
+};
+using HttpRefuser = std::function<HttpRefusalText(const HttpRefusal& refusal, std::string_view path)>;
+
+// What becomes of requests, on the server's thread.
+struct HttpAnswering {
+  HttpJudge judge;
+  HttpRefuser refuse;
+  HttpHandler handle;
+};
+
 class HttpServer {
  public:
   // host: an address, a name, or unix:PATH. port 0: any free one. Error where it cannot listen there.
-  HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpJudge judge, HttpHandler handler);
+  HttpServer(const std::string& host, uint16_t port, const HttpLimits& limits, HttpAnswering answering);
   ~HttpServer();
   HttpServer(const HttpServer&) = delete;
   HttpServer& operator=(const HttpServer&) = delete;

@@ -66,6 +66,12 @@ std::string more_headers(std::string_view asked) {
   return names;
 }
 
+// In the form of the API that the path belongs to.
+std::string error_text(const ApiError& error, std::string_view path) {
+  const bool is_message = path.starts_with("/v1/messages") || path.starts_with("/anthropic/v1/messages");
+  return is_message ? messages_error_json(error) : error_json(error);
+}
+
 std::string utc_now() {
   const std::time_t now = std::time(nullptr);
   std::tm parts{};
@@ -218,6 +224,19 @@ HttpVerdict Service::judge(const HttpRequest& request) const {
   return {};
 }
 
+HttpRefusalText Service::refuse_unread(const HttpRefusal& refusal, std::string_view path) {
+  const std::string id = random_id("req-");
+  if (options_.log_requests && !quiet()) {
+    log_line(json_text({{"time", utc_now()},
+                        {"id", id},
+                        {"path", printable(path)},
+                        {"status", refusal.status},
+                        {"error", refusal.what()}}));
+  }
+  metrics_.count_http("", refusal.status);
+  return {error_text(ApiError(refusal.status, refusal.what()), path), {{"X-Request-Id", id}}};
+}
+
 void Service::handle(HttpRequest request, HttpReply reply) {
   const auto call = std::make_shared<Call>(Call{std::move(request), std::move(reply)});
   const std::string* given = call->request.header("x-request-id");
@@ -248,11 +267,16 @@ void Service::handle(HttpRequest request, HttpReply reply) {
       }
       methods += (methods.empty() ? "" : ", ") + std::string(route.method);
     }
-    if (methods.empty() && method == "GET" && get_file(call)) return;
+    if (methods.empty() && find_page_file("chat", call->request.path)) {
+      call->route = "page";
+      if (method == "GET") return get_file(call);
+      methods = "GET";
+    }
     if (methods.empty())
       throw ApiError(404, fmt::format("there is no {}", printable(call->request.path)), "", "not_found");
     if (method == "OPTIONS") return answer_options(call);
-    throw ApiError(405, fmt::format("{} takes {} alone", call->route, methods), "", "method_not_allowed");
+    throw ApiError(405, fmt::format("{} takes {} alone", printable(call->request.path), methods), "",
+                   "method_not_allowed");
   } catch (const ApiError& error) {
     refuse(call, error);
   } catch (const std::exception& error) {
@@ -298,8 +322,7 @@ void Service::refuse(const CallPtr& call, const ApiError& error) {
   if (error.status == 405) headers.emplace_back("Allow", allowed_of(call->methods));
   if (error.status == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
   if (error.status == 429) metrics_.count_refusal();
-  const bool is_message = call->route.find("/v1/messages") != std::string::npos;
-  call->reply.send(error.status, kJson, is_message ? messages_error_json(error) : error_json(error), headers);
+  call->reply.send(error.status, kJson, error_text(error, call->request.path), headers);
   log(*call, error.status, nullptr);
   metrics_.count_http(call->route, error.status);
 }
@@ -546,16 +569,13 @@ void Service::start(const CallPtr& call, JobInput input) {
 // ---- The rest
 
 // The page and what belongs to it; openapi.json.
-bool Service::get_file(const CallPtr& call) {
+void Service::get_file(const CallPtr& call) {
   const std::optional<PageFile> file = find_page_file("chat", call->request.path);
-  if (!file) return false;
   HttpHeaders headers = headers_of(*call);
   for (auto& header : page_headers()) headers.push_back(std::move(header));
   call->reply.send(200, file->content_type, file->content, headers);
-  call->route = "page";
   log(*call, 200, nullptr);
   metrics_.count_http(call->route, 200);
-  return true;
 }
 
 void Service::get_health(const CallPtr& call) {

@@ -46,6 +46,8 @@ class Service {
 
   // Bodies are read for who may ask, by the key; what is said to others is handle()'s.
   HttpVerdict judge(const HttpRequest& request) const;
+  // Of what never became a request.
+  HttpRefusalText refuse_unread(const HttpRefusal& refusal, std::string_view path);
   void handle(HttpRequest request, HttpReply reply);
   void serve(const Served& served);  // from now on
   // No more work. What runs may end until abandon().
@@ -70,7 +72,7 @@ class Service {
   const Served& served() const;  // or it is to end
   void check_room() const;
 
-  bool get_file(const CallPtr& call);  // false: there is none of that name
+  void get_file(const CallPtr& call);
   void get_health(const CallPtr& call);
   void get_ready(const CallPtr& call);
   void get_version(const CallPtr& call);

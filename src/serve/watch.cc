@@ -107,6 +107,10 @@ void answer(const Watch& watch, const HttpRequest& request, HttpReply& reply) {
 
 }  // namespace
 
+HttpRefusalText refuse_watch(const HttpRefusal& refusal) {
+  return {error_json(ApiError(refusal.status, refusal.what())), safe_headers()};
+}
+
 void answer_watch(const Watch& watch, const HttpRequest& request, HttpReply& reply) {
   const auto refuse = [&](const ApiError& error) {
     HttpHeaders headers = safe_headers();

@@ -22,6 +22,7 @@ struct Watch {
 };
 
 // On the server's thread. Reading a piece of a log is all that it waits for.
+HttpRefusalText refuse_watch(const HttpRefusal& refusal);
 void answer_watch(const Watch& watch, const HttpRequest& request, HttpReply& reply);
 
 }  // namespace fathom::serve

@@ -647,7 +647,7 @@ class Hostile(Case):
                     + (f"Authorization: Bearer {key}\r\n" if key else "") + "\r\n").encode()
         with Server(self, "--api-key-file", keys) as server:
             for sent, status in ((head(), 401), (head(key="other"), 401), (head("/nowhere", "key-a"), 404), (head(key="key-a", method="PUT"), 405),
-                                 (head("/v1/models", "key-a"), 405), (head("/health", method="GET"), 200), (head("/"), 404),
+                                 (head("/v1/models", "key-a"), 405), (head("/health", method="GET"), 200), (head("/"), 405),
                                  (head(key="key-a", more="Origin: http://evil.example\r\n"), 403)):
                 for more in b"", b"a" * 100000:
                     with self.subTest(sent=sent[:60], status=status):
@@ -671,6 +671,32 @@ class Hostile(Case):
                         refused += status_of(s.recv(100)) == 503
                 self.assertGreater(refused, 0)
             self.assertEqual(server.post("/v1/completions", {"prompt": "O", "max_tokens": 1}, {"X-Api-Key": "key-a"})[0], 200)
+
+    def test_what_was_no_request_is_counted_named_and_told_in_its_apis_form(self):
+        def message_of(answer):
+            head, body = answer.split(b"\r\n\r\n", 1)
+            named = re.search(rb"\r\nX-Request-Id: (\S+)", head)
+            self.assertTrue(named, head)
+            return named[1].decode(), json.loads(body)
+        with Server(self, "--max-body-bytes", "100") as server:
+            post = "POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n"
+            for sent, status in ((post + "Content-Length: 101\r\n\r\n", 413), (post + "Origin: http://evil.example\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", 403)):
+                answer = server.raw(sent)
+                self.assertEqual(status_of(answer), status)
+                self.assertEqual(message_of(answer)[1]["type"], "error", "as Anthropic says it")
+            for sent, status in (("no request\r\n\r\n", 400), ("GET /" + "a" * 20000 + " HTTP/1.1\r\n\r\n", 431)):
+                answer = server.raw(sent)
+                self.assertEqual(status_of(answer), status)
+                named, body = message_of(answer)
+                self.assertIn("message", body["error"])
+                self.assertEqual(server.told(named)["status"], status)
+            text = server.get("/metrics")[1].decode()
+            for status in 400, 413, 431:
+                self.assertRegex(text, rf'http_requests_total\{{[^}}]*route="",status="{status}"\}} 1\n')
+            for path in "/", "/openapi.json":
+                status, _, headers = server.request("POST", path, "{}")
+                self.assertEqual((status, headers["allow"]), (405, "GET, HEAD, OPTIONS"))
+                self.assertEqual(server.request("OPTIONS", path)[0], 204)
 
     def test_who_goes_is_noticed_whatever_was_sent_ahead(self):
         with Server(self) as server:

@@ -26,7 +26,7 @@ void train_step(benchmark::State& state, const ModelConfig& config, int64_t n_se
   model.precision = precision;
   const Format moments = precision == Precision::f32 ? Format::f32 : Format::bf16;
   Parameters grads = allocate_parameters(config, false);
-  const Moment m = allocate_moment(p, moments), v = allocate_moment(p, moments);
+  const Moment m = allocate_moment(p.n_trained, moments), v = allocate_moment(p.n_trained, moments);
   Rng rng(1);
   std::vector<std::vector<int32_t>> sequences(static_cast<size_t>(n_sequences));
   for (auto& ids : sequences) {

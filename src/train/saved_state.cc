@@ -162,7 +162,25 @@ std::map<std::string, int64_t> flat_places(const Parameters& parameters, const M
   return places;
 }
 
+void load_whole_moments(const fs::path& directory, TrainedState& state) {
+  const SafetensorsFile file(directory / kOptimizer);
+  const auto load = [&](const char* name, Moment& into) {
+    const StoredTensor* stored = file.find(name);
+    const bool known = stored != nullptr && (stored->format == Format::f32 || stored->format == Format::bf16);
+    if (known) into = allocate_moment(state.parameters.n_trained, *stored->format);
+    const auto bytes = static_cast<size_t>(known ? into.values.size_bytes() : 0);
+    if (!known || stored->data.size() != bytes) {
+      throw Error("{}: {} is missing or has another size than the model", file.where(), name);
+    }
+    std::memcpy(into.memory.data(), stored->data.data(), bytes);
+  };
+  load("first_moment", state.first_moment);
+  load("second_moment", state.second_moment);
+}
+
+// In pieces where several processes wrote them.
 void load_moments(const fs::path& directory, TrainedState& state) {
+  if (path_exists(directory / kOptimizer)) return load_whole_moments(directory, state);
   const std::map<std::string, int64_t> places = flat_places(state.parameters, state.config);
   int64_t n_loaded = 0;
   for_each_moment_piece(directory, state.config, [&](const MomentPiece& piece) {

@@ -10,7 +10,9 @@
 #include <mpi.h>
 
 #include <atomic>
+#include <chrono>
 #include <climits>
+#include <condition_variable>
 #include <cstdio>
 #include <mutex>
 #include <thread>
@@ -148,17 +150,44 @@ class Watch {
   Beat outgoing_{};
 };
 
+// Ends this process where it does not come out of its scope in time, and by that the job.
+class Deadline {
+ public:
+  Deadline(double seconds, const char* message)
+      : thread_([this, seconds, message] {
+          std::unique_lock lock(mutex_);
+          if (over_.wait_for(lock, std::chrono::duration<double>(seconds), [this] { return left_; })) return;
+          std::fputs(message, stderr);
+          std::_Exit(1);
+        }) {}
+  ~Deadline() {
+    {
+      const std::lock_guard lock(mutex_);
+      left_ = true;
+    }
+    over_.notify_one();
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable over_;
+  bool left_ = false;
+  std::thread thread_;
+};
+
 // Large messages go on only while somebody looks at them: a thread does, beside the one that computes.
 class Mpi : public Communicator {
  public:
   Mpi(int rank, int size, double hang_s)
-      : Communicator(rank, size), watch_(rank, size, hang_s), looks_([this] { look(); }) {}
+      : Communicator(rank, size), hang_s_(hang_s), watch_(rank, size, hang_s), looks_([this] { look(); }) {}
   ~Mpi() override {
     stops_ = true;
     looks_.join();
     int ended = 0;
     MPI_Finalized(&ended);
     if (ended != 0) return;
+    const Deadline deadline(hang_s_, "fathom: the job's processes have not all left together within --hang-timeout\n");
     watch_.leave();
     MPI_Finalize();
   }
@@ -243,6 +272,7 @@ class Mpi : public Communicator {
     }
   }
 
+  const double hang_s_;
   std::mutex mutex_;  // MPI is called by one thread at a time
   std::unordered_map<Transfer, Pieces> on_their_way_;
   std::atomic<int64_t> n_on_their_way_ = 0;
@@ -258,6 +288,8 @@ class Mpi : public Communicator {
 }  // namespace
 
 std::unique_ptr<Communicator> join_mpi(double hang_s) {
+  // Before they have joined nobody can say who is missing.
+  const Deadline deadline(hang_s, "fathom: the job's processes have not all come together within --hang-timeout\n");
   int provided = 0, rank = 0, size = 0;
   check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "joining the others");
   if (provided < MPI_THREAD_SERIALIZED) throw Error("this MPI lets only one thread call it; fathom needs two");

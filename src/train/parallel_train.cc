@@ -8,8 +8,6 @@
 #include "base/file.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_config.h"
-#include "checkpoint/hf_model.h"
-#include "ops/machine.h"
 #include "train/balance.h"
 #include "train/metrics.h"
 #include "train/reading.h"

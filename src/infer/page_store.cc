@@ -190,7 +190,7 @@ void PageStore::run() {
     if (waiting_.empty()) return;
     const Waiting next = std::move(waiting_.front());
     waiting_.pop_front();
-    writing_ = true;
+    writing_ = next.name;
     lock.unlock();
     std::string why;
     try {
@@ -205,7 +205,7 @@ void PageStore::run() {
       why = error.what();
     }
     lock.lock();
-    writing_ = false;
+    writing_.reset();
     if (why.empty()) {
       use(next.name);
       ++state_.written;
@@ -264,7 +264,7 @@ bool PageStore::read(const Name& name, std::span<char> page) {
 void PageStore::write(const Name& name, std::span<const char> page) {
   FATHOM_CHECK(std::ssize(page) == page_bytes_);
   const std::lock_guard lock(mutex_);
-  if (last_used_.contains(name)) return;
+  if (last_used_.contains(name) || writing_ == name) return;
   const bool waits = std::ranges::any_of(waiting_, [&](const Waiting& w) { return w.name == name; });
   if (waits) return;
   if (!waiting_.empty() && std::ssize(waiting_) * page_bytes_ >= kMostWaitingBytes) {

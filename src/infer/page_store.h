@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -72,7 +73,8 @@ class PageStore {
   std::map<Name, int64_t> last_used_;  // of each file
   std::map<int64_t, Name> by_use_;     // the reverse
   std::deque<Waiting> waiting_;
-  bool writing_ = false, stops_ = false, told_ = false;
+  std::optional<Name> writing_;  // now
+  bool stops_ = false, told_ = false;
   int64_t clock_ = 0;
   PageStoreState state_;
   std::thread thread_;

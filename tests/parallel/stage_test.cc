@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/rng.h"
 #include "parallel/in_process_ranks.h"
+#include "sanitized.h"
 
 namespace fathom {
 namespace {

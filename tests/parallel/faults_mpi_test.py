@@ -8,41 +8,29 @@ import json
 import os
 import pathlib
 import random
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 
+from ranks import ENVIRONMENT, MPIRUN, are_there, ranks_of
+
 STEPS, SAVE_EVERY, HANG_S = 40, 2, 2
 
 
 def command(o, out, *options):
-    return ["mpirun", "--oversubscribe", "--allow-run-as-root", "-n", "4", o.program, "train", "--model-config", o.model_config, "--tokenizer", "bytes", "--data", o.text,
+    return [*MPIRUN, "4", o.program, "train", "--model-config", o.model_config, "--tokenizer", "bytes", "--data", o.text,
             "--seq-len", "64", "--batch-size", "8", "--micro-batch", "1", "--lr", "4e-3", "--schedule", "constant", "--threads", "1", "--steps", str(STEPS), "--save-every",
             str(SAVE_EVERY), "--keep", "2", "--pp", "2", "--ep", "2", "--pp-schedule", "dualpipe", "--hang-timeout", str(HANG_S), "--quiet", "--out", str(out), *options]
 
 
 def start(o, out):
-    environment = {**os.environ, "OMPI_MCA_hwloc_base_binding_policy": "none"}
-    return subprocess.Popen(command(o, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command(o, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
 def losses(out):
     return [(line["step"], line["loss"], line["grad_norm"]) for line in map(json.loads, (out / "train.jsonl").read_text().splitlines())]
-
-
-def ranks_of(job):
-    found = {}
-    for pid in subprocess.run(["pgrep", "-P", str(job.pid), "-x", "fathom"], capture_output=True, text=True, timeout=10).stdout.split():
-        try:
-            environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue
-        if number := re.search(rb"OMPI_COMM_WORLD_RANK=(\d+)", environment):
-            found[int(number[1])] = int(pid)
-    return found
 
 
 def main():
@@ -76,7 +64,7 @@ def main():
                         os.kill(ranks[victim], kind)
                         begin = time.monotonic()
                         _, told = job.communicate(timeout=120)
-                        while any(pathlib.Path(f"/proc/{pid}/exe").exists() for pid in ranks.values()) and time.monotonic() - begin < 60:
+                        while are_there(ranks.values()) and time.monotonic() - begin < 60:
                             time.sleep(0.02)
                         took = time.monotonic() - begin
                         # It may have been at its end already.

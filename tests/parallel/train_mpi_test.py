@@ -10,9 +10,9 @@ import tempfile
 import time
 import unittest
 
+from ranks import ENVIRONMENT, MPIRUN, are_there, ranks_of
+
 PROGRAM, CONFIG, TEXT = (os.path.abspath(path) for path in sys.argv[1:4])
-MPIRUN = ["mpirun", "--oversubscribe", "--allow-run-as-root", "-n"]
-ENVIRONMENT = {**os.environ, "OMPI_MCA_hwloc_base_binding_policy": "none", "OMPI_MCA_orte_base_help_aggregate": "0"}
 
 
 def losses(out):
@@ -92,16 +92,12 @@ class Train(unittest.TestCase):
             while not (out / "checkpoints" / "step-5" / "manifest.json").exists():
                 self.assertLess(time.monotonic(), deadline)
                 time.sleep(0.05)
-            ranks = {}
-            for pid in subprocess.run(["pgrep", "-P", str(job.pid), "-x", "fathom"], capture_output=True, text=True, timeout=10).stdout.split():
-                environment = pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                [number] = [int(entry.split(b"=")[1]) for entry in environment if entry.startswith(b"OMPI_COMM_WORLD_RANK=")]
-                ranks[number] = int(pid)
+            ranks = ranks_of(job)
             self.assertEqual(sorted(ranks), [0, 1])
             os.kill(ranks[victim], with_signal)
             begin = time.monotonic()
             _, told = job.communicate(timeout=60)
-            while any(pathlib.Path(f"/proc/{rank}/exe").exists() for rank in ranks.values()) and time.monotonic() - begin < 60:
+            while are_there(ranks.values()) and time.monotonic() - begin < 60:
                 time.sleep(0.02)
             took = time.monotonic() - begin
             self.assertNotEqual(job.returncode, 0)

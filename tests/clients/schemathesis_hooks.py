@@ -33,6 +33,11 @@ def mend_chat(body, draw):
     for message in body["messages"]:
         if message.get("content") is None and not message.get("tool_calls"):
             message["content"] = "x"
+    called = set()
+    for message in body["messages"]:  # a result is of a call in front of it
+        if message.get("tool_call_id") not in called:
+            message.pop("tool_call_id", None)
+        called |= {call["id"] for call in message.get("tool_calls") or [] if isinstance(call.get("id"), str)}
     if any(body.get(name) is not None for name in FORMS):  # what begins the answer must begin something of the form
         body["messages"][-1].pop("prefix", None)
     if not body.get("logprobs"):

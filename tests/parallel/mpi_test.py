@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--full", action="store_true")
     o = parser.parse_args()
     wrong = []
-    ranks, chunks, unit = (8, 32, 20) if o.full else (4, 8, 10)
+    ranks, chunks, unit = (8, 32, 40) if o.full else (4, 8, 10)
     for kind in FORMULAS if o.full else ("zb1p", "dualpipe", "dualpipev"):
         measured, expected = bubble(o.probe, kind, ranks, chunks, unit)
         # Shortened, it is only looked at whether chunks come whole and in order, which the probe does: times are those of the machine's other work too.
@@ -57,7 +57,7 @@ def main():
             wrong.append(f"{kind}: ranks wait for {measured:.4f} of the time, by formula {expected:.4f}")
     for kind, overlap, most in (("1f1b", False, 1), ("dualpipe", True, 0.05)):
         # What has nothing beside it at both ends of a step weighs less in a longer one.
-        share = exposed(o.probe, kind, ranks, 3 * chunks if o.full else chunks, unit, overlap)
+        share = exposed(o.probe, kind, ranks, 4 * chunks if o.full else chunks, unit, overlap)
         if o.full and share > most:
             wrong.append(f"{kind}: {share:.4f} of the time ranks wait for messages that hide behind nothing")
     print("\n".join(wrong))

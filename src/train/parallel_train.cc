@@ -1,18 +1,16 @@
 #include "train/parallel_train.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 
 #include "base/error.h"
 #include "base/file.h"
 #include "base/terminal.h"
-#include "checkpoint/hf_config.h"
 #include "train/balance.h"
 #include "train/metrics.h"
 #include "train/reading.h"
 #include "train/report.h"
 #include "train/sharded_state.h"
+#include "train/step.h"
 #include "train/tensorboard.h"
 #include "train/trace.h"
 
@@ -34,14 +32,6 @@ void check_supported(const TrainOptions& o) {
   }
 }
 
-ModelConfig config_of_run(const TrainOptions& o, const Tokenizer& tokenizer) {
-  ModelConfig config = read_model_config(o.init.empty() ? o.model_config : o.init);
-  config.weight_block_rows = config.weight_block_cols = 0;  // trained weights are f32
-  if (config.bos_token_id < 0) config.bos_token_id = tokenizer.bos_id();
-  if (config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) config.eos_token_ids = {tokenizer.eos_id()};
-  return config;
-}
-
 struct ParallelRun {
   const TrainOptions& options;
   RankState& ranks;
@@ -51,18 +41,16 @@ struct ParallelRun {
   Balance balance;
   TrainedState numbers;  // without weights and moments, which are in `ranks`
   double begin_s = 0, seconds_before = 0;
-  bool not_finite = false, broken = false;
+  bool broken = false;
   int64_t last_taken = 0;
   TraceWriter trace{};
 };
 
 // This column's micro-batches of a step, and scales for the mean over all of them.
 PipelineStep step_of_column(const ParallelRun& run, int64_t step) {
-  const TrainOptions& o = run.options;
-  PipelineStep part{{}, run.loss};
-  if (part.loss.mtp_weight > 0 && o.mtp_late_at > 0 && step > o.mtp_late_at) part.loss.mtp_weight = o.mtp_weight_late;
   std::vector<Examples> all = step_examples(run.reading, step);
-  set_scales(part.loss, all, run.ranks.config.num_nextn_predict_layers);
+  const int64_t n_modules = run.ranks.config.num_nextn_predict_layers;
+  PipelineStep part{{}, loss_of_step(run.options, run.loss, step, all, n_modules)};
   const int64_t each = std::ssize(all) / run.ranks.layout.width(), first = each * run.ranks.column;
   for (int64_t i = first; i < first + each; ++i) part.chunks.push_back(std::move(all[static_cast<size_t>(i)]));
   return part;
@@ -90,65 +78,28 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
   const ParallelGradients gradients = parallel_gradients(run.ranks, run.pool, part, traced ? &trace : nullptr);
   if (traced) run.trace.add(step, trace);
   const LossResult& loss = gradients.loss;
-  StepMetrics m;
-  m.step = step;
-  m.steps = o.steps;
-  m.loss = loss.loss();
-  if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
-  m.lr = learning_rate(o.lr, step);
-  m.grad_norm = gradients.norm;
-  LossGuard& guard = run.numbers.guard;
-  if (run.reading.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
-  run.numbers.step = step;
-  run.numbers.lr = m.lr;
-  run.not_finite = !std::isfinite(m.loss) || !std::isfinite(loss.mtp_loss()) || !std::isfinite(m.grad_norm);
+  StepMetrics m = metrics_of(o, step, loss, gradients.norm);
   // All ranks have the same numbers, so that they skip together.
-  std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations);
+  std::string why = begin_step(o, run.reading, m, run.numbers);
   if (!why.empty()) {
-    ++guard.skipped;
     if (run.ranks.all.index == 0) log("step {}: skipped: {}", step, why);
-    m.skipped = std::move(why);
+    count_skipped(std::move(why), m, run.numbers);
   } else {
-    const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
-    run.broken =
-        !parallel_update(run.ranks, run.pool, step, loss.expert_load,
-                         {.lr = m.lr,
-                          .weight_decay = o.weight_decay,
-                          .beta1 = o.beta1,
-                          .beta2 = o.beta2,
-                          .eps = o.eps,
-                          .gradient_scale = o.clip > 0 && m.grad_norm > o.clip ? o.clip / m.grad_norm : 1,
-                          .bias_update_speed = run.balance == Balance::bias && !frozen ? o.bias_update_speed : 0});
+    run.broken = !parallel_update(run.ranks, run.pool, step, loss.expert_load,
+                                  {.lr = m.lr,
+                                   .weight_decay = o.weight_decay,
+                                   .beta1 = o.beta1,
+                                   .beta2 = o.beta2,
+                                   .eps = o.eps,
+                                   .gradient_scale = gradient_scale(o, m.grad_norm),
+                                   .bias_update_speed = bias_speed(o, run.balance, step)});
     run.last_taken = step;
-    count_taken(guard, m.loss);
-    run.numbers.tokens += loss.main_targets;
-    run.numbers.loss = m.loss;
+    count_taken(loss, m, run.numbers);
   }
-  m.tokens = run.numbers.tokens;
-  m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
-  m.max_violation = max_violation(loss.expert_load);
-  const bool last = step == o.steps;
-  constexpr int64_t kLoadSnapshots = 60;
-  if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) {
-    m.expert_load = loss.expert_load;
-    m.layer_violations = max_violations(loss.expert_load);
-  }
-  if (run.reading.data.val.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
-    const LossResult validation = validation_loss(run, step);
-    m.val_loss = run.numbers.val_loss = validation.loss();
-    m.val_layer_violations = max_violations(validation.expert_load);
-    m.val_max_violation = max_violation(validation.expert_load);
-  }
+  set_speed(loss, monotonic_s() - begin_s, m, run.numbers);
+  if (validates(o, run.reading, step)) set_validation(validation_loss(run, step), m, run.numbers);
   m.seconds = run.seconds_before + monotonic_s() - run.begin_s;
   return m;
-}
-
-[[noreturn]] void give_up(const ParallelRun& run, int64_t step, const std::string& why) {
-  const int64_t good = checkpoint_before(run.options.out, run.last_taken);
-  throw Error("step {}: {}. {}: try a lower --lr, or a longer --warmup", step, why,
-              good > 0 ? fmt::format("The last good checkpoint is {}",
-                                     printable(checkpoint_directory(run.options.out, good).native()))
-                       : "No good checkpoint was saved before");
 }
 
 // Every step's micro-batches must be the same number in every column.
@@ -177,7 +128,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   const double begin_s = monotonic_s();
   const bool is_first = comm.rank() == 0;
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
-  const ModelConfig config = config_of_run(options, tokenizer);
+  const ModelConfig config = trained_config(options, tokenizer);
   check_fit(options, config, tokenizer);
   check_layout(layout, comm.size(), config, options.batch_size, options.micro_batch);
   if (options.mask_documents && tokenizer.eos_id() < 0) {
@@ -188,8 +139,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
                      printable(options.out.native()));
   }
   const Balance balance = resolve_balance(options, config);
-  const bool is_aux = balance == Balance::aux || balance == Balance::aux_batch;
-  const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : is_aux ? 1e-3 : 0;
+  const double alpha = balance_alpha_of(options, balance);
 
   // One of them makes the data, the others find it made.
   std::vector<int> ranks(static_cast<size_t>(comm.size()));
@@ -223,12 +173,9 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
                   .ranks = *state,
                   .pool = pool,
                   .reading = *reading,
-                  .loss = {},
+                  .loss = loss_of_run(options, config, balance, alpha),
                   .balance = balance,
                   .numbers = {}};
-  run.loss.mtp_weight = config.num_nextn_predict_layers > 0 ? options.mtp_weight : 0;
-  run.loss.balance_alpha = alpha;
-  run.loss.balance_over_batch = balance == Balance::aux_batch;
   if (options.resume && has_checkpoints(options.out)) {
     int64_t step = 0;
     if (is_first) {
@@ -291,9 +238,11 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
       }
     }
     fail_together(all, failed);
-    if (run.broken) give_up(run, step, "it left weights or moments that are not finite");
+    if (run.broken)
+      give_up(options.out, run.last_taken, step, "it left weights or moments that are not finite", kCalmer);
     if (m.skipped && run.numbers.guard.skipped > options.max_skips) {
-      give_up(run, step, fmt::format("{}; it is skipped number {} in a row", *m.skipped, run.numbers.guard.skipped));
+      give_up(options.out, run.last_taken, step,
+              fmt::format("{}; it is skipped number {} in a row", *m.skipped, run.numbers.guard.skipped), kCalmer);
     }
     if (is_first && m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);

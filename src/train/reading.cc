@@ -96,33 +96,16 @@ int64_t count_micro_batches(const Reading& reading, int64_t step) {
   return (reading.sequences(step).n + size - 1) / size;
 }
 
-Examples micro_batch_examples(const Reading& reading, int64_t step, int64_t micro_batch) {
-  const Phase& phase = reading.phase(step);
-  const Reading::Sequences all = reading.sequences(step);
-  const int64_t first = micro_batch * phase.micro_batch;
-  const auto window = [&](int64_t i) { return Window{phase.sampler.start(all.first + i), phase.seq_len + 1}; };
-  return cut_windows(reading.data.train.ids, reading.separator, first, std::min(phase.micro_batch, all.n - first),
-                     window);
-}
-
 std::vector<Examples> step_examples(const Reading& reading, int64_t step) {
   std::vector<Examples> parts;
-  const int64_t n = count_micro_batches(reading, step);
-  for (int64_t i = 0; i < n; ++i) parts.push_back(micro_batch_examples(reading, step, i));
-  return parts;
-}
-
-void set_scales(LossOptions& loss, std::span<const Examples> micro_batches, int64_t n_mtp_modules) {
-  int64_t n_main = 0, n_mtp = 0, n_sequences = 0;
-  for (const Examples& part : micro_batches) {
-    n_main += part.n_main;
-    n_mtp += count_mtp_targets(part.sequences, n_mtp_modules);
-    n_sequences += part.n_sequences();
+  const Phase& phase = reading.phase(step);
+  const Reading::Sequences all = reading.sequences(step);
+  const auto window = [&](int64_t i) { return Window{phase.sampler.start(all.first + i), phase.seq_len + 1}; };
+  for (int64_t first = 0; first < all.n; first += phase.micro_batch) {
+    parts.push_back(cut_windows(reading.data.train.ids, reading.separator, first,
+                                std::min(phase.micro_batch, all.n - first), window));
   }
-  const auto per = [](int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; };
-  loss.main_scale = per(n_main);
-  loss.mtp_scale = per(n_mtp);
-  loss.balance_scale = per(loss.balance_over_batch ? std::ssize(micro_batches) : n_sequences);
+  return parts;
 }
 
 void for_each_validation(const Reading& reading, int64_t step, const std::function<void(const Examples&)>& visit) {

@@ -46,9 +46,6 @@ Reading open_reading(const TrainOptions& options, const Tokenizer& tokenizer, Th
 // The micro-batches of a step.
 std::vector<Examples> step_examples(const Reading& reading, int64_t step);
 int64_t count_micro_batches(const Reading& reading, int64_t step);
-Examples micro_batch_examples(const Reading& reading, int64_t step, int64_t micro_batch);
-// Of the mean loss over them; the weight of the MTP loss is not touched.
-void set_scales(LossOptions& loss, std::span<const Examples> micro_batches, int64_t n_mtp_modules);
 
 // Micro-batches of the validation windows of the step's length: all after the last step, before it `val_sequences` of
 // them spread evenly.

@@ -8,7 +8,6 @@
 #include "base/file.h"
 #include "base/residency.h"
 #include "base/terminal.h"
-#include "checkpoint/hf_config.h"
 #include "checkpoint/hf_model.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
@@ -20,6 +19,7 @@
 #include "train/reading.h"
 #include "train/report.h"
 #include "train/saver.h"
+#include "train/step.h"
 #include "train/tensorboard.h"
 
 namespace fathom {
@@ -27,9 +27,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int64_t kLoadSnapshots = 60;  // of the experts' loads, over a run
 constexpr double kSecondsBeforePeak = 5;
-constexpr const char* kCalmer = "try a lower --lr, or a longer --warmup";
 
 // Weights, two moments, perhaps an average: the state, which saving beside the training copies.
 double state_bytes(const TrainOptions& o, const ModelConfig& config) {
@@ -88,12 +86,8 @@ void tell_changed_rate(const TrainOptions& o, const TrainedState& state) {
 
 // What is trained, before anything is allocated for it.
 ModelConfig initial_config(const TrainOptions& o, const Tokenizer& tokenizer) {
-  const fs::path& from = o.init.empty() ? o.model_config : o.init;
-  ModelConfig config = read_model_config(from);
-  check_memory(o, config, from);
-  config.weight_block_rows = config.weight_block_cols = 0;  // trained weights are f32
-  if (config.bos_token_id < 0) config.bos_token_id = tokenizer.bos_id();
-  if (config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) config.eos_token_ids = {tokenizer.eos_id()};
+  ModelConfig config = trained_config(o, tokenizer);
+  check_memory(o, config, o.init.empty() ? o.model_config : o.init);
   return config;
 }
 
@@ -160,11 +154,8 @@ struct Run {
 
 // Loss and gradient of the step's batch, micro-batch by micro-batch. Nothing when it is told to stop between two.
 std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
-  const TrainOptions& o = run.options;
-  LossOptions loss = run.loss;
-  if (loss.mtp_weight > 0 && o.mtp_late_at > 0 && step > o.mtp_late_at) loss.mtp_weight = o.mtp_weight_late;
   const std::vector<Examples> parts = step_examples(run.reading, step);
-  set_scales(loss, parts, std::ssize(run.model.weights.mtp));
+  const LossOptions loss = loss_of_step(run.options, run.loss, step, parts, std::ssize(run.model.weights.mtp));
   std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
   LossResult total;
   for (const Examples& part : parts) {
@@ -179,7 +170,7 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
 // One step of the optimizer with a gradient of this norm. Returns whether weights and moments are finite behind it.
 bool update(Run& run, int64_t step, const LossResult& loss, double lr, double norm) {
   const TrainOptions& o = run.options;
-  const double scale = o.clip > 0 && norm > o.clip ? o.clip / norm : 1;
+  const double scale = gradient_scale(o, norm);
   bool finite = true;
   for (const DecayRun& r : run.decay) {
     const auto begin = static_cast<int64_t>(r.begin), size = static_cast<int64_t>(r.size);
@@ -190,8 +181,8 @@ bool update(Run& run, int64_t step, const LossResult& loss, double lr, double no
                    run.gradients.trained().subspan(r.begin, r.size), run.state.first_moment.values.columns(begin, size),
                    run.state.second_moment.values.columns(begin, size), static_cast<float>(scale));
   }
-  const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
-  if (run.balance == Balance::bias && !frozen) update_biases(run.model.weights, loss.expert_load, o.bias_update_speed);
+  if (const double speed = bias_speed(o, run.balance, step); speed != 0)
+    update_biases(run.model.weights, loss.expert_load, speed);
   return finite;
 }
 
@@ -229,77 +220,42 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   const std::optional<LossResult> whole = batch_gradients(run, step);
   if (!whole) return std::nullopt;
   const LossResult& loss = *whole;
-  StepMetrics m;
-  m.step = step;
-  m.steps = o.steps;
-  m.loss = loss.loss();
-  if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
-  m.lr = learning_rate(o.lr, step);
-  m.grad_norm = std::sqrt(sum_of_squares(run.ctx, run.gradients.trained()));
-  LossGuard& guard = run.state.guard;
-  // The losses of longer sequences, whose far positions are new to the model, are no spikes of those before.
-  if (run.reading.phases.size() > 1 && step == o.extend_at + 1) guard = {.skipped = guard.skipped};
-  run.state.step = step;
-  run.state.lr = m.lr;
+  StepMetrics m = metrics_of(o, step, loss, std::sqrt(sum_of_squares(run.ctx, run.gradients.trained())));
+  std::string why = begin_step(o, run.reading, m, run.state);
   run.changed = run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state);
   run.not_finite = !std::isfinite(m.loss) || !std::isfinite(loss.mtp_loss()) || !std::isfinite(m.grad_norm);
-  std::string why = reason_to_skip(guard, m.loss, loss.mtp_loss(), m.grad_norm, o.spike_deviations);
   if (!biases_are_finite(run.model.weights)) {  // which neither loss nor gradient tells
     run.not_finite = true;
     why = "a correction bias of the router is not finite";
   }
   if (run.changed) why = "weights or moments are not what the step before left: the memory has lost bits";
   if (!why.empty()) {
-    ++guard.skipped;
     log("step {}: skipped: {}", step, why);
-    m.skipped = std::move(why);
+    count_skipped(std::move(why), m, run.state);
   } else {
     run.broken = !update(run, step, loss, m.lr, m.grad_norm);
     run.last_taken = step;
     average_weights(run, step);
     if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);
-    count_taken(guard, m.loss);
-    run.state.tokens += loss.main_targets;
-    run.state.loss = m.loss;
+    count_taken(loss, m, run.state);
   }
-  m.tokens = run.state.tokens;
-  m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(monotonic_s() - begin_s, 1e-9);
+  set_speed(loss, monotonic_s() - begin_s, m, run.state);
   if (const double peak = run.peak_flops(); peak > 0) {
     const bool with_mtp = loss.mtp_targets > 0;
     m.mfu = m.tokens_per_s * training_flops_a_token(run.state.config, run.reading.phase(step).seq_len, with_mtp) / peak;
   }
-  m.max_violation = max_violation(loss.expert_load);
-
-  const bool last = step == o.steps;
-  if (last || step == 1 || step % std::max<int64_t>(1, o.steps / kLoadSnapshots) == 0) {
-    m.expert_load = loss.expert_load;
-    m.layer_violations = max_violations(loss.expert_load);
-    m.bias_ranges = bias_ranges(run.model.weights);
-  }
-  if (run.reading.data.val.size() > 0 && (last || (o.val_every > 0 && step % o.val_every == 0))) {
-    const LossResult validation = validation_loss(run, run.model, step);
-    m.val_loss = run.state.val_loss = validation.loss();
-    m.val_layer_violations = max_violations(validation.expert_load);
-    m.val_max_violation = max_violation(validation.expert_load);
+  if (reports_load(o, step)) m.bias_ranges = bias_ranges(run.model.weights);
+  if (validates(o, run.reading, step)) {
+    set_validation(validation_loss(run, run.model, step), m, run.state);
     if (o.ema_decay > 0) m.val_loss_average = validation_loss(run, averaged(run), step).loss();
   }
-  if (o.sample_every > 0 && (last || step % o.sample_every == 0)) {
+  if (o.sample_every > 0 && (step == o.steps || step % o.sample_every == 0)) {
     Model exact = run.model;  // as it will be used
     exact.precision = Precision::f32;
     m.sample = o.sample(run.ctx, exact, run.tokenizer, run.prompt, step);
   }
   m.seconds = run.seconds_before + monotonic_s() - run.begin_s;
   return m;
-}
-
-// Why the run ends here. Of checkpoints those are good that a step was taken from.
-[[noreturn]] void give_up(const Run& run, int64_t step, const std::string& why, const char* advice) {
-  const int64_t good = checkpoint_before(run.options.out, run.last_taken);
-  throw Error("step {}: {}. {}: {}", step, why,
-              good > 0 ? fmt::format("The last good checkpoint is {}",
-                                     printable(checkpoint_directory(run.options.out, good).native()))
-                       : "No good checkpoint was saved before",
-              advice);
 }
 
 // Writes the model directory, that of the averaged weights inside it, and the report.
@@ -354,8 +310,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     }
   }
   const Balance balance = resolve_balance(options, config);
-  const bool is_aux = balance == Balance::aux || balance == Balance::aux_batch;
-  const double alpha = options.balance_alpha >= 0 ? options.balance_alpha : is_aux ? 1e-3 : 0;
+  const double alpha = balance_alpha_of(options, balance);
   // Where a checkpoint is to be gone on from, there may be no room for two states.
   std::optional<TrainedState> begun;
   if (!options.resume || !has_checkpoints(options.out)) begun = initial_state(options, config, pool);
@@ -401,9 +356,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   run.model.precision = options.precision;
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
   run.decay = decay_runs(run.state.parameters, run.state.config);
-  run.loss.mtp_weight = run.model.weights.mtp.empty() ? 0 : options.mtp_weight;
-  run.loss.balance_alpha = alpha;
-  run.loss.balance_over_batch = balance == Balance::aux_batch;
+  run.loss = loss_of_run(options, run.state.config, balance, alpha);
   run.loss.recompute = options.recompute;
   run.loss.scratch = &run.scratch;
   const ParameterCount count = count_parameters(run.state.config);
@@ -443,13 +396,15 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       log("step {}: {}; training goes on", step, error.what());
     }
     if (run.changed)
-      give_up(run, step, *m.skipped, "remove later ones, go on with --resume, on a machine whose memory is sound");
-    if (run.broken) give_up(run, step, "it left weights or moments that are not finite", kCalmer);
+      give_up(options.out, run.last_taken, step, *m.skipped,
+              "remove later ones, go on with --resume, on a machine whose memory is sound");
+    if (run.broken)
+      give_up(options.out, run.last_taken, step, "it left weights or moments that are not finite", kCalmer);
     if (!m.skipped) saver.taken(step);
     if (m.skipped && run.state.guard.skipped > options.max_skips) {
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
       const std::string why = fmt::format("{}; it is skipped number {} in a row", *m.skipped, n);
-      if (run.not_finite) give_up(run, step, why, kCalmer);
+      if (run.not_finite) give_up(options.out, run.last_taken, step, why, kCalmer);
       saver.save_last(run.state);
       throw Error("step {}: {}. The weights before are saved in {}: {}", step, why,
                   printable(checkpoint_directory(options.out, step).native()), kCalmer);

@@ -1,0 +1,122 @@
+#include "train/step.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/terminal.h"
+#include "checkpoint/hf_model.h"
+#include "train/balance.h"
+
+namespace fathom {
+
+ModelConfig trained_config(const TrainOptions& o, const Tokenizer& tokenizer) {
+  ModelConfig config = read_model_config(o.init.empty() ? o.model_config : o.init);
+  config.weight_block_rows = config.weight_block_cols = 0;  // trained weights are f32
+  if (config.bos_token_id < 0) config.bos_token_id = tokenizer.bos_id();
+  if (config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) config.eos_token_ids = {tokenizer.eos_id()};
+  return config;
+}
+
+double balance_alpha_of(const TrainOptions& o, Balance balance) {
+  if (o.balance_alpha >= 0) return o.balance_alpha;
+  return balance == Balance::aux || balance == Balance::aux_batch ? 1e-3 : 0;
+}
+
+LossOptions loss_of_run(const TrainOptions& o, const ModelConfig& config, Balance balance, double alpha) {
+  LossOptions loss;
+  loss.mtp_weight = config.num_nextn_predict_layers > 0 ? o.mtp_weight : 0;
+  loss.balance_alpha = alpha;
+  loss.balance_over_batch = balance == Balance::aux_batch;
+  return loss;
+}
+
+LossOptions loss_of_step(const TrainOptions& o, const LossOptions& of_run, int64_t step,
+                         std::span<const Examples> micro_batches, int64_t n_mtp_modules) {
+  LossOptions loss = of_run;
+  if (loss.mtp_weight > 0 && o.mtp_late_at > 0 && step > o.mtp_late_at) loss.mtp_weight = o.mtp_weight_late;
+  int64_t n_main = 0, n_mtp = 0, n_sequences = 0;
+  for (const Examples& part : micro_batches) {
+    n_main += part.n_main;
+    n_mtp += count_mtp_targets(part.sequences, n_mtp_modules);
+    n_sequences += part.n_sequences();
+  }
+  const auto per = [](int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; };
+  loss.main_scale = per(n_main);
+  loss.mtp_scale = per(n_mtp);
+  loss.balance_scale = per(loss.balance_over_batch ? std::ssize(micro_batches) : n_sequences);
+  return loss;
+}
+
+double gradient_scale(const TrainOptions& o, double norm) { return o.clip > 0 && norm > o.clip ? o.clip / norm : 1; }
+
+double bias_speed(const TrainOptions& o, Balance balance, int64_t step) {
+  const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
+  return balance == Balance::bias && !frozen ? o.bias_update_speed : 0;
+}
+
+StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& loss, double gradient_norm) {
+  StepMetrics m;
+  m.step = step;
+  m.steps = o.steps;
+  m.loss = loss.loss();
+  if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
+  m.lr = learning_rate(o.lr, step);
+  m.grad_norm = gradient_norm;
+  m.max_violation = max_violation(loss.expert_load);
+  if (reports_load(o, step)) {
+    m.expert_load = loss.expert_load;
+    m.layer_violations = max_violations(loss.expert_load);
+  }
+  return m;
+}
+
+std::string begin_step(const TrainOptions& o, const Reading& reading, const StepMetrics& m, TrainedState& state) {
+  // The losses of longer sequences, whose far positions are new to the model, are no spikes of those before.
+  if (reading.phases.size() > 1 && m.step == o.extend_at + 1) state.guard = {.skipped = state.guard.skipped};
+  state.step = m.step;
+  state.lr = m.lr;
+  return reason_to_skip(state.guard, m.loss, m.mtp_loss.value_or(0), m.grad_norm, o.spike_deviations);
+}
+
+void count_skipped(std::string why, StepMetrics& m, TrainedState& state) {
+  ++state.guard.skipped;
+  m.skipped = std::move(why);
+}
+
+void count_taken(const LossResult& loss, const StepMetrics& m, TrainedState& state) {
+  count_taken(state.guard, m.loss);
+  state.tokens += loss.main_targets;
+  state.loss = m.loss;
+}
+
+void set_speed(const LossResult& loss, double seconds, StepMetrics& m, const TrainedState& state) {
+  m.tokens = state.tokens;
+  m.tokens_per_s = static_cast<double>(loss.main_targets) / std::max(seconds, 1e-9);
+}
+
+bool reports_load(const TrainOptions& o, int64_t step) {
+  constexpr int64_t kSnapshots = 60;  // over a run
+  return step == o.steps || step == 1 || step % std::max<int64_t>(1, o.steps / kSnapshots) == 0;
+}
+
+bool validates(const TrainOptions& o, const Reading& reading, int64_t step) {
+  return reading.data.val.size() > 0 && (step == o.steps || (o.val_every > 0 && step % o.val_every == 0));
+}
+
+void set_validation(const LossResult& validation, StepMetrics& m, TrainedState& state) {
+  m.val_loss = state.val_loss = validation.loss();
+  m.val_layer_violations = max_violations(validation.expert_load);
+  m.val_max_violation = max_violation(validation.expert_load);
+}
+
+void give_up(const std::filesystem::path& out, int64_t last_taken, int64_t step, const std::string& why,
+             const char* advice) {
+  const int64_t good = checkpoint_before(out, last_taken);
+  throw Error("step {}: {}. {}: {}", step, why,
+              good > 0
+                  ? fmt::format("The last good checkpoint is {}", printable(checkpoint_directory(out, good).native()))
+                  : "No good checkpoint was saved before",
+              advice);
+}
+
+}  // namespace fathom

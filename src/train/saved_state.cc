@@ -65,16 +65,6 @@ uint64_t checkpoint_bytes(const TrainedState& state) {
   return all + all / 64 + kSmallFiles;
 }
 
-void check_finite(const TrainedState& state) {
-  for_each_tensor(state.parameters.weights, state.config, [&](const NamedTensor& named) {
-    for (int64_t r = 0; r < named.view.rows(); ++r) {
-      const std::span row(named.view.f32_row(r), static_cast<size_t>(named.view.cols()));
-      if (std::ranges::all_of(row, [](float x) { return std::isfinite(x); })) continue;
-      throw Error("{} is not finite after step {}", named.name, state.step);
-    }
-  });
-}
-
 // The last line of a manifest of which `before` is the rest: a checksum of that.
 std::string manifest_end(std::string_view before) {
   return fmt::format(" \"xxh3\": \"{}\"\n}}\n", hex(XXH3_64bits(before.data(), before.size())));
@@ -152,48 +142,50 @@ Settings read_numbers(const fs::path& directory, TrainedState& state) {
   return settings;
 }
 
-// Where in the flat trained parameters of the whole model each tensor begins.
-std::map<std::string, int64_t> flat_places(const Parameters& parameters, const ModelConfig& config) {
-  std::map<std::string, int64_t> places;
-  const float* const begin = parameters.trained().data();
-  for_each_tensor(parameters.weights, config, [&](const NamedTensor& named) {
-    if (named.trained) places.emplace(named.name, named.view.f32() - begin);
-  });
-  return places;
+Tensor moment_values(const SafetensorsFile& file, const StoredTensor& stored) {
+  if (stored.format != Format::f32 && stored.format != Format::bf16) {
+    throw Error("{}: {} is neither f32 nor bf16", file.where(), printable(stored.name));
+  }
+  const auto n = static_cast<int64_t>(stored.data.size()) / format_bytes(*stored.format);
+  return Tensor(const_cast<std::byte*>(stored.data.data()), *stored.format, {n});  // NOLINT: read only
 }
 
-void load_whole_moments(const fs::path& directory, TrainedState& state) {
-  const SafetensorsFile file(directory / kOptimizer);
-  const auto load = [&](const char* name, Moment& into) {
-    const StoredTensor* stored = file.find(name);
-    const bool known = stored != nullptr && (stored->format == Format::f32 || stored->format == Format::bf16);
-    if (known) into = allocate_moment(state.parameters.n_trained, *stored->format);
-    const auto bytes = static_cast<size_t>(known ? into.values.size_bytes() : 0);
-    if (!known || stored->data.size() != bytes) {
-      throw Error("{}: {} is missing or has another size than the model", file.where(), name);
-    }
-    std::memcpy(into.memory.data(), stored->data.data(), bytes);
-  };
-  load("first_moment", state.first_moment);
-  load("second_moment", state.second_moment);
+// One that a single process wrote: of all n trained parameters, with what lies between tensors.
+Tensor whole_moment(const SafetensorsFile& file, bool second, int64_t n) {
+  const char* const name = second ? "second_moment" : "first_moment";
+  const StoredTensor* stored = file.find(name);
+  if (stored != nullptr) {
+    const Tensor values = moment_values(file, *stored);
+    if (values.size() == n) return values;
+  }
+  throw Error("{}: {} is missing or has another size than the model", file.where(), name);
 }
 
-// In pieces where several processes wrote them.
+// In one piece, or in many where several processes wrote them.
 void load_moments(const fs::path& directory, TrainedState& state) {
-  if (path_exists(directory / kOptimizer)) return load_whole_moments(directory, state);
-  const std::map<std::string, int64_t> places = flat_places(state.parameters, state.config);
-  int64_t n_loaded = 0;
+  if (path_exists(directory / kOptimizer)) {
+    const SafetensorsFile file(directory / kOptimizer);
+    for (const bool second : {false, true}) {
+      const Tensor stored = whole_moment(file, second, state.parameters.n_trained);
+      Moment& into = second ? state.second_moment : state.first_moment;
+      into = allocate_moment(stored.size(), stored.format);
+      std::memcpy(into.memory.data(), stored.data, into.memory.size());
+    }
+    return;
+  }
+  std::map<std::string, int64_t> offsets;
+  int64_t n_wanted = 0, n_loaded = 0;
+  for (const TrainedTensor& tensor : trained_tensors(state.parameters.weights, state.config)) {
+    offsets.emplace(tensor.name, tensor.offset);
+    n_wanted += 2 * tensor.size;
+  }
   for_each_moment_piece(directory, state.config, [&](const MomentPiece& piece) {
     Moment& into = piece.second ? state.second_moment : state.first_moment;
     if (into.memory.size() == 0) into = allocate_moment(state.parameters.n_trained, piece.values.format);
-    const Tensor to = into.values.columns(places.at(piece.name) + piece.offset, piece.values.cols());
+    const Tensor to = into.values.columns(offsets.at(piece.name) + piece.offset, piece.values.cols());
     if (to.format != piece.values.format) throw Error("{}: moments of two formats", printable(directory.native()));
     std::memcpy(to.data, piece.values.data, static_cast<size_t>(to.size_bytes()));
     n_loaded += piece.values.cols();
-  });
-  int64_t n_wanted = 0;
-  for_each_tensor(state.parameters.weights, state.config, [&](const NamedTensor& named) {
-    if (named.trained) n_wanted += 2 * named.view.size();
   });
   if (n_loaded != n_wanted) throw Error("{}: moments are missing", printable(directory.native()));
 }
@@ -264,6 +256,10 @@ fs::path checkpoint_directory(const fs::path& out, int64_t step) {
   return out / "checkpoints" / fmt::format("step-{}", step);
 }
 
+fs::path partial_checkpoint(const fs::path& out, int64_t step) {
+  return with_suffix(checkpoint_directory(out, step), kPartial);
+}
+
 bool has_checkpoints(const fs::path& out) { return !saved_steps(out).empty(); }
 
 void check_free_space(const fs::path& out, const TrainedState& state) {
@@ -278,7 +274,7 @@ void check_free_space(const fs::path& out, const TrainedState& state) {
 }
 
 fs::path begin_checkpoint(const fs::path& out, int64_t step) {
-  const fs::path partial = with_suffix(checkpoint_directory(out, step), kPartial);
+  const fs::path partial = partial_checkpoint(out, step);
   remove_directory(partial);  // what a run that was killed left
   make_directory(partial);
   return partial;
@@ -296,7 +292,7 @@ void write_trainer(const fs::path& directory, const TrainedState& state, const S
 }
 
 void finish_checkpoint(const fs::path& out, int64_t step) {
-  const fs::path directory = checkpoint_directory(out, step), partial = with_suffix(directory, kPartial);
+  const fs::path directory = checkpoint_directory(out, step), partial = partial_checkpoint(out, step);
   write_file_atomically(partial / kManifest, manifest_of(partial));
   sync_directory(partial);
   if (path_exists(directory)) remove_checkpoint(directory);  // a damaged one that --resume passed over
@@ -306,12 +302,12 @@ void finish_checkpoint(const fs::path& out, int64_t step) {
 
 void drop_checkpoint(const fs::path& out, int64_t step) noexcept {
   std::error_code ignored;
-  fs::remove_all(with_suffix(checkpoint_directory(out, step), kPartial), ignored);
+  fs::remove_all(partial_checkpoint(out, step), ignored);
 }
 
 void save_checkpoint(const fs::path& out, const TrainedState& state, const Tokenizer& tokenizer,
                      const Settings& settings) {
-  check_finite(state);
+  check_finite(state.parameters.weights, state.config, state.step);
   check_free_space(out, state);
   try {
     write_files(begin_checkpoint(out, state.step), state, tokenizer, settings);
@@ -322,40 +318,42 @@ void save_checkpoint(const fs::path& out, const TrainedState& state, const Token
   }
 }
 
+void check_finite(const ModelWeights& weights, const ModelConfig& config, int64_t step) {
+  for_each_tensor(weights, config, [&](const NamedTensor& named) {
+    for (int64_t r = 0; r < named.view.rows(); ++r) {
+      const std::span row(named.view.f32_row(r), static_cast<size_t>(named.view.cols()));
+      if (std::ranges::all_of(row, [](float x) { return std::isfinite(x); })) continue;
+      throw Error("{} is not finite after step {}", named.name, step);
+    }
+  });
+}
+
+std::vector<TrainedTensor> trained_tensors(const ModelWeights& weights, const ModelConfig& config) {
+  std::vector<TrainedTensor> tensors;
+  std::vector<const float*> begins;
+  for_each_tensor(weights, config, [&](const NamedTensor& named) {
+    if (!named.trained) return;
+    tensors.push_back({named.name, 0, named.view.size()});
+    begins.push_back(named.view.f32());
+  });
+  const auto first = std::ranges::min_element(begins);
+  for (size_t i = 0; i < tensors.size(); ++i) tensors[i].offset = begins[i] - *first;
+  return tensors;
+}
+
 std::string moment_piece_name(const std::string& tensor, bool second, int64_t offset) {
   return fmt::format("{}_moment/{}/{}", second ? "second" : "first", tensor, offset);
 }
 
 void for_each_moment_piece(const fs::path& directory, const ModelConfig& config,
                            const std::function<void(const MomentPiece&)>& visit) {
-  const ModelWeights shapes = weight_shapes(config);
-  std::map<std::string, Tensor> tensors;
-  const float* begin = nullptr;
-  for_each_tensor(shapes, config, [&](const NamedTensor& named) {
-    if (!named.trained) return;
-    if (begin == nullptr) begin = named.view.f32();
-    tensors.emplace(named.name, named.view);
-  });
-  const auto values_of = [](const SafetensorsFile& file, const StoredTensor& stored) {
-    if (stored.format != Format::f32 && stored.format != Format::bf16) {
-      throw Error("{}: {} is neither f32 nor bf16", file.where(), printable(stored.name));
-    }
-    const auto n = static_cast<int64_t>(stored.data.size()) / format_bytes(*stored.format);
-    return Tensor(const_cast<std::byte*>(stored.data.data()), *stored.format, {n});  // NOLINT: read only
-  };
+  std::map<std::string, TrainedTensor> tensors;
+  for (TrainedTensor& tensor : trained_tensors(weight_shapes(config), config)) tensors.emplace(tensor.name, tensor);
   if (path_exists(directory / kOptimizer)) {  // of one process: all in one piece
     const SafetensorsFile file(directory / kOptimizer);
     for (const bool second : {false, true}) {
-      const StoredTensor* stored = file.find(second ? "second_moment" : "first_moment");
-      Tensor all;
-      if (stored != nullptr) all = values_of(file, *stored);
-      const int64_t count = trained_floats(config);
-      if (stored == nullptr || all.cols() != count) {
-        throw Error("{}: a moment is missing or has another size than the model", file.where());
-      }
-      for (const auto& [name, view] : tensors) {
-        visit({name, second, 0, all.columns(view.f32() - begin, view.size())});
-      }
+      const Tensor all = whole_moment(file, second, trained_floats(config));
+      for (const auto& [name, tensor] : tensors) visit({name, second, 0, all.columns(tensor.offset, tensor.size)});
     }
     return;
   }
@@ -368,8 +366,8 @@ void for_each_moment_piece(const fs::path& directory, const ModelConfig& config,
       const char* const end = stored.name.data() + stored.name.size();
       if (last != std::string::npos) std::from_chars(stored.name.data() + last + 1, end, offset);
       const auto found = last > first ? tensors.find(stored.name.substr(first + 1, last - first - 1)) : tensors.end();
-      const Tensor values = values_of(file, stored);
-      if (found == tensors.end() || offset < 0 || offset > found->second.size() - values.cols()) {
+      const Tensor values = moment_values(file, stored);
+      if (found == tensors.end() || offset < 0 || offset > found->second.size - values.cols()) {
         throw Error("{}: {} is no piece of a moment of this model", file.where(), printable(stored.name));
       }
       visit({found->first, stored.name.starts_with("second"), offset, values});

@@ -69,17 +69,27 @@ void save_checkpoint(const std::filesystem::path& out, const TrainedState& state
 // The steps of it, for who writes the files itself (train/sharded_state.h): a directory that is not yet a checkpoint;
 // the numbers of `state` in it, without weights and moments; and when everything is there its name and place, or
 // nothing of it.
+std::filesystem::path partial_checkpoint(const std::filesystem::path& out, int64_t step);  // the directory's name
 std::filesystem::path begin_checkpoint(const std::filesystem::path& out, int64_t step);
 void write_trainer(const std::filesystem::path& partial, const TrainedState& state, const Settings& settings);
 void finish_checkpoint(const std::filesystem::path& out, int64_t step);
 void drop_checkpoint(const std::filesystem::path& out, int64_t step) noexcept;
+// Error that names the tensor: such a model would not load.
+void check_finite(const ModelWeights& weights, const ModelConfig& config, int64_t step);
 // And of reading one: the newest that verifies, others named in the log and passed over; its numbers, checked against
 // `settings`.
 std::filesystem::path newest_whole_checkpoint(const std::filesystem::path& out);
 TrainedState read_trainer(const std::filesystem::path& directory, const Settings& settings);
 
-// Pieces of the two moments of a checkpoint's trained tensors, whatever process wrote them: `first` elements on from
-// `offset` of the tensor `name`. Error for files that are not such.
+// Where a trained tensor lies among flat parameters, counted from where these begin.
+struct TrainedTensor {
+  std::string name;
+  int64_t offset, size;
+};
+std::vector<TrainedTensor> trained_tensors(const ModelWeights& weights, const ModelConfig& config);
+
+// Pieces of the two moments of a checkpoint's trained tensors, whatever process wrote them: so many elements from
+// `offset` of the tensor `name` on. Error for files that are not such.
 struct MomentPiece {
   std::string name;  // of the tensor
   bool second;       // moment

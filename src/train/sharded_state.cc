@@ -3,7 +3,6 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -18,22 +17,6 @@ namespace fathom {
 namespace {
 
 namespace fs = std::filesystem;
-
-// Where a trained tensor of a stage lies among its flat parameters.
-struct FlatTensor {
-  std::string name;
-  size_t begin, size;
-};
-std::vector<FlatTensor> flat_tensors(const Stage& stage, const ModelConfig& config) {
-  std::vector<FlatTensor> tensors;
-  const float* const begin = stage.parameters.trained().data();
-  for_each_tensor(stage.parameters.weights, config, [&](const NamedTensor& named) {
-    if (!named.trained) return;
-    tensors.push_back(
-        {named.name, static_cast<size_t>(named.view.f32() - begin), static_cast<size_t>(named.view.size())});
-  });
-  return tensors;
-}
 
 // The ranks that hold all of a stage but embedding and experts.
 const RankGroup& holders_of_stage(const RankState& state, size_t direction) {
@@ -59,18 +42,6 @@ const RankGroup& holders_of(const RankState& state, size_t direction, const Tens
   return holders_of_stage(state, direction);  // biases, which are not trained
 }
 
-void check_finite(const RankState& state, int64_t step) {
-  for (const Stage& stage : state.stages) {
-    for_each_tensor(stage.parameters.weights, state.config, [&](const NamedTensor& named) {
-      for (int64_t r = 0; r < named.view.rows(); ++r) {
-        const std::span row(named.view.f32_row(r), static_cast<size_t>(named.view.cols()));
-        if (std::ranges::all_of(row, [](float x) { return std::isfinite(x); })) continue;
-        throw Error("{} is not finite after step {}", named.name, step);
-      }
-    });
-  }
-}
-
 // `work`, and then all ranks go on or fail together.
 template <class Work>
 void together(const RankGroup& all, const Work& work) {
@@ -86,19 +57,23 @@ void together(const RankGroup& all, const Work& work) {
 
 std::string optimizer_name(int rank) { return fmt::format("{}{:05d}.safetensors", kOptimizerShard, rank); }
 
+// Of its stage's flat parameters, what this rank looks after.
+std::pair<int64_t, int64_t> own_range(const Region& region) {
+  return {static_cast<int64_t>(region.begin + region.own.begin), static_cast<int64_t>(region.begin + region.own.end)};
+}
+
 std::vector<TensorToWrite> moments_of_rank(const RankState& state) {
   std::vector<TensorToWrite> pieces;
   for (const Region& region : state.regions) {
-    const size_t begin = region.begin + region.own.begin, end = region.begin + region.own.end;
-    for (const FlatTensor& tensor : flat_tensors(state.stages[region.direction], state.config)) {
-      const size_t from = std::max(begin, tensor.begin), to = std::min(end, tensor.begin + tensor.size);
+    const auto [begin, end] = own_range(region);
+    const ModelWeights& weights = state.stages[region.direction].parameters.weights;
+    for (const TrainedTensor& tensor : trained_tensors(weights, state.config)) {
+      const int64_t from = std::max(begin, tensor.offset), to = std::min(end, tensor.offset + tensor.size);
       if (from >= to) continue;
       for (const bool second : {false, true}) {
         const Moment& moment = second ? region.second_moment : region.first_moment;
-        const Tensor values =
-            moment.values.columns(static_cast<int64_t>(from - begin), static_cast<int64_t>(to - from));
-        pieces.push_back(
-            {moment_piece_name(tensor.name, second, static_cast<int64_t>(from - tensor.begin)), values, values.format});
+        const Tensor values = moment.values.columns(from - begin, to - from);
+        pieces.push_back({moment_piece_name(tensor.name, second, from - tensor.offset), values, values.format});
       }
     }
   }
@@ -171,11 +146,10 @@ void save_sharded_checkpoint(const fs::path& out, const RankState& state, const 
   const int64_t step = numbers.step;
   const bool is_first = state.all.index == 0;
   try {
-    fs::path partial = checkpoint_directory(out, step);
-    partial += ".partial";
+    const fs::path partial = partial_checkpoint(out, step);
     together(state.all, [&] {
-      check_finite(state, step);
-      if (is_first) FATHOM_CHECK(begin_checkpoint(out, step) == partial);
+      for (const Stage& stage : state.stages) check_finite(stage.parameters.weights, state.config, step);
+      if (is_first) begin_checkpoint(out, step);
     });
     save_sharded_model(partial, state, tokenizer, Format::f32);
     together(state.all, [&] { write_safetensors(partial / optimizer_name(state.all.index), moments_of_rank(state)); });
@@ -205,34 +179,36 @@ void load_sharded_model(const fs::path& path, RankState& state, ThreadPool& pool
 void load_sharded_checkpoint(const fs::path& directory, RankState& state, ThreadPool& pool) {
   load_sharded_model(directory, state, pool);
   together(state.all, [&] {
-    std::vector<std::map<std::string, FlatTensor>> tensors;
+    std::vector<std::map<std::string, TrainedTensor>> tensors;  // [stage]
     for (const Stage& stage : state.stages) {
       auto& of_stage = tensors.emplace_back();
-      for (FlatTensor& tensor : flat_tensors(stage, state.config)) of_stage.emplace(tensor.name, tensor);
+      for (const TrainedTensor& tensor : trained_tensors(stage.parameters.weights, state.config)) {
+        of_stage.emplace(tensor.name, tensor);
+      }
     }
-    size_t n_loaded = 0, n_wanted = 0;
+    int64_t n_loaded = 0, n_wanted = 0;
     for_each_moment_piece(directory, state.config, [&](const MomentPiece& piece) {
       for (Region& region : state.regions) {
         const auto found = tensors[region.direction].find(piece.name);
         if (found == tensors[region.direction].end()) continue;
-        const size_t own = region.begin + region.own.begin, own_end = region.begin + region.own.end;
-        const size_t at = found->second.begin + static_cast<size_t>(piece.offset);
-        const size_t from = std::max(own, at), to = std::min(own_end, at + static_cast<size_t>(piece.values.cols()));
+        const auto [own, own_end] = own_range(region);
+        const int64_t at = found->second.offset + piece.offset;
+        const int64_t from = std::max(own, at), to = std::min(own_end, at + piece.values.cols());
         if (from >= to) continue;
         const Moment& moment = piece.second ? region.second_moment : region.first_moment;
-        const Tensor into = moment.values.columns(static_cast<int64_t>(from - own), static_cast<int64_t>(to - from));
+        const Tensor into = moment.values.columns(from - own, to - from);
         if (into.format != piece.values.format) {
           throw Error("{}: its moments have another format than --moments", printable(directory.native()));
         }
-        std::memcpy(into.data, piece.values.columns(static_cast<int64_t>(from - at), into.cols()).data,
+        std::memcpy(into.data, piece.values.columns(from - at, into.cols()).data,
                     static_cast<size_t>(into.size_bytes()));
         n_loaded += to - from;
       }
     });
     for (const Region& region : state.regions) {
-      const size_t begin = region.begin + region.own.begin, end = region.begin + region.own.end;
+      const auto [begin, end] = own_range(region);
       for (const auto& [name, tensor] : tensors[region.direction]) {
-        const size_t from = std::max(begin, tensor.begin), to = std::min(end, tensor.begin + tensor.size);
+        const int64_t from = std::max(begin, tensor.offset), to = std::min(end, tensor.offset + tensor.size);
         if (from < to) n_wanted += 2 * (to - from);
       }
     }

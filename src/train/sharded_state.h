@@ -1,9 +1,8 @@
 // Checkpoints of a run on many ranks, in a file system that all of them see. They look like those of one process, which
 // can go on from them as any other layout can:
 //
-//   OUT/checkpoints/step-N/   a model directory, in which rank R wrote model-R-of-N.safetensors: whole tensors, dealt
-//   out
-//                             among the ranks that hold them
+//   OUT/checkpoints/step-N/  a model directory, in which rank R wrote model-R-of-N.safetensors: whole tensors, dealt
+//                            out among the ranks that hold them
 //     optimizer-R.safetensors  the pieces of the moments that rank R looks after, as moment_piece_name() calls them
 //     trainer.json, manifest.json  as in train/saved_state.h, by rank 0
 #pragma once

@@ -2,8 +2,6 @@
 // same layout gives the same bits whoever is first.
 #pragma once
 
-#include <functional>
-#include <optional>
 #include <span>
 #include <string>
 #include <vector>

@@ -79,7 +79,7 @@ StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
   co_await arrival(std::make_shared<Exchange>(all_to_all(group, sent, received, tag++)));
 }
 
-// received [hop.n_received(), cols] = the rows that the members send here; rows [hop.n_rows, cols] are this one's.
+// received [hop.n_received(), cols] = the rows that the members send here; rows [rows, cols] are this one's.
 StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, RowWay way,
                     int& tag, Traffic& traffic) {
   const std::vector<int64_t> counts = counts_of(hop);
@@ -102,7 +102,7 @@ StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor
   decode_rows(ctx.pool, way.format, received, way.n_raw, to.data);
 }
 
-// The way back: rows [hop.n_rows, cols] += what each of them has become, summed in the order of the members.
+// The way back: rows [rows, cols] += what each of them has become, summed in the order of the members.
 StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, RowWay way,
                       int& tag, Traffic& traffic) {
   const std::vector<int64_t> counts = counts_of(hop);
@@ -137,7 +137,6 @@ template <class Place>
 Hop make_hop(Tensor ids, int size, const Place& place) {
   Hop hop;
   hop.sent.resize(static_cast<size_t>(size));
-  hop.n_rows = ids.rows();
   for (int64_t t = 0; t < ids.rows(); ++t) {
     for (int64_t k = 0; k < ids.cols(); ++k) {
       const int member = place(ids.i32()[t * ids.row_stride + k]);

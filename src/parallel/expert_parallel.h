@@ -29,7 +29,6 @@ ExpertRange experts_of(int64_t n_routed_experts, int size, int index);
 struct Hop {
   std::vector<std::vector<int32_t>> sent;  // [member]: rows that go there, ascending
   std::vector<int64_t> received;           // [member]: how many come from there; those of one behind those of the other
-  int64_t n_rows = 0;                      // of here
   int64_t n_received() const;
 };
 
@@ -38,7 +37,6 @@ struct ExpertsHere {
   Hop across, within;
   MoeSaved saved;  // of the rows that came
   MoeGrads grads;
-  Tensor node_y;  // scratch between the hops
 };
 
 // Counts of what went over, in bytes of rows.

@@ -66,7 +66,6 @@ void check(int code, const char* what) {
 // What a rank tells now and then of itself.
 struct Beat {
   char doing[120];  // nothing: it leaves
-  float since_s;    // how long
 };
 
 // Watches over the other ranks, or from rank 1 over rank 0: who can be stopped with all that he looks after cannot
@@ -106,21 +105,20 @@ class Watch {
     return trouble;
   }
 
-  void tell(const std::string& doing, double since_s) {
+  void tell(const std::string& doing) {
     if (comm_ == MPI_COMM_NULL) return;
     int gone = 1;
     if (sent_ != MPI_REQUEST_NULL) MPI_Test(&sent_, &gone, MPI_STATUS_IGNORE);
     if (gone == 0) return;  // the watcher has not taken the one before
     outgoing_ = {};
     doing.copy(outgoing_.doing, sizeof outgoing_.doing - 1);
-    outgoing_.since_s = static_cast<float>(since_s);
     MPI_Isend(&outgoing_, sizeof outgoing_, MPI_BYTE, rank_ == 0 ? 1 : 0, 0, comm_, &sent_);
   }
 
   void leave() {
     if (comm_ == MPI_COMM_NULL) return;
     if (sent_ != MPI_REQUEST_NULL) MPI_Wait(&sent_, MPI_STATUS_IGNORE);
-    tell("", 0);
+    tell("");
     MPI_Request_free(&sent_);
     for (Watched& each : watched_) {
       if (each.left) continue;
@@ -195,7 +193,6 @@ class Mpi : public Communicator {
   void tell(const std::string& what) override {
     const std::lock_guard lock(telling_);
     doing_ = what;
-    since_s_ = monotonic_s();
   }
 
   Transfer send(int to, int tag, std::span<const std::byte> data) override {
@@ -260,7 +257,7 @@ class Mpi : public Communicator {
         beat_s = monotonic_s();
         {
           const std::lock_guard lock(telling_);
-          watch_.tell(doing_, beat_s - since_s_);
+          watch_.tell(doing_);
         }
         trouble = watch_.look();
       } else {
@@ -279,7 +276,6 @@ class Mpi : public Communicator {
   Transfer n_started_ = 0;
   std::mutex telling_;
   std::string doing_ = "its beginning";
-  double since_s_ = monotonic_s();
   std::atomic<bool> stops_ = false;
   Watch watch_;
   std::thread looks_;

@@ -229,7 +229,6 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
   told.origin_s = monotonic_s();
   told.pipeline = run_pipeline(state.pipeline, state.schedule, work.work(),
                                {.origin_s = told.origin_s, .pieces = trace != nullptr});
-  result.traffic = work.traffic();
   result.loss = work.result();
   fill_load(result.loss.expert_load, state.config, step.loss.mtp_weight > 0);
   sum_losses(state.all, result.loss);

@@ -70,8 +70,6 @@ struct StepTrace {
 struct ParallelGradients {
   LossResult loss;  // of the whole step, the same on all ranks
   double norm = 0;  // of the whole gradient
-  PipelineTrace trace;
-  Traffic traffic;
 };
 // Loss and gradient of this column's chunks together with all others'. step.loss must have the scales of the whole
 // step. Behind it each region's own shard holds the gradient of the whole step. Collective.

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from ranks import ENVIRONMENT, MPIRUN, are_there, ranks_of
+from ranks import ENVIRONMENT, MPIRUN, end_of, ranks_of
 
 STEPS, SAVE_EVERY, HANG_S = 40, 2, 2
 
@@ -62,11 +62,7 @@ def main():
                         kind = signals.pop()
                         victim = rng.randrange(4)
                         os.kill(ranks[victim], kind)
-                        begin = time.monotonic()
-                        _, told = job.communicate(timeout=120)
-                        while are_there(ranks.values()) and time.monotonic() - begin < 60:
-                            time.sleep(0.02)
-                        took = time.monotonic() - begin
+                        told, took = end_of(job, ranks.values(), timeout=120)
                         # It may have been at its end already.
                         if job.returncode != 0:
                             slowest[kind] = max(slowest[kind], took)

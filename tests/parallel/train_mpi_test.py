@@ -10,7 +10,7 @@ import tempfile
 import time
 import unittest
 
-from ranks import ENVIRONMENT, MPIRUN, are_there, ranks_of
+from ranks import ENVIRONMENT, MPIRUN, end_of, ranks_of
 
 PROGRAM, CONFIG, TEXT = (os.path.abspath(path) for path in sys.argv[1:4])
 
@@ -95,11 +95,7 @@ class Train(unittest.TestCase):
             ranks = ranks_of(job)
             self.assertEqual(sorted(ranks), [0, 1])
             os.kill(ranks[victim], with_signal)
-            begin = time.monotonic()
-            _, told = job.communicate(timeout=60)
-            while are_there(ranks.values()) and time.monotonic() - begin < 60:
-                time.sleep(0.02)
-            took = time.monotonic() - begin
+            told, took = end_of(job, ranks.values(), timeout=60)
             self.assertNotEqual(job.returncode, 0)
         return told, took, out
 

@@ -9,6 +9,7 @@
 #include "base/rng.h"
 #include "ops/adamw.h"
 #include "parallel/in_process_ranks.h"
+#include "parallel/small_model.h"
 #include "sanitized.h"
 #include "train/balance.h"
 
@@ -25,29 +26,10 @@ constexpr UpdateOptions kUpdate{.lr = 0.01,
                                 .gradient_scale = 0.5,
                                 .bias_update_speed = 0.01};
 
-ModelConfig small_config() {
-  ModelConfig c;
+ModelConfig config_of_test() {
+  ModelConfig c = small_config(8, 1);
   c.vocab_size = 40;
-  c.hidden_size = 32;
-  c.num_hidden_layers = 8;
-  c.num_attention_heads = 2;
-  c.q_lora_rank = 16;
-  c.kv_lora_rank = 16;
-  c.qk_nope_head_dim = 8;
-  c.qk_rope_head_dim = 8;
-  c.v_head_dim = 8;
-  c.intermediate_size = 48;
-  c.moe_intermediate_size = 16;
-  c.n_shared_experts = 1;
-  c.first_k_dense_replace = 1;
-  c.num_nextn_predict_layers = 1;
-  c.max_position_embeddings = 64;
-  c.initializer_range = 0.2;
-  c.router.n_routed_experts = 8;
   c.router.num_experts_per_tok = 2;
-  c.router.n_group = 4;
-  c.router.topk_group = 2;
-  check_config(c, "test");
   return c;
 }
 
@@ -153,7 +135,7 @@ Trained on_many(const ModelConfig& config, const ParallelLayout& layout) {
 }
 
 TEST(ParallelStep, EveryLayoutTrainsLikeOneProcess) {
-  const ModelConfig config = small_config();
+  const ModelConfig config = config_of_test();
   const Trained expected = in_one_process(config);
   int n = 0;
   for (const auto& [name, kind] : kScheduleKinds) {
@@ -197,7 +179,7 @@ TEST(ParallelStep, EveryLayoutTrainsLikeOneProcess) {
 }
 
 TEST(ParallelStep, LayoutsThatCannotBeAreRefused) {
-  const ModelConfig config = small_config();
+  const ModelConfig config = config_of_test();
   const auto refused = [&](const ParallelLayout& layout, int ranks, int64_t sequences = 16, int64_t micro_batch = 1) {
     EXPECT_THROW(check_layout(layout, ranks, config, sequences, micro_batch), UsageError);
   };

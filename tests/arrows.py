@@ -15,7 +15,7 @@ ROOMS = {
     "parallel": {"base", "number", "ops", "model"},
     "train": {"base", "number", "ops", "model", "parallel", "checkpoint", "text"},
     "infer": {"base", "number", "ops", "model", "checkpoint", "text"},
-    "serve": {"base", "number", "ops", "model", "checkpoint", "text", "infer"},
+    "serve": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "infer"},
     "cli": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve"},
 }
 # Of the model, files on disk know what is stored and nothing of how it is computed.

@@ -94,6 +94,8 @@ Format cache_format(const std::string& kv_type, const Device* device);
 struct PlacementOptions {
   bool pin = false, lock = false, huge_pages = false;
   std::string read_ahead = "auto";
+  // Of experts, what this machine's processes hold; others hold the rest (mpirun fathom serve).
+  double expert_share = 1;
 };
 void add_placement_options(CLI::App& command, PlacementOptions& options);
 // The threads to work on. On a machine with several memory nodes, what they load is dealt out over these.

@@ -24,10 +24,31 @@ void advise_weights(const ModelWeights& weights) {
   });
 }
 
+// Experts that other processes hold are views of files that nobody reads here.
+void check_share(const ModelWeights& weights, double expert_share) {
+  ModelWeights views = weights;
+  double experts = 0;
+  for_each_weight(views, [&](WeightKind kind, const Tensor& slot) {
+    const bool is_expert = kind == WeightKind::experts || kind == WeightKind::experts_down;
+    if (slot && is_expert) experts += static_cast<double>(slot.size_bytes());
+  });
+  const double bytes = static_cast<double>(weight_bytes(weights)) - (1 - expert_share) * experts;
+  const uint64_t available = available_memory_bytes();
+  if (weights_fit(static_cast<int64_t>(bytes), available)) return;
+  log("this machine's part of the weights is {}, more than the {} of memory available: it will read from disk again "
+      "and "
+      "again",
+      human_bytes(bytes), human_bytes(static_cast<double>(available)));
+}
+
 std::unique_ptr<ExpertReading> make_expert_reading(const PackedModel& loaded, const PlacementOptions& options) {
   const bool wanted = options.read_ahead == "on";
   if (!is_mapped(loaded)) {
     if (wanted) log("--read-ahead on: the weights are in memory, so that nothing is read from disk");
+    return nullptr;
+  }
+  if (options.expert_share < 1) {
+    check_share(loaded.weights, options.expert_share);
     return nullptr;
   }
   const int64_t bytes = weight_bytes(loaded.weights);

@@ -13,7 +13,10 @@
 
 #include "base/error.h"
 #include "base/terminal.h"
+#include "checkpoint/weight_memory.h"
 #include "cli/command.h"
+#include "parallel/mpi.h"
+#include "serve/crew.h"
 #include "serve/service.h"
 #include "text/chat.h"
 
@@ -36,6 +39,8 @@ struct Options {
   DraftOptions draft;
   BatchingOptions batching;
   PlacementOptions placement;
+  SpreadOptions spread;
+  double rebalance_s = 600, hang_s = 60;
 };
 
 // What answers, once it is loaded; taken down in the order opposite to this.
@@ -45,6 +50,8 @@ struct Loaded {
   ReadyModel ready;
   Arena arena;
   Context ctx;
+  std::optional<SpreadExperts> experts;  // where several processes generate
+  PassesTogether together;
   std::unique_ptr<PageStore> store;
   std::unique_ptr<serve::Engine> engine;
 
@@ -56,6 +63,41 @@ struct Loaded {
     check_vocabulary(tokenizer, ready.model.config, o.model);
   }
 };
+
+// Bits of what is computed depend on the program and the CPU's instructions too.
+std::unique_ptr<PageStore> open_store(const Options& o, const fs::path& directory, const Model& model,
+                                      const BatchingOptions& batching) {
+  const std::string identity =
+      fmt::format("{}\n{}\n{}", version_text(), format_traits(batching.kv_type).name, identity_of_model(o.model));
+  return std::make_unique<PageStore>(directory, identity, Batching::page_bytes(model, batching),
+                                     static_cast<int64_t>(o.prefix_cache_bytes));
+}
+
+// What the other processes of a job have too, and this one beside its model.
+BatchingOptions batching_options(const Options& o, Loaded& loaded, Communicator* comm) {
+  const Model& model = loaded.ready.model;
+  BatchingOptions batching = o.batching;
+  batching.kv_type = cache_format(o.kv_type, nullptr);
+  batching.draft_tokens = draft_tokens(o.draft, model);
+  fs::path prefix_cache = o.prefix_cache;
+  if (comm != nullptr) {
+    SpreadOptions spread = o.spread;
+    spread.mapped = is_mapped(loaded.ready.loaded);
+    if (!spread.mapped) {
+      log("the weights are not packed, so that every process holds all of them: fathom convert makes a directory of "
+          "which each reads its part");
+    }
+    loaded.experts.emplace(*comm, loaded.ready.model, spread);
+    loaded.together = serve::passes_together(*loaded.experts);
+    batching.together = &loaded.together;
+    if (!prefix_cache.empty()) prefix_cache /= fmt::format("process-{}", comm->rank());
+  }
+  if (!prefix_cache.empty()) {
+    loaded.store = open_store(o, prefix_cache, model, batching);
+    batching.store = loaded.store.get();
+  }
+  return batching;
+}
 
 std::string name_of(const fs::path& model) {
   fs::path name = model.lexically_normal();
@@ -77,14 +119,6 @@ serve::ServiceOptions service_options(const Options& o, const CommonOptions& com
   return s;
 }
 
-// Bits of what is computed depend on the program and the CPU's instructions too.
-std::unique_ptr<PageStore> open_store(const Options& o, const Model& model, const BatchingOptions& batching) {
-  const std::string identity =
-      fmt::format("{}\n{}\n{}", version_text(), format_traits(batching.kv_type).name, identity_of_model(o.model));
-  return std::make_unique<PageStore>(o.prefix_cache, identity, Batching::page_bytes(model, batching),
-                                     static_cast<int64_t>(o.prefix_cache_bytes));
-}
-
 // A template that cannot be used is better known now than by the first who asks: one that was named ends the program,
 // the model's own leaves everything but chats.
 void try_template(const Options& o, const serve::PromptSource& prompts) {
@@ -96,13 +130,12 @@ void try_template(const Options& o, const serve::PromptSource& prompts) {
   }
 }
 
-serve::Served served_of(const Options& o, const Loaded& loaded) {
-  const Model& model = loaded.ready.model;
+serve::PromptSource prompts_of(const Options& o, const Loaded& loaded) {
   serve::PromptSource prompts{loaded.tokenizer, std::make_shared<TokenTrie>(loaded.tokenizer),
                               load_chat_template(o.template_file, loaded.tokenizer),
                               begin_and_end_of(loaded.tokenizer)};
   if (prompts.chat_template.empty()) {
-    prompts.chat_template = serve::default_template(loaded.tokenizer, model.config.model_type);
+    prompts.chat_template = serve::default_template(loaded.tokenizer, loaded.ready.model.config.model_type);
     log("the model has no chat template: {}",
         prompts.chat_template.find("User") == std::string::npos && prompts.chat_template != kDeepseekV32Encoding
             ? "messages are put one behind the other as they stand"
@@ -111,15 +144,76 @@ serve::Served served_of(const Options& o, const Loaded& loaded) {
   prompts.call_trie = serve::call_trie(loaded.tokenizer, prompts.chat_template);
   if (!o.thinking.empty())
     prompts.chat.kwargs = {{"thinking", o.thinking == "on"}, {"enable_thinking", o.thinking == "on"}};
-  try_template(o, prompts);
-  std::vector<int64_t> eos_ids = model.config.eos_token_ids;
-  if (loaded.tokenizer.eos_id() >= 0) eos_ids.push_back(loaded.tokenizer.eos_id());
-  return {model,         loaded.tokenizer,         std::move(prompts),          *loaded.engine, std::move(eos_ids),
-          o.max_waiting, o.batching.max_sequences, draft_tokens(o.draft, model)};
+  return prompts;
 }
 
-void run(const Options& o, const CommonOptions& common) {
+serve::TokenTries tries_of(const serve::PromptSource& prompts) { return {prompts.trie, prompts.call_trie}; }
+
+serve::Served served_of(const Options& o, const Loaded& loaded, serve::PromptSource prompts, int n_processes) {
+  const Model& model = loaded.ready.model;
+  std::vector<int64_t> eos_ids = model.config.eos_token_ids;
+  if (loaded.tokenizer.eos_id() >= 0) eos_ids.push_back(loaded.tokenizer.eos_id());
+  return {model,
+          loaded.tokenizer,
+          std::move(prompts),
+          *loaded.engine,
+          std::move(eos_ids),
+          o.max_waiting,
+          o.batching.max_sequences * n_processes,
+          draft_tokens(o.draft, model)};
+}
+
+// As one of several processes, or null.
+std::unique_ptr<Communicator> join_others(double hang_s) {
+  if (!started_by_mpi()) return nullptr;
+  std::unique_ptr<Communicator> comm = join_mpi(hang_s);
+  return comm->size() > 1 ? std::move(comm) : nullptr;
+}
+
+// UsageError for what several processes cannot do.
+void check_spread(const Options& o, int n_processes) {
+  const std::pair<bool, const char*> unsupported[] = {{o.placement.lock, "--mlock"},
+                                                      {o.placement.huge_pages, "--hugepages"},
+                                                      {o.placement.read_ahead == "on", "--read-ahead on"}};
+  for (const auto& [given, name] : unsupported) {
+    if (given) throw UsageError("serve: {} is for one process; leave it out with several", name);
+  }
+  check_spread(read_model_config(o.model), n_processes, o.spread);
+}
+
+// Of the model's experts, the part that this machine's processes need.
+double expert_share(const Options& o, int n_processes) {
+  const auto experts = static_cast<double>(read_model_config(o.model).router.n_routed_experts);
+  const int per_node = o.spread.ranks_per_node > 0 ? std::min(o.spread.ranks_per_node, n_processes) : n_processes;
+  return std::min(1.0, (1 + o.spread.redundant_experts / experts) * per_node / n_processes);
+}
+
+// One of the job's processes but the first: generates until that one ends.
+void work(Options o, const CommonOptions& common, Communicator& comm) {
+  set_quiet(true);  // the first one says what there is to say
+  if (!serve::await_loading(comm)) return;
+  try {
+    o.placement.expert_share = expert_share(o, comm.size());
+    Loaded loaded(o, common);
+    const BatchingOptions batching = batching_options(o, loaded, &comm);
+    serve::work_in_crew(comm, {loaded.ctx, loaded.ready.model, &loaded.tokenizer, batching, *loaded.experts,
+                               tries_of(prompts_of(o, loaded))});
+  } catch (const std::exception& error) {
+    comm.fail(fmt::format("rank {}: {}", comm.rank(), error.what()));
+    throw;
+  }
+}
+
+void run(Options o, const CommonOptions& common) {
   require_cpu(common, "serve");
+  const std::unique_ptr<Communicator> comm = join_others(o.hang_s);
+  if (comm != nullptr && comm->rank() > 0) return work(std::move(o), common, *comm);
+  std::optional<serve::Crew> crew;
+  if (comm != nullptr) {
+    crew.emplace(*comm);
+    check_spread(o, comm->size());
+    o.placement.expert_share = expert_share(o, comm->size());
+  }
   const Tokenizer is_there = load_tokenizer(o.model);  // before anybody is told to wait
   read_model_config(o.model);
   serve::ServiceOptions service = service_options(o, common);
@@ -144,21 +238,29 @@ void run(const Options& o, const CommonOptions& common) {
   std::thread loading([&] {
     try {
       const double begin_s = monotonic_s();
+      if (crew) crew->begin_loading();
       loaded = std::make_unique<Loaded>(o, common);
-      BatchingOptions batching = o.batching;
-      batching.kv_type = cache_format(o.kv_type, nullptr);
-      batching.draft_tokens = draft_tokens(o.draft, loaded->ready.model);
-      if (!o.prefix_cache.empty()) {
-        loaded->store = open_store(o, loaded->ready.model, batching);
-        batching.store = loaded->store.get();
+      serve::PromptSource prompts = prompts_of(o, *loaded);
+      try_template(o, prompts);
+      const BatchingOptions batching = batching_options(o, *loaded, comm.get());
+      if (crew) {
+        crew->set_up(*loaded->experts, tries_of(prompts), o.rebalance_s);
+        crew->await_loaded();
+        log("experts are spread over {} processes; the first, which ends all on SIGTERM, is process {} and has {} of "
+            "them "
+            "in all layers",
+            comm->size(), getpid(), loaded->experts->n_experts_here());
       }
-      loaded->engine = std::make_unique<serve::Engine>(loaded->ctx, loaded->ready.model, &loaded->tokenizer, batching,
-                                                       o.max_waiting, [&server](serve::Engine::Events events) {
-                                                         server.post([events = std::move(events)] {
-                                                           for (const auto& event : events) event();
-                                                         });
-                                                       });
-      const auto served = std::make_shared<serve::Served>(served_of(o, *loaded));
+      loaded->engine = std::make_unique<serve::Engine>(
+          loaded->ctx, loaded->ready.model, &loaded->tokenizer, batching, o.max_waiting,
+          [&server](serve::Engine::Events events) {
+            server.post([events = std::move(events)] {
+              for (const auto& event : events) event();
+            });
+          },
+          crew ? &*crew : nullptr);
+      const auto served = std::make_shared<serve::Served>(
+          served_of(o, *loaded, std::move(prompts), comm != nullptr ? comm->size() : 1));
       server.post([&, served, seconds = monotonic_s() - begin_s] {
         answers->serve(std::move(*served));
         log("{}: ready after {:.1f} s at {}; {} tokens of context, {} of cache", name, seconds, url,
@@ -196,6 +298,7 @@ void run(const Options& o, const CommonOptions& common) {
 
 void add_serve(CLI::App& app, CommonOptions& common) {
   const auto o = std::make_shared<Options>();
+  const auto rows = std::make_shared<std::string>("f32");
   CLI::App* c = app.add_subcommand("serve", "Answer requests over HTTP, as OpenAI's and DeepSeek's APIs do");
   c->option_defaults()->always_capture_default();
   c->add_option("--model", o->model, "Model directory or .gguf file")->required()->type_name("MODEL");
@@ -244,8 +347,28 @@ void add_serve(CLI::App& app, CommonOptions& common) {
       ->check(CLI::Range(0.0, 1e6));
   c->add_flag("--no-access-log", o->no_log, "Do not tell each request on stderr");
   c->add_flag("--log-content", o->log_content, "Tell with each what it says, and what was answered");
+  const auto ranks = CLI::Range(0, 1 << 20);
+  c->add_option("--redundant-experts", o->spread.redundant_experts,
+                "With mpirun: copies of the most asked for experts, beside one of each")
+      ->check(ranks);
+  c->add_option("--rebalance-every", o->rebalance_s,
+                "With mpirun: seconds after which experts are dealt out anew by what was asked for; 0: never")
+      ->check(CLI::Range(0.0, 1e9));
+  c->add_option("--ranks-per-node", o->spread.ranks_per_node, "With mpirun: processes on a machine (0: all)")
+      ->check(ranks);
+  c->add_option("--expert-rows", *rows,
+                "With mpirun: how rows go to experts and back: f32 (the bits of one process), "
+                "bf16, fp8 (and bf16 back)")
+      ->check(CLI::IsMember({"f32", "bf16", "fp8"}));
+  c->add_option("--hang-timeout", o->hang_s,
+                "With mpirun: seconds without a sign of life of a process before all of them end")
+      ->check(CLI::Range(1.0, 1e6));
   add_placement_options(*c, o->placement);
-  c->callback([o, &common] { run(*o, common); });
+  c->callback([o, rows, &common] {
+    if (*rows == "bf16") o->spread.formats = {RowFormat::bf16, RowFormat::bf16};
+    if (*rows == "fp8") o->spread.formats = {RowFormat::fp8, RowFormat::bf16};
+    run(*o, common);
+  });
 }
 
 }  // namespace fathom::cli

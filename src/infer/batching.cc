@@ -508,13 +508,28 @@ bool Batching::step() {
   admit();
   const std::vector<Piece> pieces = next_pieces();
   for (const auto& sequence : running_) tell_progress(*sequence);  // what was found of prompts
-  if (!pieces.empty()) run(pieces);
+  if (!pieces.empty()) {
+    run(pieces);
+  } else if (options_.together != nullptr) {
+    options_.together->join_pass(ctx_);
+    join_drafts();
+  }
   return !running_.empty() || !waiting_.empty();
 }
 
 void Batching::fail_all(const std::string& error) {
   for (; !waiting_.empty(); waiting_.pop_front()) running_.push_back(std::move(waiting_.front()));
   while (!running_.empty()) end(*running_.front(), error);
+}
+
+Tensor Batching::read_module(Tensor hidden, std::span<const MtpPiece> pieces, size_t expand_from) {
+  if (options_.together != nullptr) options_.together->any(true);
+  return read_mtp(ctx_, model_, hidden, pieces, expand_from);
+}
+
+// As long as another process' module reads.
+void Batching::join_drafts() {
+  while (drafts_ && options_.together != nullptr && options_.together->any(false)) options_.together->join_module(ctx_);
 }
 
 // The module reads what the model has just read, and proposes what comes next: its cache is as long as the model's
@@ -542,7 +557,7 @@ void Batching::make_drafts(const std::vector<Piece>& pieces, const std::vector<i
     last_rows.push_back(static_cast<int32_t>(n_rows - 1));
   }
   if (read.empty()) return;
-  Tensor state = read_mtp(ctx_, model_, hidden, read, n_absorbed);
+  Tensor state = read_module(hidden, read, n_absorbed);
   if (drafting.empty() || std::ssize(drafting) > options_.draft_sequences) return;
 
   const auto wanted = [&](const Running& s) {
@@ -577,7 +592,7 @@ void Batching::make_drafts(const std::vector<Piece>& pieces, const std::vector<i
     const bool more = std::any_of(drafting.begin(), drafting.end(),
                                   [&](const Running* s) { return std::ssize(s->drafts) < wanted(*s); });
     if (!more) break;
-    state = read_mtp(ctx_, model_, state, deeper, kExpandNone);
+    state = read_module(state, deeper, kExpandNone);
     std::iota(last_rows.begin(), last_rows.end(), 0);
   }
   for (const Piece& piece : pieces) {
@@ -655,6 +670,7 @@ void Batching::run(const std::vector<Piece>& pieces) {
     }
   }
   if (drafts_) make_drafts(pieces, first_rows, hidden, n_generating);
+  join_drafts();
   for (const Piece& piece : pieces) {
     share_pages(*piece.sequence);
     if (piece.sequence->ended) end(*piece.sequence, piece.sequence->error);

@@ -22,6 +22,13 @@
 
 namespace fathom {
 
+// Where the experts of a model are spread over processes, each of which has sequences of its own, they run their passes
+// together (parallel/spread_experts.h): who has nothing to compute in one joins it.
+struct PassesTogether {
+  std::function<void(Context&ctx)> join_pass, join_module;  // of the model; of its first MTP module
+  std::function<bool(bool mine)> any;                       // whether it is so in any process
+};
+
 struct BatchingOptions {
   int64_t max_sequences = 64;       // at a time
   int64_t pass_tokens = 512;        // of prompts in a pass at most
@@ -33,6 +40,7 @@ struct BatchingOptions {
   int64_t draft_tokens = 0;     // that the MTP module may propose for a sequence and pass; 0, or no module: none
   int64_t draft_sequences = 4;  // no drafts while more generate: passes are not worth saving then
   PageStore* store = nullptr;   // for prompts longer than memory or the program lasts; of page_bytes()
+  const PassesTogether* together = nullptr;
 };
 
 // Of a sequence so far, or of its end.
@@ -102,7 +110,8 @@ class Batching {
   Id add(BatchRequest request);
   void cancel(Id id);  // nothing where it has ended
   // One pass. Returns whether there is more to do. What it throws (a file of the model that cannot be read any more, no
-  // memory) leaves all requests where they cannot go on: fail_all() is due then.
+  // memory) leaves all requests where they cannot go on: fail_all() is due then. With `together` all processes call it
+  // as often, whether they have something to do or not, and none can go on without the others.
   bool step();
   void fail_all(const std::string& error);
 
@@ -148,6 +157,8 @@ class Batching {
   void take_logits(Running& sequence, Tensor logits);
   void make_drafts(const std::vector<Piece>& pieces, const std::vector<int64_t>& first_rows, Tensor hidden,
                    size_t n_generating);
+  Tensor read_module(Tensor hidden, std::span<const MtpPiece> pieces, size_t expand_from);
+  void join_drafts();
   void take_times(Running& sequence) const;
   void end(Running& sequence, const std::string& error);  // the sequence is gone then
   void release_pages(Running& sequence);

@@ -75,6 +75,16 @@ fs::path private_directory(const fs::path& directory) {
 
 }  // namespace
 
+PageStoreState& PageStoreState::operator+=(const PageStoreState& other) {
+  pages += other.pages;
+  bytes += other.bytes;
+  read += other.read;
+  written += other.written;
+  failed += other.failed;
+  dropped += other.dropped;
+  return *this;
+}
+
 PageStore::PageStore(const fs::path& directory, std::string_view identity, int64_t page_bytes, int64_t max_bytes)
     : directory_(private_directory(directory)),
       lock_(directory_),

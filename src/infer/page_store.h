@@ -26,6 +26,7 @@ struct PageStoreState {
   int64_t pages = 0, bytes = 0;               // in files
   int64_t read = 0, written = 0, failed = 0;  // pages since the beginning; failed: to be written or read
   int64_t dropped = 0;                        // not written: too many waited
+  PageStoreState& operator+=(const PageStoreState& other);
 };
 
 class PageStore {

@@ -189,7 +189,7 @@ void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Context& m
 // Where experts may be on disk: those that the router of this layer has chosen (none in a dense layer) are read, and
 // behind them those that the next layer's would choose now.
 void read_experts(Context& ctx, const Model& model, const LayerWeights& w, Tensor topk_ids, Tensor stream) {
-  if (model.reading == nullptr) return;
+  if (model.reading == nullptr || model.routed_experts != nullptr) return;
   if (topk_ids) read_chosen(*model.reading, w.moe, topk_ids);
   const std::vector<LayerWeights>& layers = model.weights.layers;
   const auto here = std::find_if(layers.begin(), layers.end(), [&](const LayerWeights& layer) { return &layer == &w; });
@@ -221,32 +221,61 @@ void moe_route(Context& ctx, const Model& model, const LayerWeights& layer, Cont
   s.dispatch = make_dispatch(made_again, s.topk_ids, experts);
 }
 
+// The experts' products up to the last, which is returned: y_sorted [slots, hidden] = each chosen expert's output. Its
+// memory is ctx.arena's.
+LinearCall expert_products(Context& ctx, const Model& model, const MoeWeights& w, Tensor y_sorted,
+                           const LinearInput& matrix, MoeSaved& s) {
+  const int64_t slots = s.dispatch.token_of.cols();
+  const Tensor routed = s.activated ? s.activated : new_f32(ctx, {slots, w.down.shape[2]});
+  const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
+  linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts, experts_up_rounding(model)}});
+  const LinearInput activated = activated_input(ctx, model, routed, s.gate_up, w.down);
+  return {y_sorted, activated, w.down, s.dispatch.offsets, s.dispatch.experts, experts_down_rounding(model)};
+}
+
+// out = Shared(x) behind its first product, or 0 without one; `beside`, where given, is computed with it.
+void shared_output(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s,
+                   const LinearCall* beside) {
+  if (!w.shared.gate_up) {
+    fill_zero(ctx, out);
+    if (beside != nullptr) linear(ctx, {*beside});
+    return;
+  }
+  const Tensor shared = s.shared.activated ? s.shared.activated : new_f32(ctx, {out.rows(), w.shared.down.shape[1]});
+  const LinearInput activated = activated_input(ctx, model, shared, s.shared.gate_up, w.shared.down);
+  const LinearCall of_shared = call(model, out, activated, w.shared.down);
+  if (beside != nullptr) {
+    linear(ctx, {*beside, of_shared});
+  } else {
+    linear(ctx, {of_shared});
+  }
+}
+
 // out += sum over the chosen experts of g_i Expert_i(x); with `also_shared` out = that and Shared(x), behind
 // moe_route() with the same (V3 equations 12-13).
 void moe_experts(Context& ctx, const Model& model, const MoeWeights& w, Context& made_again, Tensor out,
                  const LinearInput& matrix, bool also_shared, MoeSaved& s) {
   const int64_t tokens = out.rows(), slots = s.dispatch.token_of.cols();
-  const bool has_shared = also_shared && w.shared.gate_up;
-  s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
+  const bool elsewhere = model.routed_experts != nullptr;
+  if (!elsewhere) s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
   if (!is_fp8(model.precision)) {
-    s.activated = new_f32(made_again, {slots, w.down.shape[2]});
-    if (has_shared) s.shared.activated = new_f32(made_again, {tokens, w.shared.down.shape[1]});
+    if (!elsewhere) s.activated = new_f32(made_again, {slots, w.down.shape[2]});
+    if (also_shared && w.shared.gate_up) {
+      s.shared.activated = new_f32(made_again, {tokens, w.shared.down.shape[1]});
+    }
   }
   const ArenaScope scope(ctx.arena);
-  const Tensor routed = s.activated ? s.activated : new_f32(ctx, {slots, w.down.shape[2]});
   const Tensor y_sorted = new_f32(ctx, {slots, out.cols()});
-  const LinearInput sorted = dispatch(ctx, matrix, s.dispatch, w.gate_up);
-  linear(ctx, {{s.gate_up, sorted, w.gate_up, s.dispatch.offsets, s.dispatch.experts, experts_up_rounding(model)}});
-  const LinearInput activated = activated_input(ctx, model, routed, s.gate_up, w.down);
-  const LinearCall down{y_sorted,           activated,          w.down,
-                        s.dispatch.offsets, s.dispatch.experts, experts_down_rounding(model)};
-  if (has_shared) {
-    const Tensor shared = s.shared.activated ? s.shared.activated : new_f32(ctx, {tokens, w.shared.down.shape[1]});
-    const LinearInput shared_activated = activated_input(ctx, model, shared, s.shared.gate_up, w.shared.down);
-    linear(ctx, {down, call(model, out, shared_activated, w.shared.down)});
+  if (elsewhere) {
+    FATHOM_CHECK(also_shared);
+    (*model.routed_experts)(ctx, model, w, y_sorted, s, [&] { shared_output(ctx, model, w, out, s, nullptr); });
   } else {
-    if (also_shared) fill_zero(ctx, out);
-    linear(ctx, {down});
+    const LinearCall last = expert_products(ctx, model, w, y_sorted, matrix, s);
+    if (also_shared) {
+      shared_output(ctx, model, w, out, s, &last);
+    } else {
+      linear(ctx, {last});
+    }
   }
   combine(ctx, out, y_sorted, s.topk_weights, s.dispatch);
 }
@@ -383,6 +412,11 @@ void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const 
 
 void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s) {
   moe_experts(ctx, model, w, ctx, out, matrix_input(ctx, model, s.input, {w.gate_up}), /*also_shared=*/false, s);
+}
+
+void layer_expert_outputs(Context& ctx, const Model& model, const MoeWeights& w, Tensor y_sorted, MoeSaved& s) {
+  s.gate_up = new_f32(ctx, {y_sorted.rows(), w.gate_up.shape[1]});
+  linear(ctx, {expert_products(ctx, model, w, y_sorted, matrix_input(ctx, model, s.input, {w.gate_up}), s)});
 }
 
 int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute, Precision precision) {

@@ -13,6 +13,14 @@
 
 namespace fathom {
 
+struct Model;
+struct MoeSaved;
+// What the chosen experts of a layer make where they are spread over processes (parallel/spread_experts.h): y_sorted
+// [slots of s.dispatch, hidden] from s.input and s.topk_ids, unweighted. Calls `meanwhile` once, while rows are on
+// their way.
+using RoutedExperts = std::function<void(Context& ctx, const Model& model, const MoeWeights& w, Tensor y_sorted,
+                                         const MoeSaved& s, const std::function<void()>& meanwhile)>;
+
 // What forward and backward read: weights and what follows from the config.
 struct Model {
   ModelConfig config;
@@ -22,6 +30,7 @@ struct Model {
   Precision precision = Precision::f32;  // of the operands of all linear layers but router and head; f32 weights alone
   bool fp8_activations = false;      // round the inputs of FP8 matrices to e4m3 too, a scale each 128 (V3 section 3.3)
   ExpertReading* reading = nullptr;  // where experts may not be in memory
+  const RoutedExperts* routed_experts = nullptr;  // where they may be other processes'
 };
 Model make_model(const ModelConfig& config, const ModelWeights& weights);
 

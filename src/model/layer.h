@@ -24,6 +24,8 @@ void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const 
                  ExpertLoad* load);
 // out += sum of the weighted outputs of s.dispatch's experts for s.input's rows; w: the matrices of these experts.
 void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s);
+// y_sorted [slots of s.dispatch, hidden] = the same outputs, each by itself and unweighted.
+void layer_expert_outputs(Context& ctx, const Model& model, const MoeWeights& w, Tensor y_sorted, MoeSaved& s);
 
 // And back. d_input = dL/d(input) of an MLP.
 void layer_mlp_backward_input(Context& ctx, const Model& model, const MlpWeights& w, const MlpSaved& s, Tensor d_input,

@@ -4,11 +4,11 @@
 #include <bit>
 #include <cstring>
 #include <numeric>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/terminal.h"
 #include "ops/embedding.h"
-#include "parallel/row_codec.h"
 
 namespace fathom {
 namespace {
@@ -160,12 +160,44 @@ Tensor with_choices(Context& ctx, Tensor rows, Tensor weights, Tensor ids) {
   }
   return packed;
 }
-Tensor ids_of(Context& ctx, Tensor packed, int64_t hidden, int64_t k) {
+// Of packed rows, from this column on.
+Tensor ids_of(Context& ctx, Tensor packed, int64_t column, int64_t k) {
   const Tensor ids = new_i32(ctx, {packed.rows(), k});
   for (int64_t t = 0; t < packed.rows(); ++t) {
-    std::memcpy(ids.i32() + t * k, packed.f32_row(t) + hidden + k, static_cast<size_t>(k) * sizeof(int32_t));
+    std::memcpy(ids.i32() + t * k, packed.f32_row(t) + column, static_cast<size_t>(k) * sizeof(int32_t));
   }
   return ids;
+}
+
+// Each token's choices by the members that compute them.
+struct Choices {
+  std::vector<std::vector<int32_t>> rows, ids;  // [member]: tokens, ascending; of each [k] experts, -1: another's
+  Hop outputs;                                  // whose rows are the slots, in the order of rows and ids
+};
+Choices choose_homes(const RankGroup& group, const ExpertHomes& homes, const MoeSaved& s) {
+  const auto size = static_cast<size_t>(group.size());
+  Choices all{std::vector<std::vector<int32_t>>(size), std::vector<std::vector<int32_t>>(size), {}};
+  all.outputs.sent.resize(size);
+  if (!s.topk_ids) return all;
+  const int64_t k = s.topk_ids.cols();
+  for (int64_t t = 0; t < s.topk_ids.rows(); ++t) {
+    for (int64_t i = 0; i < k; ++i) {
+      const int32_t e = s.topk_ids.i32()[t * s.topk_ids.row_stride + i];
+      const std::vector<int>& at = homes[static_cast<size_t>(e)];
+      const bool here = std::find(at.begin(), at.end(), group.index) != at.end();
+      // Else its homes take turns.
+      const auto turn = static_cast<size_t>(group.index + t) % at.size();
+      const auto member = static_cast<size_t>(here ? group.index : at[turn]);
+      auto [rows, ids] = std::tie(all.rows[member], all.ids[member]);
+      if (rows.empty() || rows.back() != t) {
+        rows.push_back(static_cast<int32_t>(t));
+        ids.insert(ids.end(), static_cast<size_t>(k), -1);
+      }
+      ids[ids.size() - static_cast<size_t>(k - i)] = e;
+      all.outputs.sent[member].push_back(s.dispatch.slot_of.i32()[t * s.dispatch.slot_of.row_stride + i]);
+    }
+  }
+  return all;
 }
 
 }  // namespace
@@ -208,7 +240,7 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   co_await send_rows(ctx, group.across, here.across, with_choices(ctx, s.input, s.topk_weights, s.topk_ids), at_node,
                      {to, 2 * k, true}, tag, traffic);
   // inside this one to the ranks,
-  here.within = make_hop(ids_of(ctx, at_node, hidden, k), per_node, [&](int32_t e) {
+  here.within = make_hop(ids_of(ctx, at_node, hidden + k, k), per_node, [&](int32_t e) {
     return e / each / per_node == group.across.index ? e / each % per_node : -1;
   });
   co_await count_rows(group.within, here.within, tag);
@@ -218,7 +250,7 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   MoeSaved& saved = here.saved;
   saved.input = rows.columns(0, hidden);
   saved.topk_weights = rows.columns(hidden, k);
-  saved.topk_ids = ids_of(ctx, rows, hidden, k);
+  saved.topk_ids = ids_of(ctx, rows, hidden + k, k);
   for (int64_t i = 0; i < saved.topk_ids.size(); ++i) {
     int32_t& e = saved.topk_ids.i32()[i];
     e = e / each == group.index() ? e % each : -1;
@@ -252,6 +284,59 @@ StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& 
   for (int64_t t = 0; t < d_weights.rows(); ++t) {
     std::copy_n(d_all.f32_row(t) + hidden, k, d_weights.f32_row(t));
   }
+}
+
+StagePass experts_at_homes(Context& ctx, const Model& model, const RankGroup& group, const ExpertHomes& homes,
+                           const MoeWeights& w, Tensor y_sorted, const MoeSaved& s, RowFormats formats,
+                           Traffic& traffic, const std::function<void()>& meanwhile) {
+  const int64_t hidden = model.config.hidden_size, k = model.config.router.num_experts_per_tok;
+  int tag = 0;
+  Choices choices = choose_homes(group, homes, s);
+  // Rows with their choices, those of one member behind those of the other.
+  Hop there;
+  int32_t n_packed = 0;
+  for (const std::vector<int32_t>& rows : choices.rows) {
+    std::vector<int32_t>& sent = there.sent.emplace_back(rows.size());
+    std::iota(sent.begin(), sent.end(), n_packed);
+    n_packed += static_cast<int32_t>(rows.size());
+  }
+  const Tensor packed = new_f32(ctx, {n_packed, hidden + k});
+  int64_t next = 0;
+  for (size_t m = 0; m < choices.rows.size(); ++m) {
+    for (size_t i = 0; i < choices.rows[m].size(); ++i) {
+      float* const to = packed.f32_row(next++);
+      std::copy_n(s.input.f32_row(choices.rows[m][i]), hidden, to);
+      std::memcpy(to + hidden, &choices.ids[m][i * static_cast<size_t>(k)], static_cast<size_t>(k) * sizeof(int32_t));
+    }
+  }
+  co_await count_rows(group, there, tag);
+  const Tensor rows = new_f32(ctx, {there.n_received(), hidden + k});
+  StagePass away = send_rows(ctx, group, there, packed, rows, {formats.there, k, false}, tag, traffic);
+  away.go_on();
+  meanwhile();
+  co_await std::move(away);
+
+  MoeSaved here;
+  here.input = rows.columns(0, hidden);
+  here.topk_ids = ids_of(ctx, rows, hidden, k);
+  here.dispatch = make_dispatch(ctx, here.topk_ids, model.config.router.n_routed_experts);
+  const int64_t slots = here.dispatch.token_of.cols();
+  const Tensor y = new_f32(ctx, {slots, hidden}), outputs = new_f32(ctx, {slots, hidden});
+  layer_expert_outputs(ctx, model, w, y, here);
+  Hop& back = choices.outputs;
+  int64_t row = 0, output = 0;
+  for (const int64_t n : there.received) {
+    const int64_t first = output;
+    for (const int64_t end = row + n; row < end; ++row) {
+      for (int64_t i = 0; i < k; ++i) {
+        const int32_t slot = here.dispatch.slot_of.i32()[row * k + i];
+        if (slot >= 0) std::copy_n(y.f32_row(slot), hidden, outputs.f32_row(output++));
+      }
+    }
+    back.received.push_back(output - first);
+  }
+  fill_zero(ctx, y_sorted);
+  co_await return_rows(ctx, group, back, y_sorted, outputs, {formats.back, 0, false}, tag, traffic);
 }
 
 }  // namespace fathom

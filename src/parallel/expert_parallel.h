@@ -6,6 +6,7 @@
 
 #include "model/layer.h"
 #include "parallel/collectives.h"
+#include "parallel/row_codec.h"
 #include "parallel/stage_pass.h"
 
 namespace fathom {
@@ -60,5 +61,22 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
 StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w,
                            Tensor d_input, Tensor d_weights, Tensor d_out, ExpertsHere& here, int& tag,
                            Traffic& traffic);
+
+// Who of a group has which expert of a layer: [expert] members, one at least, in any order.
+using ExpertHomes = std::vector<std::vector<int>>;
+
+// How rows of a served model travel: to the experts, and back.
+struct RowFormats {
+  RowFormat there = RowFormat::f32, back = RowFormat::f32;
+};
+
+// For a model that is served (V3 section 3.4): y_sorted [slots of s.dispatch, hidden] = the output of each chosen
+// expert by itself, unweighted, so that the sum is made where the token is, in the order and bits of one process,
+// wherever the experts are. One hop, to any of an expert's homes, this one first. w: all experts of the layer, of which
+// those at home here are read. Without rows of its own (s.topk_ids absent) a member computes for the others.
+// `meanwhile` is called once while rows are on their way. Of tags from group.tag on three are used.
+StagePass experts_at_homes(Context& ctx, const Model& model, const RankGroup& group, const ExpertHomes& homes,
+                           const MoeWeights& w, Tensor y_sorted, const MoeSaved& s, RowFormats formats,
+                           Traffic& traffic, const std::function<void()>& meanwhile);
 
 }  // namespace fathom

@@ -17,11 +17,11 @@ void Communicator::wait(Transfer transfer) {
 }
 
 void Communicator::pause(int n_looks) {
-  constexpr int kBusyLooks = 64;
+  constexpr int kBusyLooks = 64, kEagerLooks = 20'000;  // about a second
   if (n_looks < kBusyLooks) {
     std::this_thread::yield();
   } else {
-    std::this_thread::sleep_for(std::chrono::microseconds(50));
+    std::this_thread::sleep_for(std::chrono::microseconds(n_looks < kEagerLooks ? 50 : 2000));
   }
 }
 

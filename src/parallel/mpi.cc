@@ -213,6 +213,7 @@ class Mpi : public Communicator {
     if (!test(found->second)) return false;
     on_their_way_.erase(found);
     --n_on_their_way_;
+    ++n_changes_;
     return true;
   }
 
@@ -236,6 +237,7 @@ class Mpi : public Communicator {
       at += n;
     } while (at < bytes);
     ++n_on_their_way_;
+    ++n_changes_;
     return n_started_;
   }
 
@@ -246,10 +248,16 @@ class Mpi : public Communicator {
   }
 
   void look() {
-    constexpr double kBeatS = 0.5;
-    double beat_s = 0;
+    constexpr double kBeatS = 0.5, kEagerS = 1;  // behind which what is on its way is waited for, not worked for
+    double beat_s = 0, changed_s = 0;
+    int64_t n_before = -1;
     while (!stops_) {
-      std::this_thread::sleep_for(std::chrono::microseconds(n_on_their_way_ > 0 ? 50 : 500));
+      if (const int64_t n = n_changes_; n != n_before) {
+        n_before = n;
+        changed_s = monotonic_s();
+      }
+      const bool eager = n_on_their_way_ > 0 && monotonic_s() - changed_s < kEagerS;
+      std::this_thread::sleep_for(std::chrono::microseconds(eager ? 50 : 500));
       const bool beats = monotonic_s() - beat_s > kBeatS;
       if ((n_on_their_way_ == 0 && !beats) || !mutex_.try_lock()) continue;
       std::string trouble;
@@ -272,7 +280,7 @@ class Mpi : public Communicator {
   const double hang_s_;
   std::mutex mutex_;  // MPI is called by one thread at a time
   std::unordered_map<Transfer, Pieces> on_their_way_;
-  std::atomic<int64_t> n_on_their_way_ = 0;
+  std::atomic<int64_t> n_on_their_way_ = 0, n_changes_ = 0;
   Transfer n_started_ = 0;
   std::mutex telling_;
   std::string doing_ = "its beginning";

@@ -2,7 +2,22 @@
 
 #include <utility>
 
+#include "serve/crew.h"
+
 namespace fathom::serve {
+namespace {
+
+constexpr Batching::Id kElsewhere = -1;
+
+}  // namespace
+
+EngineState engine_state(const Batching& batching, const PageStore* store) {
+  const PagePool& pages = batching.pages();
+  return {batching.n_running(),   batching.n_waiting(),
+          pages.n_pages(),        pages.n_held(),
+          pages.n_shared(),       pages.n_evicted(),
+          batching.n_preempted(), store != nullptr ? store->state() : PageStoreState()};
+}
 
 struct Engine::Undelivered {
   std::mutex mutex;
@@ -12,10 +27,11 @@ struct Engine::Undelivered {
 };
 
 Engine::Engine(Context& ctx, const Model& model, const Tokenizer* tokenizer, const BatchingOptions& options,
-               int64_t max_waiting, std::function<void(Events)> deliver)
+               int64_t max_waiting, std::function<void(Events)> deliver, Crew* crew)
     : max_waiting_(max_waiting),
       deliver_(std::move(deliver)),
       store_(options.store),
+      crew_(crew),
       batching_(ctx, model, tokenizer, options),
       context_(batching_.context()),
       undelivered_(std::make_shared<Undelivered>()) {
@@ -65,7 +81,7 @@ EngineState Engine::state() const {
   const std::lock_guard lock(mutex_);
   EngineState state = state_;
   state.waiting += std::ssize(submitted_);
-  if (store_ != nullptr) state.store = store_->state();
+  if (store_ != nullptr) state.store += store_->state();  // as it is now: a thread of its own writes
   return state;
 }
 
@@ -111,18 +127,47 @@ void Engine::take_orders() {
       ended_.push_back(ticket);
       if (on_end) events_.push_back([on_end, result, error] { on_end(result, error); });
     };
+    const int rank = crew_ != nullptr ? crew_->place(wrapped) : 0;
+    if (rank != 0) {
+      running_[ticket] = kElsewhere;
+      crew_->give(rank, ticket, std::move(wrapped));
+      continue;
+    }
     try {
       running_[ticket] = batching_.add(std::move(wrapped));
     } catch (const Error& error) {
       Generation failed;
       failed.refused = dynamic_cast<const GrammarError*>(&error) != nullptr;
+      if (crew_ != nullptr) crew_->ended(0);
       if (on_end) events_.push_back([on_end, failed, message = std::string(error.what())] { on_end(failed, message); });
     }
   }
   for (const Ticket ticket : cancelled) {
     const auto found = running_.find(ticket);
     if (found == running_.end()) continue;
-    batching_.cancel(found->second);
+    if (found->second == kElsewhere) {
+      crew_->cancel(ticket);
+    } else {
+      batching_.cancel(found->second);
+      if (crew_ != nullptr) crew_->ended(0);
+    }
+    running_.erase(found);
+  }
+}
+
+void Engine::step() {
+  try {
+    if (crew_ != nullptr) crew_->begin_round(batching_.counts());
+    batching_.step();
+    if (crew_ != nullptr) crew_->end_round();
+  } catch (const std::exception& error) {
+    if (crew_ != nullptr) crew_->fail(error.what());  // the others wait for this process
+    batching_.fail_all(error.what());
+  }
+  for (const Ticket ticket : std::exchange(ended_, {})) {
+    const auto found = running_.find(ticket);
+    if (found == running_.end()) continue;
+    if (crew_ != nullptr && found->second != kElsewhere) crew_->ended(0);
     running_.erase(found);
   }
 }
@@ -153,18 +198,17 @@ void Engine::run() {
       if (stops_) return;
     }
     take_orders();
-    try {
-      batching_.step();
-    } catch (const std::exception& error) {
-      batching_.fail_all(error.what());
-    }
-    for (const Ticket ticket : std::exchange(ended_, {})) running_.erase(ticket);
+    step();
     {
-      const PagePool& pages = batching_.pages();
+      EngineState state = engine_state(batching_, nullptr);
+      PassCounts counts = batching_.counts();
+      if (crew_ != nullptr) {
+        crew_->add_state(state);
+        crew_->add_counts(counts);
+      }
       const std::lock_guard lock(mutex_);
-      state_ = {batching_.n_running(), batching_.n_waiting(), pages.n_pages(),         pages.n_held(),
-                pages.n_shared(),      pages.n_evicted(),     batching_.n_preempted(), {}};
-      counts_ = batching_.counts();
+      state_ = state;
+      counts_ = std::move(counts);
     }
     deliver();
     std::unique_lock lock(undelivered_->mutex);

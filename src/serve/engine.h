@@ -19,6 +19,10 @@ struct EngineState {
   PageStoreState store{};  // nothing without one
 };
 
+EngineState engine_state(const Batching& batching, const PageStore* store);
+
+class Crew;
+
 class Engine {
  public:
   using Ticket = int64_t;
@@ -26,9 +30,10 @@ class Engine {
   using Events = std::vector<std::function<void()>>;
 
   // `deliver` is called on the engine's thread, behind each pass that gave something. While events of two passes are
-  // still there, called or not, the engine waits: what writes answers is not to fall behind.
+  // still there, called or not, the engine waits: what writes answers is not to fall behind. crew: other processes that
+  // generate too, of which this is the first; the engine alone uses it.
   Engine(Context& ctx, const Model& model, const Tokenizer* tokenizer, const BatchingOptions& options,
-         int64_t max_waiting, std::function<void(Events events)> deliver);
+         int64_t max_waiting, std::function<void(Events events)> deliver, Crew* crew = nullptr);
   ~Engine();  // stops; what runs is dropped without a word
 
   // Takes them all, or none where max_waiting already wait: then nothing is returned. Their callbacks become events.
@@ -43,16 +48,18 @@ class Engine {
   struct Undelivered;
   void run();
   void take_orders();
+  void step();
   void deliver();
 
   const int64_t max_waiting_;
   const std::function<void(Events)> deliver_;
   const PageStore* const store_;
+  Crew* const crew_;
   Batching batching_;
   const int64_t context_;
   Events events_;                                     // of the pass that runs
   std::shared_ptr<Undelivered> undelivered_;          // with those that are out
-  std::unordered_map<Ticket, Batching::Id> running_;  // on the thread alone
+  std::unordered_map<Ticket, Batching::Id> running_;  // on the thread alone; kElsewhere: in the crew
   std::vector<Ticket> ended_;
 
   mutable std::mutex mutex_;

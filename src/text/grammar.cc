@@ -414,7 +414,7 @@ std::shared_ptr<const Grammar> GrammarBuilder::finish(uint32_t root) const {
   if (alive[nodes_.size() + root] == 0) {
     throw Error("there is no text that the rule {} allows", printable(rules_[root].name, 80));
   }
-  auto grammar = std::make_shared<Grammar>();
+  Grammar::Parts grammar;
 
   // Without jumps, without branches that lead nowhere, and with calls at the end of a rule made jumps: what they call
   // returns to where the rule itself does. Since no rule begins with itself, nothing goes round in circles.
@@ -442,7 +442,7 @@ std::shared_ptr<const Grammar> GrammarBuilder::finish(uint32_t root) const {
     }
     return place[at];
   };
-  grammar->start_ = place_of(rules_[root].start);
+  grammar.start = place_of(rules_[root].start);
   for (size_t i = 0; i < order.size(); ++i) {
     GrammarNode node = nodes_[order[i]];
     if (node.kind != Kind::end) node.next = place_of(node.next);
@@ -451,26 +451,26 @@ std::shared_ptr<const Grammar> GrammarBuilder::finish(uint32_t root) const {
     if (node.kind == Kind::bytes) {
       uint32_t& set = set_place[node.what];
       if (set == kNone) {
-        set = static_cast<uint32_t>(grammar->sets_.size());
-        grammar->sets_.push_back(sets_[node.what]);
+        set = static_cast<uint32_t>(grammar.sets.size());
+        grammar.sets.push_back(sets_[node.what]);
       }
       node.what = set;
     }
-    grammar->nodes_.push_back(node);
+    grammar.nodes.push_back(node);
   }
 
-  for (const ByteSet& set : grammar->sets_) {
-    if (grammar->n_classes_ == 256) break;
+  for (const ByteSet& set : grammar.sets) {
+    if (grammar.n_classes == 256) break;
     std::array<std::array<uint32_t, 2>, 256> parts{};  // of a class, outside of the set and in it; 0: none yet
     uint32_t n_parts = 0;
     for (size_t byte = 0; byte < 256; ++byte) {
-      uint32_t& part = parts[grammar->class_of_[byte]][set[byte] ? 1 : 0];
+      uint32_t& part = parts[grammar.class_of[byte]][set[byte] ? 1 : 0];
       if (part == 0) part = ++n_parts;
-      grammar->class_of_[byte] = static_cast<uint8_t>(part - 1);
+      grammar.class_of[byte] = static_cast<uint8_t>(part - 1);
     }
-    grammar->n_classes_ = n_parts;
+    grammar.n_classes = n_parts;
   }
-  return grammar;
+  return std::make_shared<const Grammar>(std::move(grammar));
 }
 
 }  // namespace fathom

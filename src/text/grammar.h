@@ -61,19 +61,25 @@ struct GrammarError : Error {
 // Immutable, shared by sequences. Every node leads to the end of the text: there are no dead ends.
 class Grammar {
  public:
-  const std::vector<GrammarNode>& nodes() const { return nodes_; }  // the first is the only end
-  const std::vector<ByteSet>& sets() const { return sets_; }
-  uint32_t start() const { return start_; }
+  // What GrammarBuilder makes of it: all that it is.
+  struct Parts {
+    std::vector<GrammarNode> nodes{};
+    std::vector<ByteSet> sets{};
+    uint32_t start = 0, n_classes = 1;
+    std::array<uint8_t, 256> class_of{};
+  };
+  explicit Grammar(Parts parts) : parts_(std::move(parts)) {}
+
+  const std::vector<GrammarNode>& nodes() const { return parts_.nodes; }  // the first is the only end
+  const std::vector<ByteSet>& sets() const { return parts_.sets; }
+  uint32_t start() const { return parts_.start; }
   // Bytes of one class are in the same sets.
-  uint32_t class_of(uint8_t byte) const { return class_of_[byte]; }
-  uint32_t n_classes() const { return n_classes_; }
+  uint32_t class_of(uint8_t byte) const { return parts_.class_of[byte]; }
+  uint32_t n_classes() const { return parts_.n_classes; }
+  const Parts& parts() const { return parts_; }
 
  private:
-  friend class GrammarBuilder;
-  std::vector<GrammarNode> nodes_;
-  std::vector<ByteSet> sets_;
-  uint32_t start_ = 0, n_classes_ = 1;
-  std::array<uint8_t, 256> class_of_{};
+  Parts parts_;
 };
 
 // Puts grammars together. Error where there are more than kMaxGrammarElements nodes.

@@ -74,6 +74,7 @@ class TokenMasks {
              size_t max_bytes = size_t{64} << 20);
 
   size_t bytes() const { return bytes_ + frames_.bytes(); }
+  const std::shared_ptr<const TokenTrie>& trie() const { return trie_; }
 
  private:
   friend class GrammarMatcher;

@@ -17,10 +17,10 @@ SHAKESPEARE = str(pathlib.Path(__file__).resolve().parents[2] / "models/shakespe
 class Server:
     """Ready to answer; ended by SIGTERM, with a check that it ended well."""
 
-    def __init__(self, case, *arguments, model=SHAKESPEARE):
+    def __init__(self, case, *arguments, model=SHAKESPEARE, start=(), threads=2, env=None):
         self.log = open(case.folder / f"serve-{id(self)}.log", "w+")
-        self.process = subprocess.Popen([PROGRAM, "serve", "--model", model, "--port", "0", "--threads", "2", *arguments],
-                                        stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8")
+        self.process = subprocess.Popen([*start, PROGRAM, "serve", "--model", model, "--port", "0", "--threads", str(threads), *arguments],
+                                        stdout=subprocess.PIPE, stderr=self.log, encoding="utf-8", env=env)
         self.url = self.process.stdout.readline().strip()
         self.port = int(self.url.rsplit(":", 1)[1]) if "unix:" not in self.url else None
         self.case = case

@@ -91,27 +91,33 @@ class Passage {
     auto& [nodes, sets, start, n_classes, class_of] = value;
     all(nodes, sets, start, n_classes, class_of);
   }
+  // One that several requests share is made once, with its masks.
   void pass(std::shared_ptr<const Constraint>& value) {
-    bool there = value != nullptr;
-    pass(there);
-    if (!there) return;
+    auto found = std::find(constraints_.begin(), constraints_.end(), value);
+    auto number = static_cast<uint64_t>(value == nullptr ? 0 : found - constraints_.begin() + 1);
+    pass(number);
+    if (number == 0) return;
+    if (number > constraints_.size()) constraints_.push_back(made_of(value));
+    value = constraints_[number - 1];
+  }
+  // What is read, or the given one.
+  std::shared_ptr<const Constraint> made_of(const std::shared_ptr<const Constraint>& given) {
     Constraint constraint;
-    Grammar::Parts grammar;
+    Grammar::Parts parts;
     uint64_t trie = 0;
     if constexpr (!Archive::kReads) {
-      constraint = *value;
-      grammar = constraint.grammar->parts();
-      const auto found = std::find(tries_.begin(), tries_.end(), constraint.masks->trie());
-      FATHOM_CHECK(found != tries_.end());
-      trie = static_cast<uint64_t>(found - tries_.begin());
+      constraint = *given;
+      parts = constraint.grammar->parts();
+      const auto of_masks = std::find(tries_.begin(), tries_.end(), constraint.masks->trie());
+      FATHOM_CHECK(of_masks != tries_.end());
+      trie = static_cast<uint64_t>(of_masks - tries_.begin());
     }
-    auto& [made_grammar, masks, behind, begun, returns] = constraint;
-    all(grammar, trie, behind, begun, returns);
-    if constexpr (Archive::kReads) {
-      made_grammar = std::make_shared<const Grammar>(std::move(grammar));
-      masks = std::make_shared<TokenMasks>(made_grammar, tries_.at(trie));
-      value = std::make_shared<const Constraint>(std::move(constraint));
-    }
+    auto& [grammar, masks, behind, begun, returns] = constraint;
+    all(parts, trie, behind, begun, returns);
+    if constexpr (!Archive::kReads) return given;
+    grammar = std::make_shared<const Grammar>(std::move(parts));
+    masks = std::make_shared<TokenMasks>(grammar, tries_.at(trie));
+    return std::make_shared<const Constraint>(std::move(constraint));
   }
   void pass(GenerationOptions& value) {
     auto& [sampler, max_tokens, stop, eos_ids, stop_ids, min_tokens, seed, draft_tokens, constraint, budget, top] =
@@ -169,6 +175,7 @@ class Passage {
  private:
   Archive& a_;
   const TokenTries& tries_;
+  std::vector<std::shared_ptr<const Constraint>> constraints_{};  // of this message so far
 };
 
 template <class Message>

@@ -170,6 +170,7 @@ void Crew::rebalance(const PassCounts& counts) {
 }
 
 void Crew::begin_round(const PassCounts& counts) {
+  comm_.tell(fmt::format("round {}", ++n_rounds_));
   rebalance(counts);
   send_orders();
 }
@@ -274,9 +275,11 @@ void work_in_crew(Communicator& comm, const CrewMember& member) {
   TextSent(comm, 0, kReportTag, "").wait();  // loaded
   double counted_s = 0;
   std::vector<RankEvent> events;
-  for (;;) {
+  for (int64_t round = 0;;) {
+    comm.tell(fmt::format("waiting behind round {}", round));
     RankOrder order = unpacked_order(receive_text(comm, 0, kOrderTag), member.tries);
     if (order.kind == RankOrder::Kind::stop) return;
+    comm.tell(fmt::format("round {}", ++round));
     if (!order.placements.empty()) member.experts.place(order.placements);
     for (auto& [ticket, request] : order.requests) {
       tell(request, ticket, events, running);

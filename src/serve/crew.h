@@ -61,6 +61,7 @@ class Crew {
   SpreadExperts* experts_ = nullptr;
   TokenTries tries_;
   double rebalance_s_ = 0, rebalanced_s_ = 0;
+  int64_t n_rounds_ = 0;
   ExpertLoad balanced_load_;                   // all that had been asked for then
   std::vector<int64_t> n_given_;               // [rank]: requests that have not ended
   std::unordered_map<uint64_t, int> readers_;  // of a prompt's first pages, by their hash

@@ -3,131 +3,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
-#include <thread>
-
 #include "base/error.h"
-#include "base/rng.h"
-#include "base/terminal.h"
-#include "parallel/in_process_ranks.h"
+#include "parallel/number_pipeline.h"
 
 namespace fathom {
 namespace {
 
-constexpr size_t kWidth = 5;
-using Row = std::vector<float>;
-
-// A model of one number a stage: y = w x, and of a loss that is the sum of the last stage's y times the chunk's weight.
-float weight_of(int stage) { return 0.9f + 0.05f * static_cast<float>(stage); }
-Row input_of(int chunk) {
-  Row x(kWidth);
-  Rng rng(static_cast<uint64_t>(chunk) + 1);
-  for (float& v : x) v = static_cast<float>(rng.normal());
-  return x;
-}
-
-// Gradient of each stage's number over all chunks, in one process.
-std::vector<double> expected_gradients(int n_stages, int n_chunks) {
-  std::vector<double> gradients(static_cast<size_t>(n_stages));
-  for (int c = 0; c < n_chunks; ++c) {
-    for (const float x0 : input_of(c)) {
-      for (int s = 0; s < n_stages; ++s) {
-        double product = x0;
-        for (int other = 0; other < n_stages; ++other) product *= other == s ? 1.0 : double{weight_of(other)};
-        gradients[static_cast<size_t>(s)] += product;
-      }
-    }
-  }
-  return gradients;
-}
-
-struct Chunk {
-  Row input = Row(kWidth), output = Row(kWidth), output_gradient = Row(kWidth, 1), input_gradient = Row(kWidth);
-};
-
-// Messages that come at random moments.
-class Delays {
- public:
-  explicit Delays(uint64_t seed) : rng_(seed) {}
-  StagePass::Arrived next() {
-    return [n = static_cast<int>(rng_.below(4))]() mutable { return n-- <= 0; };
-  }
-
- private:
-  Rng rng_;
-};
-
-class Work {
- public:
-  Work(const PipelineSchedule& schedule, int rank, uint64_t seed) : schedule_(schedule), rank_(rank), delays_(seed) {}
-
-  PipelineWork work() {
-    PipelineWork work;
-    work.forward = [this](ChunkPass p) { return forward(p); };
-    work.backward_input = [this](ChunkPass p) { return backward(p, true, false); };
-    work.backward_weight = [this](ChunkPass p) { return backward(p, false, true); };
-    work.backward = [this](ChunkPass p) { return backward(p, true, true); };
-    work.input = [this](ChunkPass p) { return std::as_writable_bytes(std::span(chunk(p).input)); };
-    work.output_gradient = [this](ChunkPass p) { return std::as_writable_bytes(std::span(chunk(p).output_gradient)); };
-    work.output = [this](ChunkPass p) { return std::as_bytes(std::span<const float>(chunk(p).output)); };
-    work.input_gradient = [this](ChunkPass p) {
-      return std::as_bytes(std::span<const float>(chunk(p).input_gradient));
-    };
-    work.end_chunk = [this](ChunkPass p) { EXPECT_EQ(chunks_.erase({p.direction, p.chunk}), 1u); };
-    return work;
-  }
-  float gradient(int direction) const { return gradients_[direction]; }
-  size_t n_left() const { return chunks_.size(); }
-
- private:
-  int stage(ChunkPass p) const { return schedule_.stage_of(rank_, p.direction); }
-  Chunk& chunk(ChunkPass p) { return chunks_[{p.direction, p.chunk}]; }
-  // Both directions of dualpipe have chunks of their own.
-  int number(ChunkPass p) const {
-    return p.chunk + (schedule_.kind == ScheduleKind::dualpipe ? p.direction * schedule_.chunks_of_direction() : 0);
-  }
-
-  StagePass forward(ChunkPass p) {
-    Chunk& c = chunk(p);
-    if (stage(p) == 0) c.input = input_of(number(p));
-    co_await delays_.next();
-    for (size_t i = 0; i < kWidth; ++i) c.output[i] = weight_of(stage(p)) * c.input[i];
-    co_await delays_.next();
-  }
-  StagePass backward(ChunkPass p, bool input, bool weight) {
-    Chunk& c = chunk(p);
-    co_await delays_.next();
-    for (size_t i = 0; input && i < kWidth; ++i) c.input_gradient[i] = weight_of(stage(p)) * c.output_gradient[i];
-    co_await delays_.next();
-    for (size_t i = 0; weight && i < kWidth; ++i) {
-      gradients_[p.direction] += c.input[i] * c.output_gradient[i];
-      if (i == 2) co_await delays_.next();
-    }
-  }
-
-  const PipelineSchedule& schedule_;
-  const int rank_;
-  Delays delays_;
-  std::map<std::pair<int, int>, Chunk> chunks_;
-  float gradients_[2] = {0, 0};
-};
-
-// [rank][direction] -> gradient.
-std::vector<std::array<float, 2>> run(const PipelineSchedule& schedule, uint64_t seed, bool overlap) {
-  std::vector<std::array<float, 2>> gradients(static_cast<size_t>(schedule.n_ranks));
-  test::on_ranks(schedule.n_ranks, [&](Communicator& comm) {
-    std::vector<int> ranks;
-    for (int r = 0; r < schedule.n_ranks; ++r) ranks.push_back(r);
-    Work work(schedule, comm.rank(), seed * 100 + static_cast<uint64_t>(comm.rank()));
-    const PipelineTrace trace = run_pipeline(make_group(comm, ranks, 0), schedule, work.work(),
-                                             {.origin_s = monotonic_s(), .overlap = overlap});
-    EXPECT_EQ(work.n_left(), 0u);
-    EXPECT_EQ(trace.ops.size(), schedule.ops[static_cast<size_t>(comm.rank())].size());
-    for (const PipelineTrace::Span& span : trace.ops) EXPECT_LE(span.begin, span.end);
-    gradients[static_cast<size_t>(comm.rank())] = {work.gradient(0), work.gradient(1)};
-  });
-  return gradients;
-}
+using test::number_gradients;
+using test::NumberPipeline;
+using test::run_numbers;
 
 TEST(Pipeline, GradientsAreThoseOfOneProcess) {
   for (const auto& [name, kind] : kScheduleKinds) {
@@ -135,8 +19,8 @@ TEST(Pipeline, GradientsAreThoseOfOneProcess) {
       if (kind == ScheduleKind::dualpipe && ranks == 1) continue;
       SCOPED_TRACE(std::string(name) + " " + std::to_string(ranks));
       const PipelineSchedule schedule = make_schedule(kind, ranks, 2 * ranks + 2);
-      const std::vector<double> expected = expected_gradients(schedule.n_stages(), schedule.n_chunks);
-      const auto gradients = run(schedule, 1, true);
+      const std::vector<double> expected = number_gradients(schedule.n_stages(), schedule.n_chunks);
+      const auto gradients = run_numbers(schedule, 1, true);
       std::vector<double> ours(expected.size());
       for (int r = 0; r < ranks; ++r) {
         for (int d = 0; d < schedule.n_directions(); ++d) {
@@ -146,8 +30,8 @@ TEST(Pipeline, GradientsAreThoseOfOneProcess) {
       }
       EXPECT_THAT(ours, testing::Pointwise(testing::DoubleNear(1e-4), expected));
       // The same bits whenever messages come, and with nothing beside another.
-      EXPECT_EQ(run(schedule, 2, true), gradients);
-      EXPECT_EQ(run(schedule, 3, false), gradients);
+      EXPECT_EQ(run_numbers(schedule, 2, true), gradients);
+      EXPECT_EQ(run_numbers(schedule, 3, false), gradients);
     }
   }
 }
@@ -156,7 +40,7 @@ TEST(Pipeline, AnErrorOfAStageEndsAll) {
   const PipelineSchedule schedule = make_schedule(ScheduleKind::one_f_one_b, 2, 4);
   const auto job = [&] {
     test::on_ranks(2, [&](Communicator& comm) {
-      Work work(schedule, comm.rank(), 1);
+      NumberPipeline work(schedule, comm.rank(), 1);
       PipelineWork broken = work.work();
       int n = 0;
       broken.forward = [&, forward = broken.forward](ChunkPass p) {

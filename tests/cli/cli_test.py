@@ -35,7 +35,7 @@ def tensors(path):
 class Program(Case):
     def test_version_names_instruction_sets_and_backends(self):
         text = self.assert_done(fathom("--version"))
-        for word in ("fathom 0.", "baseline", "CPU", "CUDA", "MPI"):
+        for word in ("fathom 0.", "baseline", "CPU", "CUDA", "MPI", "NCCL"):
             self.assertIn(word, text)
 
     def test_help_of_every_subcommand(self):

@@ -14,6 +14,7 @@
 #include "base/rng.h"
 #include "parallel/collectives.h"
 #include "parallel/in_process_ranks.h"
+#include "parallel/nccl.h"
 #include "parallel/number_pipeline.h"
 #include "parallel/random_messages.h"
 
@@ -258,6 +259,11 @@ TEST(OrderedTransport, PipelinesHaveTheSameBits) {
       EXPECT_EQ(test::run_numbers(schedule, 3, true, on_fifos(4)), expected);
     }
   }
+}
+
+TEST(Nccl, IsRefusedWhereItIsNotBuilt) {
+  if (nccl_build_text() != "NCCL: not built") GTEST_SKIP() << nccl_build_text();
+  test::on_ranks(1, [](Communicator& host) { EXPECT_THROW(join_nccl(host, 0), Error); });
 }
 
 }  // namespace

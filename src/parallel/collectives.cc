@@ -111,6 +111,12 @@ void all_reduce(const RankGroup& group, std::span<float> data) {
 void sum_over(const RankGroup& group, std::span<double> values) { sum_few(group, values); }
 void sum_over(const RankGroup& group, std::span<int64_t> values) { sum_few(group, values); }
 
+bool is_on_any(const RankGroup& group, bool here) {
+  int64_t n = here ? 1 : 0;
+  sum_over(group, std::span(&n, 1));
+  return n > 0;
+}
+
 void broadcast(const RankGroup& group, int root, std::span<std::byte> data) {
   if (data.empty()) return;
   Exchange exchange(*group.comm);

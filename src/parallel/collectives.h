@@ -58,6 +58,8 @@ void all_reduce(const RankGroup& group, std::span<float> data);
 // Of few numbers, summed in the order of the ranks.
 void sum_over(const RankGroup& group, std::span<double> values);
 void sum_over(const RankGroup& group, std::span<int64_t> values);
+// Whether it is so on one of them.
+bool is_on_any(const RankGroup& group, bool here);
 // From member `root` to all.
 void broadcast(const RankGroup& group, int root, std::span<std::byte> data);
 // The texts of all members, to member 0; nothing elsewhere.

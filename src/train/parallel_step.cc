@@ -298,9 +298,12 @@ bool parallel_update(RankState& state, ThreadPool& pool, int64_t step, const Exp
     if (o.bias_update_speed == 0) break;
     update_biases(stage.model.weights, load_of_stage(load, state.config, stage.part), o.bias_update_speed);
   }
-  int64_t broken = finite ? 0 : 1;
-  sum_over(state.all, std::span(&broken, 1));
-  return broken == 0;
+  return !is_on_any(state.all, !finite);
+}
+
+bool biases_are_finite(const RankState& state) {
+  const auto are_finite = [](const Stage& stage) { return biases_are_finite(stage.model.weights); };
+  return !is_on_any(state.all, !std::ranges::all_of(state.stages, are_finite));
 }
 
 }  // namespace fathom

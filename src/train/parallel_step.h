@@ -90,4 +90,7 @@ struct UpdateOptions {
 bool parallel_update(RankState& state, ThreadPool& pool, int64_t step, const ExpertLoad& load,
                      const UpdateOptions& options);
 
+// The correction biases of all ranks. Collective.
+bool biases_are_finite(const RankState& state);
+
 }  // namespace fathom

@@ -41,6 +41,7 @@ struct ParallelRun {
   Balance balance;
   TrainedState numbers;  // without weights and moments, which are in `ranks`
   double begin_s = 0, seconds_before = 0;
+  bool not_finite = false;  // what the last step was skipped for
   bool broken = false;
   int64_t last_taken = 0;
   TraceWriter trace{};
@@ -81,6 +82,11 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
   StepMetrics m = metrics_of(o, step, loss, gradients.norm);
   // All ranks have the same numbers, so that they skip together.
   std::string why = begin_step(o, run.reading, m, run.numbers);
+  run.not_finite = !is_finite(m);
+  if (!biases_are_finite(run.ranks)) {  // which one rank sees
+    run.not_finite = true;
+    why = kBrokenBias;
+  }
   if (!why.empty()) {
     if (run.ranks.all.index == 0) log("step {}: skipped: {}", step, why);
     count_skipped(std::move(why), m, run.numbers);
@@ -190,7 +196,10 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     const fs::path directory = checkpoint_directory(options.out, step);
     run.numbers = read_trainer(directory, settings);
     load_sharded_checkpoint(directory, *state, pool);
-    if (is_first) log("resuming after step {}", step);
+    if (is_first) {
+      log("resuming after step {}", step);
+      tell_changed_rate(options, run.numbers);
+    }
   } else if (!options.init.empty()) {
     load_sharded_model(options.init, *state, pool);
   } else {
@@ -227,6 +236,14 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     const std::string trouble = remove_old_checkpoints(options.out, run.numbers.step, options.saver.keep);
     if (!trouble.empty()) log("{}", trouble);
   };
+  // For a reason that all ranks have, and the first of them tells.
+  const auto end_with = [&](const auto& gives_up) {
+    try {
+      gives_up();
+    } catch (const Error& error) {
+      throw FailedTogether(error.what(), is_first);
+    }
+  };
   for (int64_t step = run.numbers.step + 1; step <= options.steps; ++step) {
     const StepMetrics m = train_step(run, step);
     if (is_first) {
@@ -238,20 +255,22 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
       }
     }
     fail_together(all, failed);
-    if (run.broken)
-      give_up(options.out, run.last_taken, step, "it left weights or moments that are not finite", kCalmer);
+    if (run.broken) {
+      end_with([&] { give_up(options.out, run.last_taken, step, kBrokenState, kCalmer); });
+    }
     if (m.skipped && run.numbers.guard.skipped > options.max_skips) {
-      give_up(options.out, run.last_taken, step,
-              fmt::format("{}; it is skipped number {} in a row", *m.skipped, run.numbers.guard.skipped), kCalmer);
+      const int64_t n = std::exchange(run.numbers.guard.skipped, 0);  // who resumes has as many tries
+      const std::string why = fmt::format("{}; it is skipped number {} in a row", *m.skipped, n);
+      if (run.not_finite) end_with([&] { give_up(options.out, run.last_taken, step, why, kCalmer); });
+      save();
+      end_with([&] { give_up_with_saved(options.out, step, why); });
     }
     if (is_first && m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
     }
     if (progress) progress->update(step, fmt::format("loss {:.4f} {:.0f} tok/s", m.loss, m.tokens_per_s));
     // A signal may have come to some of them only, or to each in another step.
-    int64_t stops = stop_requested && stop_requested() && step < options.steps ? 1 : 0;
-    sum_over(all, std::span(&stops, 1));
-    result.stopped = stops > 0;
+    result.stopped = is_on_any(all, stop_requested && stop_requested() && step < options.steps);
     const bool due = options.save_every > 0 && step % options.save_every == 0 && !m.skipped;
     if (due || result.stopped || step == options.steps) {
       if (is_first) metrics_log->sync();

@@ -1,6 +1,7 @@
 #include "train/step.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "base/terminal.h"
@@ -70,6 +71,10 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
   return m;
 }
 
+bool is_finite(const StepMetrics& m) {
+  return std::isfinite(m.loss) && std::isfinite(m.mtp_loss.value_or(0)) && std::isfinite(m.grad_norm);
+}
+
 std::string begin_step(const TrainOptions& o, const Reading& reading, const StepMetrics& m, TrainedState& state) {
   // The losses of longer sequences, whose far positions are new to the model, are no spikes of those before.
   if (reading.phases.size() > 1 && m.step == o.extend_at + 1) state.guard = {.skipped = state.guard.skipped};
@@ -109,6 +114,14 @@ void set_validation(const LossResult& validation, StepMetrics& m, TrainedState& 
   m.val_max_violation = max_violation(validation.expert_load);
 }
 
+void tell_changed_rate(const TrainOptions& o, const TrainedState& state) {
+  if (!state.lr || state.step >= o.steps) return;
+  const double now = learning_rate(o.lr, state.step);
+  if (std::abs(now - *state.lr) <= 1e-9 * o.lr.peak) return;
+  log("step {} had the learning rate {:.3g}; with --steps {} its schedule has {:.3g} there and goes on from that",
+      state.step, *state.lr, o.steps, now);
+}
+
 void give_up(const std::filesystem::path& out, int64_t last_taken, int64_t step, const std::string& why,
              const char* advice) {
   const int64_t good = checkpoint_before(out, last_taken);
@@ -117,6 +130,11 @@ void give_up(const std::filesystem::path& out, int64_t last_taken, int64_t step,
                   ? fmt::format("The last good checkpoint is {}", printable(checkpoint_directory(out, good).native()))
                   : "No good checkpoint was saved before",
               advice);
+}
+
+void give_up_with_saved(const std::filesystem::path& out, int64_t step, const std::string& why) {
+  throw Error("step {}: {}. The weights before are saved in {}: {}", step, why,
+              printable(checkpoint_directory(out, step).native()), kCalmer);
 }
 
 }  // namespace fathom

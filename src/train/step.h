@@ -14,6 +14,9 @@
 namespace fathom {
 
 inline constexpr const char* kCalmer = "try a lower --lr, or a longer --warmup";
+// Why a step is skipped that loss and gradient have nothing against, and why the run ends behind one that was taken.
+inline constexpr const char* kBrokenBias = "a correction bias of the router is not finite";
+inline constexpr const char* kBrokenState = "it left weights or moments that are not finite";
 
 // The config of what is trained: the file's, with the tokenizer's begin and end tokens where it names none.
 ModelConfig trained_config(const TrainOptions& options, const Tokenizer& tokenizer);
@@ -33,6 +36,7 @@ double bias_speed(const TrainOptions& options, Balance balance, int64_t step);
 
 // What loss and gradient say of a step.
 StepMetrics metrics_of(const TrainOptions& options, int64_t step, const LossResult& loss, double gradient_norm);
+bool is_finite(const StepMetrics& metrics);  // losses and gradient
 // Makes `state` that of this step, and says why it must be skipped, as reason_to_skip() does.
 std::string begin_step(const TrainOptions& options, const Reading& reading, const StepMetrics& metrics,
                        TrainedState& state);
@@ -46,8 +50,13 @@ bool reports_load(const TrainOptions& options, int64_t step);
 bool validates(const TrainOptions& options, const Reading& reading, int64_t step);
 void set_validation(const LossResult& validation, StepMetrics& metrics, TrainedState& state);
 
+// Said of a run that goes on from `state`: other --steps bend the schedule, where the rate had begun to fall it jumps.
+void tell_changed_rate(const TrainOptions& options, const TrainedState& state);
+
 // Why the run ends here, with the last good checkpoint: of checkpoints those are good that a step was taken from.
 [[noreturn]] void give_up(const std::filesystem::path& out, int64_t last_taken, int64_t step, const std::string& why,
                           const char* advice);
+// And where the weights before what was skipped have been saved.
+[[noreturn]] void give_up_with_saved(const std::filesystem::path& out, int64_t step, const std::string& why);
 
 }  // namespace fathom

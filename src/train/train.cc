@@ -75,15 +75,6 @@ void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
       tokens_of_pass(o), human_bytes(needed), human_bytes(std::max(present, 0.0)));
 }
 
-// Other --steps bend the schedule: where the rate had begun to fall it jumps.
-void tell_changed_rate(const TrainOptions& o, const TrainedState& state) {
-  if (!state.lr || state.step >= o.steps) return;
-  const double now = learning_rate(o.lr, state.step);
-  if (std::abs(now - *state.lr) <= 1e-9 * o.lr.peak) return;
-  log("step {} had the learning rate {:.3g}; with --steps {} its schedule has {:.3g} there and goes on from that",
-      state.step, *state.lr, o.steps, now);
-}
-
 // What is trained, before anything is allocated for it.
 ModelConfig initial_config(const TrainOptions& o, const Tokenizer& tokenizer) {
   ModelConfig config = trained_config(o, tokenizer);
@@ -223,10 +214,10 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   StepMetrics m = metrics_of(o, step, loss, std::sqrt(sum_of_squares(run.ctx, run.gradients.trained())));
   std::string why = begin_step(o, run.reading, m, run.state);
   run.changed = run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state);
-  run.not_finite = !std::isfinite(m.loss) || !std::isfinite(loss.mtp_loss()) || !std::isfinite(m.grad_norm);
+  run.not_finite = !is_finite(m);
   if (!biases_are_finite(run.model.weights)) {  // which neither loss nor gradient tells
     run.not_finite = true;
-    why = "a correction bias of the router is not finite";
+    why = kBrokenBias;
   }
   if (run.changed) why = "weights or moments are not what the step before left: the memory has lost bits";
   if (!why.empty()) {
@@ -398,16 +389,14 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     if (run.changed)
       give_up(options.out, run.last_taken, step, *m.skipped,
               "remove later ones, go on with --resume, on a machine whose memory is sound");
-    if (run.broken)
-      give_up(options.out, run.last_taken, step, "it left weights or moments that are not finite", kCalmer);
+    if (run.broken) give_up(options.out, run.last_taken, step, kBrokenState, kCalmer);
     if (!m.skipped) saver.taken(step);
     if (m.skipped && run.state.guard.skipped > options.max_skips) {
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
       const std::string why = fmt::format("{}; it is skipped number {} in a row", *m.skipped, n);
       if (run.not_finite) give_up(options.out, run.last_taken, step, why, kCalmer);
       saver.save_last(run.state);
-      throw Error("step {}: {}. The weights before are saved in {}: {}", step, why,
-                  printable(checkpoint_directory(options.out, step).native()), kCalmer);
+      give_up_with_saved(options.out, step, why);
     }
     if (m.val_loss) {
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);

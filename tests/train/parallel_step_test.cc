@@ -178,6 +178,21 @@ TEST(ParallelStep, EveryLayoutTrainsLikeOneProcess) {
   EXPECT_EQ(on_many(config, twice).weights, on_many(config, twice).weights) << "other bits the second time";
 }
 
+// Neither loss nor gradient tells of it, and the other ranks do not hold it.
+TEST(ParallelStep, ABiasOfOneRankThatIsNotFiniteIsSeenByAll) {
+  const ModelConfig config = config_of_test();
+  test::on_ranks(4, [&](Communicator& comm) {
+    const auto state = make_rank_state(comm, {.pp = 4}, config, 4, Format::f32, Precision::f32);
+    EXPECT_TRUE(biases_are_finite(*state));
+    if (comm.rank() == 2) {
+      const Stage& stage = state->stages[0];
+      const auto layer = static_cast<size_t>(stage.part.first_layer);
+      stage.model.weights.layers[layer].moe.e_score_correction_bias.f32()[1] = -INFINITY;
+    }
+    EXPECT_FALSE(biases_are_finite(*state));
+  });
+}
+
 TEST(ParallelStep, LayoutsThatCannotBeAreRefused) {
   const ModelConfig config = config_of_test();
   const auto refused = [&](const ParallelLayout& layout, int ranks, int64_t sequences = 16, int64_t micro_batch = 1) {

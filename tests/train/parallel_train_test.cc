@@ -186,6 +186,34 @@ TEST_F(ParallelTrain, WhatIsForOneProcessIsRefused) {
   EXPECT_THROW(run_on("refused", {.ep = 3}), UsageError);
 }
 
+// After spikes a run ends as that of one process does: the weights before them are saved.
+TEST_F(ParallelTrain, SpikesLeaveTheWeightsBeforeThem) {
+  const ParallelLayout layout{.pp = 2};
+  run_on("out", layout, 3);
+  // A checkpoint of a run whose losses were far lower.
+  const std::filesystem::path step_3 = checkpoint_directory(options_.out, 3);
+  const auto trainer = nlohmann::json::parse(std::ifstream(step_3 / "trainer.json"));
+  TrainedState numbers = read_trainer(step_3, trainer["settings"].get<Settings>());
+  numbers.step = 4;
+  numbers.guard = {.mean = 0.1, .variance = 0, .taken = 100, .skipped = 0};
+  const std::filesystem::path partial = begin_checkpoint(options_.out, 4);
+  std::filesystem::copy(step_3, partial, std::filesystem::copy_options::recursive);
+  std::filesystem::remove(partial / "manifest.json");
+  write_trainer(partial, numbers, trainer["settings"].get<Settings>());
+  finish_checkpoint(options_.out, 4);
+  options_.resume = true;
+  options_.max_skips = 0;
+  try {
+    run_on("out", layout);
+    FAIL() << "nobody saw it";
+  } catch (const FailedTogether& error) {
+    const std::string what = error.what();
+    EXPECT_NE(what.find("is a spike"), what.npos) << what;
+    EXPECT_NE(what.find("saved in " + checkpoint_directory(options_.out, 5).string()), what.npos) << what;
+  }
+  verify_checkpoint(checkpoint_directory(options_.out, 5));
+}
+
 // What one rank cannot write all of them end with, and the checkpoint before stays.
 TEST_F(ParallelTrain, AnErrorOfOneRankIsAllRanks) {
   const ParallelLayout layout{.pp = 2};

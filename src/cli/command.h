@@ -151,10 +151,13 @@ extern volatile std::sig_atomic_t interrupted_by;
 struct Interrupted {};
 void stop_when_interrupted();  // throws it when a signal has come
 
-// The program ends with this code without a word: another process of the job has said why.
+// The program ends with this code without a word: it, or another process of the job, has said why.
 struct ToldElsewhere {
   int exit_code;
 };
+
+// "fathom: message" on one line of stderr. Returns exit_code.
+int report(std::string message, int exit_code);
 
 // Results, to stdout and flushed. Throws Error when the system refuses them, OutputClosed when nobody reads any more
 // (`fathom ... | head`), which ends the program quietly.

@@ -36,6 +36,14 @@ void write_stdout(std::string_view text) {
   throw Error("cannot write to standard output: {}", std::strerror(errno));
 }
 
+// Nothing is left to do when stderr cannot take it.
+int report(std::string message, int exit_code) {
+  if (const size_t last = message.find_last_not_of(" \n"); last != std::string::npos) message.resize(last + 1);
+  std::replace(message.begin(), message.end(), '\n', ' ');
+  std::fputs(("fathom: " + printable(message, 10'000) + "\n").c_str(), stderr);
+  return exit_code;
+}
+
 namespace {
 
 enum ExitCode { kDone = 0, kFailed = 1, kUsage = 2, kSignalled = 128 };
@@ -98,14 +106,6 @@ void open_standard_streams() {
   for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (fcntl(fd, F_GETFD) == -1 && errno == EBADF) (void)open("/dev/null", O_RDWR);
   }
-}
-
-// "fathom: message" on one line. Nothing is left to do when stderr cannot take it.
-int report(std::string message, int exit_code) {
-  if (const size_t last = message.find_last_not_of(" \n"); last != std::string::npos) message.resize(last + 1);
-  std::replace(message.begin(), message.end(), '\n', ' ');
-  std::fputs(("fathom: " + printable(message, 10'000) + "\n").c_str(), stderr);
-  return exit_code;
 }
 
 std::string whole_number(const std::string& text) {

@@ -61,16 +61,17 @@ ParallelLayout layout_of(const Options& o, int n_ranks) {
   return layout;
 }
 
-// One line on stderr, whichever process knows why.
+// One line on stderr, by the process that knows why, while it still holds the others in MPI: the first that leaves with
+// an error has mpirun kill the rest.
 TrainResult train_with_mpi(const Options& options, ThreadPool& pool, const std::function<bool()>& stop_requested) {
   const std::unique_ptr<Communicator> comm = join_mpi(options.hang_s);
   try {
     return train_on_ranks(options.train, layout_of(options, comm->size()), *comm, pool, stop_requested);
-  } catch (const UsageError&) {  // the same in all of them
-    if (comm->rank() == 0) throw;
+  } catch (const UsageError& error) {  // the same in all of them
+    if (comm->rank() == 0) report(error.what(), 2);
     throw ToldElsewhere{2};
   } catch (const FailedTogether& error) {
-    if (error.tells) throw;
+    if (error.tells) report(error.what(), 1);
     throw ToldElsewhere{1};
   } catch (const std::exception& error) {
     comm->fail(fmt::format("rank {}: {}", comm->rank(), error.what()));

@@ -42,6 +42,21 @@ void Exchange::wait() {
   for (; !transfers_.empty(); transfers_.pop_back()) comm_->wait(transfers_.back());
 }
 
+StagePass::Arrived arrival(Exchange exchange) {
+  return [exchange = std::move(exchange)]() mutable { return exchange.done(); };
+}
+
+void finish(StagePass& pass, Communicator& comm) {
+  for (int n_looks = 0; !pass.over();) {
+    if (pass.can_go_on()) {
+      pass.go_on();
+      n_looks = 0;
+    } else {
+      comm.pause(n_looks++);
+    }
+  }
+}
+
 Exchange all_to_all(const RankGroup& group, std::span<const std::span<const std::byte>> sent,
                     std::span<const std::span<std::byte>> received, int tag) {
   FATHOM_CHECK(std::ssize(sent) == group.size() && std::ssize(received) == group.size());
@@ -71,27 +86,39 @@ Shard shard_of(size_t n, int size, int index) {
   return {from(index), from(index + 1)};
 }
 
-void reduce_scatter(const RankGroup& group, std::span<float> data) {
-  const int size = group.size();
-  const Shard own = shard_of(data.size(), size, group.index);
+StagePass reduce_scatter(const RankGroup& group, std::span<float> data) {
+  const auto size = static_cast<size_t>(group.size()), index = static_cast<size_t>(group.index);
+  if (size == 1) co_return;
+  const Shard own = shard_of(data.size(), group.size(), group.index);
   const size_t n_own = own.end - own.begin;
-  std::vector<float> others(n_own * static_cast<size_t>(size));
-  std::vector<std::span<const std::byte>> sent;
-  std::vector<std::span<std::byte>> received;
-  for (int i = 0; i < size; ++i) {
-    const Shard shard = shard_of(data.size(), size, i);
-    sent.push_back(std::as_bytes(data.subspan(shard.begin, shard.end - shard.begin)));
-    received.push_back(std::as_writable_bytes(std::span(others).subspan(static_cast<size_t>(i) * n_own, n_own)));
+  std::vector<float> others(n_own * (size - 1));
+  std::vector<std::span<const std::byte>> sent(size);
+  std::vector<std::span<std::byte>> received(size);
+  std::vector<const float*> parts(size, data.data() + own.begin);  // [member]: of the own shard
+  for (size_t i = 0, at = 0; i < size; ++i) {
+    if (i == index) continue;
+    const Shard shard = shard_of(data.size(), group.size(), static_cast<int>(i));
+    sent[i] = std::as_bytes(data.subspan(shard.begin, shard.end - shard.begin));
+    const std::span<float> part = std::span(others).subspan(n_own * at++, n_own);
+    received[i] = std::as_writable_bytes(part);
+    parts[i] = part.data();
   }
-  all_to_all(group, sent, received).wait();
-  for (size_t v = 0; v < n_own; ++v) {
-    float sum = others[v];
-    for (size_t i = 1; i < static_cast<size_t>(size); ++i) sum += others[i * n_own + v];
-    data[own.begin + v] = sum;
+  co_await arrival(all_to_all(group, sent, received));
+  constexpr size_t kBlock = 4096, kBlocks = 64;  // of a piece: a millisecond or less
+  std::vector<float> sums(kBlock);
+  for (size_t at = 0, n_blocks = 1; at < n_own; at += kBlock, ++n_blocks) {
+    const size_t n = std::min(kBlock, n_own - at);
+    std::copy_n(parts[0] + at, n, sums.begin());
+    for (size_t i = 1; i < size; ++i) {
+      const float* const part = parts[i] + at;
+      for (size_t v = 0; v < n; ++v) sums[v] += part[v];
+    }
+    std::copy_n(sums.begin(), n, data.data() + own.begin + at);
+    if (n_blocks % kBlocks == 0) co_await StagePass::Arrived();
   }
 }
 
-void all_gather(const RankGroup& group, std::span<float> data) {
+Exchange all_gather(const RankGroup& group, std::span<float> data) {
   const Shard own = shard_of(data.size(), group.size(), group.index);
   std::vector<std::span<const std::byte>> sent(static_cast<size_t>(group.size()),
                                                std::as_bytes(data.subspan(own.begin, own.end - own.begin)));
@@ -100,12 +127,13 @@ void all_gather(const RankGroup& group, std::span<float> data) {
     const Shard shard = shard_of(data.size(), group.size(), i);
     received.push_back(std::as_writable_bytes(data.subspan(shard.begin, shard.end - shard.begin)));
   }
-  all_to_all(group, sent, received).wait();
+  return all_to_all(group, sent, received);
 }
 
 void all_reduce(const RankGroup& group, std::span<float> data) {
-  reduce_scatter(group, data);
-  all_gather(group, data);
+  StagePass sum = reduce_scatter(group, data);
+  finish(sum, *group.comm);
+  all_gather(group, data).wait();
 }
 
 void sum_over(const RankGroup& group, std::span<double> values) { sum_few(group, values); }

@@ -2,11 +2,13 @@
 // same layout gives the same bits whoever is first.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "parallel/communicator.h"
+#include "parallel/stage_pass.h"
 
 namespace fathom {
 
@@ -36,6 +38,11 @@ class Exchange {
   std::vector<Communicator::Transfer> transfers_;
 };
 
+// For a pass that goes on when it is there.
+StagePass::Arrived arrival(Exchange exchange);
+// To its end, with nothing beside it.
+void finish(StagePass& pass, Communicator& comm);
+
 // Rows of every member to every member: `sent[i]` goes to member i, `received[i]` comes from it, and may be empty. What
 // a member has for itself is copied at once. Returns what is under way. Where several are at a time, in orders that may
 // differ from rank to rank, each has a `tag` (added to the group's) of its own.
@@ -49,9 +56,11 @@ struct Shard {
 Shard shard_of(size_t n, int size, int index);
 
 // data[own shard] becomes the sum over all members, in their order; what stands in the rest is undefined then.
-void reduce_scatter(const RankGroup& group, std::span<float> data);
-// Every member's own shard of data to all.
-void all_gather(const RankGroup& group, std::span<float> data);
+// A pass, so that it may go on beside other things: it sends when it begins, and adds in pieces what has come. Group
+// and data must stay until it is over, and data as it is.
+StagePass reduce_scatter(const RankGroup& group, std::span<float> data);
+// Every member's own shard of data to all. Returns what is under way.
+Exchange all_gather(const RankGroup& group, std::span<float> data);
 // Both: the same bits everywhere.
 void all_reduce(const RankGroup& group, std::span<float> data);
 

@@ -49,10 +49,6 @@ std::vector<int64_t> counts_of(const Hop& hop) {
   return counts;
 }
 
-StagePass::Arrived arrival(const std::shared_ptr<Exchange>& exchange) {
-  return [exchange] { return exchange->done(); };
-}
-
 int64_t bytes_that_leave(const RankGroup& group, const std::vector<int64_t>& counts, int64_t row_bytes) {
   int64_t rows = 0;
   for (size_t i = 0; i < counts.size(); ++i) {
@@ -76,7 +72,7 @@ StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
     sent.push_back(std::as_bytes(std::span(&counts[i], 1)));
     received.push_back(std::as_writable_bytes(std::span(&hop.received[i], 1)));
   }
-  co_await arrival(std::make_shared<Exchange>(all_to_all(group, sent, received, tag++)));
+  co_await arrival(all_to_all(group, sent, received, tag++));
 }
 
 // received [hop.n_received(), cols] = the rows that the members send here; rows [rows, cols] are this one's.
@@ -96,8 +92,7 @@ StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor
     encode_rows(ctx.pool, way.format, chosen, way.n_raw, from.data);
   }
   const double begin = monotonic_s();
-  co_await arrival(std::make_shared<Exchange>(
-      all_to_all(group, from.parts<const std::byte>(counts), to.parts<std::byte>(hop.received), tag++)));
+  co_await arrival(all_to_all(group, from.parts<const std::byte>(counts), to.parts<std::byte>(hop.received), tag++));
   count(traffic, {/*returns=*/false, begin, monotonic_s(), bytes_that_leave(group, counts, bytes)}, way.across);
   decode_rows(ctx.pool, way.format, received, way.n_raw, to.data);
 }
@@ -111,8 +106,7 @@ StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tens
   const PackedRows from = new_packed(ctx, received.rows(), bytes), to = new_packed(ctx, n, bytes);
   encode_rows(ctx.pool, way.format, received, way.n_raw, from.data);
   const double begin = monotonic_s();
-  co_await arrival(std::make_shared<Exchange>(
-      all_to_all(group, from.parts<const std::byte>(hop.received), to.parts<std::byte>(counts), tag++)));
+  co_await arrival(all_to_all(group, from.parts<const std::byte>(hop.received), to.parts<std::byte>(counts), tag++));
   count(traffic, {/*returns=*/true, begin, monotonic_s(), bytes_that_leave(group, hop.received, bytes)}, way.across);
   const Tensor parts = new_f32(ctx, {n, rows.cols()});
   decode_rows(ctx.pool, way.format, parts, way.n_raw, to.data);

@@ -42,7 +42,7 @@ class Runner {
     while (next_ < ops_.size() || !active_.empty()) {
       while (n_awaited_ < ops_.size() && n_awaited_ < next_ + kAhead) receive_for(ops_[n_awaited_++]);
       drop_sent();
-      if (compute_something() || begin_next()) {
+      if (compute_something() || begin_next() || do_beside()) {
         n_looks = 0;
         continue;
       }
@@ -70,12 +70,12 @@ class Runner {
     if (kind == Kind::backward_input) return PieceKind::backward_input;
     return kind == Kind::backward_weight ? PieceKind::backward_weight : PieceKind::backward;
   }
-  // Looks in vain one after the other are one wait.
+  // Looks in vain one after the other are one wait, and so are pieces of what goes on beside.
   void keep(PieceKind kind, ChunkPass pass, double begin, double end) {
     if (!options_.pieces) return;
     std::vector<PipelineTrace::Piece>& pieces = trace_.pieces;
-    const bool waits = kind == PieceKind::exposed || kind == PieceKind::starved;
-    if (waits && !pieces.empty() && pieces.back().kind == kind) {
+    const bool is_pass = kind < PieceKind::beside;
+    if (!is_pass && !pieces.empty() && pieces.back().kind == kind) {
       pieces.back().end = end;
     } else {
       pieces.push_back({kind, pass, begin, end});
@@ -200,6 +200,17 @@ class Runner {
       }
     }
     return false;
+  }
+
+  bool do_beside() {
+    if (!work_.beside) return false;
+    count_wait();
+    const double begin = counted_;
+    if (!work_.beside()) return false;
+    counted_ = now();
+    trace_.beside += counted_ - begin;
+    keep(PieceKind::beside, {}, begin, counted_);
+    return true;
   }
 
   // What is ready goes to the other stages. Whether the operation is over.

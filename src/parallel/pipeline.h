@@ -23,6 +23,8 @@ struct PipelineWork {
   std::function<std::span<std::byte>(ChunkPass)> input, output_gradient;
   std::function<std::span<const std::byte>(ChunkPass)> output, input_gradient;
   std::function<void(ChunkPass)> end_chunk;  // nothing of it is needed any more
+  // Where no pass has anything to compute: does a small piece of what goes on beside them. Whether there was one.
+  std::function<bool()> beside;
 };
 
 // What a rank did, in seconds since `origin_s` of run_pipeline().
@@ -34,13 +36,14 @@ struct PipelineTrace {
   std::vector<Span> ops;  // [operation]
   // What it did from moment to moment, where PipelineOptions ask for it: pieces of passes and waits, none over another.
   struct Piece {
-    enum class Kind { forward, backward, backward_input, backward_weight, exposed, starved };
+    enum class Kind { forward, backward, backward_input, backward_weight, beside, exposed, starved };
     Kind kind;
     ChunkPass pass;  // of passes
     double begin, end;
   };
   std::vector<Piece> pieces;
   double computed = 0;  // in passes, without their waits
+  double beside = 0;    // in what goes on beside them
   double exposed = 0;   // waited for messages of passes, with nothing to compute meanwhile
   double starved = 0;   // waited for another stage, with nothing begun
   double end = 0;       // when all that was sent had gone

@@ -287,26 +287,39 @@ StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
   const size_t n_layers = c.saved.size();
   size_t n_waiting = of_input ? n_layers : 0;  // layers from the first whose input part is not done
   size_t n_left = n_layers;                    // and those whose weights' part is not
-  const std::function<void()> weights_that_are_due = [&] {
-    for (; of_weights && n_left > n_waiting; --n_left) layer_backward_weight(c, s, layer(c, s, n_left - 1));
+  const bool is_last = of_weights && ++n_backward_[pass.direction] == schedule_.chunks_of_direction();
+  const auto are_final_from = [&](int64_t l) {
+    if (is_last && told_) told_(pass.direction, l);
   };
+  const std::function<void()> weights_that_are_due = [&] {
+    for (; of_weights && n_left > n_waiting; --n_left) {
+      layer_backward_weight(c, s, layer(c, s, n_left - 1));
+      are_final_from(s.part.first_layer + static_cast<int64_t>(n_left) - 1);
+    }
+  };
+  if (of_weights) {
+    if (s.part.head) rms_norm_backward_weight(c.ctx, dw.norm, c.d_hidden, c.output, c.x_rms);
+    are_final_from(s.part.end_layer);
+  }
   if (of_input) {
     int tag = first_tag(pass, true);
     Tensor d_out = c.d_output;
     if (s.part.head) {
       rms_norm_backward_input(c.ctx, d_out, c.d_hidden, c.output, s.model.weights.norm, c.x_rms, /*accumulate=*/false);
     }
-    for (; n_waiting > 0; --n_waiting) {
+    while (n_waiting > 0) {
       const size_t l = n_waiting - 1;
       const Tensor dx = l == 0 ? c.d_input : new_f32(c.ctx, {tokens, hidden});
       co_await layer_backward_input(c, s, layer(c, s, l), dx, d_out, tag, weights_that_are_due);
       d_out = dx;
+      n_waiting = l;
+      if (s.experts == nullptr) weights_that_are_due();  // no rows of the next layer have to hide behind it
     }
   }
   if (!of_weights) co_return;
   weights_that_are_due();
-  if (s.part.head) rms_norm_backward_weight(c.ctx, dw.norm, c.d_hidden, c.output, c.x_rms);
   if (s.part.first_layer == 0) embedding_backward_weight(c.ctx, dw.embed, c.d_input, c.batch.ids);
+  are_final_from(-1);
 }
 
 PipelineWork StageWork::work() {

@@ -39,6 +39,9 @@ class StageWork {
   StageWork(ThreadPool& pool, const PipelineSchedule& schedule, std::span<Stage> stages, const PipelineStep& step);
   ~StageWork();
   PipelineWork work();
+  // `told` of a layer of a direction's stage, in the last backward pass through it: the gradients of this layer and of
+  // all behind it are those of the step; -1: all are, the embedding's too.
+  void tell_final(std::function<void(int direction, int64_t layer)> told) { told_ = std::move(told); }
   LossResult result() const;
   const Traffic& traffic() const { return traffic_; }
   void keep_messages(std::vector<Traffic::Message>& in) { traffic_.messages = &in; }
@@ -67,6 +70,8 @@ class StageWork {
   std::map<std::pair<int, int>, std::unique_ptr<Chunk>> chunks_;
   std::vector<std::unique_ptr<Arena>> free_arenas_;
   Traffic traffic_;
+  std::function<void(int, int64_t)> told_;
+  int n_backward_[2] = {0, 0};                         // [direction]: passes that make weights' gradients, begun
   std::map<std::pair<int, int>, LossResult> results_;  // of chunks that are over, summed in this order
 };
 

@@ -1,5 +1,5 @@
 // A chunk's way through a stage, as a coroutine: straight code that computes, sends, and at `co_await` lets something
-// else compute until its messages have come.
+// else compute until its messages have come. What else goes on beside that (parallel/collectives.h) is one too.
 #pragma once
 
 #include <coroutine>

@@ -62,11 +62,12 @@ class RegionMaker {
       const std::vector<StagePlace> places = holders_of(state_.schedule, stage);
       for (size_t d = 0; d < state_.stages.size(); ++d) {
         if (state_.schedule.stage_of(state_.place, static_cast<int>(d)) != stage) continue;
-        const Parameters& p = state_.stages[d].parameters;
-        add(d, p.n_embed, p.experts_begin, ranks_of(state_.layout, places, any));
-        add(d, p.experts_begin, p.n_trained, ranks_of(state_.layout, places, same_experts));
+        for (const bool experts : {false, true}) {
+          const std::vector<int> ranks =
+              experts ? ranks_of(state_.layout, places, same_experts) : ranks_of(state_.layout, places, any);
+          add_layers(d, experts, ranks);
+        }
       }
-      ++tag_;  // on those too that have nothing of it
     }
   }
 
@@ -75,7 +76,7 @@ class RegionMaker {
     for (size_t d = 0; d < state_.stages.size(); ++d) {
       const int64_t n = state_.stages[d].parameters.n_embed;
       if (n == 0) continue;
-      add(d, 0, n, ranks);
+      add(d, -1, 0, n, ranks, kRegionTag);
       if (d == 0 && state_.stages.size() > 1 && state_.stages[1].parameters.n_embed > 0) {
         state_.regions.back().twin = 1;
         return;
@@ -83,12 +84,38 @@ class RegionMaker {
     }
   }
 
-  void add(size_t direction, int64_t begin, int64_t end, const std::vector<int>& ranks) {
-    if (begin == end) return;
+  // The experts of a stage's layers or all else of them, and of what stands behind, each a region.
+  void add_layers(size_t direction, bool experts, const std::vector<int>& ranks) {
+    const Stage& stage = state_.stages[direction];
+    const Parameters& p = stage.parameters;
+    const ModelWeights& w = p.weights;
+    std::vector<std::pair<int64_t, int64_t>> begins;  // layer, first of its floats
+    const auto begin_at = [&](int64_t layer, Tensor first) {
+      if (first) begins.emplace_back(layer, first.f32() - p.trained().data());
+    };
+    for (int64_t l = stage.part.first_layer; l < stage.part.end_layer; ++l) {
+      const LayerWeights& layer = w.layers[static_cast<size_t>(l)];
+      begin_at(l, experts ? layer.moe.gate_up : layer.input_norm);
+    }
+    if (!experts) begin_at(stage.part.end_layer, w.norm);
+    if (experts && !w.mtp.empty()) begin_at(stage.part.end_layer, w.mtp[0].layer.moe.gate_up);
+    int64_t end = experts ? p.n_trained : p.experts_begin;
+    // Those whose gradients come first.
+    for (auto next = begins.rbegin(); next != begins.rend(); ++next) {
+      const auto [layer, begin] = *next;
+      add(direction, layer, begin, end, ranks, kRegionTag + 1 + 2 * static_cast<int>(layer) + (experts ? 1 : 0));
+      end = begin;
+    }
+    FATHOM_CHECK(experts || end == p.n_embed);
+  }
+
+  void add(size_t direction, int64_t layer, int64_t begin, int64_t end, const std::vector<int>& ranks, int tag) {
+    FATHOM_CHECK(begin < end && tag < kPipelineTag);
     Region region{.direction = direction,
+                  .layer = layer,
                   .begin = static_cast<size_t>(begin),
                   .size = static_cast<size_t>(end - begin),
-                  .holders = make_group(comm_, ranks, kRegionTag + tag_)};
+                  .holders = make_group(comm_, ranks, tag)};
     region.own = shard_of(region.size, region.holders.size(), region.holders.index);
     const auto n_own = static_cast<int64_t>(region.own.end - region.own.begin);
     region.first_moment = allocate_moment(n_own, moments_);
@@ -99,12 +126,81 @@ class RegionMaker {
   Communicator& comm_;
   RankState& state_;
   const Format moments_;
-  int tag_ = 0;
 };
 
 std::span<float> values_of(const Region& region, const Parameters& of_stage) {
   return of_stage.trained().subspan(region.begin, region.size);
 }
+
+// The sums of all regions' gradients over their holders. Each begins as soon as its gradients are those of the step,
+// and goes on beside the pipeline's passes; in which order is each rank's own affair, for each has its tag.
+class GradientSums {
+ public:
+  explicit GradientSums(RankState& state) : state_(state), sums_(state.regions.size()), times_(sums_.size()) {}
+
+  // As StageWork::tell_final has it.
+  void add_final(int direction, int64_t layer) {
+    final_from_[direction] = layer;
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      const Region& region = state_.regions[i];
+      const auto is_final = [&](size_t d) { return final_from_[d] <= region.layer; };
+      if (begun(i) || !is_final(region.direction) || (region.twin && !is_final(*region.twin))) continue;
+      const std::span<float> gradient = values_of(region, state_.stages[region.direction].gradients);
+      if (region.twin) {
+        const std::span<float> other = values_of(region, state_.stages[*region.twin].gradients);
+        for (size_t v = 0; v < gradient.size(); ++v) gradient[v] += other[v];
+      }
+      const size_t own = region.own.end - region.own.begin;
+      times_[i] = {region.layer, static_cast<int64_t>((region.size - own) * sizeof(float)), monotonic_s(), 0};
+      sums_[i] = reduce_scatter(region.holders, gradient);
+      go_on(i);
+    }
+  }
+
+  // A piece of one whose messages have come. Whether there was one.
+  bool go_on() {
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      if (sums_[i].over() || !sums_[i].can_go_on()) continue;
+      go_on(i);
+      return true;
+    }
+    return false;
+  }
+
+  void finish() {
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      FATHOM_CHECK(begun(i));
+      while (!sums_[i].over()) {
+        if (!go_on()) state_.all.comm->pause(n_looks_++);
+      }
+    }
+  }
+
+  // Of regions that others hold too.
+  std::vector<StepTrace::Sum> times(double origin_s) const {
+    std::vector<StepTrace::Sum> told;
+    for (StepTrace::Sum sum : times_) {
+      sum.begin -= origin_s;
+      sum.end -= origin_s;
+      if (sum.bytes > 0) told.push_back(sum);
+    }
+    return told;
+  }
+
+ private:
+  bool begun(size_t i) const { return times_[i].begin > 0; }
+  void go_on(size_t i) {
+    sums_[i].go_on();
+    if (sums_[i].over()) times_[i].end = monotonic_s();
+    n_looks_ = 0;
+  }
+
+  RankState& state_;
+  int64_t final_from_[2] = {INT64_MAX, INT64_MAX};  // [direction]
+  std::vector<StagePass> sums_;                     // [region]
+  std::vector<StepTrace::Sum> times_;               // monotonic_s()
+  int n_looks_ = 0;                                 // in vain, in finish()
+};
 
 // Sums of all ranks, of which each has those of the chunks that ended there.
 void sum_losses(const RankGroup& all, LossResult& loss) {
@@ -226,9 +322,16 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
     barrier(state.all);
     work.keep_messages(told.messages);
   }
+  GradientSums sums(state);
+  work.tell_final([&](int direction, int64_t layer) { sums.add_final(direction, layer); });
+  PipelineWork passes = work.work();
+  passes.beside = [&] { return sums.go_on(); };
   told.origin_s = monotonic_s();
-  told.pipeline = run_pipeline(state.pipeline, state.schedule, work.work(),
-                               {.origin_s = told.origin_s, .pieces = trace != nullptr});
+  told.pipeline =
+      run_pipeline(state.pipeline, state.schedule, passes, {.origin_s = told.origin_s, .pieces = trace != nullptr});
+  sums.finish();
+  told.end = monotonic_s() - told.origin_s;
+  told.sums = sums.times(told.origin_s);
   result.loss = work.result();
   fill_load(result.loss.expert_load, state.config, step.loss.mtp_weight > 0);
   sum_losses(state.all, result.loss);
@@ -236,17 +339,10 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
   Arena arena;
   Context ctx{pool, arena};
   double squares = 0;
-  told.reduce_begin = monotonic_s() - told.origin_s;
   for (const Region& region : state.regions) {
     const std::span<float> gradient = values_of(region, state.stages[region.direction].gradients);
-    if (region.twin) {
-      const std::span<float> other = values_of(region, state.stages[*region.twin].gradients);
-      for (size_t i = 0; i < gradient.size(); ++i) gradient[i] += other[i];
-    }
-    reduce_scatter(region.holders, gradient);
     squares += sum_of_squares(ctx, gradient.subspan(region.own.begin, region.own.end - region.own.begin));
   }
-  told.reduce_end = monotonic_s() - told.origin_s;
   sum_over(state.all, std::span(&squares, 1));
   result.norm = std::sqrt(squares);
   return result;
@@ -273,9 +369,9 @@ bool parallel_update(RankState& state, ThreadPool& pool, int64_t step, const Exp
   Arena arena;
   Context ctx{pool, arena};
   bool finite = true;
+  std::vector<Exchange> on_their_way;
   for (Region& region : state.regions) {
     Stage& stage = state.stages[region.direction];
-    const std::span<float> values = values_of(region, stage.parameters);
     const size_t begin = region.begin + region.own.begin, end = region.begin + region.own.end;
     for (const DecayRun& run : state.decay[region.direction]) {
       const size_t from = std::max(begin, run.begin), to = std::min(end, run.begin + run.size);
@@ -288,11 +384,13 @@ bool parallel_update(RankState& state, ThreadPool& pool, int64_t step, const Exp
                      stage.gradients.trained().subspan(from, to - from), region.first_moment.values.columns(at, n),
                      region.second_moment.values.columns(at, n), static_cast<float>(o.gradient_scale));
     }
-    all_gather(region.holders, values);
-    if (region.twin) {
-      const std::span<float> other = values_of(region, state.stages[*region.twin].parameters);
-      std::copy(values.begin(), values.end(), other.begin());
-    }
+    on_their_way.push_back(all_gather(region.holders, values_of(region, stage.parameters)));
+  }
+  for (Exchange& weights : on_their_way) weights.wait();
+  for (const Region& region : state.regions) {
+    if (!region.twin) continue;
+    std::ranges::copy(values_of(region, state.stages[region.direction].parameters),
+                      values_of(region, state.stages[*region.twin].parameters).begin());
   }
   for (Stage& stage : state.stages) {
     if (o.bias_update_speed == 0) break;

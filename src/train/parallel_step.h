@@ -28,10 +28,12 @@ struct ParallelLayout {
 void check_layout(const ParallelLayout& layout, int n_ranks, const ModelConfig& config, int64_t n_sequences,
                   int64_t micro_batch);
 
-// A stretch of a stage's flat trained parameters that `holders` have too. Each of them keeps the optimizer's state of
-// its shard of it.
+// A stretch of a stage's flat trained parameters that `holders` have too: of a layer its experts or all else of it,
+// the same of what stands behind the layers, or the embedding. Each of them keeps the optimizer's state of its shard of
+// it.
 struct Region {
   size_t direction;            // of the stage among RankState::stages
+  int64_t layer;               // its gradients are final with those of this layer (StageWork::tell_final)
   size_t begin, size;          // floats
   std::optional<size_t> twin;  // another stage of this rank that begins with the same (the embedding)
   RankGroup holders;
@@ -64,7 +66,12 @@ struct StepTrace {
   double origin_s = 0;
   PipelineTrace pipeline{};
   std::vector<Traffic::Message> messages{};  // by monotonic_s()
-  double reduce_begin = 0, reduce_end = 0;   // gradients summed over ranks
+  struct Sum {                               // of a region's gradients over ranks
+    int64_t layer, bytes;                    // that left
+    double begin, end;                       // sent; added
+  };
+  std::vector<Sum> sums{};
+  double end = 0;  // of all of them, and of the pipeline
 };
 
 struct ParallelGradients {

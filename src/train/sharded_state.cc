@@ -21,9 +21,8 @@ namespace fs = std::filesystem;
 // The ranks that hold all of a stage but embedding and experts.
 const RankGroup& holders_of_stage(const RankState& state, size_t direction) {
   const auto begin = static_cast<size_t>(state.stages[direction].parameters.n_embed);
-  const auto found = std::find_if(state.regions.begin(), state.regions.end(), [&](const Region& region) {
-    return region.direction == direction && region.begin == begin;
-  });
+  const auto found = std::ranges::find_if(
+      state.regions, [&](const Region& region) { return region.direction == direction && region.begin == begin; });
   FATHOM_CHECK(found != state.regions.end());
   return found->holders;
 }
@@ -64,10 +63,13 @@ std::pair<int64_t, int64_t> own_range(const Region& region) {
 
 std::vector<TensorToWrite> moments_of_rank(const RankState& state) {
   std::vector<TensorToWrite> pieces;
+  std::vector<std::vector<TrainedTensor>> tensors;  // [stage]
+  for (const Stage& stage : state.stages) {
+    tensors.push_back(trained_tensors(stage.parameters.weights, state.config));
+  }
   for (const Region& region : state.regions) {
     const auto [begin, end] = own_range(region);
-    const ModelWeights& weights = state.stages[region.direction].parameters.weights;
-    for (const TrainedTensor& tensor : trained_tensors(weights, state.config)) {
+    for (const TrainedTensor& tensor : tensors[region.direction]) {
       const int64_t from = std::max(begin, tensor.offset), to = std::min(end, tensor.offset + tensor.size);
       if (from >= to) continue;
       for (const bool second : {false, true}) {

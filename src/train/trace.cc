@@ -14,7 +14,8 @@ using Piece = PipelineTrace::Piece;
 
 enum Row { kComputed, kMessages, kSteps };
 
-constexpr std::array<const char*, 6> kPieces = {"F", "B", "I", "W", "wait for messages", "wait for a stage"};
+constexpr std::array<const char*, 7> kPieces = {
+    "F", "B", "I", "W", "adding gradients", "wait for messages", "wait for a stage"};
 
 // Of one rank; times in microseconds, as the format has them.
 json event(const std::string& name, const char* category, int rank, Row row, double begin_s, double end_s,
@@ -44,7 +45,31 @@ json names_of(int rank) {
   return events;
 }
 
-double length_of(const StepTrace& trace) { return std::max(trace.pipeline.end, trace.reduce_end); }
+// As long as it is under way: of those that lie over one another Perfetto draws each in a row of its own.
+void add_sum(json& events, const StepTrace::Sum& sum, int rank, double at) {
+  const std::string name =
+      sum.layer < 0 ? "sum of the embedding's gradients" : fmt::format("sum of layer {}'s gradients", sum.layer);
+  const std::string id = fmt::format("{}-{}", rank, events.size());
+  for (const auto& [phase, moment] : {std::pair("b", sum.begin), std::pair("e", sum.end)}) {
+    json event{{"name", name}, {"cat", "sum"}, {"ph", phase}, {"id", id}, {"ts", (at + moment) * 1e6}, {"pid", rank}};
+    event["tid"] = static_cast<int>(kSteps);
+    event["args"] = {{"bytes", sum.bytes}};
+    events.push_back(std::move(event));
+  }
+}
+
+// Seconds of the pipeline in which a sum was under way.
+double hidden_sums(const StepTrace& trace) {
+  std::vector<StepTrace::Sum> sums = trace.sums;
+  std::ranges::sort(sums, {}, &StepTrace::Sum::begin);
+  double hidden = 0, counted = 0;
+  for (const StepTrace::Sum& sum : sums) {
+    const double end = std::min(sum.end, trace.pipeline.end);
+    hidden += std::max(end - std::max(sum.begin, counted), 0.0);
+    counted = std::max(counted, end);
+  }
+  return hidden;
+}
 
 }  // namespace
 
@@ -53,35 +78,32 @@ void TraceWriter::add(int64_t step, const StepTrace& trace) { steps_.emplace_bac
 std::string TraceWriter::write(const RankGroup& all, const std::filesystem::path& file) const {
   const int rank = all.ranks[static_cast<size_t>(all.index)];
   json events = names_of(rank);
-  std::vector<double> shares(5);  // seconds: in all, computed, exposed, starved, summing
+  std::vector<double> shares(6);  // seconds: in all, computed, exposed, starved, sums hidden and exposed
   double at = 0;                  // where the step begins in the file: the same on all ranks, up to a barrier
   for (const auto& [step, trace] : steps_) {
     for (const Piece& piece : trace.pipeline.pieces) {
-      const bool waits = piece.kind == Piece::Kind::exposed || piece.kind == Piece::Kind::starved;
+      const bool is_pass = piece.kind < Piece::Kind::beside;
+      const char* const category = is_pass ? "pass" : piece.kind == Piece::Kind::beside ? "sum" : "wait";
       std::string name = kPieces[static_cast<size_t>(piece.kind)];
       json arguments = json::object();
-      if (!waits) {
+      if (is_pass) {
         name += std::to_string(piece.pass.direction);
         arguments = {{"chunk", piece.pass.chunk}, {"direction", piece.pass.direction}};
       }
-      events.push_back(
-          event(name, waits ? "wait" : "pass", rank, kComputed, at + piece.begin, at + piece.end, arguments));
+      events.push_back(event(name, category, rank, kComputed, at + piece.begin, at + piece.end, arguments));
     }
     for (const Traffic::Message& message : trace.messages) {
       events.push_back(event(message.returns ? "combine" : "dispatch", "rows", rank, kMessages,
                              at + message.begin - trace.origin_s, at + message.end - trace.origin_s,
                              {{"bytes", message.bytes}}));
     }
-    events.push_back(event("sum of gradients", "step", rank, kSteps, at + trace.reduce_begin, at + trace.reduce_end,
-                           json::object()));
-    events.push_back(
-        event(fmt::format("step {}", step), "step", rank, kSteps, at, at + trace.reduce_begin, json::object()));
-    double length = length_of(trace);
+    for (const StepTrace::Sum& sum : trace.sums) add_sum(events, sum, rank, at);
+    events.push_back(event(fmt::format("step {}", step), "step", rank, kSteps, at, at + trace.end, json::object()));
     const PipelineTrace& p = trace.pipeline;
-    const double part[] = {length, p.computed, p.exposed, p.starved, trace.reduce_end - trace.reduce_begin};
+    const double part[] = {trace.end, p.computed, p.exposed, p.starved, hidden_sums(trace), trace.end - p.end};
     for (size_t i = 0; i < shares.size(); ++i) shares[i] += part[i];
     std::vector<double> lengths(static_cast<size_t>(all.size()));
-    lengths[static_cast<size_t>(all.index)] = length;
+    lengths[static_cast<size_t>(all.index)] = trace.end;
     sum_over(all, std::span(lengths));
     at += *std::max_element(lengths.begin(), lengths.end());
   }
@@ -89,14 +111,14 @@ std::string TraceWriter::write(const RankGroup& all, const std::filesystem::path
   const std::vector<std::string> texts = gather_texts(all, told.dump());
   if (all.index != 0) return {};
   json merged = json::array();
-  std::string table = "rank  computed  waits for messages  waits for a stage  sums gradients\n";
+  std::string table = "rank  computed  waits for messages  waits for a stage  sums beside  sums alone\n";
   for (size_t r = 0; r < texts.size(); ++r) {
     json of_rank = json::parse(texts[r]);
     merged.insert(merged.end(), of_rank["events"].begin(), of_rank["events"].end());
     const std::vector<double> seconds = of_rank["shares"];
     const auto percent = [&](size_t i) { return seconds[0] > 0 ? 100 * seconds[i] / seconds[0] : 0; };
-    table += fmt::format("{:4}  {:6.1f} %  {:16.1f} %  {:15.1f} %  {:12.1f} %\n", r, percent(1), percent(2), percent(3),
-                         percent(4));
+    table += fmt::format("{:4}  {:6.1f} %  {:16.1f} %  {:15.1f} %  {:9.1f} %  {:8.1f} %\n", r, percent(1), percent(2),
+                         percent(3), percent(4), percent(5));
   }
   write_file_atomically(file, json{{"traceEvents", std::move(merged)}, {"displayTimeUnit", "ms"}}.dump() + "\n");
   return table;

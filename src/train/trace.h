@@ -14,9 +14,9 @@ class TraceWriter {
  public:
   void add(int64_t step, const StepTrace& trace);
   // Collective. Rank 0 writes the file: processes are ranks, with a row for what is computed, one for rows of experts
-  // on their way, one for whole steps. Returns there a table of what part of the steps ranks computed, waited for
-  // messages that hid behind nothing, waited for another stage, and summed gradients; nothing elsewhere. Error on rank
-  // 0 alone.
+  // on their way, one for whole steps, and sums of gradients as long as they are under way. Returns there a table of
+  // what part of the steps ranks computed, waited for messages that hid behind nothing, waited for another stage, had
+  // sums of gradients under way beside these, and waited for sums alone; nothing elsewhere. Error on rank 0 alone.
   std::string write(const RankGroup& all, const std::filesystem::path& file) const;
 
  private:

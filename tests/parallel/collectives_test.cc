@@ -121,6 +121,40 @@ TEST(Collectives, SumsAreTheSameBitsEverywhere) {
   }
 }
 
+// Many at a time, begun in another order on each rank, and moved on by turns.
+TEST(Collectives, SumsMayBeUnderWayTogether) {
+  constexpr int kRanks = 3, kSums = 4;
+  constexpr size_t kSize = 2'000'003;  // more than a piece
+  on_ranks(kRanks, [&](Communicator& comm) {
+    std::vector<RankGroup> groups;
+    std::vector<std::vector<float>> data;
+    std::vector<StagePass> sums;
+    for (int i = 0; i < kSums; ++i) {
+      groups.push_back(make_group(comm, all_ranks(kRanks), i));
+      data.emplace_back(kSize, static_cast<float>(comm.rank() + i));
+    }
+    for (int i = 0; i < kSums; ++i) {
+      const auto at = static_cast<size_t>((i + comm.rank()) % kSums);
+      sums.push_back(reduce_scatter(groups[at], data[at]));
+      sums.back().go_on();
+    }
+    for (bool all_over = false; !all_over;) {
+      all_over = true;
+      for (StagePass& sum : sums) {
+        if (!sum.over() && sum.can_go_on()) sum.go_on();
+        all_over &= sum.over();
+      }
+    }
+    const Shard own = shard_of(kSize, kRanks, comm.rank());
+    for (size_t i = 0; i < kSums; ++i) {
+      const auto expected = static_cast<float>(3 + 3 * i);
+      EXPECT_TRUE(std::all_of(data[i].begin() + static_cast<ptrdiff_t>(own.begin),
+                              data[i].begin() + static_cast<ptrdiff_t>(own.end),
+                              [&](float x) { return x == expected; }));
+    }
+  });
+}
+
 // Of the same two ranks, with messages of both under way.
 TEST(Collectives, GroupsWithOtherTagsDoNotMeet) {
   on_ranks(4, [](Communicator& comm) {

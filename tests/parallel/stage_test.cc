@@ -97,7 +97,33 @@ Pipelined in_a_pipeline(const ModelConfig& config, const PipelineSchedule& sched
     const auto first = step.chunks.begin() + column * schedule.n_chunks;
     part.chunks.assign(first, first + schedule.n_chunks);
     StageWork work(pool, schedule, own, part);
+    // What is told to be final is that of the end.
+    struct Final {
+      std::span<const float> now;
+      std::vector<float> then;
+    };
+    std::vector<Final> all_final;
+    int n_whole = 0;
+    work.tell_final([&](int d, int64_t layer) {
+      const Parameters& gradients = own[static_cast<size_t>(d)].gradients;
+      const auto from = [&](Tensor at_first, int64_t end) {
+        const std::span<const float> all = gradients.trained();
+        const auto begin = at_first ? at_first.f32() - all.data() : end;
+        const auto now = all.subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin));
+        all_final.push_back({now, {now.begin(), now.end()}});
+      };
+      const ModelWeights& w = gradients.weights;
+      n_whole += layer < 0 ? 1 : 0;
+      if (layer < 0) return from(Tensor(gradients.trained().data(), Format::f32, {1}), gradients.n_trained);
+      const bool behind = layer == own[static_cast<size_t>(d)].part.end_layer;
+      const LayerWeights none, &at = behind ? none : w.layers[static_cast<size_t>(layer)];
+      from(behind ? w.norm : at.input_norm, gradients.experts_begin);
+      if (at.moe.gate) from(at.moe.gate_up, gradients.n_trained);
+      if (behind && !w.mtp.empty()) from(w.mtp[0].layer.moe.gate_up, gradients.n_trained);
+    });
     run_pipeline(make_group(comm, pipeline, 0), schedule, work.work(), {});
+    EXPECT_EQ(n_whole, schedule.n_directions());
+    for (const Final& stretch : all_final) EXPECT_TRUE(std::ranges::equal(stretch.now, stretch.then));
     losses[static_cast<size_t>(comm.rank())] = work.result();
     traffic[static_cast<size_t>(comm.rank())] = work.traffic();
   });

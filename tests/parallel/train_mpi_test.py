@@ -53,6 +53,13 @@ class Train(unittest.TestCase):
             for (begin, length, _), (following, _, _) in zip(pieces, pieces[1:]):
                 self.assertLessEqual(begin + length, following + 1)
             self.assertLessEqual({"dispatch", "combine"}, {event["name"] for event in events if event["pid"] == rank})
+            # Gradients are summed beside passes: the first of each step before the last of these.
+            sums = [event for event in events if event["pid"] == rank and event.get("cat") == "sum" and event["ph"] == "b"]
+            steps = [event for event in events if event["pid"] == rank and event["name"].startswith("step ")]
+            for step in steps:
+                begins = [sum["ts"] for sum in sums if step["ts"] <= sum["ts"] <= step["ts"] + step["dur"]]
+                last = max(ts for ts, length, name in pieces if name[0] in "BIW" and step["ts"] <= ts <= step["ts"] + step["dur"])
+                self.assertLess(min(begins), last)
         # Another layout goes on where this one ended.
         done = self.run_it(2, "dual", "--pp", "2", "--resume", steps=5)
         self.assertEqual(done.returncode, 0, done.stderr)

@@ -4,11 +4,14 @@
 #include <cstdint>
 
 #include "base/thread_pool.h"
+#include "train/parallel_step.h"
 #include "train/saved_state.h"
 
 namespace fathom {
 
 // XXH3 of weights, biases, moments and averaged weights.
 uint64_t state_checksum(ThreadPool& pool, const TrainedState& state);
+// Of what this rank has of them.
+uint64_t state_checksum(ThreadPool& pool, const RankState& state);
 
 }  // namespace fathom

@@ -202,6 +202,27 @@ class GradientSums {
   int n_looks_ = 0;                                 // in vain, in finish()
 };
 
+std::span<float> own_values(const Region& region, const Parameters& of_stage) {
+  return values_of(region, of_stage).subspan(region.own.begin, region.own.end - region.own.begin);
+}
+
+std::span<float> biases_of(const Parameters& parameters) {
+  return parameters.all().subspan(static_cast<size_t>(parameters.n_trained));
+}
+
+// Every holder's own shard of the weights on its way to the others.
+Exchange send_weights(const RankState& state, const Region& region) {
+  return all_gather(region.holders, values_of(region, state.stages[region.direction].parameters));
+}
+void receive_weights(RankState& state, std::vector<Exchange>& on_their_way) {
+  for (Exchange& weights : on_their_way) weights.wait();
+  for (const Region& region : state.regions) {
+    if (!region.twin) continue;
+    std::ranges::copy(values_of(region, state.stages[region.direction].parameters),
+                      values_of(region, state.stages[*region.twin].parameters).begin());
+  }
+}
+
 // Sums of all ranks, of which each has those of the chunks that ended there.
 void sum_losses(const RankGroup& all, LossResult& loss) {
   double sums[] = {loss.loss_sum, loss.mtp_loss_sum, loss.balance_loss};
@@ -340,8 +361,7 @@ ParallelGradients parallel_gradients(RankState& state, ThreadPool& pool, const P
   Context ctx{pool, arena};
   double squares = 0;
   for (const Region& region : state.regions) {
-    const std::span<float> gradient = values_of(region, state.stages[region.direction].gradients);
-    squares += sum_of_squares(ctx, gradient.subspan(region.own.begin, region.own.end - region.own.begin));
+    squares += sum_of_squares(ctx, own_values(region, state.stages[region.direction].gradients));
   }
   sum_over(state.all, std::span(&squares, 1));
   result.norm = std::sqrt(squares);
@@ -384,19 +404,50 @@ bool parallel_update(RankState& state, ThreadPool& pool, int64_t step, const Exp
                      stage.gradients.trained().subspan(from, to - from), region.first_moment.values.columns(at, n),
                      region.second_moment.values.columns(at, n), static_cast<float>(o.gradient_scale));
     }
-    on_their_way.push_back(all_gather(region.holders, values_of(region, stage.parameters)));
+    on_their_way.push_back(send_weights(state, region));
   }
-  for (Exchange& weights : on_their_way) weights.wait();
-  for (const Region& region : state.regions) {
-    if (!region.twin) continue;
-    std::ranges::copy(values_of(region, state.stages[region.direction].parameters),
-                      values_of(region, state.stages[*region.twin].parameters).begin());
-  }
+  receive_weights(state, on_their_way);
   for (Stage& stage : state.stages) {
     if (o.bias_update_speed == 0) break;
     update_biases(stage.model.weights, load_of_stage(load, state.config, stage.part), o.bias_update_speed);
   }
   return !is_on_any(state.all, !finite);
+}
+
+void begin_average(RankState& state) {
+  for (Region& region : state.regions) {
+    const std::span<const float> own = own_values(region, state.stages[region.direction].parameters);
+    region.average.assign(own.begin(), own.end());
+  }
+  state.bias_averages.clear();
+  for (const Stage& stage : state.stages) {
+    const std::span<const float> biases = biases_of(stage.parameters);
+    state.bias_averages.emplace_back(biases.begin(), biases.end());
+  }
+}
+
+void move_average(RankState& state, ThreadPool& pool, double decay) {
+  Arena arena;
+  Context ctx{pool, arena};
+  const auto d = static_cast<float>(decay);
+  for (Region& region : state.regions) {
+    move_average(ctx, region.average, own_values(region, state.stages[region.direction].parameters), d);
+  }
+  for (size_t i = 0; i < state.stages.size(); ++i) {
+    move_average(ctx, state.bias_averages[i], biases_of(state.stages[i].parameters), d);
+  }
+}
+
+void swap_average(RankState& state) {
+  std::vector<Exchange> on_their_way;
+  for (Region& region : state.regions) {
+    std::ranges::swap_ranges(region.average, own_values(region, state.stages[region.direction].parameters));
+    on_their_way.push_back(send_weights(state, region));
+  }
+  receive_weights(state, on_their_way);
+  for (size_t i = 0; i < state.stages.size(); ++i) {
+    std::ranges::swap_ranges(state.bias_averages[i], biases_of(state.stages[i].parameters));
+  }
 }
 
 bool biases_are_finite(const RankState& state) {

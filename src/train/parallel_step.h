@@ -39,6 +39,7 @@ struct Region {
   RankGroup holders;
   Shard own;                           // of `size`
   Moment first_moment, second_moment;  // of [own]
+  std::vector<float> average;          // of the weights of [own] over the steps; empty without one
 };
 
 // What a rank has of the job.
@@ -51,7 +52,8 @@ struct RankState {
   std::optional<ExpertGroup> experts;
   std::vector<Stage> stages;  // [direction]
   std::vector<std::vector<DecayRun>> decay;
-  std::vector<Region> regions;  // in an order that all ranks have in common
+  std::vector<Region> regions;                    // in an order that all ranks have in common
+  std::vector<std::vector<float>> bias_averages;  // [direction]: of the correction biases, as all holders have them
 
   RankState() = default;
   RankState(const RankState&) = delete;  // stages know where `experts` is
@@ -96,6 +98,12 @@ struct UpdateOptions {
 // Collective.
 bool parallel_update(RankState& state, ThreadPool& pool, int64_t step, const ExpertLoad& load,
                      const UpdateOptions& options);
+
+// An average of the weights, each rank's of its shards: begins as the weights are, and moves behind a step.
+void begin_average(RankState& state);
+void move_average(RankState& state, ThreadPool& pool, double decay);
+// The average and the weights change places, on all ranks. Collective.
+void swap_average(RankState& state);
 
 // The correction biases of all ranks. Collective.
 bool biases_are_finite(const RankState& state);

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/terminal.h"
 #include "train/balance.h"
+#include "train/memory_check.h"
 #include "train/metrics.h"
 #include "train/reading.h"
 #include "train/report.h"
@@ -22,8 +23,6 @@ namespace fs = std::filesystem;
 // What one process can and many cannot yet.
 void check_supported(const TrainOptions& o) {
   const std::pair<bool, const char*> unsupported[] = {{o.recompute != Recompute::none, "--recompute"},
-                                                      {o.ema_decay > 0, "--ema-decay"},
-                                                      {o.check_memory, "--check-memory"},
                                                       {o.sample_every > 0, "--sample-every"},
                                                       {o.saver.mode == SaveMode::async, "--save-mode async"},
                                                       {o.saver.on_failure == SaveFailure::warn, "--save-failure warn"}};
@@ -41,7 +40,9 @@ struct ParallelRun {
   Balance balance;
   TrainedState numbers;  // without weights and moments, which are in `ranks`
   double begin_s = 0, seconds_before = 0;
-  bool not_finite = false;  // what the last step was skipped for
+  std::optional<uint64_t> state_sum{};  // of this rank's state behind the last update, where it is checked
+  bool changed = false;                 // on some rank, since then
+  bool not_finite = false;              // what the last step was skipped for
   bool broken = false;
   int64_t last_taken = 0;
   TraceWriter trace{};
@@ -87,6 +88,8 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
     run.not_finite = true;
     why = kBrokenBias;
   }
+  run.changed = o.check_memory && is_on_any(run.ranks.all, *run.state_sum != state_checksum(run.pool, run.ranks));
+  if (run.changed) why = kLostBits;
   if (!why.empty()) {
     if (run.ranks.all.index == 0) log("step {}: skipped: {}", step, why);
     count_skipped(std::move(why), m, run.numbers);
@@ -100,10 +103,19 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
                                    .gradient_scale = gradient_scale(o, m.grad_norm),
                                    .bias_update_speed = bias_speed(o, run.balance, step)});
     run.last_taken = step;
+    if (o.ema_decay > 0) move_average(run.ranks, run.pool, average_decay(o, step));
+    if (run.state_sum) run.state_sum = state_checksum(run.pool, run.ranks);
     count_taken(loss, m, run.numbers);
   }
   set_speed(loss, monotonic_s() - begin_s, m, run.numbers);
-  if (validates(o, run.reading, step)) set_validation(validation_loss(run, step), m, run.numbers);
+  if (validates(o, run.reading, step)) {
+    set_validation(validation_loss(run, step), m, run.numbers);
+    if (o.ema_decay > 0) {
+      swap_average(run.ranks);
+      m.val_loss_average = validation_loss(run, step).loss();
+      swap_average(run.ranks);
+    }
+  }
   m.seconds = run.seconds_before + monotonic_s() - run.begin_s;
   return m;
 }
@@ -195,6 +207,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     broadcast(all, 0, std::as_writable_bytes(std::span(&step, 1)));
     const fs::path directory = checkpoint_directory(options.out, step);
     run.numbers = read_trainer(directory, settings);
+    if (options.ema_decay > 0) begin_average(*state);
     load_sharded_checkpoint(directory, *state, pool);
     if (is_first) {
       log("resuming after step {}", step);
@@ -205,6 +218,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   } else {
     for (Stage& stage : state->stages) initialize(stage.parameters, config, options.seed);
   }
+  if (options.ema_decay > 0 && run.numbers.step == 0) begin_average(*state);
   if (run.numbers.step > options.steps) {
     throw UsageError("train: the checkpoint is of step {}, --steps is {}", run.numbers.step, options.steps);
   }
@@ -223,6 +237,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
         layout.width(), layout.ep);
     run.seconds_before = metrics_log->seconds_before();
   }
+  if (options.check_memory) run.state_sum = state_checksum(pool, *state);
   run.begin_s = monotonic_s();
   TrainResult result;
   std::optional<Progress> progress;
@@ -255,6 +270,9 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
       }
     }
     fail_together(all, failed);
+    if (run.changed) {
+      end_with([&] { give_up(options.out, run.last_taken, step, *m.skipped, kSoundMemory); });
+    }
     if (run.broken) {
       end_with([&] { give_up(options.out, run.last_taken, step, kBrokenState, kCalmer); });
     }
@@ -293,6 +311,10 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     if (is_first) log("stopped after step {}; go on with --resume", run.numbers.step);
   } else {
     save_sharded_model(options.out, *state, tokenizer, options.save_format);
+    if (options.ema_decay > 0) {
+      swap_average(*state);
+      save_sharded_model(options.out / "average", *state, tokenizer, options.save_format);
+    }
     if (is_first && fs::is_regular_file(log_path)) {
       write_file_atomically(options.out / "report.html", training_report(read_metrics(log_path), config, settings));
     }

@@ -25,6 +25,7 @@ constexpr const char* kManifest = "manifest.json";
 constexpr const char* kTrainer = "trainer.json";
 constexpr const char* kOptimizer = "optimizer.safetensors";
 constexpr const char* kAverage = "average.safetensors";
+constexpr const char* kKept[] = {"first_moment", "second_moment", "average"};  // [Kept], in files
 constexpr const char* kPartial = ".partial";  // behind the name of a checkpoint that is being written
 constexpr const char* kRemoved = ".removed";  // and of one that is being removed
 
@@ -151,8 +152,8 @@ Tensor moment_values(const SafetensorsFile& file, const StoredTensor& stored) {
 }
 
 // One that a single process wrote: of all n trained parameters, with what lies between tensors.
-Tensor whole_moment(const SafetensorsFile& file, bool second, int64_t n) {
-  const char* const name = second ? "second_moment" : "first_moment";
+Tensor whole_moment(const SafetensorsFile& file, Kept kept, int64_t n) {
+  const char* const name = kKept[static_cast<size_t>(kept)];
   const StoredTensor* stored = file.find(name);
   if (stored != nullptr) {
     const Tensor values = moment_values(file, *stored);
@@ -161,33 +162,43 @@ Tensor whole_moment(const SafetensorsFile& file, bool second, int64_t n) {
   throw Error("{}: {} is missing or has another size than the model", file.where(), name);
 }
 
-// In one piece, or in many where several processes wrote them.
+// In one piece, or in many, with those of the average, where several processes wrote them.
 void load_moments(const fs::path& directory, TrainedState& state) {
   if (path_exists(directory / kOptimizer)) {
     const SafetensorsFile file(directory / kOptimizer);
-    for (const bool second : {false, true}) {
-      const Tensor stored = whole_moment(file, second, state.parameters.n_trained);
-      Moment& into = second ? state.second_moment : state.first_moment;
+    for (const Kept kept : {Kept::first_moment, Kept::second_moment}) {
+      const Tensor stored = whole_moment(file, kept, state.parameters.n_trained);
+      Moment& into = kept == Kept::second_moment ? state.second_moment : state.first_moment;
       into = allocate_moment(stored.size(), stored.format);
       std::memcpy(into.memory.data(), stored.data, into.memory.size());
     }
     return;
   }
   std::map<std::string, int64_t> offsets;
-  int64_t n_wanted = 0, n_loaded = 0;
-  for (const TrainedTensor& tensor : trained_tensors(state.parameters.weights, state.config)) {
+  int64_t of_moments = 0, of_average = 0;  // floats that are missing
+  for (const TrainedTensor& tensor : averaged_tensors(state.parameters.weights, state.config)) {
     offsets.emplace(tensor.name, tensor.offset);
-    n_wanted += 2 * tensor.size;
+    of_average += tensor.size;
+    if (tensor.offset < state.parameters.n_trained) of_moments += 2 * tensor.size;
   }
-  for_each_moment_piece(directory, state.config, [&](const MomentPiece& piece) {
-    Moment& into = piece.second ? state.second_moment : state.first_moment;
+  for_each_state_piece(directory, state.config, [&](const StatePiece& piece) {
+    const int64_t at = offsets.at(piece.name) + piece.offset, n = piece.values.cols();
+    if (piece.kept == Kept::average) {
+      if (state.average.n_total == 0) state.average = allocate_parameters(state.config);
+      std::copy_n(piece.values.f32(), n, state.average.all().data() + at);
+      of_average -= n;
+      return;
+    }
+    Moment& into = piece.kept == Kept::second_moment ? state.second_moment : state.first_moment;
     if (into.memory.size() == 0) into = allocate_moment(state.parameters.n_trained, piece.values.format);
-    const Tensor to = into.values.columns(offsets.at(piece.name) + piece.offset, piece.values.cols());
+    const Tensor to = into.values.columns(at, n);
     if (to.format != piece.values.format) throw Error("{}: moments of two formats", printable(directory.native()));
     std::memcpy(to.data, piece.values.data, static_cast<size_t>(to.size_bytes()));
-    n_loaded += piece.values.cols();
+    of_moments -= n;
   });
-  if (n_loaded != n_wanted) throw Error("{}: moments are missing", printable(directory.native()));
+  if (of_moments != 0 || (state.average.n_total > 0 && of_average != 0)) {
+    throw Error("{}: moments or averages are missing", printable(directory.native()));
+  }
 }
 
 void load_average(const fs::path& directory, TrainedState& state) {
@@ -328,11 +339,13 @@ void check_finite(const ModelWeights& weights, const ModelConfig& config, int64_
   });
 }
 
-std::vector<TrainedTensor> trained_tensors(const ModelWeights& weights, const ModelConfig& config) {
+namespace {
+
+std::vector<TrainedTensor> flat_tensors(const ModelWeights& weights, const ModelConfig& config, bool with_biases) {
   std::vector<TrainedTensor> tensors;
   std::vector<const float*> begins;
   for_each_tensor(weights, config, [&](const NamedTensor& named) {
-    if (!named.trained) return;
+    if (!named.trained && !with_biases) return;
     tensors.push_back({named.name, 0, named.view.size()});
     begins.push_back(named.view.f32());
   });
@@ -341,19 +354,42 @@ std::vector<TrainedTensor> trained_tensors(const ModelWeights& weights, const Mo
   return tensors;
 }
 
-std::string moment_piece_name(const std::string& tensor, bool second, int64_t offset) {
-  return fmt::format("{}_moment/{}/{}", second ? "second" : "first", tensor, offset);
+}  // namespace
+
+std::vector<TrainedTensor> trained_tensors(const ModelWeights& weights, const ModelConfig& config) {
+  return flat_tensors(weights, config, false);
 }
 
-void for_each_moment_piece(const fs::path& directory, const ModelConfig& config,
-                           const std::function<void(const MomentPiece&)>& visit) {
+std::vector<TrainedTensor> averaged_tensors(const ModelWeights& weights, const ModelConfig& config) {
+  return flat_tensors(weights, config, true);
+}
+
+std::string state_piece_name(const std::string& tensor, Kept kept, int64_t offset) {
+  return fmt::format("{}/{}/{}", kKept[static_cast<size_t>(kept)], tensor, offset);
+}
+
+void for_each_state_piece(const fs::path& directory, const ModelConfig& config,
+                          const std::function<void(const StatePiece&)>& visit) {
+  const int64_t n_trained = trained_floats(config);
   std::map<std::string, TrainedTensor> tensors;
-  for (TrainedTensor& tensor : trained_tensors(weight_shapes(config), config)) tensors.emplace(tensor.name, tensor);
+  for (TrainedTensor& tensor : averaged_tensors(weight_shapes(config), config)) tensors.emplace(tensor.name, tensor);
   if (path_exists(directory / kOptimizer)) {  // of one process: all in one piece
     const SafetensorsFile file(directory / kOptimizer);
-    for (const bool second : {false, true}) {
-      const Tensor all = whole_moment(file, second, trained_floats(config));
-      for (const auto& [name, tensor] : tensors) visit({name, second, 0, all.columns(tensor.offset, tensor.size)});
+    for (const Kept kept : {Kept::first_moment, Kept::second_moment}) {
+      const Tensor all = whole_moment(file, kept, n_trained);
+      for (const auto& [name, tensor] : tensors) {
+        if (tensor.offset < n_trained) visit({name, kept, 0, all.columns(tensor.offset, tensor.size)});
+      }
+    }
+    if (!path_exists(directory / kAverage)) return;
+    const SafetensorsFile average(directory / kAverage);
+    const StoredTensor* const stored = average.find(kKept[static_cast<size_t>(Kept::average)]);
+    for (const auto& [name, tensor] : tensors) {
+      const auto end = static_cast<size_t>(tensor.offset + tensor.size) * sizeof(float);
+      if (stored == nullptr || stored->format != Format::f32 || stored->data.size() < end) {
+        throw Error("{}: the average is missing or has another size than the model", average.where());
+      }
+      visit({name, Kept::average, 0, moment_values(average, *stored).columns(tensor.offset, tensor.size)});
     }
     return;
   }
@@ -366,11 +402,17 @@ void for_each_moment_piece(const fs::path& directory, const ModelConfig& config,
       const char* const end = stored.name.data() + stored.name.size();
       if (last != std::string::npos) std::from_chars(stored.name.data() + last + 1, end, offset);
       const auto found = last > first ? tensors.find(stored.name.substr(first + 1, last - first - 1)) : tensors.end();
+      const auto* const kept = std::ranges::find(kKept, stored.name.substr(0, first));
       const Tensor values = moment_values(file, stored);
-      if (found == tensors.end() || offset < 0 || offset > found->second.size - values.cols()) {
-        throw Error("{}: {} is no piece of a moment of this model", file.where(), printable(stored.name));
+      if (found == tensors.end() || kept == std::end(kKept) || offset < 0 ||
+          offset > found->second.size - values.cols()) {
+        throw Error("{}: {} is no piece of a state of this model", file.where(), printable(stored.name));
       }
-      visit({found->first, stored.name.starts_with("second"), offset, values});
+      const auto which = static_cast<Kept>(kept - std::begin(kKept));
+      if (which == Kept::average ? values.format != Format::f32 : found->second.offset >= n_trained) {
+        throw Error("{}: {} is kept of no such tensor", file.where(), printable(stored.name));
+      }
+      visit({found->first, which, offset, values});
     }
   }
 }

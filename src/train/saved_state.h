@@ -87,19 +87,22 @@ struct TrainedTensor {
   int64_t offset, size;
 };
 std::vector<TrainedTensor> trained_tensors(const ModelWeights& weights, const ModelConfig& config);
+// And the correction biases, which lie behind them.
+std::vector<TrainedTensor> averaged_tensors(const ModelWeights& weights, const ModelConfig& config);
 
-// Pieces of the two moments of a checkpoint's trained tensors, whatever process wrote them: so many elements from
-// `offset` of the tensor `name` on. Error for files that are not such.
-struct MomentPiece {
+// Pieces of what a checkpoint keeps beside the weights, whatever process wrote them: so many elements from `offset` of
+// the tensor `name` on. Error for files that are not such.
+enum class Kept { first_moment, second_moment, average };
+struct StatePiece {
   std::string name;  // of the tensor
-  bool second;       // moment
-  int64_t offset;    // elements
-  Tensor values;     // [n], f32 or bf16
+  Kept kept;
+  int64_t offset;  // elements
+  Tensor values;   // [n], f32 or bf16; of an average f32
 };
-void for_each_moment_piece(const std::filesystem::path& directory, const ModelConfig& config,
-                           const std::function<void(const MomentPiece&)>& visit);
+void for_each_state_piece(const std::filesystem::path& directory, const ModelConfig& config,
+                          const std::function<void(const StatePiece&)>& visit);
 // How a piece is called in a file of its own: "first_moment/NAME/OFFSET".
-std::string moment_piece_name(const std::string& tensor, bool second, int64_t offset);
+std::string state_piece_name(const std::string& tensor, Kept kept, int64_t offset);
 inline constexpr const char* kOptimizerShard = "optimizer-";  // files that hold them begin so
 
 // Removes those up to step `saved` that `keep` does not name; later ones were passed over as damaged, and must not push

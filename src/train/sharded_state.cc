@@ -56,27 +56,59 @@ void together(const RankGroup& all, const Work& work) {
 
 std::string optimizer_name(int rank) { return fmt::format("{}{:05d}.safetensors", kOptimizerShard, rank); }
 
-// Of its stage's flat parameters, what this rank looks after.
-std::pair<int64_t, int64_t> own_range(const Region& region) {
-  return {static_cast<int64_t>(region.begin + region.own.begin), static_cast<int64_t>(region.begin + region.own.end)};
+// A stretch of a stage's flat parameters of which this rank keeps something beside the weights.
+struct Held {
+  Kept kept;
+  size_t direction;
+  int64_t begin, end;
+  Tensor values;  // [end - begin]
+};
+std::vector<Held> held_beside_weights(const RankState& state) {
+  std::vector<Held> held;
+  const auto add_average = [&](size_t direction, int64_t begin, const std::vector<float>& average) {
+    if (average.empty()) return;
+    const Tensor values(const_cast<float*>(average.data()), Format::f32, {std::ssize(average)});  // NOLINT
+    held.push_back({Kept::average, direction, begin, begin + std::ssize(average), values});
+  };
+  for (const Region& region : state.regions) {
+    const auto begin = static_cast<int64_t>(region.begin + region.own.begin);
+    const auto end = static_cast<int64_t>(region.begin + region.own.end);
+    held.push_back({Kept::first_moment, region.direction, begin, end, region.first_moment.values});
+    held.push_back({Kept::second_moment, region.direction, begin, end, region.second_moment.values});
+    add_average(region.direction, begin, region.average);
+  }
+  for (size_t d = 0; d < state.bias_averages.size(); ++d) {
+    add_average(d, state.stages[d].parameters.n_trained, state.bias_averages[d]);
+  }
+  return held;
 }
 
-std::vector<TensorToWrite> moments_of_rank(const RankState& state) {
-  std::vector<TensorToWrite> pieces;
-  std::vector<std::vector<TrainedTensor>> tensors;  // [stage]
+// The tensors of each stage, biases too, by where they lie.
+std::vector<std::vector<TrainedTensor>> tensors_of_stages(const RankState& state) {
+  std::vector<std::vector<TrainedTensor>> tensors;
   for (const Stage& stage : state.stages) {
-    tensors.push_back(trained_tensors(stage.parameters.weights, state.config));
+    tensors.push_back(averaged_tensors(stage.parameters.weights, state.config));
   }
-  for (const Region& region : state.regions) {
-    const auto [begin, end] = own_range(region);
-    for (const TrainedTensor& tensor : tensors[region.direction]) {
-      const int64_t from = std::max(begin, tensor.offset), to = std::min(end, tensor.offset + tensor.size);
+  return tensors;
+}
+
+// Whose turn it is to write what several have.
+bool writes(const RankGroup& holders, const std::string& name) {
+  const uint64_t choice = XXH3_64bits(name.data(), name.size());
+  return static_cast<int>(choice % static_cast<uint64_t>(holders.size())) == holders.index;
+}
+
+std::vector<TensorToWrite> pieces_of_rank(const RankState& state) {
+  std::vector<TensorToWrite> pieces;
+  const std::vector<std::vector<TrainedTensor>> tensors = tensors_of_stages(state);
+  for (const Held& held : held_beside_weights(state)) {
+    for (const TrainedTensor& tensor : tensors[held.direction]) {
+      const int64_t from = std::max(held.begin, tensor.offset), to = std::min(held.end, tensor.offset + tensor.size);
       if (from >= to) continue;
-      for (const bool second : {false, true}) {
-        const Moment& moment = second ? region.second_moment : region.first_moment;
-        const Tensor values = moment.values.columns(from - begin, to - from);
-        pieces.push_back({moment_piece_name(tensor.name, second, from - tensor.offset), values, values.format});
-      }
+      const bool is_bias = tensor.offset >= state.stages[held.direction].parameters.n_trained;
+      if (is_bias && !writes(holders_of_stage(state, held.direction), tensor.name)) continue;
+      const Tensor values = held.values.columns(from - held.begin, to - from);
+      pieces.push_back({state_piece_name(tensor.name, held.kept, from - tensor.offset), values, values.format});
     }
   }
   return pieces;
@@ -125,9 +157,7 @@ std::vector<TensorToWrite> tensors_of_rank(const RankState& state, Format format
   for (size_t d = 0; d < state.stages.size(); ++d) {
     for (const TensorToWrite& tensor : tensors_to_save(state.config, state.stages[d].parameters.weights, format)) {
       const RankGroup& holders = holders_of(state, d, tensor);
-      const uint64_t choice = XXH3_64bits(tensor.name.data(), tensor.name.size());
-      const auto writer = static_cast<int>(choice % static_cast<uint64_t>(holders.size()));
-      if (writer == holders.index && seen.insert(tensor.name).second) own.push_back(tensor);
+      if (writes(holders, tensor.name) && seen.insert(tensor.name).second) own.push_back(tensor);
     }
   }
   return own;
@@ -154,7 +184,7 @@ void save_sharded_checkpoint(const fs::path& out, const RankState& state, const 
       if (is_first) begin_checkpoint(out, step);
     });
     save_sharded_model(partial, state, tokenizer, Format::f32);
-    together(state.all, [&] { write_safetensors(partial / optimizer_name(state.all.index), moments_of_rank(state)); });
+    together(state.all, [&] { write_safetensors(partial / optimizer_name(state.all.index), pieces_of_rank(state)); });
     together(state.all, [&] {
       if (!is_first) return;
       write_trainer(partial, numbers, settings);
@@ -182,39 +212,39 @@ void load_sharded_checkpoint(const fs::path& directory, RankState& state, Thread
   load_sharded_model(directory, state, pool);
   together(state.all, [&] {
     std::vector<std::map<std::string, TrainedTensor>> tensors;  // [stage]
-    for (const Stage& stage : state.stages) {
-      auto& of_stage = tensors.emplace_back();
-      for (const TrainedTensor& tensor : trained_tensors(stage.parameters.weights, state.config)) {
-        of_stage.emplace(tensor.name, tensor);
-      }
+    for (const std::vector<TrainedTensor>& of_stage : tensors_of_stages(state)) {
+      auto& by_name = tensors.emplace_back();
+      for (const TrainedTensor& tensor : of_stage) by_name.emplace(tensor.name, tensor);
     }
+    const std::vector<Held> all_held = held_beside_weights(state);
     int64_t n_loaded = 0, n_wanted = 0;
-    for_each_moment_piece(directory, state.config, [&](const MomentPiece& piece) {
-      for (Region& region : state.regions) {
-        const auto found = tensors[region.direction].find(piece.name);
-        if (found == tensors[region.direction].end()) continue;
-        const auto [own, own_end] = own_range(region);
+    for_each_state_piece(directory, state.config, [&](const StatePiece& piece) {
+      for (size_t d = 0; d < tensors.size(); ++d) {
+        const auto found = tensors[d].find(piece.name);
+        if (found == tensors[d].end()) continue;
         const int64_t at = found->second.offset + piece.offset;
-        const int64_t from = std::max(own, at), to = std::min(own_end, at + piece.values.cols());
-        if (from >= to) continue;
-        const Moment& moment = piece.second ? region.second_moment : region.first_moment;
-        const Tensor into = moment.values.columns(from - own, to - from);
-        if (into.format != piece.values.format) {
-          throw Error("{}: its moments have another format than --moments", printable(directory.native()));
+        for (const Held& held : all_held) {
+          const int64_t from = std::max(held.begin, at), to = std::min(held.end, at + piece.values.cols());
+          if (held.kept != piece.kept || held.direction != d || from >= to) continue;
+          const Tensor into = held.values.columns(from - held.begin, to - from);
+          if (into.format != piece.values.format) {
+            throw Error("{}: its moments have another format than --moments", printable(directory.native()));
+          }
+          std::memcpy(into.data, piece.values.columns(from - at, into.cols()).data,
+                      static_cast<size_t>(into.size_bytes()));
+          n_loaded += to - from;
         }
-        std::memcpy(into.data, piece.values.columns(from - at, into.cols()).data,
-                    static_cast<size_t>(into.size_bytes()));
-        n_loaded += to - from;
       }
     });
-    for (const Region& region : state.regions) {
-      const auto [begin, end] = own_range(region);
-      for (const auto& [name, tensor] : tensors[region.direction]) {
-        const int64_t from = std::max(begin, tensor.offset), to = std::min(end, tensor.offset + tensor.size);
-        if (from < to) n_wanted += 2 * (to - from);
+    for (const Held& held : all_held) {
+      for (const auto& [name, tensor] : tensors[held.direction]) {
+        n_wanted +=
+            std::max(std::min(held.end, tensor.offset + tensor.size) - std::max(held.begin, tensor.offset), int64_t{0});
       }
     }
-    if (n_loaded != n_wanted) throw Error("{}: moments are missing", printable(directory.native()));
+    if (n_loaded != n_wanted) {
+      throw Error("{}: moments or averages are missing", printable(directory.native()));
+    }
   });
 }
 

@@ -3,7 +3,8 @@
 //
 //   OUT/checkpoints/step-N/  a model directory, in which rank R wrote model-R-of-N.safetensors: whole tensors, dealt
 //                            out among the ranks that hold them
-//     optimizer-R.safetensors  the pieces of the moments that rank R looks after, as moment_piece_name() calls them
+//     optimizer-R.safetensors  the pieces of the moments, and of averaged weights, that rank R looks after, as
+//                              state_piece_name() calls them
 //     trainer.json, manifest.json  as in train/saved_state.h, by rank 0
 #pragma once
 
@@ -25,7 +26,7 @@ void save_sharded_model(const std::filesystem::path& directory, const RankState&
 void save_sharded_checkpoint(const std::filesystem::path& out, const RankState& state, const TrainedState& numbers,
                              const Tokenizer& tokenizer, const Settings& settings);
 
-// Fills weights and moments from a checkpoint of any layout. Collective.
+// Fills weights, moments and the average, where there is one, from a checkpoint of any layout. Collective.
 void load_sharded_checkpoint(const std::filesystem::path& directory, RankState& state, ThreadPool& pool);
 // Weights alone, of a model directory or GGUF file.
 void load_sharded_model(const std::filesystem::path& path, RankState& state, ThreadPool& pool);

@@ -55,6 +55,11 @@ double bias_speed(const TrainOptions& o, Balance balance, int64_t step) {
   return balance == Balance::bias && !frozen ? o.bias_update_speed : 0;
 }
 
+double average_decay(const TrainOptions& o, int64_t step) {
+  const auto n = static_cast<double>(step);
+  return std::min(o.ema_decay, (1 + n) / (10 + n));
+}
+
 StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& loss, double gradient_norm) {
   StepMetrics m;
   m.step = step;

@@ -16,6 +16,10 @@ namespace fathom {
 inline constexpr const char* kCalmer = "try a lower --lr, or a longer --warmup";
 // Why a step is skipped that loss and gradient have nothing against, and why the run ends behind one that was taken.
 inline constexpr const char* kBrokenBias = "a correction bias of the router is not finite";
+inline constexpr const char* kLostBits =
+    "weights or moments are not what the step before left: the memory has lost bits";
+inline constexpr const char* kSoundMemory =
+    "remove later ones, go on with --resume, on a machine whose memory is sound";
 inline constexpr const char* kBrokenState = "it left weights or moments that are not finite";
 
 // The config of what is trained: the file's, with the tokenizer's begin and end tokens where it names none.
@@ -33,6 +37,10 @@ LossOptions loss_of_step(const TrainOptions& options, const LossOptions& of_run,
 double gradient_scale(const TrainOptions& options, double norm);
 // --bias-update-speed, or 0 where the correction biases stay in this step.
 double bias_speed(const TrainOptions& options, Balance balance, int64_t step);
+
+// Of the average of the weights behind a step; in the first ones it moves faster, so that it forgets the initial
+// weights.
+double average_decay(const TrainOptions& options, int64_t step);
 
 // What loss and gradient say of a step.
 StepMetrics metrics_of(const TrainOptions& options, int64_t step, const LossResult& loss, double gradient_norm);

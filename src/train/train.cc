@@ -177,12 +177,11 @@ bool update(Run& run, int64_t step, const LossResult& loss, double lr, double no
   return finite;
 }
 
-// The average moves after every step that is taken, in the first ones faster, so that it forgets the initial weights.
+// The average moves after every step that is taken.
 void average_weights(Run& run, int64_t step) {
   if (run.options.ema_decay == 0) return;
-  const auto n = static_cast<double>(step);
-  const double decay = std::min(run.options.ema_decay, (1 + n) / (10 + n));
-  move_average(run.ctx, run.state.average.all(), run.state.parameters.all(), static_cast<float>(decay));
+  move_average(run.ctx, run.state.average.all(), run.state.parameters.all(),
+               static_cast<float>(average_decay(run.options, step)));
 }
 
 // The model with the averaged weights.
@@ -219,7 +218,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     run.not_finite = true;
     why = kBrokenBias;
   }
-  if (run.changed) why = "weights or moments are not what the step before left: the memory has lost bits";
+  if (run.changed) why = kLostBits;
   if (!why.empty()) {
     log("step {}: skipped: {}", step, why);
     count_skipped(std::move(why), m, run.state);
@@ -386,9 +385,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       }
       log("step {}: {}; training goes on", step, error.what());
     }
-    if (run.changed)
-      give_up(options.out, run.last_taken, step, *m.skipped,
-              "remove later ones, go on with --resume, on a machine whose memory is sound");
+    if (run.changed) give_up(options.out, run.last_taken, step, *m.skipped, kSoundMemory);
     if (run.broken) give_up(options.out, run.last_taken, step, kBrokenState, kCalmer);
     if (!m.skipped) saver.taken(step);
     if (m.skipped && run.state.guard.skipped > options.max_skips) {

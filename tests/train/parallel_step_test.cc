@@ -12,6 +12,7 @@
 #include "parallel/small_model.h"
 #include "sanitized.h"
 #include "train/balance.h"
+#include "train/memory_check.h"
 
 namespace fathom {
 namespace {
@@ -190,6 +191,34 @@ TEST(ParallelStep, ABiasOfOneRankThatIsNotFiniteIsSeenByAll) {
       stage.model.weights.layers[layer].moe.e_score_correction_bias.f32()[1] = -INFINITY;
     }
     EXPECT_FALSE(biases_are_finite(*state));
+  });
+}
+
+TEST(ParallelStep, AnyBitOfWhatARankKeepsIsInItsChecksum) {
+  const ModelConfig config = config_of_test();
+  test::on_ranks(4, [&](Communicator& comm) {
+    const ParallelLayout layout{2, 2, 2, 0, ScheduleKind::dualpipe};
+    const auto state = make_rank_state(comm, layout, config, 8, Format::f32, Precision::f32);
+    for (Stage& stage : state->stages) initialize(stage.parameters, config, kSeed);
+    begin_average(*state);
+    ThreadPool pool(1);
+    const uint64_t sound = state_checksum(pool, *state);
+    const auto expect_seen = [&](float& number) {
+      const float before = std::exchange(number, number + 1);
+      EXPECT_NE(state_checksum(pool, *state), sound);
+      number = before;
+    };
+    for (Stage& stage : state->stages) {
+      expect_seen(stage.parameters.all().front());
+      expect_seen(stage.parameters.all().back());  // a bias
+    }
+    for (Region& region : state->regions) {
+      expect_seen(region.average.back());
+      expect_seen(region.first_moment.values.f32()[0]);
+      expect_seen(region.second_moment.values.f32()[region.own.end - region.own.begin - 1]);
+    }
+    expect_seen(state->bias_averages[1][0]);
+    EXPECT_EQ(state_checksum(pool, *state), sound);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <random>
 
 #include "base/error.h"
+#include "base/file.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
 #include "parallel/in_process_ranks.h"
@@ -172,6 +173,71 @@ TEST_F(ParallelTrain, TheSameLayoutGoesOnWithTheSameBits) {
   }
 }
 
+TEST_F(ParallelTrain, AveragedWeightsAreThoseOfOneProcess) {
+  options_.ema_decay = 0.9;
+  options_.bias_update_speed = 0.01;
+  const auto files_of = [&](const std::string& name) {
+    std::map<std::string, std::string> files;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_.path() / name / "average")) {
+      files[entry.path().filename().string()] = read_file(entry.path(), size_t{1} << 30);
+    }
+    return files;
+  };
+  const auto expect_same_average = [&](const std::string& name) {
+    ThreadPool pool(1);
+    const LoadedModel ours = load_model(folder_.path() / name / "average", pool),
+                      alone = load_model(folder_.path() / "alone" / "average", pool);
+    ASSERT_EQ(ours.parameters.n_total, alone.parameters.n_total);
+    for (size_t i = 0; i < ours.parameters.all().size(); ++i) {
+      ASSERT_NEAR(ours.parameters.all()[i], alone.parameters.all()[i], 1e-3);
+    }
+    const StepMetrics last = read_metrics(folder_.path() / name / "train.jsonl").back(),
+                      expected = read_metrics(folder_.path() / "alone" / "train.jsonl").back();
+    EXPECT_NEAR(*last.val_loss_average, *expected.val_loss_average, 1e-5 * *expected.val_loss_average);
+    EXPECT_NE(*last.val_loss_average, *last.val_loss);
+  };
+  run_alone("alone");
+  const ParallelLayout layouts[] = {{.pp = 2, .ep = 2, .dp = 2, .schedule = ScheduleKind::dualpipe},
+                                    {.ep = 4, .dp = 4},
+                                    {.pp = 4, .schedule = ScheduleKind::one_f_one_b}};
+  for (size_t i = 0; i < std::size(layouts); ++i) {
+    SCOPED_TRACE(i);
+    options_.resume = false;
+    const std::string whole = "whole" + std::to_string(i), cut = "cut" + std::to_string(i);
+    run_on(whole, layouts[i]);
+    expect_same_average(whole);
+    run_on(cut, layouts[i], 3);
+    options_.resume = true;
+    run_on(cut, layouts[i]);
+    EXPECT_TRUE(files_of(whole) == files_of(cut));
+    // Another layout goes on, and one process.
+    options_.resume = false;
+    const std::string other = "other" + std::to_string(i);
+    run_on(other, layouts[i], 2);
+    options_.resume = true;
+    run_on(other, layouts[(i + 1) % std::size(layouts)], 2);
+    run_alone(other);
+    expect_same_average(other);
+  }
+  options_.resume = false;
+  options_.out = folder_.path() / "to-many";
+  ThreadPool pool(1);
+  int n = 0;
+  train(options_, pool, [&] { return ++n == 40; });
+  options_.resume = true;
+  run_on("to-many", layouts[0]);
+  expect_same_average("to-many");
+}
+
+TEST_F(ParallelTrain, MemoryThatIsSoundIsNotSuspected) {
+  const ParallelLayout layout{.pp = 2, .ep = 2, .dp = 2, .schedule = ScheduleKind::dualpipe};
+  options_.ema_decay = 0.9;
+  const std::vector<StepMetrics> expected = run_on("unchecked", layout);
+  options_.check_memory = true;
+  const std::vector<StepMetrics> checked = run_on("checked", layout);
+  for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(checked[i].loss, expected[i].loss);
+}
+
 TEST_F(ParallelTrain, WhatIsForOneProcessIsRefused) {
   const auto refused = [&](auto change) {
     TrainOptions before = options_;
@@ -180,8 +246,6 @@ TEST_F(ParallelTrain, WhatIsForOneProcessIsRefused) {
     options_ = before;
   };
   refused([&] { options_.recompute = Recompute::full; });
-  refused([&] { options_.ema_decay = 0.9; });
-  refused([&] { options_.check_memory = true; });
   refused([&] { options_.batch_size = 15; });
   EXPECT_THROW(run_on("refused", {.ep = 3}), UsageError);
 }

@@ -395,23 +395,25 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
 }
 
 MlpInput layer_attention(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor x,
-                         LayerSaved& s) {
+                         LayerSaved& s, Context& made_again) {
   const ForwardOptions options;
-  return attention_half(ctx, model, w, make_pass(ctx, ctx, batch, options), x, 0, s);
+  return attention_half(ctx, model, w, make_pass(ctx, made_again, batch, options), x, 0, s);
 }
 
-void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const MlpInput& input, MlpSaved& s) {
-  mlp_block(ctx, model, w, ctx, out, input, s);
+void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const MlpInput& input, MlpSaved& s,
+               Context& made_again) {
+  mlp_block(ctx, model, w, made_again, out, input, s);
 }
 
 void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const MlpInput& input, MoeSaved& s,
-                 ExpertLoad* load) {
-  moe_route(ctx, model, w, ctx, input, {}, /*also_shared=*/false, s);
+                 ExpertLoad* load, Context& made_again) {
+  moe_route(ctx, model, w, made_again, input, {}, /*also_shared=*/false, s);
   append_expert_load(load, model.config, s);
 }
 
-void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s) {
-  moe_experts(ctx, model, w, ctx, out, matrix_input(ctx, model, s.input, {w.gate_up}), /*also_shared=*/false, s);
+void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s,
+                   Context& made_again) {
+  moe_experts(ctx, model, w, made_again, out, matrix_input(ctx, model, s.input, {w.gate_up}), /*also_shared=*/false, s);
 }
 
 void layer_expert_outputs(Context& ctx, const Model& model, const MoeWeights& w, Tensor y_sorted, MoeSaved& s) {

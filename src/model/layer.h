@@ -1,6 +1,7 @@
 // The parts of a layer one by one, for who runs layers on its own and has something to do between their parts: stages
 // of a pipeline, whose experts are on other processes (parallel/stage.h). forward() and backward() put the same parts
-// together. Memory comes from ctx.arena.
+// together. Memory comes from ctx.arena, and what the backward pass makes again where --recompute is selective, with
+// recompute_layer(), from made_again's: ctx itself, where nothing is.
 #pragma once
 
 #include "model/backward.h"
@@ -15,15 +16,16 @@ struct MlpInput {
 
 // x' = x + Attention(norm(x)), kept as s.mid. Returns norm(x').
 MlpInput layer_attention(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Tensor x,
-                         LayerSaved& s);
+                         LayerSaved& s, Context& made_again);
 // out = W_down(silu(W_gate x) * W_up x): of a dense layer, or a shared expert.
-void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const MlpInput& input, MlpSaved& s);
+void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out, const MlpInput& input, MlpSaved& s,
+               Context& made_again);
 // The router's choice for every token: s.topk_ids, s.topk_weights, s.dispatch. Appends a row to `load` where it is
 // given.
 void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const MlpInput& input, MoeSaved& s,
-                 ExpertLoad* load);
+                 ExpertLoad* load, Context& made_again);
 // out += sum of the weighted outputs of s.dispatch's experts for s.input's rows; w: the matrices of these experts.
-void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s);
+void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s, Context& made_again);
 // y_sorted [slots of s.dispatch, hidden] = the same outputs, each by itself and unweighted.
 void layer_expert_outputs(Context& ctx, const Model& model, const MoeWeights& w, Tensor y_sorted, MoeSaved& s);
 

@@ -222,7 +222,7 @@ ExpertRange experts_of(int64_t n_routed_experts, int size, int index) {
 }
 
 StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w, Tensor out,
-                          const MoeSaved& s, ExpertsHere& here, int& tag, Traffic& traffic) {
+                          const MoeSaved& s, ExpertsHere& here, Context& made_again, int& tag, Traffic& traffic) {
   const int64_t hidden = s.input.cols(), k = s.topk_ids.cols(), cols = hidden + 2 * k;
   const auto each = static_cast<int>(model.config.router.n_routed_experts / group.size());
   const int per_node = group.within.size();
@@ -230,16 +230,17 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   // To the nodes,
   here.across = make_hop(s.topk_ids, group.across.size(), [&](int32_t e) { return e / each / per_node; });
   co_await count_rows(group.across, here.across, tag);
-  const Tensor at_node = new_f32(ctx, {here.across.n_received(), cols});
-  co_await send_rows(ctx, group.across, here.across, with_choices(ctx, s.input, s.topk_weights, s.topk_ids), at_node,
-                     {to, 2 * k, true}, tag, traffic);
+  const Tensor at_node = new_f32(made_again, {here.across.n_received(), cols});
+  co_await send_rows(made_again, group.across, here.across,
+                     with_choices(made_again, s.input, s.topk_weights, s.topk_ids), at_node, {to, 2 * k, true}, tag,
+                     traffic);
   // inside this one to the ranks,
-  here.within = make_hop(ids_of(ctx, at_node, hidden + k, k), per_node, [&](int32_t e) {
+  here.within = make_hop(ids_of(made_again, at_node, hidden + k, k), per_node, [&](int32_t e) {
     return e / each / per_node == group.across.index ? e / each % per_node : -1;
   });
   co_await count_rows(group.within, here.within, tag);
   const Tensor rows = new_f32(ctx, {here.within.n_received(), cols});
-  co_await send_rows(ctx, group.within, here.within, at_node, rows, {to, 2 * k, false}, tag, traffic);
+  co_await send_rows(made_again, group.within, here.within, at_node, rows, {to, 2 * k, false}, tag, traffic);
   // through this one's experts,
   MoeSaved& saved = here.saved;
   saved.input = rows.columns(0, hidden);
@@ -250,12 +251,12 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
     e = e / each == group.index() ? e % each : -1;
   }
   saved.dispatch = make_dispatch(ctx, saved.topk_ids, each);
-  const Tensor y = zeros(ctx, rows.rows(), hidden);
-  layer_experts(ctx, model, w, y, saved);
+  const Tensor y = zeros(made_again, rows.rows(), hidden);
+  layer_experts(ctx, model, w, y, saved, made_again);
   // and back, summed on the way.
-  const Tensor node_y = zeros(ctx, at_node.rows(), hidden);
-  co_await return_rows(ctx, group.within, here.within, node_y, y, {back, 0, false}, tag, traffic);
-  co_await return_rows(ctx, group.across, here.across, out, node_y, {back, 0, true}, tag, traffic);
+  const Tensor node_y = zeros(made_again, at_node.rows(), hidden);
+  co_await return_rows(made_again, group.within, here.within, node_y, y, {back, 0, false}, tag, traffic);
+  co_await return_rows(made_again, group.across, here.across, out, node_y, {back, 0, true}, tag, traffic);
 }
 
 StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w,

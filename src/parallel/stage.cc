@@ -38,7 +38,14 @@ Stage make_stage(const ModelConfig& config, int n_stages, int stage, const Exper
   return made;
 }
 
-// A chunk in a stage; all its memory is its arena's.
+// Memory of what is not kept of a layer between its passes, or is made again.
+struct StageWork::Scratch {
+  explicit Scratch(ThreadPool& pool) : ctx{pool, arena} {}
+  Arena arena;
+  Context ctx;
+};
+
+// A chunk in a stage; its memory is its arena's, but for what is made again.
 struct StageWork::Chunk {
   std::unique_ptr<Arena> arena;
   Context ctx;
@@ -48,7 +55,8 @@ struct StageWork::Chunk {
   Tensor x_rms, hidden, d_hidden;           // of the last norm
   std::vector<LayerSaved> saved;            // [layer of the stage]
   std::vector<LayerGrads> inner;
-  std::vector<ExpertsHere> experts;  // where they are spread
+  std::vector<ExpertsHere> experts;                // where they are spread
+  std::vector<std::unique_ptr<Scratch>> remade{};  // of what was made again, until the weights' part of it is over
   LossResult result;
 };
 
@@ -60,11 +68,12 @@ struct StageWork::LayerHere {
   LayerSaved& saved;
   LayerGrads& inner;
   ExpertsHere& experts;
+  Context &ctx, &made_again;  // as model/layer.h has them
 };
 
 namespace {
 
-constexpr int kTagsOfPass = 1 << 10;  // exchanges of a chunk's way through a stage
+constexpr int kTagsOfPass = 1 << 11;  // exchanges of a chunk's way through a stage
 constexpr int kFirstTag = 1 << 20;    // behind those of the pipeline
 
 }  // namespace
@@ -73,8 +82,6 @@ StageWork::StageWork(ThreadPool& pool, const PipelineSchedule& schedule, std::sp
                      const PipelineStep& step)
     : pool_(pool), schedule_(schedule), stages_(stages), step_(step) {
   FATHOM_CHECK(std::ssize(stages) == schedule.n_directions() && std::ssize(step.chunks) == schedule.n_chunks);
-  // The backward passes are apart: what one of them makes again would have to stay for the other.
-  FATHOM_CHECK(step.loss.recompute == Recompute::none);
 }
 
 StageWork::~StageWork() = default;
@@ -105,7 +112,21 @@ StageWork::Chunk& StageWork::chunk(ChunkPass pass) {
   c->saved.resize(static_cast<size_t>(part.end_layer - part.first_layer));
   c->inner.resize(c->saved.size());
   c->experts.resize(c->saved.size());
+  c->remade.resize(c->saved.size());
   return *c;
+}
+
+std::unique_ptr<StageWork::Scratch> StageWork::take_scratch() {
+  if (free_scratch_.empty()) return std::make_unique<Scratch>(pool_);
+  std::unique_ptr<Scratch> scratch = std::move(free_scratch_.back());
+  free_scratch_.pop_back();
+  return scratch;
+}
+
+void StageWork::give_back(std::unique_ptr<Scratch> scratch) {
+  if (scratch == nullptr) return;
+  scratch->arena.reset();
+  free_scratch_.push_back(std::move(scratch));
 }
 
 // Ranks that exchange rows may do so for two chunks in another order.
@@ -114,38 +135,60 @@ int StageWork::first_tag(ChunkPass pass, bool backward) const {
   return kFirstTag + kTagsOfPass * number;
 }
 
-StageWork::LayerHere StageWork::layer(Chunk& c, Stage& s, size_t l) {
+StageWork::LayerHere StageWork::layer(Chunk& c, Stage& s, size_t l, Context& ctx, Context& made_again) {
   const size_t index = static_cast<size_t>(s.part.first_layer) + l;
-  return {
-      s.model.weights.layers[index], s.gradients.weights.layers[index], c.batch, c.saved[l], c.inner[l], c.experts[l]};
+  return {s.model.weights.layers[index],
+          s.gradients.weights.layers[index],
+          c.batch,
+          c.saved[l],
+          c.inner[l],
+          c.experts[l],
+          ctx,
+          made_again};
 }
 
-StagePass StageWork::layer_forward(Chunk& c, Stage& s, LayerHere here, Tensor out, Tensor x, int& tag) {
+StagePass StageWork::layer_forward(Stage& s, LayerHere here, Tensor out, Tensor x, ExpertLoad* load, int& tag) {
   const LayerWeights& w = here.w;
   LayerSaved& saved = here.saved;
-  const MlpInput input = layer_attention(c.ctx, s.model, w, here.batch, x, saved);
+  const MlpInput input = layer_attention(here.ctx, s.model, w, here.batch, x, saved, here.made_again);
   if (!w.moe.gate) {
-    layer_mlp(c.ctx, s.model, w.mlp, out, input, saved.mlp);
+    layer_mlp(here.ctx, s.model, w.mlp, out, input, saved.mlp, here.made_again);
   } else {
-    layer_route(c.ctx, s.model, w, input, saved.moe, &c.result.expert_load);
+    layer_route(here.ctx, s.model, w, input, saved.moe, load, here.made_again);
     StagePass away;
     if (s.experts != nullptr) {
-      away = experts_forward(c.ctx, s.model, *s.experts, w.moe, out, saved.moe, here.experts, tag, traffic_);
+      away = experts_forward(here.ctx, s.model, *s.experts, w.moe, out, saved.moe, here.experts, here.made_again, tag,
+                             traffic_);
       away.go_on();
     }
     // While rows are on their way.
     if (w.moe.shared.gate_up) {
-      layer_mlp(c.ctx, s.model, w.moe.shared, out, input, saved.moe.shared);
+      layer_mlp(here.ctx, s.model, w.moe.shared, out, input, saved.moe.shared, here.made_again);
     } else {
-      fill_zero(c.ctx, out);
+      fill_zero(here.ctx, out);
     }
     if (s.experts != nullptr) {
       co_await std::move(away);
     } else {
-      layer_experts(c.ctx, s.model, w.moe, out, saved.moe);
+      layer_experts(here.ctx, s.model, w.moe, out, saved.moe, here.made_again);
     }
   }
-  add(c.ctx, out, saved.mid, out);
+  add(here.ctx, out, saved.mid, out);
+}
+
+// What the backward pass reads of a layer and forward() has not kept, in the same bits; all of it where it has kept
+// what enters the layer alone: then rows go to the experts again.
+StagePass StageWork::make_again(Chunk& c, Stage& s, size_t l, int& tag) {
+  c.remade[l] = take_scratch();
+  Context& ctx = c.remade[l]->ctx;
+  const LayerHere here = layer(c, s, l, ctx, ctx);
+  if (step_.loss.recompute == Recompute::full) {
+    const Tensor x = here.saved.x, unread = new_f32(ctx, {x.rows(), x.cols()});
+    co_await layer_forward(s, here, unread, x, nullptr, tag);
+  } else {
+    recompute_layer(ctx, s.model, here.w, here.batch, step_.loss.recompute, here.saved);
+    here.experts.saved.activated = {};
+  }
 }
 
 // As loss() has it (model/loss.cc), of the main loss.
@@ -175,13 +218,19 @@ StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
   std::vector<ExpertsHere> experts(steps.size());
   std::vector<Tensor> d_hiddens = {c.d_hidden};
   const auto layer_of = [&](size_t m) {
-    return LayerHere{steps[m].module->layer, dw.mtp[m].layer, steps[m].input.next,
-                     mtp[m].layer,           inner[m].layer,  experts[m]};
+    return LayerHere{steps[m].module->layer,
+                     dw.mtp[m].layer,
+                     steps[m].input.next,
+                     mtp[m].layer,
+                     inner[m].layer,
+                     experts[m],
+                     c.ctx,
+                     c.ctx};
   };
   for (size_t m = 0; m < steps.size(); ++m) {
     const MtpWeights& w = *steps[m].module;
     const Tensor x = mtp_begin(c.ctx, s.model, w, steps[m].input, m == 0 ? c.hidden : mtp[m - 1].hidden, mtp[m]);
-    co_await layer_forward(c, s, layer_of(m), mtp[m].x, x, tag);
+    co_await layer_forward(s, layer_of(m), mtp[m].x, x, &c.result.expert_load, tag);
     const Tensor hidden = mtp_end(c.ctx, s.model, w, mtp[m]);
     d_hiddens.push_back(new_f32(c.ctx, {hidden.rows(), hidden.cols()}));
     const double scale = options.mtp_weight * options.mtp_scale;
@@ -194,7 +243,7 @@ StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
     const Tensor d_out = mtp_end_backward_input(c.ctx, w, mtp[m], d_hiddens[m + 1], inner[m]);
     co_await layer_backward_input(c, s, layer_of(m), inner[m].projected, d_out, tag, nothing);
     mtp_begin_backward_input(c.ctx, s.model, w, mtp[m], d_hiddens[m], inner[m]);
-    layer_backward_weight(c, s, layer_of(m));
+    layer_backward_weight(s, layer_of(m));
     mtp_ends_backward_weight(c.ctx, s.model, dw.mtp[m], dw.embed, mtp[m], inner[m]);
   }
 }
@@ -208,11 +257,17 @@ StagePass StageWork::forward(ChunkPass pass) {
   int tag = first_tag(pass, false);
   if (s.part.first_layer == 0) embedding(c.ctx, c.input, c.batch.ids, w.embed);
   Tensor x = c.input;
+  const Recompute recompute = schedule_.forward_only ? Recompute::full : step_.loss.recompute;
+  std::unique_ptr<Scratch> scratch = recompute == Recompute::none ? nullptr : take_scratch();
+  Context& made_again = scratch != nullptr ? scratch->ctx : c.ctx;
+  Context& kept = recompute == Recompute::full ? made_again : c.ctx;
   for (size_t l = 0; l < c.saved.size(); ++l) {
     const Tensor out = l + 1 == c.saved.size() ? c.output : new_f32(c.ctx, {tokens, hidden});
-    co_await layer_forward(c, s, layer(c, s, l), out, x, tag);
+    co_await layer_forward(s, layer(c, s, l, kept, made_again), out, x, &c.result.expert_load, tag);
+    if (scratch != nullptr) scratch->arena.reset();
     x = out;
   }
+  give_back(std::move(scratch));
   if (!s.part.head) co_return;
   c.x_rms = new_f32(c.ctx, {tokens});
   c.hidden = new_f32(c.ctx, {tokens, hidden});
@@ -231,52 +286,52 @@ StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, LayerHere here, Te
   const LayerWeights& w = here.w;
   const LayerSaved& saved = here.saved;
   LayerGrads& g = here.inner;
-  g.mlp_normed = new_f32(c.ctx, {d_out.rows(), d_out.cols()});
+  g.mlp_normed = new_f32(here.ctx, {d_out.rows(), d_out.cols()});
   if (!w.moe.gate) {
-    layer_mlp_backward_input(c.ctx, s.model, w.mlp, saved.mlp, g.mlp_normed, d_out, g.mlp);
+    layer_mlp_backward_input(here.ctx, s.model, w.mlp, saved.mlp, g.mlp_normed, d_out, g.mlp);
   } else {
-    const Tensor d_weights = new_f32(c.ctx, {d_out.rows(), saved.moe.topk_weights.cols()});
+    const Tensor d_weights = new_f32(here.ctx, {d_out.rows(), saved.moe.topk_weights.cols()});
     StagePass away;
     if (s.experts != nullptr) {
-      away = experts_backward(c.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, here.experts, tag,
+      away = experts_backward(here.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, here.experts, tag,
                               traffic_);
       away.go_on();
     }
     if (w.moe.shared.gate_up) {
-      layer_mlp_backward_input(c.ctx, s.model, w.moe.shared, saved.moe.shared, g.mlp_normed, d_out, g.moe.shared);
+      layer_mlp_backward_input(here.ctx, s.model, w.moe.shared, saved.moe.shared, g.mlp_normed, d_out, g.moe.shared);
     } else {
-      fill_zero(c.ctx, g.mlp_normed);
+      fill_zero(here.ctx, g.mlp_normed);
     }
     if (s.experts != nullptr) {
       meanwhile();
       co_await std::move(away);
     } else {
-      layer_experts_backward_input(c.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, d_out, g.moe);
+      layer_experts_backward_input(here.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, d_out, g.moe);
     }
-    const ScoreGradient balance = balance_gradient(c.ctx, s.model, here.batch, step_.loss, c.result.balance_loss);
-    layer_route_backward_input(c.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, g.moe, balance);
+    const ScoreGradient balance = balance_gradient(here.ctx, s.model, here.batch, step_.loss, c.result.balance_loss);
+    layer_route_backward_input(here.ctx, s.model, w.moe, saved.moe, g.mlp_normed, d_weights, g.moe, balance);
   }
-  layer_attention_backward_input(c.ctx, s.model, w, here.batch, saved, dx, d_out, g);
+  layer_attention_backward_input(here.ctx, s.model, w, here.batch, saved, dx, d_out, g);
 }
 
-void StageWork::layer_backward_weight(Chunk& c, Stage& s, LayerHere here) {
+void StageWork::layer_backward_weight(Stage& s, LayerHere here) {
   LayerWeights& dw = here.gradients;
   const LayerSaved& saved = here.saved;
   const LayerGrads& g = here.inner;
   if (!dw.moe.gate) {
-    layer_mlp_backward_weight(c.ctx, s.model, dw.mlp, saved.mlp, g.mlp);
+    layer_mlp_backward_weight(here.ctx, s.model, dw.mlp, saved.mlp, g.mlp);
   } else {
-    layer_route_backward_weight(c.ctx, dw.moe, saved.moe, g.moe);
+    layer_route_backward_weight(here.ctx, dw.moe, saved.moe, g.moe);
     if (dw.moe.shared.gate_up) {
-      layer_mlp_backward_weight(c.ctx, s.model, dw.moe.shared, saved.moe.shared, g.moe.shared);
+      layer_mlp_backward_weight(here.ctx, s.model, dw.moe.shared, saved.moe.shared, g.moe.shared);
     }
     if (s.experts != nullptr) {
-      layer_experts_backward_weight(c.ctx, s.model, dw.moe, here.experts.saved, here.experts.grads);
+      layer_experts_backward_weight(here.ctx, s.model, dw.moe, here.experts.saved, here.experts.grads);
     } else {
-      layer_experts_backward_weight(c.ctx, s.model, dw.moe, saved.moe, g.moe);
+      layer_experts_backward_weight(here.ctx, s.model, dw.moe, saved.moe, g.moe);
     }
   }
-  layer_attention_backward_weight(c.ctx, s.model, dw, saved, g);
+  layer_attention_backward_weight(here.ctx, s.model, dw, saved, g);
 }
 
 StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
@@ -291,9 +346,14 @@ StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
   const auto are_final_from = [&](int64_t l) {
     if (is_last && told_) told_(pass.direction, l);
   };
+  const auto here = [&](size_t l) {
+    Context& ctx = c.remade[l] != nullptr ? c.remade[l]->ctx : c.ctx;
+    return layer(c, s, l, ctx, ctx);
+  };
   const std::function<void()> weights_that_are_due = [&] {
     for (; of_weights && n_left > n_waiting; --n_left) {
-      layer_backward_weight(c, s, layer(c, s, n_left - 1));
+      layer_backward_weight(s, here(n_left - 1));
+      give_back(std::move(c.remade[n_left - 1]));
       are_final_from(s.part.first_layer + static_cast<int64_t>(n_left) - 1);
     }
   };
@@ -310,7 +370,8 @@ StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
     while (n_waiting > 0) {
       const size_t l = n_waiting - 1;
       const Tensor dx = l == 0 ? c.d_input : new_f32(c.ctx, {tokens, hidden});
-      co_await layer_backward_input(c, s, layer(c, s, l), dx, d_out, tag, weights_that_are_due);
+      if (step_.loss.recompute != Recompute::none) co_await make_again(c, s, l, tag);
+      co_await layer_backward_input(c, s, here(l), dx, d_out, tag, weights_that_are_due);
       d_out = dx;
       n_waiting = l;
       if (s.experts == nullptr) weights_that_are_due();  // no rows of the next layer have to hide behind it

@@ -53,15 +53,19 @@ class StageWork {
   Stage& stage(ChunkPass pass) { return stages_[static_cast<size_t>(pass.direction)]; }
   int first_tag(ChunkPass pass, bool backward) const;
   struct LayerHere;
-  LayerHere layer(Chunk& c, Stage& s, size_t l);
+  struct Scratch;
+  std::unique_ptr<Scratch> take_scratch();
+  void give_back(std::unique_ptr<Scratch> scratch);
+  static LayerHere layer(Chunk& c, Stage& s, size_t l, Context& ctx, Context& made_again);
   StagePass forward(ChunkPass pass);
-  StagePass layer_forward(Chunk& c, Stage& s, LayerHere here, Tensor out, Tensor x, int& tag);
+  StagePass layer_forward(Stage& s, LayerHere here, Tensor out, Tensor x, ExpertLoad* load, int& tag);
+  StagePass make_again(Chunk& c, Stage& s, size_t l, int& tag);
   static void head(Chunk& c, Stage& s);
   StagePass head_and_mtp(Chunk& c, Stage& s, int& tag);
   StagePass backward(ChunkPass pass, bool of_input, bool of_weights);
   StagePass layer_backward_input(Chunk& c, Stage& s, LayerHere here, Tensor dx, Tensor d_out, int& tag,
                                  const std::function<void()>& meanwhile);
-  void layer_backward_weight(Chunk& c, Stage& s, LayerHere here);
+  static void layer_backward_weight(Stage& s, LayerHere here);
 
   ThreadPool& pool_;
   const PipelineSchedule& schedule_;
@@ -69,6 +73,7 @@ class StageWork {
   const PipelineStep& step_;
   std::map<std::pair<int, int>, std::unique_ptr<Chunk>> chunks_;
   std::vector<std::unique_ptr<Arena>> free_arenas_;
+  std::vector<std::unique_ptr<Scratch>> free_scratch_;
   Traffic traffic_;
   std::function<void(int, int64_t)> told_;
   int n_backward_[2] = {0, 0};                         // [direction]: passes that make weights' gradients, begun

@@ -22,8 +22,7 @@ namespace fs = std::filesystem;
 
 // What one process can and many cannot yet.
 void check_supported(const TrainOptions& o) {
-  const std::pair<bool, const char*> unsupported[] = {{o.recompute != Recompute::none, "--recompute"},
-                                                      {o.sample_every > 0, "--sample-every"},
+  const std::pair<bool, const char*> unsupported[] = {{o.sample_every > 0, "--sample-every"},
                                                       {o.saver.mode == SaveMode::async, "--save-mode async"},
                                                       {o.saver.on_failure == SaveFailure::warn, "--save-failure warn"}};
   for (const auto& [given, name] : unsupported) {
@@ -194,6 +193,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
                   .loss = loss_of_run(options, config, balance, alpha),
                   .balance = balance,
                   .numbers = {}};
+  run.loss.recompute = options.recompute;
   if (options.resume && has_checkpoints(options.out)) {
     int64_t step = 0;
     if (is_first) {

@@ -305,6 +305,30 @@ TEST(Stage, NarrowRowsChangeLittle) {
   }
 }
 
+// Whether experts are spread or not, and where the weights' part of a backward pass stands far behind the input's.
+TEST(Stage, RecomputingChangesNoBit) {
+  for (const auto& [kind, ranks, expert_ranks, precision] :
+       {std::tuple(ScheduleKind::one_f_one_b, 1, 1, Precision::f32),
+        {ScheduleKind::zb1p, 2, 1, Precision::f32},
+        {ScheduleKind::dualpipe, 2, 2, Precision::f32},
+        {ScheduleKind::dualpipev, 2, 4, Precision::bf16},
+        {ScheduleKind::zb1p, 2, 2, Precision::fp8},
+        {ScheduleKind::dualpipe, 2, 1, Precision::fp8}}) {
+    const ModelConfig config = small_config(5, 1);
+    SCOPED_TRACE(fmt::format("schedule {} on {} x {}", static_cast<int>(kind), ranks, expert_ranks));
+    const PipelineSchedule schedule = make_schedule(kind, ranks, 3 * ranks + 3 * ranks % 2);
+    PipelineStep step = make_step(config, schedule.n_chunks * expert_ranks);
+    const Pipelined expected = in_a_pipeline(config, schedule, step, expert_ranks, 1, precision);
+    for (const Recompute recompute : {Recompute::selective, Recompute::full}) {
+      step.loss.recompute = recompute;
+      const Pipelined ours = in_a_pipeline(config, schedule, step, expert_ranks, 1, precision);
+      EXPECT_TRUE(ours == expected) << static_cast<int>(recompute);
+      EXPECT_EQ(ours.loss.loss_sum, expected.loss.loss_sum);
+      EXPECT_EQ(ours.loss.expert_load, expected.loss.expert_load);
+    }
+  }
+}
+
 TEST(Stage, EveryScheduleGivesTheGradientsOfOneProcess) {
   for (const auto& [name, kind] : kScheduleKinds) {
     for (const int ranks : {1, 2, 4}) {

@@ -69,7 +69,7 @@ class Train(unittest.TestCase):
         self.assertEqual(inspected.returncode, 0, inspected.stderr)
 
     def test_what_cannot_be_is_told_once(self):
-        for options in (["--pp", "3"], ["--ep", "3", "--dp", "3"], ["--pp", "2", "--dp", "2"], ["--recompute", "full"]):
+        for options in (["--pp", "3"], ["--ep", "3", "--dp", "3"], ["--pp", "2", "--dp", "2"], ["--sample-every", "2"]):
             done = self.run_it(2, "wrong", *options)
             self.assertNotEqual(done.returncode, 0)
             self.assertEqual(done.stderr.count("fathom: train: "), 1, done.stderr)

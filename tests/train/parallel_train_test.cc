@@ -238,6 +238,19 @@ TEST_F(ParallelTrain, MemoryThatIsSoundIsNotSuspected) {
   for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(checked[i].loss, expected[i].loss);
 }
 
+TEST_F(ParallelTrain, RecomputingChangesNoBit) {
+  const ParallelLayout layout{.pp = 2, .ep = 2, .dp = 2, .schedule = ScheduleKind::dualpipe};
+  const std::vector<StepMetrics> expected = run_on("none", layout);
+  for (const auto& [name, recompute] : {std::pair{"selective", Recompute::selective}, {"full", Recompute::full}}) {
+    options_.recompute = recompute;
+    const std::vector<StepMetrics> ours = run_on(name, layout);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_EQ(ours[i].loss, expected[i].loss);
+      EXPECT_EQ(ours[i].grad_norm, expected[i].grad_norm);
+    }
+  }
+}
+
 TEST_F(ParallelTrain, WhatIsForOneProcessIsRefused) {
   const auto refused = [&](auto change) {
     TrainOptions before = options_;
@@ -245,7 +258,7 @@ TEST_F(ParallelTrain, WhatIsForOneProcessIsRefused) {
     EXPECT_THROW(run_on("refused", {.dp = 2}), UsageError);
     options_ = before;
   };
-  refused([&] { options_.recompute = Recompute::full; });
+  refused([&] { options_.sample_every = 1; });
   refused([&] { options_.batch_size = 15; });
   EXPECT_THROW(run_on("refused", {.ep = 3}), UsageError);
 }

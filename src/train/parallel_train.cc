@@ -10,6 +10,7 @@
 #include "train/metrics.h"
 #include "train/reading.h"
 #include "train/report.h"
+#include "train/sharded_saver.h"
 #include "train/sharded_state.h"
 #include "train/step.h"
 #include "train/tensorboard.h"
@@ -19,16 +20,6 @@ namespace fathom {
 namespace {
 
 namespace fs = std::filesystem;
-
-// What one process can and many cannot yet.
-void check_supported(const TrainOptions& o) {
-  const std::pair<bool, const char*> unsupported[] = {{o.sample_every > 0, "--sample-every"},
-                                                      {o.saver.mode == SaveMode::async, "--save-mode async"},
-                                                      {o.saver.on_failure == SaveFailure::warn, "--save-failure warn"}};
-  for (const auto& [given, name] : unsupported) {
-    if (given) throw UsageError("train: {} is for one process; leave it out with several", name);
-  }
-}
 
 struct ParallelRun {
   const TrainOptions& options;
@@ -141,7 +132,9 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   if (options.micro_batch == 0) options.micro_batch = 1;
   check_options(options);
   check_files(options);
-  check_supported(options);
+  if (options.sample_every > 0) {
+    throw UsageError("train: --sample-every is for one process, which has the whole model; leave it out with several");
+  }
   const double begin_s = monotonic_s();
   const bool is_first = comm.rank() == 0;
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
@@ -227,7 +220,6 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   std::optional<MetricsLog> metrics_log;
   std::optional<TensorboardLog> tensorboard;
   if (is_first) {
-    remove_leftovers(options.out);
     metrics_log.emplace(log_path, run.numbers.step);
     if (!options.tensorboard.empty()) tensorboard.emplace(options.tensorboard, run.numbers.step + 1);
     const ParameterCount count = count_parameters(config);
@@ -242,17 +234,23 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   TrainResult result;
   std::optional<Progress> progress;
   if (is_first) progress.emplace("training", options.steps, run.numbers.step);
-  const auto save = [&] {
-    const double from_s = monotonic_s();
-    comm.tell(fmt::format("saving step {}", run.numbers.step));
-    save_sharded_checkpoint(options.out, *state, run.numbers, tokenizer, settings);
-    if (!is_first) return;
-    log("step {}: saved in {:.2f} s", run.numbers.step, monotonic_s() - from_s);
-    const std::string trouble = remove_old_checkpoints(options.out, run.numbers.step, options.saver.keep);
-    if (!trouble.empty()) log("{}", trouble);
+  ShardedSaver saver(options.out, *state, tokenizer, settings, options.saver, run.numbers.step);
+  // What cannot be logged ends the run of all, unless it is to go on.
+  const auto log_on_first = [&](const auto& work) {
+    try {
+      if (is_first) work();
+    } catch (const Error& error) {
+      if (options.saver.on_failure == SaveFailure::stop) {
+        failed = error.what();
+      } else {
+        log("{}; training goes on", error.what());
+      }
+    }
+    fail_together(all, failed);
   };
   // For a reason that all ranks have, and the first of them tells.
   const auto end_with = [&](const auto& gives_up) {
+    saver.wait();
     try {
       gives_up();
     } catch (const Error& error) {
@@ -261,26 +259,22 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   };
   for (int64_t step = run.numbers.step + 1; step <= options.steps; ++step) {
     const StepMetrics m = train_step(run, step);
-    if (is_first) {
-      try {
-        metrics_log->write(m);
-        if (tensorboard) tensorboard->write(m);
-      } catch (const Error& error) {
-        failed = error.what();
-      }
-    }
-    fail_together(all, failed);
+    log_on_first([&] {
+      metrics_log->write(m);
+      if (tensorboard) tensorboard->write(m);
+    });
     if (run.changed) {
       end_with([&] { give_up(options.out, run.last_taken, step, *m.skipped, kSoundMemory); });
     }
     if (run.broken) {
       end_with([&] { give_up(options.out, run.last_taken, step, kBrokenState, kCalmer); });
     }
+    if (!m.skipped) saver.taken(step);
     if (m.skipped && run.numbers.guard.skipped > options.max_skips) {
       const int64_t n = std::exchange(run.numbers.guard.skipped, 0);  // who resumes has as many tries
       const std::string why = fmt::format("{}; it is skipped number {} in a row", *m.skipped, n);
       if (run.not_finite) end_with([&] { give_up(options.out, run.last_taken, step, why, kCalmer); });
-      save();
+      saver.save_last(run.numbers);
       end_with([&] { give_up_with_saved(options.out, step, why); });
     }
     if (is_first && m.val_loss) {
@@ -289,10 +283,14 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     if (progress) progress->update(step, fmt::format("loss {:.4f} {:.0f} tok/s", m.loss, m.tokens_per_s));
     // A signal may have come to some of them only, or to each in another step.
     result.stopped = is_on_any(all, stop_requested && stop_requested() && step < options.steps);
+    saver.poll();
     const bool due = options.save_every > 0 && step % options.save_every == 0 && !m.skipped;
-    if (due || result.stopped || step == options.steps) {
-      if (is_first) metrics_log->sync();
-      save();
+    const bool is_last = result.stopped || step == options.steps;
+    if (due || is_last) log_on_first([&] { metrics_log->sync(); });
+    if (is_last) {
+      saver.save_last(run.numbers);
+    } else if (due) {
+      saver.save(run.numbers);
     }
     if (result.stopped) break;
   }

@@ -33,11 +33,7 @@ Saver::Saved Saver::write(const TrainedState& state) const {
     save_checkpoint(out_, state, tokenizer_, settings_);
     return {state.step, monotonic_s() - begin_s};
   } catch (const Error& error) {
-    const std::string last =
-        saved_step_ == 0
-            ? "none was saved before"
-            : fmt::format("the last good one is {}", printable(checkpoint_directory(out_, saved_step_).native()));
-    throw Error("no checkpoint of step {}: {}; {}", state.step, error.what(), last);
+    throw Error("{}", no_checkpoint(out_, state.step, saved_step_, error.what()));
   }
 }
 
@@ -89,6 +85,13 @@ void Saver::poll() {
 
 void Saver::wait() {
   if (running_.valid()) settle();
+}
+
+std::string no_checkpoint(const std::filesystem::path& out, int64_t step, int64_t saved_step, const std::string& why) {
+  return fmt::format("no checkpoint of step {}: {}; {}", step, why,
+                     saved_step == 0 ? "none was saved before"
+                                     : fmt::format("the last good one is {}",
+                                                   printable(checkpoint_directory(out, saved_step).native())));
 }
 
 SaveMode resolve_save_mode(SaveMode wanted, double copy_bytes, double free_bytes) {

@@ -69,6 +69,9 @@ class Saver {
   std::future<Saved> running_;  // on copy_
 };
 
+// What is said of a save that failed: why, and what there is.
+std::string no_checkpoint(const std::filesystem::path& out, int64_t step, int64_t saved_step, const std::string& why);
+
 // `wanted`, or for automatic what memory allows, where a copy of the state takes copy_bytes and training leaves
 // free_bytes. Error when async is asked for and does not fit.
 SaveMode resolve_save_mode(SaveMode wanted, double copy_bytes, double free_bytes);

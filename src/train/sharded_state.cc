@@ -114,31 +114,6 @@ std::vector<TensorToWrite> pieces_of_rank(const RankState& state) {
   return pieces;
 }
 
-// All ranks' tensors as one model; files go under their names at once, config.json comes last.
-void write_model(const fs::path& directory, const RankState& state, Format format) {
-  const std::vector<TensorToWrite> tensors = tensors_of_rank(state, format);
-  const std::vector<std::string> names = shard_names(static_cast<size_t>(state.all.size()));
-  std::string told;
-  together(state.all, [&] {
-    write_safetensors(directory / names[static_cast<size_t>(state.all.index)], tensors);
-    nlohmann::json sizes = nlohmann::json::array();
-    for (const TensorToWrite& t : tensors) sizes.push_back({t.name, t.view.size() * format_bytes(t.format)});
-    told = sizes.dump();
-  });
-  const std::vector<std::string> texts = gather_texts(state.all, told);
-  together(state.all, [&] {
-    if (state.all.index != 0) return;
-    std::vector<StoredSize> sizes;
-    std::vector<size_t> shards;
-    for (const std::string& text : texts) {
-      const nlohmann::json of_rank = nlohmann::json::parse(text);
-      shards.push_back(of_rank.size());
-      for (const auto& entry : of_rank) sizes.push_back({entry[0], entry[1]});
-    }
-    commit_model(directory, state.config, format, {}, names, index_json(sizes, shards));
-  });
-}
-
 }  // namespace
 
 void fail_together(const RankGroup& all, const std::string& failed) {
@@ -151,6 +126,9 @@ void fail_together(const RankGroup& all, const std::string& failed) {
   throw FailedTogether(first == all.index ? failed : fmt::format("rank {} failed", first), first == all.index);
 }
 
+namespace {
+
+// What of the whole model this rank writes: whole tensors, each by one of the ranks that hold it.
 std::vector<TensorToWrite> tensors_of_rank(const RankState& state, Format format) {
   std::vector<TensorToWrite> own;
   std::set<std::string> seen;  // of the embedding that both stages have
@@ -163,6 +141,39 @@ std::vector<TensorToWrite> tensors_of_rank(const RankState& state, Format format
   return own;
 }
 
+}  // namespace
+
+RankFiles files_of_rank(const RankState& state, Format format) {
+  RankFiles files{.rank = state.all.index,
+                  .n_ranks = state.all.size(),
+                  .model = tensors_of_rank(state, format),
+                  .beside = pieces_of_rank(state)};
+  nlohmann::json own = nlohmann::json::array();
+  for (const TensorToWrite& t : files.model) own.push_back({t.name, t.view.size() * format_bytes(t.format)});
+  std::vector<StoredSize> sizes;
+  std::vector<size_t> shards;
+  for (const std::string& text : gather_texts(state.all, own.dump())) {
+    const nlohmann::json of_rank = nlohmann::json::parse(text);
+    shards.push_back(of_rank.size());
+    for (const auto& entry : of_rank) sizes.push_back({entry[0], entry[1]});
+  }
+  if (files.rank == 0) files.index = index_json(sizes, shards);
+  return files;
+}
+
+void write_model_files(const fs::path& directory, const RankFiles& files) {
+  write_safetensors(directory / shard_names(static_cast<size_t>(files.n_ranks))[static_cast<size_t>(files.rank)],
+                    files.model);
+}
+
+void write_files_beside(const fs::path& directory, const RankFiles& files) {
+  write_safetensors(directory / optimizer_name(files.rank), files.beside);
+}
+
+void commit_rank_files(const fs::path& directory, const ModelConfig& config, Format format, const RankFiles& files) {
+  commit_model(directory, config, format, {}, shard_names(static_cast<size_t>(files.n_ranks)), files.index);
+}
+
 void save_sharded_model(const fs::path& directory, const RankState& state, const Tokenizer& tokenizer, Format format) {
   together(state.all, [&] {
     if (state.all.index == 0) {
@@ -170,30 +181,11 @@ void save_sharded_model(const fs::path& directory, const RankState& state, const
       tokenizer.save(directory);  // before the model, whose config.json comes last
     }
   });
-  write_model(directory, state, format);
-}
-
-void save_sharded_checkpoint(const fs::path& out, const RankState& state, const TrainedState& numbers,
-                             const Tokenizer& tokenizer, const Settings& settings) {
-  const int64_t step = numbers.step;
-  const bool is_first = state.all.index == 0;
-  try {
-    const fs::path partial = partial_checkpoint(out, step);
-    together(state.all, [&] {
-      for (const Stage& stage : state.stages) check_finite(stage.parameters.weights, state.config, step);
-      if (is_first) begin_checkpoint(out, step);
-    });
-    save_sharded_model(partial, state, tokenizer, Format::f32);
-    together(state.all, [&] { write_safetensors(partial / optimizer_name(state.all.index), pieces_of_rank(state)); });
-    together(state.all, [&] {
-      if (!is_first) return;
-      write_trainer(partial, numbers, settings);
-      finish_checkpoint(out, step);
-    });
-  } catch (...) {
-    if (is_first) drop_checkpoint(out, step);
-    throw;
-  }
+  const RankFiles files = files_of_rank(state, format);
+  together(state.all, [&] { write_model_files(directory, files); });
+  together(state.all, [&] {
+    if (files.rank == 0) commit_rank_files(directory, state.config, format, files);
+  });
 }
 
 void load_sharded_model(const fs::path& path, RankState& state, ThreadPool& pool) {

@@ -14,17 +14,22 @@
 
 namespace fathom {
 
-// What of the whole model this rank writes: whole tensors, each by one of the ranks that hold it.
-std::vector<TensorToWrite> tensors_of_rank(const RankState& state, Format format);
+// What a rank writes of a checkpoint.
+struct RankFiles {
+  int rank, n_ranks;
+  std::vector<TensorToWrite> model, beside;  // views of the state: whole tensors, dealt out; pieces
+  std::string index{};                       // of all ranks' model files, on rank 0
+};
+RankFiles files_of_rank(const RankState& state, Format format);  // collective
+// Its own files, and on rank 0, when all ranks have written theirs, what makes them a model. They send nothing.
+void write_model_files(const std::filesystem::path& directory, const RankFiles& files);
+void write_files_beside(const std::filesystem::path& directory, const RankFiles& files);
+void commit_rank_files(const std::filesystem::path& directory, const ModelConfig& config, Format format,
+                       const RankFiles& files);
 
 // A model directory of all ranks' tensors. Collective; Error on all ranks where one of them fails.
 void save_sharded_model(const std::filesystem::path& directory, const RankState& state, const Tokenizer& tokenizer,
                         Format format);
-
-// When it returns the checkpoint survives a power loss. numbers: the run's, without weights and moments. Collective;
-// Error on all ranks, with nothing half-written left, where one of them fails.
-void save_sharded_checkpoint(const std::filesystem::path& out, const RankState& state, const TrainedState& numbers,
-                             const Tokenizer& tokenizer, const Settings& settings);
 
 // Fills weights, moments and the average, where there is one, from a checkpoint of any layout. Collective.
 void load_sharded_checkpoint(const std::filesystem::path& directory, RankState& state, ThreadPool& pool);

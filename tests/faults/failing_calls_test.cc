@@ -5,14 +5,17 @@
 #include <cerrno>
 #include <cstdio>
 #include <new>
+#include <optional>
 
 #include "base/file.h"
 #include "base/terminal.h"
 #include "faults/failing_memory.h"
 #include "faults/file_calls.h"
 #include "faults/small_state.h"
+#include "parallel/in_process_ranks.h"
 #include "refusal.h"
 #include "train/saver.h"
+#include "train/sharded_saver.h"
 
 namespace fathom::test {
 namespace {
@@ -163,6 +166,56 @@ TEST_F(Failing, SaverStopsOrWarnsAndTriesAgain) {
     EXPECT_THROW(warns.save_last(state_of(5, small_config())), Error) << "nothing comes after it";
     EXPECT_TRUE(debris(out).empty());
   }
+}
+
+// A call of any rank's, in what each writes or in what makes it a checkpoint: none has it then, and no half is left.
+TEST_F(Failing, RanksSaveTogetherOrNotAtAll) {
+  int n_failed = 0;
+  for (const SaveMode mode : {SaveMode::sync, SaveMode::async}) {
+    for (const Call call : {Call::write, Call::fsync, Call::rename}) {
+      for (const int n : {1, 2, 5}) {
+        const TemporaryDirectory scratch(scratch_root());
+        const fs::path& out = scratch.path();
+        on_ranks(2, [&](Communicator& comm) {
+          const auto state = make_rank_state(comm, {.dp = 2}, small_config(), 2, Format::f32, Precision::f32);
+          initialize(state->stages[0].parameters, small_config(), 1);
+          ShardedSaver saver(out, *state, tokenizer_, {}, {mode, SaveFailure::warn, {}}, 0);
+          TrainedState numbers;
+          const auto save = [&](int64_t step) {
+            numbers.step = step;
+            saver.save(numbers);
+            saver.wait();
+            barrier(state->all);
+          };
+          save(1);
+          std::optional<Fault> fault;
+          if (comm.rank() == 0) fault.emplace(out, call, n, EIO);
+          barrier(state->all);
+          save(2);
+          if (comm.rank() == 0) {
+            EXPECT_TRUE(fault->happened());
+            fault.reset();
+            const fs::path newest = newest_whole_checkpoint(out);
+            // The new one where only what follows its rename failed.
+            EXPECT_TRUE(newest == checkpoint_directory(out, 1) || call == Call::fsync) << newest;
+            n_failed += newest == checkpoint_directory(out, 1);
+            EXPECT_TRUE(debris(out).empty());
+          }
+          barrier(state->all);
+          save(3);
+          if (comm.rank() == 0) {
+            EXPECT_EQ(newest_whole_checkpoint(out), checkpoint_directory(out, 3));
+            fault.emplace(out, call, n, EIO);
+          }
+          barrier(state->all);
+          numbers.step = 4;
+          EXPECT_THROW(saver.save_last(numbers), FailedTogether) << "nothing comes after it";
+          barrier(state->all);
+        });
+      }
+    }
+  }
+  EXPECT_GE(n_failed, 12);
 }
 
 TEST_F(Failing, AStateThatIsNotFiniteIsNotSaved) {

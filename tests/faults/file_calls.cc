@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <mutex>
 #include <set>
 
 #include "base/error.h"
@@ -17,7 +18,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// What the calls below look at. Of the threads of a test one at a time works with files.
+// What the calls below look at, one thread at a time.
 struct Watch {
   std::string root;  // with a slash at the end; empty: nothing is watched
   std::set<int> open;
@@ -32,7 +33,13 @@ Watch& watch() {
   return state;
 }
 
+std::unique_lock<std::recursive_mutex> alone() {
+  static auto& mutex = *new std::recursive_mutex;
+  return std::unique_lock(mutex);
+}
+
 void begin(const fs::path& root) {
+  const auto lock = alone();
   FATHOM_CHECK(watch().root.empty());
   watch() = Watch{};
   watch().root = root.native() + "/";
@@ -62,6 +69,7 @@ Function* real(const char* name) {
 }
 
 int open_at(int directory, const char* name, int flags, mode_t mode) {
+  const auto lock = alone();
   static auto* const call = real<int(int, const char*, int, mode_t)>("openat");
   const std::string path = watch().root.empty() ? "" : path_at(directory, name);
   if (!watched(path)) return call(directory, name, flags, mode);
@@ -76,6 +84,7 @@ int open_at(int directory, const char* name, int flags, mode_t mode) {
 }
 
 int remove_at(int directory, const char* name, bool is_directory) {
+  const auto lock = alone();
   static auto* const call = real<int(int, const char*, int)>("unlinkat");
   const std::string path = watch().root.empty() ? "" : path_at(directory, name);
   const Call kind = is_directory ? Call::rmdir : Call::unlink;
@@ -114,14 +123,21 @@ const std::vector<FileCall>& Recording::calls() const { return watch().calls; }
 int Recording::tried(Call call) const { return watch().tried[static_cast<int>(call)]; }
 
 Fault::Fault(const fs::path& root, Call call, int n, int error) {
+  const auto lock = alone();
   begin(root);
   watch().armed = true;
   watch().call = call;
   watch().left = n;
   watch().error = error;
 }
-Fault::~Fault() { watch().root.clear(); }
-bool Fault::happened() const { return watch().happened; }
+Fault::~Fault() {
+  const auto lock = alone();
+  watch().root.clear();
+}
+bool Fault::happened() const {
+  const auto lock = alone();
+  return watch().happened;
+}
 
 }  // namespace fathom::test
 
@@ -146,17 +162,20 @@ int openat(int directory, const char* path, int flags, ...) {
 }
 
 ssize_t write(int fd, const void* data, size_t bytes) {
+  const auto lock = alone();
   static auto* const call = real<ssize_t(int, const void*, size_t)>("write");
   const int64_t offset = watched(fd) ? lseek(fd, 0, SEEK_CUR) : 0;
   return written(Call::write, fd, data, bytes, offset, [&](size_t n) { return call(fd, data, n); });
 }
 
 ssize_t pwrite(int fd, const void* data, size_t bytes, off_t offset) {
+  const auto lock = alone();
   static auto* const call = real<ssize_t(int, const void*, size_t, off_t)>("pwrite");
   return written(Call::pwrite, fd, data, bytes, offset, [&](size_t n) { return call(fd, data, n, offset); });
 }
 
 int fsync(int fd) {
+  const auto lock = alone();
   static auto* const call = real<int(int)>("fsync");
   if (watched(fd) && fails(Call::fsync)) return -1;
   const int result = call(fd);
@@ -165,6 +184,7 @@ int fsync(int fd) {
 }
 
 int close(int fd) {
+  const auto lock = alone();
   static auto* const call = real<int(int)>("close");
   const bool ours = watched(fd), failed = ours && fails(Call::close);
   const int error = errno, result = call(fd);  // closed in any case, as Linux does it
@@ -176,6 +196,7 @@ int close(int fd) {
 }
 
 int rename(const char* from, const char* to) noexcept {
+  const auto lock = alone();
   static auto* const call = real<int(const char*, const char*)>("rename");
   if (watched(std::string(from)) && fails(Call::rename)) return -1;
   const int result = call(from, to);
@@ -184,6 +205,7 @@ int rename(const char* from, const char* to) noexcept {
 }
 
 int mkdir(const char* path, mode_t mode) noexcept {
+  const auto lock = alone();
   static auto* const call = real<int(const char*, mode_t)>("mkdir");
   if (watched(std::string(path)) && fails(Call::mkdir)) return -1;
   const int result = call(path, mode);

@@ -25,8 +25,8 @@ def command(o, out, *options):
             str(SAVE_EVERY), "--keep", "2", "--pp", "2", "--ep", "2", "--pp-schedule", "dualpipe", "--hang-timeout", str(HANG_S), "--quiet", "--out", str(out), *options]
 
 
-def start(o, out):
-    return subprocess.Popen(command(o, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+def start(o, out, save_mode="sync"):
+    return subprocess.Popen(command(o, out, "--resume", "--save-mode", save_mode), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
 
 
 def losses(out):
@@ -55,7 +55,7 @@ def main():
             out = folder / f"disturbed-{runs}"
             runs += 1
             while signals:
-                with start(o, out) as job:
+                with start(o, out, rng.choice(("sync", "async"))) as job:
                     time.sleep(rng.uniform(0.2, 2.0))
                     ranks = ranks_of(job)
                     if job.poll() is None and len(ranks) == 4:

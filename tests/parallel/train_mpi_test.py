@@ -37,7 +37,8 @@ class Train(unittest.TestCase):
         alone = self.run_it(0, "alone")
         self.assertEqual(alone.returncode, 0, alone.stderr)
         expected = losses(self.folder / "alone")
-        for out, processes, *options in (("dp", 2), ("dual", 4, "--pp", "2", "--ep", "2", "--pp-schedule", "dualpipe", "--save-every", "2", "--trace", str(self.folder / "trace.json"))):
+        for out, processes, *options in (("dp", 2), ("dual", 4, "--pp", "2", "--ep", "2", "--pp-schedule", "dualpipe", "--save-every", "2", "--save-mode", "async", "--check-memory",
+                                                                                                 "--ema-decay", "0.9", "--recompute", "selective", "--trace", str(self.folder / "trace.json"))):
             done = self.run_it(processes, out, *options)
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertEqual(done.stdout.count("\n"), 1, "one of them tells the result")
@@ -61,12 +62,13 @@ class Train(unittest.TestCase):
                 last = max(ts for ts, length, name in pieces if name[0] in "BIW" and step["ts"] <= ts <= step["ts"] + step["dur"])
                 self.assertLess(min(begins), last)
         # Another layout goes on where this one ended.
-        done = self.run_it(2, "dual", "--pp", "2", "--resume", steps=5)
+        done = self.run_it(2, "dual", "--pp", "2", "--ema-decay", "0.9", "--recompute", "full", "--resume", steps=5)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("resuming after step 4", done.stderr)
         self.assertEqual(len(losses(self.folder / "dual")), 5)
-        inspected = subprocess.run([PROGRAM, "inspect", str(self.folder / "dual")], capture_output=True, text=True, timeout=60)
-        self.assertEqual(inspected.returncode, 0, inspected.stderr)
+        for model in ("dual", "dual/average"):
+            inspected = subprocess.run([PROGRAM, "inspect", str(self.folder / model)], capture_output=True, text=True, timeout=60)
+            self.assertEqual(inspected.returncode, 0, inspected.stderr)
 
     def test_what_cannot_be_is_told_once(self):
         for options in (["--pp", "3"], ["--ep", "3", "--dp", "3"], ["--pp", "2", "--dp", "2"], ["--sample-every", "2"]):

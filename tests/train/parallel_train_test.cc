@@ -251,6 +251,36 @@ TEST_F(ParallelTrain, RecomputingChangesNoBit) {
   }
 }
 
+TEST_F(ParallelTrain, SavesBesideTheTrainingAreTheSame) {
+  const ParallelLayout layout{.pp = 2, .ep = 2, .dp = 2, .schedule = ScheduleKind::dualpipe};
+  options_.save_every = 1;
+  options_.saver.keep = {.newest = 2, .every = 3};
+  const std::vector<StepMetrics> expected = run_on("sync", layout);
+  options_.saver.mode = SaveMode::async;
+  const auto expect_saved = [&](const std::string& name) {
+    const std::vector<StepMetrics> ours = read_metrics(folder_.path() / name / "train.jsonl");
+    for (size_t i = 0; i < expected.size(); ++i) EXPECT_EQ(ours[i].loss, expected[i].loss);
+    for (int64_t step = 1; step <= kSteps; ++step) {
+      const std::filesystem::path saved = checkpoint_directory(folder_.path() / name, step);
+      EXPECT_EQ(std::filesystem::exists(saved), step == 3 || step >= 5) << step;
+      if (!std::filesystem::exists(saved)) continue;
+      verify_checkpoint(saved);
+      for (const auto& entry : std::filesystem::directory_iterator(saved)) {
+        const std::filesystem::path name_of_file = entry.path().filename();
+        EXPECT_EQ(read_file(entry.path(), size_t{1} << 30),
+                  read_file(checkpoint_directory(folder_.path() / "sync", step) / name_of_file, size_t{1} << 30))
+            << name_of_file;
+      }
+    }
+  };
+  run_on("async", layout);
+  expect_saved("async");
+  run_on("cut", layout, 4);
+  options_.resume = true;
+  run_on("cut", layout);
+  expect_saved("cut");
+}
+
 TEST_F(ParallelTrain, WhatIsForOneProcessIsRefused) {
   const auto refused = [&](auto change) {
     TrainOptions before = options_;

@@ -9,6 +9,7 @@
 #include "parallel/eplb.h"
 #include "parallel/pipeline_schedule.h"
 #include "parallel/schedule_picture.h"
+#include "train/trace.h"
 
 namespace fathom::cli {
 namespace {
@@ -27,6 +28,8 @@ struct ScheduleOptions {
   int ranks = 8, chunks = 20;
   OpTimes times;
   double transfer = 0;
+  std::string trace;
+  std::optional<int64_t> step;
   std::string svg;
 };
 
@@ -42,7 +45,37 @@ ordered_json numbers(const std::vector<double>& values) {
   return list;
 }
 
+// What was measured, in place of a simulation.
+void run_traced(const ScheduleOptions& o, const CommonOptions& common) {
+  const TracedStep traced = read_traced_step(o.trace, o.step);
+  if (!o.svg.empty()) {
+    write_file_atomically(
+        o.svg, schedule_svg(traced.ranks, fmt::format("{}: step {}, {} ranks, measured",
+                                                      printable(std::filesystem::path(o.trace).stem().native(), 80),
+                                                      traced.step, traced.ranks.size())));
+  }
+  if (common.json) {
+    ordered_json ranks = ordered_json::array();
+    for (const RankTimes& times : traced.times) {
+      ranks.push_back({{"computed_s", times.computed},
+                       {"exposed_s", times.exposed},
+                       {"starved_s", times.starved},
+                       {"sums_beside_s", times.sums_beside},
+                       {"sums_alone_s", times.sums_alone}});
+    }
+    return write_stdout(ordered_json{{"step", traced.step}, {"makespan_s", traced.length_s}, {"ranks", ranks}}.dump() +
+                        "\n");
+  }
+  std::string text = schedule_drawing(traced.ranks, kDrawingColumns);
+  text +=
+      "F forward, B backward, I for inputs only, W for weights only; small: direction 1\n"
+      ": waits for messages, . for a stage, S sums gradients\n";
+  text += fmt::format("step {} takes {:.4g} s, of it\n{}", traced.step, traced.length_s, times_table(traced.times));
+  write_stdout(text);
+}
+
 void run_schedule(const ScheduleOptions& o, const CommonOptions& common) {
+  if (!o.trace.empty()) return run_traced(o, common);
   if (int64_t{o.ranks} * o.chunks > kMostOperations)
     throw UsageError("plan schedule: --ranks {} times --chunks {} is more than {} operations", o.ranks, o.chunks,
                      kMostOperations);
@@ -178,20 +211,31 @@ void run_eplb(const CommonOptions& common) {
 
 void add_schedule(CLI::App& plan, CommonOptions& common) {
   const auto o = std::make_shared<ScheduleOptions>();
-  CLI::App* c = plan.add_subcommand("schedule", "Draw and simulate a pipeline schedule (docs/parallel.md)");
+  CLI::App* c = plan.add_subcommand("schedule",
+                                    "Draw and simulate a pipeline schedule, or draw a measured one (docs/parallel.md)");
   c->option_defaults()->always_capture_default();
   std::vector<std::string> names;
   for (const auto& each : kScheduleKinds) names.emplace_back(each.name);
-  c->add_option("--kind", o->kind, "Which")->check(CLI::IsMember(names))->type_name("");
-  c->add_option("--ranks", o->ranks, "Ranks of the pipeline")->check(CLI::Range(1, kMostRanks));
-  c->add_option("--chunks", o->chunks, "Micro-batches of a step, of both directions together")
-      ->check(CLI::Range(1, kMostChunks));
+  std::vector<CLI::Option*> simulated{
+      c->add_option("--kind", o->kind, "Which")->check(CLI::IsMember(names))->type_name(""),
+      c->add_option("--ranks", o->ranks, "Ranks of the pipeline")->check(CLI::Range(1, kMostRanks)),
+      c->add_option("--chunks", o->chunks, "Micro-batches of a step, of both directions together")
+          ->check(CLI::Range(1, kMostChunks))};
   const CLI::Range time(1e-9, 1e9);
-  c->add_option("--f", o->times.f, "Time of a forward pass")->check(time);
-  c->add_option("--b", o->times.b, "Time of a whole backward pass")->check(time);
-  c->add_option("--w", o->times.w, "Time of its part for weights")->check(time);
-  c->add_option("--fb", o->times.fb, "Time of a forward and a backward pass together")->check(time);
-  c->add_option("--transfer", o->transfer, "Time from one rank to the next")->check(CLI::Range(0.0, 1e9));
+  for (const auto& [name, value, text] : {std::tuple("--f", &o->times.f, "Time of a forward pass"),
+                                          {"--b", &o->times.b, "Time of a whole backward pass"},
+                                          {"--w", &o->times.w, "Time of its part for weights"},
+                                          {"--fb", &o->times.fb, "Time of a forward and a backward pass together"}}) {
+    simulated.push_back(c->add_option(name, *value, text)->check(time));
+  }
+  simulated.push_back(
+      c->add_option("--transfer", o->transfer, "Time from one rank to the next")->check(CLI::Range(0.0, 1e9)));
+  CLI::Option* const trace =
+      c->add_option("--from-trace", o->trace,
+                    "Draw instead what was measured: a file that fathom train --trace has written")
+          ->type_name("FILE");
+  for (CLI::Option* const each : simulated) trace->excludes(each);
+  c->add_option("--step", o->step, "Which step of the trace; its last by default")->needs(trace);
   c->add_option("--svg", o->svg, "Draw it into this file")->type_name("FILE");
   c->callback([o, &common] { run_schedule(*o, common); });
 }

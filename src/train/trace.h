@@ -2,7 +2,9 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 
+#include "parallel/schedule_picture.h"
 #include "train/parallel_step.h"
 
 namespace fathom {
@@ -22,5 +24,22 @@ class TraceWriter {
  private:
   std::vector<std::pair<int64_t, StepTrace>> steps_;
 };
+
+// Seconds of a rank.
+struct RankTimes {
+  double all = 0, computed = 0, exposed = 0, starved = 0, sums_beside = 0, sums_alone = 0;
+};
+// In percent of `all`, a line for each rank.
+std::string times_table(std::span<const RankTimes> ranks);
+
+// A step out of such a file.
+struct TracedStep {
+  int64_t step = 0;
+  double length_s = 0;  // until the last rank is ready
+  std::vector<MeasuredRank> ranks;
+  std::vector<RankTimes> times;
+};
+// The file's last step where none is named. Error, with the file's name, for what is no such trace, whoever wrote it.
+TracedStep read_traced_step(const std::filesystem::path& file, std::optional<int64_t> step);
 
 }  // namespace fathom

@@ -47,6 +47,78 @@ class Schedule(unittest.TestCase):
         self.assertEqual(done.stderr.count("\n"), 1)
 
 
+def event(name, category, rank, begin, length, **arguments):
+    return {"name": name, "cat": category, "ph": "X", "pid": rank, "tid": 0, "ts": begin, "dur": length, "args": arguments}
+
+
+# Two ranks, two steps: the second one of 4 ms.
+STEPS = [event("step 6", "step", 0, 0, 1000), event("step 7", "step", 0, 1000, 4000), event("step 7", "step", 1, 1000, 3500)]
+PIECES = [event("F0", "pass", 0, 0, 900, chunk=0, direction=0), event("F0", "pass", 0, 1000, 1000, chunk=0, direction=0), event("wait for messages", "wait", 0, 2000, 400),
+          event("W0", "pass", 0, 2400, 600, chunk=0, direction=0), event("adding gradients", "sum", 0, 3000, 200), {**event("sum", "sum", 0, 2500, 0, bytes=4, seconds=2.5e-3), "ph": "b"}, event("wait for a stage", "wait", 1, 1000, 1000),
+          event("B1", "pass", 1, 2000, 2000, chunk=12, direction=1), event("I1", "pass", 1, 4000, 1000, chunk=3, direction=1), event("dispatch", "rows", 1, 4000, 10, bytes=5),
+          {"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "rank 0"}}]
+
+
+class Trace(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = pathlib.Path(folder.name)
+
+    def plan(self, trace, *arguments):
+        file = self.folder / "a<b.json"
+        file.write_text(trace if isinstance(trace, str) else json.dumps(trace))
+        return plan("schedule", "--from-trace", str(file), *arguments)
+
+    def test_is_drawn(self):
+        trace = {"traceEvents": STEPS + PIECES}
+        svg = self.folder / "trace.svg"
+        done = self.plan(trace, "--svg", str(svg))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.splitlines()[:2], ["F" * 25 + ":" * 10 + "W" * 15 + "S" * 50, "." * 25 + "b" * 50 + "i" * 25])
+        drawn = xml.dom.minidom.parse(str(svg))
+        boxes = [box.getAttribute("fill") for box in drawn.getElementsByTagName("rect") if box.getAttribute("height") == "20.00"]
+        self.assertEqual(len(boxes), 2 + 5 + 2)  # two rows, and what is no wait for a stage
+        texts = [text.firstChild.data for text in drawn.getElementsByTagName("text")]
+        self.assertIn("a<b: step 7, 2 ranks, measured", texts)
+        for text in ("12", "3", "waits for messages", "sums of gradients", "4 ms"):
+            self.assertIn(text, texts)
+        told = json.loads(self.plan(trace, "--json").stdout)
+        self.assertEqual((told["step"], round(told["makespan_s"], 9)), (7, 0.004))
+        self.assertEqual([{name: round(1e3 * value, 9) for name, value in rank.items()} for rank in told["ranks"]],
+                         [{"computed_s": 1.6, "exposed_s": 0.4, "starved_s": 0, "sums_beside_s": 0.7, "sums_alone_s": 1.8}, {"computed_s": 3, "exposed_s": 0, "starved_s": 1, "sums_beside_s": 0, "sums_alone_s": 0}])
+        self.assertEqual(json.loads(self.plan(trace, "--json", "--step", "6").stdout)["ranks"], [{"computed_s": 0.0009, "exposed_s": 0, "starved_s": 0, "sums_beside_s": 0, "sums_alone_s": 0}])
+
+    def test_what_is_no_trace(self):
+        def broken(name, category="pass", rank=0, begin=1000, length=5, **arguments):
+            return {"traceEvents": [*STEPS, event(name, category, rank, begin, length, **arguments)]}
+
+        good = {"chunk": 0, "direction": 0}
+        for trace, word in (("", ""), ("{", ""), ("[" * 100000, ""), ("[]", "traceEvents"), ({"traceEvents": {}}, "traceEvents"), ({"traceEvents": [5]}, "traceEvents[0]"),
+                            ({"traceEvents": []}, "has no steps"), ({"traceEvents": PIECES}, "has no steps"), ({"traceEvents": STEPS}, "step 7 takes no time"),
+                            (broken("F0", rank=-1, **good), "pid"), (broken("F0", rank=1024, **good), "pid"), (broken("F0", rank=0.5, **good), "pid"),
+                            (broken("F0", begin=-1, **good), "ts"), (broken("F0", begin="1", **good), "ts"), (broken("F0", length=1e300, **good), "dur"),
+                            (broken("F0", length=None, **good), "dur"), (broken("X0", **good), "X0"), (broken("", **good), "neither"), (broken("F0", chunk=-1, direction=0), "chunk"),
+                            (broken("F0", chunk=10**9, direction=0), "chunk"), (broken("F0", chunk=0, direction=2), "direction"), (broken("F0", chunk=0), "direction"),
+                            (broken("F0", "wait"), "F0"), (broken("wait for a stage", "pass", **good), "neither"), (broken("step x\x1b[31m", "step"), "\\x1b"),
+                            (broken("step 99999999999999999999", "step"), "number"), (json.dumps(broken("F0", **good)).replace('"ts": 1000', '"ts": 1e999'), "")):
+            done = self.plan(trace, "--svg", str(self.folder / "none.svg"))
+            self.assertEqual(done.returncode, 1, (trace, done.stderr))
+            self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+            self.assertIn("a<b.json", done.stderr)
+            self.assertIn(word, done.stderr)
+            self.assertFalse((self.folder / "none.svg").exists())
+        self.assertIn("has no step 5, but 6 to 7", self.plan({"traceEvents": STEPS + PIECES}, "--step", "5").stderr)
+        self.assertEqual(plan("schedule", "--from-trace", "/nowhere/at/all.json").returncode, 1)
+        self.assertEqual(self.plan({"traceEvents": STEPS + PIECES}, "--kind", "1f1b").returncode, 2)
+        self.assertEqual(plan("schedule", "--step", "1").returncode, 2)
+        large = self.folder / "large.json"
+        with large.open("w") as file:
+            file.truncate((256 << 20) + 1)
+        done = plan("schedule", "--from-trace", str(large))
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1))
+
+
 class Eplb(unittest.TestCase):
     def test_is_the_published_one(self):
         lines = (DATA / "eplb.vectors.jsonl").read_text().splitlines()

@@ -61,6 +61,13 @@ class Train(unittest.TestCase):
                 begins = [sum["ts"] for sum in sums if step["ts"] <= sum["ts"] <= step["ts"] + step["dur"]]
                 last = max(ts for ts, length, name in pieces if name[0] in "BIW" and step["ts"] <= ts <= step["ts"] + step["dur"])
                 self.assertLess(min(begins), last)
+        drawn = subprocess.run([PROGRAM, "plan", "schedule", "--from-trace", str(self.folder / "trace.json"), "--json"], capture_output=True, text=True, timeout=60)
+        self.assertEqual(drawn.returncode, 0, drawn.stderr)
+        told = json.loads(drawn.stdout)
+        self.assertEqual((told["step"], len(told["ranks"])), (4, 4))
+        for rank in told["ranks"]:
+            self.assertGreater(rank["computed_s"], 0)
+            self.assertLessEqual(sum(s for key, s in rank.items() if key != "sums_beside_s"), 1.001 * told["makespan_s"])
         # Another layout goes on where this one ended.
         done = self.run_it(2, "dual", "--pp", "2", "--ema-decay", "0.9", "--recompute", "full", "--resume", steps=5)
         self.assertEqual(done.returncode, 0, done.stderr)

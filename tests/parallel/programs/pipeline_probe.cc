@@ -1,7 +1,8 @@
 // Runs a pipeline schedule by the real runner over real messages, with stages whose computing is a wait of a given
 // time, so that any number of ranks on any number of cores behave like as many devices. To be started by mpirun; rank 0
 // prints one JSON object.
-//   pipeline_probe KIND CHUNKS F B W COMM BYTES overlap|none    times in ms; COMM: of the messages of each pass
+//   pipeline_probe KIND CHUNKS F B W COMM BYTES overlap|none [TRACE]   times in ms; COMM: of the messages of each pass;
+//                                                                      TRACE: a file, as fathom train --trace has it
 #include <algorithm>
 #include <chrono>
 #include <iostream>
@@ -13,6 +14,7 @@
 #include "base/terminal.h"
 #include "parallel/mpi.h"
 #include "parallel/pipeline.h"
+#include "train/trace.h"
 
 namespace fathom {
 namespace {
@@ -116,9 +118,18 @@ int run(const std::vector<std::string>& arguments) {
   const RankGroup group = make_group(*comm, ranks, 1), sums = make_group(*comm, ranks, 0);
   Probe probe(schedule, comm->rank(), times, static_cast<size_t>(number(6)));
   barrier(sums);
-  const PipelineTrace trace =
-      run_pipeline(group, schedule, probe.work(), {.origin_s = monotonic_s(), .overlap = arguments.at(7) == "overlap"});
+  StepTrace step{.origin_s = monotonic_s()};
+  const bool traced = arguments.size() > 8;
+  step.pipeline = run_pipeline(group, schedule, probe.work(),
+                               {.origin_s = step.origin_s, .pieces = traced, .overlap = arguments.at(7) == "overlap"});
   FATHOM_CHECK(probe.n_left() == 0);
+  const PipelineTrace& trace = step.pipeline;
+  if (traced) {
+    step.reduce_begin = step.reduce_end = trace.end;
+    TraceWriter writer;
+    writer.add(1, step);
+    writer.write(sums, arguments[8]);
+  }
   barrier(sums);
   const auto n = static_cast<size_t>(comm->size()), own = static_cast<size_t>(comm->rank());
   std::vector<double> end(n), computed(n), exposed(n);

@@ -160,6 +160,8 @@ StagePass StageWork::layer_forward(Stage& s, LayerHere here, Tensor out, Tensor 
       away = experts_forward(here.ctx, s.model, *s.experts, w.moe, out, saved.moe, here.experts, here.made_again, tag,
                              traffic_);
       away.go_on();
+      co_await StagePass::after_others();
+      away.advance();  // counts of rows may have come
     }
     // While rows are on their way.
     if (w.moe.shared.gate_up) {
@@ -296,6 +298,7 @@ StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, LayerHere here, Te
       away = experts_backward(here.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, here.experts, tag,
                               traffic_);
       away.go_on();
+      co_await StagePass::after_others();
     }
     if (w.moe.shared.gate_up) {
       layer_mlp_backward_input(here.ctx, s.model, w.moe.shared, saved.moe.shared, g.mlp_normed, d_out, g.moe.shared);
@@ -303,6 +306,8 @@ StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, LayerHere here, Te
       fill_zero(here.ctx, g.mlp_normed);
     }
     if (s.experts != nullptr) {
+      co_await StagePass::after_others();
+      away.advance();  // rows may have reached the nodes
       meanwhile();
       co_await std::move(away);
     } else {

@@ -35,6 +35,11 @@ class StagePass {
     }
   };
 
+  // co_await after_others(): messages of other passes that have come are sent on before this one computes.
+  static Arrived after_others() {
+    return [] { return true; };
+  }
+
   StagePass() = default;
   StagePass(StagePass&& other) noexcept : handle_(std::exchange(other.handle_, {})) {}
   StagePass& operator=(StagePass&& other) noexcept {
@@ -64,6 +69,10 @@ class StagePass {
     }
     handle_.resume();
     if (const std::exception_ptr failed = std::exchange(promise.failed, nullptr)) std::rethrow_exception(failed);
+  }
+  // One wait further, where what it waits for has come.
+  void advance() {
+    if (!over() && can_go_on()) go_on();
   }
 
  private:

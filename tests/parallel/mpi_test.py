@@ -16,7 +16,8 @@ FORMULAS = {"gpipe": lambda p, f, b, w, fb: (p - 1) * (f + b), "1f1b": lambda p,
 
 
 def run(probe, kind, ranks, chunks, f, b, w, communication=0, size=1 << 16, overlap=True):
-    command = [*MPIRUN, str(ranks), probe, kind, *map(str, (chunks, f, b, w, communication, size)), "overlap" if overlap else "none"]
+    command = [*MPIRUN, str(ranks), probe, "--kind", kind, "--chunks", str(chunks), "--f", str(f), "--b", str(b), "--w", str(w), "--messages", str(communication),
+               "--handover", str(size), *([] if overlap else ["--no-overlap"])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=ENVIRONMENT)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)} failed ({done.returncode}):\n{done.stdout}{done.stderr}")

@@ -59,32 +59,32 @@ def experts(probe, hosts, per_host, shape, rate, full):
     return wrong
 
 
-def overlap(probe, unit_ms, chunks, rate, ratio, full):
-    """Two stages, each with experts on two hosts of two ranks. ratio: messages of a forward pass, both hops, to its computing. rate: of a rank."""
-    wrong = []
-    across = rate * unit_ms / 1e3 * ratio / (1 + WITHIN / INNER)
-    shares = {}
+def overlap(probe, hosts, per_host, unit_ms, chunks, rate, full):
+    """Stages whose experts are on two hosts of per_host ranks. Messages of a forward pass, over all its hops, take as long as it computes. rate: of a rank."""
+    wrong, shares = [], {}
+    across = rate * unit_ms / 1e3 / (1 + (WITHIN / INNER if per_host > 1 else 0))
 
-    def run(network, kind, unit, across, *options):
-        told, sent = network.run(2, probe, "--kind", kind, "--chunks", chunks, "--columns", 4, "--ranks-per-node", 2, "--f", unit, "--b", 2 * unit, "--w", unit,
-                                 "--across", int(across), "--within", int(WITHIN * across), "--handover", int(HANDOVER * across), *options, timeout=900)
+    def run(network, kind, unit, *options):
+        told, sent = network.run(per_host, probe, "--kind", kind, "--chunks", chunks, "--columns", 2 * per_host, "--ranks-per-node", per_host, "--f", unit, "--b", 2 * unit,
+                                 "--w", unit, "--across", int(across), "--within", int(WITHIN * across), "--handover", int(HANDOVER * across), *options, timeout=900)
         n = len(told["computed"])
         return told["makespan"], sum(told["computed"]) / n, sum(told["exposed"]) / n, sum(sent)
 
-    with Network(4, 2 * rate, 2 * INNER * rate) as network:
-        if full:  # what either takes alone
-            _, computed, _, _ = run(network, "1f1b", unit_ms, 0, "--no-overlap")
-            _, _, messages, _ = run(network, "1f1b", 0, across, "--no-overlap")
-            tell(computing_s=computed, messages_s=messages, messages_to_computing=messages / computed)
+    with Network(hosts, per_host * rate, per_host * INNER * rate) as network:
+        if full:  # what the messages of a forward pass take where nothing is computed
+            _, _, messages, _ = run(network, "1f1b", 0, "--no-overlap")
+            tell(hosts=hosts, ranks_of_a_host=per_host, messages_to_computing=messages / 2 / chunks / (unit_ms / 1e3))
         for kind, *options in (("1f1b", "--no-overlap"), ("dualpipe",)):
-            makespan, computed, exposed, sent = run(network, kind, unit_ms, across, *options)
+            makespan, computed, exposed, sent = run(network, kind, unit_ms, *options)
             shares[kind] = exposed / makespan
-            tell(schedule=kind, overlap=not options, chunks=chunks, makespan_s=makespan, computed=computed / makespan, exposed=shares[kind], bytes_on_links=sent)
-            # Each of the 8 ranks, forward and backward, whatever the schedule.
-            if sent < 2 * chunks * 8 * (int(across) - 1):
+            tell(hosts=hosts, ranks_of_a_host=per_host, schedule=kind, overlap=not options, chunks=chunks, makespan_s=makespan, computed=computed / makespan, exposed=shares[kind],
+                 bytes_on_links=sent)
+            # Of each rank, forward and backward, whatever the schedule.
+            if sent < 2 * chunks * hosts * per_host * (int(across) - 1):
                 wrong.append(f"{kind}: only {sent} bytes have gone over the links")
-    if full and shares["dualpipe"] > shares["1f1b"] / 2:
-        wrong.append(f"DualPipe waits for {shares['dualpipe']:.4f} of the time for messages, without overlap for {shares['1f1b']:.4f}")
+    # Two hops each wait until a piece that computes is over.
+    if full and shares["dualpipe"] > shares["1f1b"] / (2 if per_host == 1 else 1):
+        wrong.append(f"{per_host} ranks a host: DualPipe waits for {shares['dualpipe']:.4f} of the time for messages, without overlap for {shares['1f1b']:.4f}")
     return wrong
 
 
@@ -99,11 +99,11 @@ def main():
         if o.full:
             # The router and the rows of V3, a group of experts on each host.
             wrong = experts(o.expert_probe, 8, 2, {"hidden": 7168, "experts": 256, "top-k": 8, "groups": 8, "tokens": 64}, 50e6, full=True)
-            for ratio in (1, 1.5):
-                wrong += overlap(o.pipeline_probe, 400, 32, 1e6, ratio, full=True)
+            for hosts, per_host in ((8, 1), (4, 2)):
+                wrong += overlap(o.pipeline_probe, hosts, per_host, 400, 24, 1e6, full=True)
         else:
             wrong = experts(o.expert_probe, 4, 2, {"hidden": 1024, "experts": 32, "top-k": 4, "groups": 4, "tokens": 64}, 50e6, full=False)
-            wrong += overlap(o.pipeline_probe, 10, 4, 1e7, 1, full=False)
+            wrong += overlap(o.pipeline_probe, 4, 2, 10, 4, 1e7, full=False)
     except NotPermitted as why:
         print(f"skipped: {why}")
         sys.exit(77)

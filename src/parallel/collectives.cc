@@ -46,13 +46,13 @@ StagePass::Arrived arrival(Exchange exchange) {
   return [exchange = std::move(exchange)]() mutable { return exchange.done(); };
 }
 
-void finish(StagePass& pass, Communicator& comm) {
+void finish(StagePass& pass, Communicator& comm, int n_eager) {
   for (int n_looks = 0; !pass.over();) {
     if (pass.can_go_on()) {
       pass.go_on();
       n_looks = 0;
     } else {
-      comm.pause(n_looks++);
+      comm.pause(std::max(0, n_looks++ - n_eager));
     }
   }
 }

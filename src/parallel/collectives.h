@@ -40,8 +40,9 @@ class Exchange {
 
 // For a pass that goes on when it is there.
 StagePass::Arrived arrival(Exchange exchange);
-// To its end, with nothing beside it.
-void finish(StagePass& pass, Communicator& comm);
+// To its end, with nothing beside it. n_eager: looks in vain before the first pause, where messages are under way for
+// less time than a thread that sleeps needs to wake up.
+void finish(StagePass& pass, Communicator& comm, int n_eager = 0);
 
 // Rows of every member to every member: `sent[i]` goes to member i, `received[i]` comes from it, and may be empty. What
 // a member has for itself is copied at once. Returns what is under way. Where several are at a time, in orders that may

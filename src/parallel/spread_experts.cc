@@ -99,16 +99,8 @@ void SpreadExperts::run(Context& ctx, const MoeWeights& w, Tensor y_sorted, cons
   FATHOM_CHECK(layer < std::ssize(layers_));
   StagePass pass = experts_at_homes(ctx, model_, group_, homes_[static_cast<size_t>(layer)], w, y_sorted, s,
                                     options_.formats, traffic_, meanwhile);
-  // Messages of a layer are under way for less time than a sleeping thread needs to wake up.
-  constexpr int kLooksWithoutSleep = 2000;
-  for (int n_looks = 0; !pass.over();) {
-    if (pass.can_go_on()) {
-      pass.go_on();
-      n_looks = 0;
-    } else {
-      group_.comm->pause(std::max(0, ++n_looks - kLooksWithoutSleep));
-    }
-  }
+  constexpr int kEagerLooks = 2000;  // a millisecond or two
+  finish(pass, *group_.comm, kEagerLooks);
 }
 
 void SpreadExperts::join(Context& ctx, const MoeWeights& w) {

@@ -59,17 +59,6 @@ Tensor random_rows(Context& ctx, Rng& rng, std::initializer_list<int64_t> shape)
   return t;
 }
 
-void run_to_the_end(Communicator& comm, StagePass pass) {
-  for (int n_looks = 0; !pass.over();) {
-    if (pass.can_go_on()) {
-      pass.go_on();
-      n_looks = 0;
-    } else {
-      comm.pause(n_looks++);
-    }
-  }
-}
-
 struct Counts {
   std::vector<int64_t> rows;  // [from, to] of the first hop, to other ranks and to itself
   int64_t hosts = 0;          // to which tokens went, summed
@@ -124,8 +113,10 @@ void run(const Options& o, Communicator& comm) {
     ExpertsHere here;
     const Tensor out = random_rows(ctx, rng, {o.tokens, o.hidden}), d_out = random_rows(ctx, rng, {o.tokens, o.hidden}),
                  d_input = random_rows(ctx, rng, {o.tokens, o.hidden}), d_weights = new_f32(ctx, {o.tokens, o.top_k});
-    run_to_the_end(comm, experts_forward(ctx, model, group, w, out, s, here, tag, traffic));
-    run_to_the_end(comm, experts_backward(ctx, model, group, w, d_input, d_weights, d_out, here, tag, traffic));
+    StagePass forward = experts_forward(ctx, model, group, w, out, s, here, ctx, tag, traffic);
+    finish(forward, comm);
+    StagePass backward = experts_backward(ctx, model, group, w, d_input, d_weights, d_out, here, tag, traffic);
+    finish(backward, comm);
   }
   barrier(all);
   const double seconds = monotonic_s() - begin;

@@ -204,7 +204,7 @@ void run(const Options& o, Communicator& comm) {
   FATHOM_CHECK(probe.n_left() == 0);
   const PipelineTrace& trace = step.pipeline;
   if (traced) {
-    step.reduce_begin = step.reduce_end = trace.end;
+    step.end = trace.end;
     TraceWriter writer;
     writer.add(1, step);
     writer.write(sums, o.trace);

@@ -236,7 +236,7 @@ Moment allocate_moment(int64_t n, Format format) {
   Moment moment{{}, Tensor(nullptr, format, {n})};
   const auto bytes = static_cast<size_t>(moment.values.size_bytes());
   moment.memory = Buffer(bytes);
-  std::memset(moment.memory.data(), 0, bytes);
+  if (bytes > 0) std::memset(moment.memory.data(), 0, bytes);
   moment.values.data = moment.memory.data();
   return moment;
 }
@@ -244,7 +244,7 @@ Moment allocate_moment(int64_t n, Format format) {
 void copy_state(TrainedState& into, const TrainedState& state) {
   const auto copy_moment = [&](Moment& to, const Moment& from) {
     if (to.memory.size() != from.memory.size()) to = allocate_moment(state.parameters.n_trained, from.values.format);
-    std::memcpy(to.memory.data(), from.memory.data(), from.memory.size());
+    if (from.memory.size() > 0) std::memcpy(to.memory.data(), from.memory.data(), from.memory.size());
   };
   const auto copy_parameters = [&](Parameters& to, const Parameters& from) {
     if (to.n_total != from.n_total) to = allocate_parameters(state.config);

@@ -53,7 +53,8 @@ ExpertLoad skewed_load(const ModelConfig& config, uint64_t seed) {
 
 TEST(SpreadExperts, GiveTheBitsOfOneProcess) {
   const Case c;
-  for (const auto& [n_ranks, copies] : {std::pair(2, 0), {4, 0}, {2, 2}, {4, 4}}) {
+  for (const auto& layout : {std::pair(2, 0), {4, 0}, {2, 2}, {4, 4}}) {
+    const int n_ranks = layout.first, copies = layout.second;
     test::on_ranks(n_ranks, [&](Communicator& comm) {
       ThreadPool pool(1);
       Arena arena;

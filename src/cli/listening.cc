@@ -23,6 +23,7 @@ void add_listen_options(CLI::App& command, ListenOptions& o) {
 }
 
 serve::Access access_of(const ListenOptions& o, std::string_view command) {
+  if (o.host == "unix:") throw UsageError("{}: --host unix: lacks the path of a socket", command);
   serve::Access access;
   if (!o.key_file.empty()) access.keys = serve::ApiKeys::read(o.key_file);
   if (!access.keys.required() && !serve::is_loopback(o.host) && !o.without_key) {

@@ -205,7 +205,6 @@ void work(Options o, const CommonOptions& common, Communicator& comm) {
 }
 
 void run(Options o, const CommonOptions& common) {
-  require_cpu(common, "serve");
   const std::unique_ptr<Communicator> comm = join_others(o.hang_s);
   if (comm != nullptr && comm->rank() > 0) return work(std::move(o), common, *comm);
   std::optional<serve::Crew> crew;
@@ -214,6 +213,7 @@ void run(Options o, const CommonOptions& common) {
     check_spread(o, comm->size());
     o.placement.expert_share = expert_share(o, comm->size());
   }
+  require_cpu(common, "serve");
   const Tokenizer is_there = load_tokenizer(o.model);  // before anybody is told to wait
   read_model_config(o.model);
   serve::ServiceOptions service = service_options(o, common);
@@ -244,7 +244,7 @@ void run(Options o, const CommonOptions& common) {
       try_template(o, prompts);
       const BatchingOptions batching = batching_options(o, *loaded, comm.get());
       if (crew) {
-        crew->set_up(*loaded->experts, tries_of(prompts), o.rebalance_s);
+        crew->set_up(*loaded->experts, tries_of(prompts), o.rebalance_s, batching);
         crew->await_loaded();
         log("experts are spread over {} processes; the first, which ends all on SIGTERM, is process {} and has {} of "
             "them "

@@ -19,7 +19,29 @@ bool has_drafts(const Model& model, const BatchingOptions& options) {
   return options.draft_tokens > 0 && !model.weights.mtp.empty();
 }
 
+// Who drafts leaves pages that the module has read too.
+std::string salt_of_pages(const BatchRequest& request, bool drafts) {
+  return request.cache_salt + (drafts && request.options.draft_tokens > 0 ? "+drafts" : "");
+}
+
+// Of the page behind those that have one.
+void add_page_name(const PageStore& store, std::vector<PageStore::Name>& names, const std::string& salt,
+                   std::span<const int32_t> prompt, bool drafts) {
+  constexpr auto kPage = static_cast<size_t>(kCachePageRows);
+  const PageStore::Name* const before = names.empty() ? nullptr : &names.back();
+  names.push_back(store.name(before, salt, prompt.subspan(names.size() * kPage, kPage + (drafts ? 1 : 0))));
+}
+
 }  // namespace
+
+std::vector<PageStore::Name> page_names(const PageStore& store, const BatchRequest& request, bool drafts) {
+  const std::string salt = salt_of_pages(request, drafts);
+  std::vector<PageStore::Name> names;
+  while ((std::ssize(names) + 1) * kCachePageRows < std::ssize(request.prompt)) {
+    add_page_name(store, names, salt, request.prompt, drafts);
+  }
+  return names;
+}
 
 Timings timings_of(const Generation& g) {
   return {g.prompt_tokens, g.cached_tokens, std::ssize(g.ids), g.drafted,
@@ -92,8 +114,7 @@ int64_t Batching::page_bytes(const Model& model, const BatchingOptions& options)
 Batching::Id Batching::add(BatchRequest request) {
   check_prompt(model_, options_.context, request.prompt);
   Output output(tokenizer_, request.options, request.prompt);
-  // Who drafts leaves pages that the module has read too.
-  if (drafts_ && request.options.draft_tokens > 0) request.cache_salt += "+drafts";
+  request.cache_salt = salt_of_pages(request, drafts_);
   waiting_.push_back(std::make_unique<Running>(Running{.id = ++n_added_,
                                                        .request = std::move(request),
                                                        .output = std::move(output),
@@ -298,12 +319,8 @@ bool Batching::make_room(Running& sequence, int64_t n) {
 
 const PageStore::Name& Batching::store_name(Running& sequence, size_t page) {
   std::vector<PageStore::Name>& names = sequence.store_names;
-  const auto prompt = std::span<const int32_t>(sequence.request.prompt);
-  const size_t n_key = static_cast<size_t>(kCachePageRows) + (drafts_ ? 1 : 0);
   while (names.size() <= page) {
-    const PageStore::Name* before = names.empty() ? nullptr : &names.back();
-    const auto ids = prompt.subspan(names.size() * static_cast<size_t>(kCachePageRows), n_key);
-    names.push_back(options_.store->name(before, sequence.request.cache_salt, ids));
+    add_page_name(*options_.store, names, sequence.request.cache_salt, sequence.request.prompt, drafts_);
   }
   return names[page];
 }

@@ -76,6 +76,10 @@ struct BatchRequest {
   std::function<void(const Generation& result, const std::string& error)> on_end;
 };
 
+// By what files of a request's pages are found: its first page, that and the second, ... Of all that may be shared.
+// drafts: whether a module drafts for requests that want it.
+std::vector<PageStore::Name> page_names(const PageStore& store, const BatchRequest& request, bool drafts);
+
 // How many of something passes had: [i] no more than 2^i and more than 2^(i - 1), the last any more.
 struct PassSizes {
   std::array<int64_t, 17> counts{};

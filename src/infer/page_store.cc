@@ -233,6 +233,13 @@ bool PageStore::has(const Name& name) const {
   return last_used_.contains(name);
 }
 
+std::vector<PageStore::Name> PageStore::names() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<Name> names;
+  for (const auto& [name, used] : last_used_) names.push_back(name);
+  return names;
+}
+
 bool PageStore::read(const Name& name, std::span<char> page) {
   FATHOM_CHECK(std::ssize(page) == page_bytes_);
   {

@@ -43,6 +43,7 @@ class PageStore {
   // Of the page behind `before`, or of a first one.
   Name name(const Name* before, std::string_view salt, std::span<const int32_t> ids) const;
   bool has(const Name& name) const;
+  std::vector<Name> names() const;  // of all pages that are there
   // False where it is not there any more. Waits for the disk.
   bool read(const Name& name, std::span<char> page);
   // Copies the page; another thread writes it. Does nothing where it is there, or too many wait.

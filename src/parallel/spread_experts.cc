@@ -15,15 +15,15 @@ constexpr int kAnyTag = kTag + 8;  // of what any() asks
 PlacementShape shape_of(const ModelConfig& config, int n_ranks, const SpreadOptions& options) {
   const int experts = static_cast<int>(config.router.n_routed_experts), copies = experts + options.redundant_experts;
   if (experts == 0) throw UsageError("serve: the model has no experts that several processes could share");
+  if (options.redundant_experts > experts * (n_ranks - 1)) {
+    throw UsageError("serve: --redundant-experts {}: {} processes with every expert have {} copies",
+                     options.redundant_experts, n_ranks, experts * (n_ranks - 1));
+  }
   if (copies % n_ranks != 0) {
     throw UsageError(
         "serve: {} experts and {} copies cannot be dealt out evenly to {} processes; --redundant-experts "
         "{} can",
         experts, options.redundant_experts, n_ranks, options.redundant_experts + n_ranks - copies % n_ranks);
-  }
-  if (options.redundant_experts > experts * (n_ranks - 1)) {
-    throw UsageError("serve: --redundant-experts {}: {} processes have no room for more than {} copies",
-                     options.redundant_experts, n_ranks, experts * (n_ranks - 1));
   }
   const int per_node = options.ranks_per_node > 0 ? std::min(options.ranks_per_node, n_ranks) : n_ranks;
   if (n_ranks % per_node != 0) {

@@ -1,6 +1,7 @@
 #include "serve/crew.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/terminal.h"
@@ -50,20 +51,10 @@ void add(ExpertLoad& sum, const ExpertLoad& load) {
   for (size_t l = 0; l < load.size(); ++l) add(sum[l], load[l]);
 }
 
-// Of its first pages, each with those before it.
-std::vector<uint64_t> page_hashes(const BatchRequest& request) {
-  std::vector<uint64_t> hashes;
-  uint64_t hash = std::hash<std::string>()(request.cache_salt);
-  const std::span<const int32_t> ids(request.prompt);
-  constexpr auto kPage = static_cast<size_t>(kCachePageRows);
-  for (size_t begin = 0; begin + kPage < ids.size(); begin += kPage) {
-    const auto page = std::as_bytes(ids.subspan(begin, kPage));
-    const uint64_t own = std::hash<std::string_view>()({reinterpret_cast<const char*>(page.data()), page.size()});
-    hash = (hash ^ own) * 0x9E3779B97F4A7C15u;
-    hash ^= hash >> 32;
-    hashes.push_back(hash);
-  }
-  return hashes;
+uint64_t key_of(const PageStore::Name& name) {
+  uint64_t key = 0;
+  std::memcpy(&key, name.data(), sizeof key);
+  return key;
 }
 
 }  // namespace
@@ -104,30 +95,61 @@ void Crew::begin_loading() {
 }
 
 void Crew::await_loaded() {
-  for (int rank = 1; rank < comm_.size(); ++rank) receive_text(comm_, rank, kReportTag);
+  for (int rank = 1; rank < comm_.size(); ++rank) {
+    const std::string names = receive_text(comm_, rank, kReportTag);
+    for (size_t at = 0; at < names.size(); at += sizeof(PageStore::Name)) {
+      PageStore::Name name;
+      std::memcpy(name.data(), names.data() + at, name.size());
+      readers_[key_of(name)] = rank;
+    }
+  }
+  if (store_ == nullptr) return;
+  for (const PageStore::Name& name : store_->names()) readers_[key_of(name)] = 0;
 }
 
-void Crew::set_up(SpreadExperts& experts, TokenTries tries, double rebalance_s) {
+void Crew::set_up(SpreadExperts& experts, TokenTries tries, double rebalance_s, const BatchingOptions& batching) {
   experts_ = &experts;
+  store_ = batching.store;
+  drafts_ = batching.draft_tokens > 0;
   tries_ = std::move(tries);
   rebalance_s_ = rebalance_s;
   rebalanced_s_ = monotonic_s();
 }
 
+// Of its first pages, each with those before it.
+std::vector<uint64_t> Crew::page_keys(const BatchRequest& request) const {
+  std::vector<uint64_t> keys;
+  if (store_ != nullptr) {
+    for (const PageStore::Name& name : page_names(*store_, request, drafts_)) keys.push_back(key_of(name));
+    return keys;
+  }
+  uint64_t key = std::hash<std::string>()(request.cache_salt);
+  const std::span<const int32_t> ids(request.prompt);
+  constexpr auto kPage = static_cast<size_t>(kCachePageRows);
+  for (size_t begin = 0; begin + kPage < ids.size(); begin += kPage) {
+    const auto page = std::as_bytes(ids.subspan(begin, kPage));
+    key ^= std::hash<std::string_view>()({reinterpret_cast<const char*>(page.data()), page.size()});
+    key *= 0x9E3779B97F4A7C15u;
+    key ^= key >> 32;
+    keys.push_back(key);
+  }
+  return keys;
+}
+
 int Crew::place(const BatchRequest& request) {
   const auto least = std::min_element(n_given_.begin(), n_given_.end()) - n_given_.begin();
   auto rank = static_cast<size_t>(least);
-  const std::vector<uint64_t> hashes = page_hashes(request);
+  const std::vector<uint64_t> keys = page_keys(request);
   constexpr int64_t kMoreToDo = 4;  // requests, for the sake of a prompt's beginning
-  for (const uint64_t hash : hashes) {
-    const auto found = readers_.find(hash);
+  for (const uint64_t key : keys) {
+    const auto found = readers_.find(key);
     if (found == readers_.end()) break;
     const auto reader = static_cast<size_t>(found->second);
     if (n_given_[reader] < n_given_[static_cast<size_t>(least)] + kMoreToDo) rank = reader;
   }
-  constexpr size_t kMostRemembered = size_t{1} << 18;
+  constexpr size_t kMostRemembered = size_t{1} << 20;
   if (readers_.size() > kMostRemembered) readers_.clear();
-  for (const uint64_t hash : hashes) readers_[hash] = static_cast<int>(rank);
+  for (const uint64_t key : keys) readers_[key] = static_cast<int>(rank);
   ++n_given_[rank];
   return static_cast<int>(rank);
 }
@@ -272,7 +294,11 @@ void tell(BatchRequest& request, Engine::Ticket ticket, std::vector<RankEvent>& 
 void work_in_crew(Communicator& comm, const CrewMember& member) {
   Batching batching(member.ctx, member.model, member.tokenizer, member.batching);
   std::unordered_map<Engine::Ticket, Batching::Id> running;
-  TextSent(comm, 0, kReportTag, "").wait();  // loaded
+  std::string names;  // of the pages that are here in files
+  if (member.batching.store != nullptr) {
+    for (const PageStore::Name& name : member.batching.store->names()) names.append(name.begin(), name.end());
+  }
+  TextSent(comm, 0, kReportTag, std::move(names)).wait();  // loaded
   double counted_s = 0;
   std::vector<RankEvent> events;
   for (int64_t round = 0;;) {

@@ -28,8 +28,9 @@ class Crew {
 
   void begin_loading();  // the model, on the others too
   void await_loaded();
-  // What rounds need of this process; rebalance_s: experts are dealt out anew every so often, 0: never.
-  void set_up(SpreadExperts& experts, TokenTries tries, double rebalance_s);
+  // What rounds need of this process; rebalance_s: experts are dealt out anew every so often, 0: never. batching: whose
+  // store, where it has one, is like the others', and says who has which pages in files.
+  void set_up(SpreadExperts& experts, TokenTries tries, double rebalance_s, const BatchingOptions& batching);
 
   // Which rank takes it: that which has read the most of the prompt's beginning, unless others have less to do. 0:
   // this.
@@ -56,15 +57,18 @@ class Crew {
   void send_orders();
   void take(int rank, RankReport report);
   void rebalance(const PassCounts& counts);
+  std::vector<uint64_t> page_keys(const BatchRequest& request) const;
 
   Communicator& comm_;
   SpreadExperts* experts_ = nullptr;
   TokenTries tries_;
   double rebalance_s_ = 0, rebalanced_s_ = 0;
   int64_t n_rounds_ = 0;
-  ExpertLoad balanced_load_;                   // all that had been asked for then
-  std::vector<int64_t> n_given_;               // [rank]: requests that have not ended
-  std::unordered_map<uint64_t, int> readers_;  // of a prompt's first pages, by their hash
+  ExpertLoad balanced_load_;      // all that had been asked for then
+  std::vector<int64_t> n_given_;  // [rank]: requests that have not ended
+  const PageStore* store_ = nullptr;
+  bool drafts_ = false;
+  std::unordered_map<uint64_t, int> readers_;  // of a prompt's first pages
   std::vector<RankOrder> orders_;              // [rank]: of the next round
   std::unordered_map<Engine::Ticket, Given> given_;
   std::vector<RankReport> last_;  // [rank], without events

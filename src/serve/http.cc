@@ -49,6 +49,8 @@ constexpr size_t kMostAhead = size_t{64} << 10;      // of later requests, kept 
 constexpr size_t kMostUnwritten = size_t{16} << 20;  // of a streamed answer
 // Of all connections together; beyond it those are closed that have more than their part.
 constexpr size_t kMostAllUnwritten = size_t{256} << 20;
+constexpr size_t kMostWhole = kMostAllUnwritten / 2;  // of that by answers that are sent whole and longer than
+constexpr size_t kShortAnswer = size_t{1} << 20;
 
 std::string head_of(int status, std::string_view content_type, const HttpHeaders& more, bool keep_alive) {
   std::string head =
@@ -341,6 +343,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   // ---- The answer
   uint64_t request() const { return request_; }
   bool open() const { return !closed_; }
+  bool has_room(size_t bytes) const { return bytes <= kShortAnswer || server_.unwritten_bytes + bytes <= kMostWhole; }
 
   void send(int status, std::string_view content_type, std::string_view body, const HttpHeaders& more) {
     FATHOM_CHECK(answers_ && !begun_, "a request is answered once");
@@ -564,6 +567,10 @@ HttpReply::HttpReply(std::shared_ptr<HttpConnection> connection, uint64_t reques
     : connection_(std::move(connection)), request_(request) {}
 HttpConnection* HttpReply::current() const {
   return connection_->open() && connection_->request() == request_ ? connection_.get() : nullptr;
+}
+bool HttpReply::has_room(size_t bytes) const {
+  const HttpConnection* const c = current();
+  return c == nullptr || c->has_room(bytes);
 }
 void HttpReply::send(int status, std::string_view content_type, std::string_view body, const HttpHeaders& more) {
   if (HttpConnection* c = current()) c->send(status, content_type, body, more);

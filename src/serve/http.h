@@ -84,6 +84,9 @@ class HttpReply {
  public:
   HttpReply(std::shared_ptr<HttpConnection> connection, uint64_t request);
 
+  // Whether an answer of so many bytes may be sent whole: not while clients that do not take theirs fill the memory for
+  // those. True for what is short, and where the client is gone.
+  bool has_room(size_t bytes) const;
   void send(int status, std::string_view content_type, std::string_view body, const HttpHeaders& more = {});
   // `alive` is written where nothing else is for quiet_s.
   void begin(int status, std::string_view content_type, std::string alive, const HttpHeaders& more = {});

@@ -15,6 +15,7 @@ using nlohmann::ordered_json;
 
 constexpr int kClientGone = 499;  // nginx's number, for the log
 constexpr const char* kAlive = ": keep-alive\n\n";
+constexpr int64_t kManyLogprobs = 1 << 12;  // some ten milliseconds to write
 
 const char* id_prefix(const JobInput& input) {
   switch (input.dialect) {
@@ -33,6 +34,10 @@ ordered_json role_json() { return {{"role", "assistant"}, {"content", ""}}; }
 std::string event(const ordered_json& json) { return "data: " + json_text(json) + "\n\n"; }
 
 }  // namespace
+
+ApiError no_room_for_answers() {
+  return {503, "answers that clients do not take fill the memory for them; ask again later", "", "server_busy"};
+}
 
 std::string random_id(std::string_view prefix) {
   constexpr std::string_view kCharacters = "0123456789abcdefghijklmnopqrstuv";
@@ -104,6 +109,7 @@ void Job::start(Engine& engine, const JobSettings& settings) {
   if (options.sampler.temperature == 0 || !request.seed) options.draft_tokens = settings.draft_tokens;
   moe_layers_ = settings.moe_layers;
   keeps_answers_ = settings.keep_answers;
+  elsewhere_ = settings.elsewhere;
   options.max_tokens = request.max_tokens.value_or(int64_t{1} << 40);  // the context ends it
   std::vector<BatchRequest> batch;
   n_left_ = input_.prompts.size() * static_cast<size_t>(request.n);
@@ -425,7 +431,7 @@ void Job::answer_dialect() {
   } else {
     whole = message_json(id_, model_, choice.chat.message(), end, totals_.usage);
   }
-  reply_.send(200, "application/json", json_text(whole), headers_);
+  send_whole(json_text(whole));
 }
 
 void Job::answer() {
@@ -440,16 +446,42 @@ void Job::answer() {
     }
     reply_.write("data: [DONE]\n\n");
     reply_.end();
-  } else {
-    ordered_json whole = envelope(false);
-    whole["choices"] = ordered_json::array();
-    for (Choice& choice : choices_) whole["choices"].push_back(whole_choice(choice));
-    // Where vLLM has it: of a chat, which has one prompt, beside the choices.
-    if (input_.chat && input_.request.prompt_logprobs >= 0) whole["prompt_logprobs"] = ranked_logprobs_json_of(0);
-    add_facts(whole);
-    reply_.send(200, "application/json", json_text(whole), headers_);
+  } else if (n_logprobs() < kManyLogprobs) {
+    return send_whole(whole_answer());
+  } else {  // which takes so long to write that others would notice
+    return elsewhere_([self = shared_from_this()] { return self->whole_answer(); },
+                      [self = shared_from_this()](const std::string& text) { self->send_whole(text); });
   }
   over(200);
+}
+
+// All has ended: nothing of the choices changes any more.
+std::string Job::whole_answer() {
+  ordered_json whole = envelope(false);
+  whole["choices"] = ordered_json::array();
+  for (Choice& choice : choices_) whole["choices"].push_back(whole_choice(choice));
+  // Where vLLM has it: of a chat, which has one prompt, beside the choices.
+  if (input_.chat && input_.request.prompt_logprobs >= 0) whole["prompt_logprobs"] = ranked_logprobs_json_of(0);
+  add_facts(whole);
+  return json_text(whole);
+}
+
+void Job::send_whole(const std::string& text) {
+  if (over_) return;
+  if (text.empty()) return fail(ApiError(500, "the answer could not be written: out of memory"));
+  if (!reply_.has_room(text.size())) return fail(no_room_for_answers());
+  reply_.send(200, "application/json", text, headers_);
+  over(200);
+}
+
+int64_t Job::n_logprobs() const {
+  int64_t n = 0;
+  for (const Choice& choice : choices_) {
+    for (const auto* all : {&choice.logprobs, &choice.result.prompt_logprobs}) {
+      for (const TokenLogprobs& token : *all) n += 1 + std::ssize(token.top);
+    }
+  }
+  return n;
 }
 
 }  // namespace fathom::serve

@@ -48,6 +48,8 @@ struct JobSettings {
   int64_t draft_tokens = 0;         // for requests whose tokens do not hang on them
   std::vector<int64_t> moe_layers;  // their numbers
   bool keep_answers = false;        // for JobTotals
+  // Has a text made on another thread, and gives it to `use` on this one; an empty one where that failed.
+  std::function<void(std::function<std::string()> make, std::function<void(std::string)> use)> elsewhere{};
 };
 
 struct JobTotals {
@@ -106,6 +108,9 @@ class Job : public std::enable_shared_from_this<Job> {
   nlohmann::ordered_json prompt_logprobs_json_of(Choice& choice, std::span<const TokenLogprobs> logprobs) const;
   void stream_delta(Choice& choice, const nlohmann::ordered_json& delta);
   void answer_dialect();
+  std::string whole_answer();
+  void send_whole(const std::string& text);
+  int64_t n_logprobs() const;
   nlohmann::ordered_json whole_choice(Choice& choice) const;
   nlohmann::ordered_json envelope(bool chunk) const;
   void add_facts(nlohmann::ordered_json& object) const;
@@ -134,8 +139,10 @@ class Job : public std::enable_shared_from_this<Job> {
   JobTotals totals_;
   double start_s_;
   bool over_ = false, keeps_answers_ = false;
+  decltype(JobSettings::elsewhere) elsewhere_;
 };
 
+ApiError no_room_for_answers();                             // 503: see HttpReply::has_room
 std::string random_id(std::string_view prefix);             // and 24 random characters
 std::string json_text(const nlohmann::ordered_json& json);  // on one line; what is no UTF-8 becomes U+FFFD
 nlohmann::ordered_json timings_json(const Timings& timings);

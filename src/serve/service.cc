@@ -295,6 +295,7 @@ HttpHeaders Service::headers_of(const Call& call) const {
 }
 
 void Service::answer(const CallPtr& call, int status, std::string_view content_type, std::string_view body) {
+  if (!call->reply.has_room(body.size())) return refuse(call, no_room_for_answers());
   call->reply.send(status, content_type, body, headers_of(*call));
   log(*call, status, nullptr);
   metrics_.count_http(call->route, status);
@@ -558,6 +559,16 @@ void Service::start(const CallPtr& call, JobInput input) {
   *holder = job;
   JobSettings settings{s.eos_ids, salt,           owner, static_cast<int64_t>(n_jobs_),
                        seed,      s.draft_tokens, {},    options_.log_content};
+  settings.elsewhere = [this](const std::function<std::string()>& make, const std::function<void(std::string)>& use) {
+    long_->add([this, make, use] {
+      auto text = std::make_shared<std::string>();
+      try {
+        *text = make();
+      } catch (const std::exception&) {  // there is no memory; nothing else can fail
+      }
+      server_.post([text, use] { use(std::move(*text)); });
+    });
+  };
   const ModelConfig& config = s.model.config;
   for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
     if (config.is_moe(l)) settings.moe_layers.push_back(l);
@@ -655,9 +666,9 @@ void Service::post_tokenize(const CallPtr& call) {
         if (request.return_token_strs) {
           for (const int32_t id : ids) out["token_strs"].push_back(mend_utf8(s.tokenizer.token_bytes(id)));
         }
-        return out;
+        return json_text(out);  // here: it may be long
       },
-      [this, call](const ordered_json& out) { answer_json(call, out); });
+      [this, call](const std::string& text) { answer(call, 200, kJson, text); });
 }
 
 void Service::post_detokenize(const CallPtr& call) {
@@ -667,21 +678,22 @@ void Service::post_detokenize(const CallPtr& call) {
       [&s](const std::string& body) {
         try {
           const std::string text = s.tokenizer.decode(parse_detokenize_request(body));
-          return ordered_json{{"prompt", text}, {"content", text}};
+          return json_text({{"prompt", text}, {"content", text}});
         } catch (const Error& error) {
           throw ApiError(400, fmt::format("tokens: {}", error.what()), "tokens", "invalid_value");
         }
       },
-      [this, call](const ordered_json& out) { answer_json(call, out); });
+      [this, call](const std::string& text) { answer(call, 200, kJson, text); });
 }
 
 void Service::post_apply_template(const CallPtr& call) {
   const Served& s = served();
   prepare(
-      call, [&s](const std::string& body) { return chat_input(s.prompts, parse_chat_request(body)).text; },
-      [this, call](const std::string& text) {
-        answer_json(call, {{"prompt", text}});
-      });
+      call,
+      [&s](const std::string& body) {
+        return json_text({{"prompt", chat_input(s.prompts, parse_chat_request(body)).text}});
+      },
+      [this, call](const std::string& text) { answer(call, 200, kJson, text); });
 }
 
 }  // namespace fathom::serve

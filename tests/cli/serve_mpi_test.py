@@ -70,6 +70,20 @@ class ServeOnRanks(Case):
                     self.assertEqual(each.result()["usage"]["completion_tokens"], 150)
             self.assertEqual(server.process.wait(timeout=60), 0)
 
+    def test_saved_beginnings_are_found_by_who_has_them(self):
+        cache = str(self.folder / "cache" / "deep")
+        prompts = [chr(ord("a") + i) * 150 for i in range(8)]
+        def ask(server, prompt):
+            return server.done("/v1/completions", {"prompt": prompt, "max_tokens": 2, "temperature": 0})
+        with Ranks(self, 2, "--prefix-cache", cache) as server:
+            with concurrent.futures.ThreadPoolExecutor(8) as pool:
+                first = list(pool.map(lambda prompt: ask(server, prompt), prompts))
+        with Ranks(self, 2, "--prefix-cache", cache) as server:
+            for prompt, before in zip(prompts, first):
+                again = ask(server, prompt)
+                self.assertEqual(again["usage"]["prompt_tokens_details"]["cached_tokens"], 128)
+                self.assertEqual(again["choices"][0]["text"], before["choices"][0]["text"])
+
     def test_a_process_that_dies_ends_all(self):
         for victim in (0, 1):
             server = Ranks(self, 2).__enter__()

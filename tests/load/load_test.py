@@ -386,6 +386,8 @@ async def heavy(o):
         "schema": ("/v1/chat/completions", chat + f'"response_format": {{"type": "json_schema", "json_schema": {{"name": "n", "schema": {{"type": "object", "properties": {keys}}}}}}}}}'),
         "logit_bias": ("/v1/completions", '{"prompt": "x", "max_tokens": 1, "logit_bias": {' + ",".join(f'"{i}": 0' for i in range(n)) + "}}"),
         "prompt": ("/v1/completions", json.dumps({"prompt": " " * (8_000_000 if o.full else 800_000), "max_tokens": 1})),
+        "tokens of a text": ("/tokenize", json.dumps({"content": "x" * 8_000_000})),
+        "text of tokens": ("/detokenize", json.dumps({"tokens": [1] * 2_600_000})),
     }
 
     async def ask(server, path, body):
@@ -409,7 +411,22 @@ async def heavy(o):
                     break
             expect(await heavy_one < 500, f"{name}: {await heavy_one}")
             took[name] = round(time.monotonic() - begin, 2)
+        # Long answers that nobody takes: some get them, the others are told that there is no room.
+        n = 40 if o.full else 12
+        idle = []
+        begin = time.monotonic()
+        for _ in range(n):
+            reader, writer = await server.open()
+            writer.write(request_of(bodies["text of tokens"][1], "/detokenize"))
+            idle.append((reader, writer))
+        while time.monotonic() - begin < 8:
+            s = await Stream().run(server, {"prompt": "x", "max_tokens": 1})
+            waited = max(waited, s.times[0] - s.begin)
+        memory = server.rss()
+        for _, writer in idle:
+            writer.transport.abort()
     expect(waited < 1, f"another client waited {waited:.1f} s for a token")
+    expect(memory < 1 << 30, f"answers that nobody took filled {memory >> 20} MiB")
     for i in range(20 if o.full else 3):
         async with Server(o.program, "--drain-timeout", "0.1") as server:
             path, body = bodies["prompt"]
@@ -421,7 +438,7 @@ async def heavy(o):
             expect(status in (400, 503), f"while it was being read: {status}")
             code = await asyncio.to_thread(server.process.wait, 60)
             expect(code == 0 and time.monotonic() - begin < 5, f"exit code {code} after {time.monotonic() - begin:.1f} s")
-    return {"took_s_each": took, "others_first_token_worst_s": round(waited, 2)}
+    return {"took_s_each": took, "others_first_token_worst_s": round(waited, 2), "untaken_answers": n, "memory_MB": memory >> 20}
 
 
 async def prefix(o):

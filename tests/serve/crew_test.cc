@@ -78,7 +78,7 @@ TEST(Crew, AnswersAsOneProcessDoes) {
     }
     Crew crew(comm);
     crew.begin_loading();
-    crew.set_up(experts, tries, 1e-3);  // they move all the time
+    crew.set_up(experts, tries, 1e-3, options);  // they move all the time
     crew.await_loaded();
     std::mutex mutex;
     std::counting_semaphore<> done(0);

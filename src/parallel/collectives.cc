@@ -73,7 +73,10 @@ Exchange all_to_all(const RankGroup& group, std::span<const std::span<const std:
   }
   const auto own = static_cast<size_t>(group.index);
   FATHOM_CHECK(sent[own].size() == received[own].size());
-  if (!sent[own].empty()) std::memmove(received[own].data(), sent[own].data(), sent[own].size());
+  // Where it is the same memory it is on its way to others.
+  if (!sent[own].empty() && sent[own].data() != received[own].data()) {
+    std::memmove(received[own].data(), sent[own].data(), sent[own].size());
+  }
   return exchange;
 }
 

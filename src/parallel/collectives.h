@@ -25,7 +25,7 @@ struct RankGroup {
 RankGroup make_group(Communicator& comm, std::vector<int> ranks, int tag);
 
 // Messages that are under way. wait() is due before their memory goes.
-class Exchange {
+class [[nodiscard]] Exchange {
  public:
   explicit Exchange(Communicator& comm) : comm_(&comm) {}
   void send(int to, int tag, std::span<const std::byte> data) { transfers_.push_back(comm_->send(to, tag, data)); }

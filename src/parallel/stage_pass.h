@@ -10,7 +10,7 @@
 
 namespace fathom {
 
-class StagePass {
+class [[nodiscard]] StagePass {
  public:
   // Whether what is awaited has come; moves it on.
   using Arrived = std::function<bool()>;

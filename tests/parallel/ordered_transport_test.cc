@@ -228,8 +228,9 @@ Together collectives_over(const test::OnRanks& on_ranks, int n, size_t size) {
     std::vector<double> few = {own.empty() ? 0.0 : double{own[0]}, static_cast<double>(comm.rank())};
     sum_over(other, std::span(few));
     for (const double value : few) own.push_back(static_cast<float>(value));
-    reduce_scatter(other, own);
-    all_gather(other, own);
+    StagePass sum = reduce_scatter(other, own);
+    finish(sum, comm);
+    all_gather(other, own).wait();
     broadcast(all, n - 1, std::as_writable_bytes(std::span(own)));
     result.texts[static_cast<size_t>(comm.rank())] =
         gather_texts(all, std::string(static_cast<size_t>(comm.rank()), 'x'));

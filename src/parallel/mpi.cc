@@ -68,41 +68,35 @@ struct Beat {
   char doing[120];  // nothing: it leaves
 };
 
-// Watches over the other ranks, or from rank 1 over rank 0: who can be stopped with all that he looks after cannot
-// watch himself. To be called by one thread, which may call MPI.
+// Watches over the rank before, as the next one does over this: of those that are stopped together, as on a machine
+// that is gone, one has a neighbour who is not. To be called by one thread, which may call MPI.
 class Watch {
  public:
-  Watch(int rank, int size, double hang_s) : rank_(rank), hang_s_(hang_s) {
+  Watch(int rank, int size, double hang_s) : next_((rank + 1) % size), hang_s_(hang_s) {
     if (size == 1) return;
     check(MPI_Comm_dup(MPI_COMM_WORLD, &comm_), "joining the others");
-    for (int other = 0; other < size; ++other) {
-      const bool is_watched = rank == 0 ? other != 0 : rank == 1 && other == 0;
-      if (is_watched) watched_.push_back({other, monotonic_s(), {}, MPI_REQUEST_NULL});
-    }
-    for (Watched& each : watched_) receive(each);
+    watched_ = {(rank + size - 1) % size, monotonic_s()};
+    receive();
   }
 
   // Why the job must end; empty where all is well.
   std::string look() {
-    std::string trouble;
-    for (Watched& each : watched_) {
-      int arrived = each.left ? 0 : 1;
-      while (arrived != 0) {
-        MPI_Test(&each.request, &arrived, MPI_STATUS_IGNORE);
-        if (arrived == 0) break;
-        each.heard_s = monotonic_s();
-        each.last = each.incoming;
-        each.left = each.last.doing[0] == '\0';
-        if (each.left) break;
-        receive(each);
-      }
-      const double silent_s = monotonic_s() - each.heard_s;
-      if (each.left || silent_s < hang_s_) continue;
-      trouble = fmt::format(
-          "rank {} has not been heard of for {:.0f} s, it was at: {}; it is stopped, or its machine is gone", each.rank,
-          silent_s, each.last.doing[0] != '\0' ? each.last.doing : "its beginning");
+    if (comm_ == MPI_COMM_NULL) return "";
+    int arrived = watched_.left ? 0 : 1;
+    while (arrived != 0) {
+      MPI_Test(&watched_.request, &arrived, MPI_STATUS_IGNORE);
+      if (arrived == 0) break;
+      watched_.heard_s = monotonic_s();
+      watched_.last = watched_.incoming;
+      watched_.left = watched_.last.doing[0] == '\0';
+      if (watched_.left) break;
+      receive();
     }
-    return trouble;
+    const double silent_s = monotonic_s() - watched_.heard_s;
+    if (watched_.left || silent_s < hang_s_) return "";
+    return fmt::format(
+        "rank {} has not been heard of for {:.0f} s, it was at: {}; it is stopped, or its machine is gone",
+        watched_.rank, silent_s, watched_.last.doing[0] != '\0' ? watched_.last.doing : "its beginning");
   }
 
   void tell(const std::string& doing) {
@@ -112,7 +106,7 @@ class Watch {
     if (gone == 0) return;  // the watcher has not taken the one before
     outgoing_ = {};
     doing.copy(outgoing_.doing, sizeof outgoing_.doing - 1);
-    MPI_Isend(&outgoing_, sizeof outgoing_, MPI_BYTE, rank_ == 0 ? 1 : 0, 0, comm_, &sent_);
+    MPI_Isend(&outgoing_, sizeof outgoing_, MPI_BYTE, next_, 0, comm_, &sent_);
   }
 
   void leave() {
@@ -120,30 +114,28 @@ class Watch {
     if (sent_ != MPI_REQUEST_NULL) MPI_Wait(&sent_, MPI_STATUS_IGNORE);
     tell("");
     MPI_Request_free(&sent_);
-    for (Watched& each : watched_) {
-      if (each.left) continue;
-      MPI_Cancel(&each.request);
-      MPI_Request_free(&each.request);
-    }
+    if (watched_.left) return;
+    MPI_Cancel(&watched_.request);
+    MPI_Request_free(&watched_.request);
   }
 
  private:
   struct Watched {
-    int rank;
-    double heard_s;
+    int rank = 0;
+    double heard_s = 0;
     Beat last{};
-    MPI_Request request;
+    MPI_Request request = MPI_REQUEST_NULL;
     Beat incoming{};
     bool left = false;
   };
-  void receive(Watched& each) {
-    MPI_Irecv(&each.incoming, sizeof each.incoming, MPI_BYTE, each.rank, 0, comm_, &each.request);
+  void receive() {
+    MPI_Irecv(&watched_.incoming, sizeof watched_.incoming, MPI_BYTE, watched_.rank, 0, comm_, &watched_.request);
   }
 
-  const int rank_;
+  const int next_;
   const double hang_s_;
   MPI_Comm comm_ = MPI_COMM_NULL;
-  std::vector<Watched> watched_;
+  Watched watched_;
   MPI_Request sent_ = MPI_REQUEST_NULL;
   Beat outgoing_{};
 };
@@ -298,6 +290,14 @@ std::unique_ptr<Communicator> join_mpi(double hang_s) {
   check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &provided), "joining the others");
   if (provided < MPI_THREAD_SERIALIZED) throw Error("this MPI lets only one thread call it; fathom needs two");
   MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+  constexpr int kMostTag = 1 << 21;  // behind those of pipelines' messages and experts' rows (parallel/stage.cc)
+  int* most_tag = nullptr;
+  int is_known = 0;
+  MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, static_cast<void*>(&most_tag), &is_known);
+  if (is_known != 0 && *most_tag < kMostTag) {
+    throw Error("this MPI numbers messages up to {}, fathom needs {}; Open MPI's ob1 and UCX have more", *most_tag,
+                kMostTag);
+  }
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &size);
   return std::make_unique<Mpi>(rank, size, hang_s);

@@ -129,9 +129,10 @@ void StageWork::give_back(std::unique_ptr<Scratch> scratch) {
   free_scratch_.push_back(std::move(scratch));
 }
 
-// Ranks that exchange rows may do so for two chunks in another order.
+// Ranks that exchange rows may do so for two chunks in another order: those that are begun at a time, which are few.
 int StageWork::first_tag(ChunkPass pass, bool backward) const {
-  const int number = 2 * (2 * pass.chunk + pass.direction) + (backward ? 1 : 0);
+  constexpr int kApart = 64;  // chunks; those so far from each other have the same tags, in the same order everywhere
+  const int number = 2 * (2 * (pass.chunk % kApart) + pass.direction) + (backward ? 1 : 0);
   return kFirstTag + kTagsOfPass * number;
 }
 

@@ -280,6 +280,9 @@ void check_layout(const ParallelLayout& layout, int n_ranks, const ModelConfig& 
   if (config.router.n_routed_experts % ep != 0 || (ep > 1 && config.router.n_routed_experts == 0)) {
     throw UsageError("train: {} experts cannot be dealt out evenly to --ep {}", config.router.n_routed_experts, ep);
   }
+  if (const int per_node = layout.ranks_per_node; per_node > 0 && per_node < ep && ep % per_node != 0) {
+    throw UsageError("train: --ep {} does not fill nodes of --ranks-per-node {}", ep, per_node);
+  }
   const int stages = layout.schedule == ScheduleKind::dualpipev ? 2 * pp : pp;
   if (config.num_hidden_layers < stages) {
     throw UsageError("train: a pipeline of {} stages needs as many layers, the model has {}", stages,

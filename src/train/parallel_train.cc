@@ -1,6 +1,7 @@
 #include "train/parallel_train.h"
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -123,6 +124,36 @@ void check_all_steps(const TrainOptions& o, const ParallelLayout& layout, const 
   }
 }
 
+// Ranks that were told other things, or do not see the same files, would wait for each other or train apart.
+void check_agreement(const RankGroup& all, const TrainOptions& o, Settings told) {
+  told.erase(kInstructionSet);  // machines may differ: whoever updates a weight sends it to the others
+  told["steps"] = fmt::to_string(o.steps);
+  told["resume"] = o.resume ? "yes" : "no";
+  told["checkpoints under --out"] = has_checkpoints(o.out) ? "yes" : "no";
+  told["init"] = o.init.native();
+  told["recompute"] = fmt::to_string(static_cast<int>(o.recompute));
+  told["max-skips"] = fmt::to_string(o.max_skips);
+  told["check-memory"] = o.check_memory ? "yes" : "no";
+  told["val-every"] = fmt::to_string(o.val_every);
+  told["val-sequences"] = fmt::to_string(o.val_sequences);
+  told["save-every"] = fmt::to_string(o.save_every);
+  told["save-mode"] = fmt::to_string(static_cast<int>(o.saver.mode));
+  told["trace"] = o.trace.empty() ? "no" : "yes";
+  std::string failed;
+  const std::vector<std::string> texts = gather_texts(all, nlohmann::json(told).dump());
+  for (size_t rank = 1; rank < texts.size() && failed.empty(); ++rank) {
+    for (const auto& [name, value] : nlohmann::json::parse(texts[rank]).get<Settings>()) {
+      if (told[name] == value) continue;
+      failed = fmt::format(
+          "rank {} differs from rank 0: {} is {} there and {} here; all processes need the same options, files and "
+          "program, and must see the same --out",
+          rank, name, printable(value, 200), printable(told[name], 200));
+      break;
+    }
+  }
+  fail_together(all, failed);
+}
+
 }  // namespace
 
 TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layout, Communicator& comm,
@@ -134,6 +165,9 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   check_files(options);
   if (options.sample_every > 0) {
     throw UsageError("train: --sample-every is for one process, which has the whole model; leave it out with several");
+  }
+  if (!options.trace.empty() && !path_is_directory(fs::absolute(options.trace).parent_path())) {
+    throw UsageError("train: --trace {} lies in no directory", printable(options.trace.native()));
   }
   const double begin_s = monotonic_s();
   const bool is_first = comm.rank() == 0;
@@ -175,6 +209,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     fail_together(all, failed);
   }
   const Settings settings = settings_of(options, config, reading->data.train.info, balance, alpha);
+  check_agreement(all, options, settings);
 
   const auto n_chunks = static_cast<int>(count_micro_batches(*reading, 1) / layout.width());
   const std::unique_ptr<RankState> state =
@@ -295,7 +330,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     if (result.stopped) break;
   }
   if (progress) progress->finish();
-  if (!options.trace.empty()) {
+  if (run.trace.n_steps() > 0) {
     std::string table;
     try {
       table = run.trace.write(all, options.trace);
@@ -303,7 +338,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
       failed = error.what();
     }
     fail_together(all, failed);
-    if (is_first) log("{}: the last {} steps\n{}", printable(options.trace.native()), kTracedSteps, table);
+    if (is_first) log("{}: the last {} steps\n{}", printable(options.trace.native()), run.trace.n_steps(), table);
   }
   if (result.stopped) {
     if (is_first) log("stopped after step {}; go on with --resume", run.numbers.step);

@@ -15,6 +15,7 @@ inline constexpr int64_t kTracedSteps = 5;
 class TraceWriter {
  public:
   void add(int64_t step, const StepTrace& trace);
+  size_t n_steps() const { return steps_.size(); }
   // Collective. Rank 0 writes the file: processes are ranks, with a row for what is computed, one for rows of experts
   // on their way, one for whole steps, and sums of gradients as long as they are under way. Returns there a table of
   // what part of the steps ranks computed, waited for messages that hid behind nothing, waited for another stage, had

@@ -280,6 +280,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   options.lr.steps = options.steps;
   check_options(options);
   check_files(options);
+  if (!options.trace.empty()) throw UsageError("train: --trace is for several processes; start them with mpirun");
   const double begin_s = monotonic_s();
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
   const ModelConfig config = initial_config(options, tokenizer);

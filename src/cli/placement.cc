@@ -36,8 +36,7 @@ void check_share(const ModelWeights& weights, double expert_share) {
   const uint64_t available = available_memory_bytes();
   if (weights_fit(static_cast<int64_t>(bytes), available)) return;
   log("this machine's part of the weights is {}, more than the {} of memory available: it will read from disk again "
-      "and "
-      "again",
+      "and again",
       human_bytes(bytes), human_bytes(static_cast<double>(available)));
 }
 

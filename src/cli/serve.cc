@@ -171,19 +171,19 @@ std::unique_ptr<Communicator> join_others(double hang_s) {
 }
 
 // UsageError for what several processes cannot do.
-void check_spread(const Options& o, int n_processes) {
+void check_spread(const Options& o, const ModelConfig& config, int n_processes) {
   const std::pair<bool, const char*> unsupported[] = {{o.placement.lock, "--mlock"},
                                                       {o.placement.huge_pages, "--hugepages"},
                                                       {o.placement.read_ahead == "on", "--read-ahead on"}};
   for (const auto& [given, name] : unsupported) {
     if (given) throw UsageError("serve: {} is for one process; leave it out with several", name);
   }
-  check_spread(read_model_config(o.model), n_processes, o.spread);
+  check_spread(config, n_processes, o.spread);
 }
 
 // Of the model's experts, the part that this machine's processes need.
-double expert_share(const Options& o, int n_processes) {
-  const auto experts = static_cast<double>(read_model_config(o.model).router.n_routed_experts);
+double expert_share(const Options& o, const ModelConfig& config, int n_processes) {
+  const auto experts = static_cast<double>(config.router.n_routed_experts);
   const int per_node = o.spread.ranks_per_node > 0 ? std::min(o.spread.ranks_per_node, n_processes) : n_processes;
   return std::min(1.0, (1 + o.spread.redundant_experts / experts) * per_node / n_processes);
 }
@@ -193,7 +193,7 @@ void work(Options o, const CommonOptions& common, Communicator& comm) {
   set_quiet(true);  // the first one says what there is to say
   if (!serve::await_loading(comm)) return;
   try {
-    o.placement.expert_share = expert_share(o, comm.size());
+    o.placement.expert_share = expert_share(o, read_model_config(o.model), comm.size());
     Loaded loaded(o, common);
     const BatchingOptions batching = batching_options(o, loaded, &comm);
     serve::work_in_crew(comm, {loaded.ctx, loaded.ready.model, &loaded.tokenizer, batching, *loaded.experts,
@@ -208,14 +208,14 @@ void run(Options o, const CommonOptions& common) {
   const std::unique_ptr<Communicator> comm = join_others(o.hang_s);
   if (comm != nullptr && comm->rank() > 0) return work(std::move(o), common, *comm);
   std::optional<serve::Crew> crew;
-  if (comm != nullptr) {
-    crew.emplace(*comm);
-    check_spread(o, comm->size());
-    o.placement.expert_share = expert_share(o, comm->size());
-  }
+  if (comm != nullptr) crew.emplace(*comm);
   require_cpu(common, "serve");
   const Tokenizer is_there = load_tokenizer(o.model);  // before anybody is told to wait
-  read_model_config(o.model);
+  const ModelConfig config = read_model_config(o.model);
+  if (comm != nullptr) {
+    check_spread(o, config, comm->size());
+    o.placement.expert_share = expert_share(o, config, comm->size());
+  }
   serve::ServiceOptions service = service_options(o, common);
   const std::string name = service.model_name;
 

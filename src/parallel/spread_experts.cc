@@ -64,6 +64,7 @@ void check_spread(const ModelConfig& config, int n_ranks, const SpreadOptions& o
 
 SpreadExperts::SpreadExperts(Communicator& comm, Model& model, const SpreadOptions& options)
     : group_(all_ranks(comm, kTag)),
+      any_group_(all_ranks(comm, kAnyTag)),
       model_(model),
       options_(options),
       shape_(shape_of(model.config, comm.size(), options)),
@@ -114,13 +115,7 @@ void SpreadExperts::join_pass(Context& ctx) {
 
 void SpreadExperts::join_module(Context& ctx) { join(ctx, *layers_[placements_.size()]); }
 
-bool SpreadExperts::any(bool mine) {
-  RankGroup group = group_;
-  group.tag = kAnyTag;
-  int64_t n = mine ? 1 : 0;
-  sum_over(group, std::span(&n, 1));
-  return n > 0;
-}
+bool SpreadExperts::any(bool mine) { return is_on_any(any_group_, mine); }
 
 std::vector<ExpertPlacement> SpreadExperts::placements_for(const ExpertLoad& load) const {
   FATHOM_CHECK(load.size() == placements_.size());

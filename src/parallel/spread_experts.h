@@ -42,7 +42,6 @@ class SpreadExperts {
   // What the busiest rank has to do over the mean, in the layer where this is worst.
   double worst_load(const ExpertLoad& load, const std::vector<ExpertPlacement>& placements) const;
   const std::vector<ExpertPlacement>& placements() const { return placements_; }
-  const Traffic& traffic() const { return traffic_; }
   int64_t n_experts_here() const;  // of all layers, copies that are at home on this rank
 
  private:
@@ -51,7 +50,7 @@ class SpreadExperts {
   void join(Context& ctx, const MoeWeights& w);
   void tell_system(const MoeWeights& w, const ExpertHomes& before, const ExpertHomes& after) const;
 
-  RankGroup group_;
+  RankGroup group_, any_group_;  // of exchanges of rows; of what any() asks
   Model& model_;
   const SpreadOptions options_;
   const PlacementShape shape_;

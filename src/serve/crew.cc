@@ -314,9 +314,7 @@ void work_in_crew(Communicator& comm, const CrewMember& member) {
         const Batching::Id id = batching.add(std::move(request));
         running[ticket] = id;
       } catch (const Error& error) {
-        Generation failed;
-        failed.refused = dynamic_cast<const GrammarError*>(&error) != nullptr;
-        on_end(failed, error.what());
+        on_end(not_begun(error), error.what());
       }
     }
     for (const Engine::Ticket ticket : order.cancelled) {

@@ -74,7 +74,7 @@ class Crew {
   std::vector<RankReport> last_;  // [rank], without events
 };
 
-// The others' side: loads when it is told to (`load` is called once), and generates until the first process leaves.
+// The others' side: what a process generates with, until the first one leaves.
 struct CrewMember {
   Context& ctx;
   const Model& model;

@@ -19,6 +19,12 @@ EngineState engine_state(const Batching& batching, const PageStore* store) {
           batching.n_preempted(), store != nullptr ? store->state() : PageStoreState()};
 }
 
+Generation not_begun(const Error& why) {
+  Generation failed;
+  failed.refused = dynamic_cast<const GrammarError*>(&why) != nullptr;
+  return failed;
+}
+
 struct Engine::Undelivered {
   std::mutex mutex;
   std::condition_variable changed;
@@ -136,10 +142,10 @@ void Engine::take_orders() {
     try {
       running_[ticket] = batching_.add(std::move(wrapped));
     } catch (const Error& error) {
-      Generation failed;
-      failed.refused = dynamic_cast<const GrammarError*>(&error) != nullptr;
       if (crew_ != nullptr) crew_->ended(0);
-      if (on_end) events_.push_back([on_end, failed, message = std::string(error.what())] { on_end(failed, message); });
+      if (on_end)
+        events_.push_back(
+            [on_end, failed = not_begun(error), message = std::string(error.what())] { on_end(failed, message); });
     }
   }
   for (const Ticket ticket : cancelled) {

@@ -20,6 +20,8 @@ struct EngineState {
 };
 
 EngineState engine_state(const Batching& batching, const PageStore* store);
+// Of a request that Batching::add() refuses.
+Generation not_begun(const Error& why);
 
 class Crew;
 

@@ -84,6 +84,14 @@ class ParallelTrain : public testing::Test {
     return read_metrics(options_.out / "train.jsonl");
   }
 
+  // In one process, stopped in the middle of a step.
+  void begin_alone(const std::string& name) {
+    options_.out = folder_.path() / name;
+    ThreadPool pool(1);
+    int n = 0;
+    train(options_, pool, [&] { return ++n == 40; });
+  }
+
   std::vector<StepMetrics> run_on(const std::string& name, const ParallelLayout& layout, int stop_after = 0) {
     options_.out = folder_.path() / name;
     test::on_ranks(layout.n_ranks(), [&](Communicator& comm) {
@@ -152,10 +160,7 @@ TEST_F(ParallelTrain, GoesOnWithAnotherLayout) {
   options_.resume = true;
   expect_same(run_alone("to-one"), expected);
   options_.resume = false;
-  options_.out = folder_.path() / "to-many";
-  ThreadPool pool(1);
-  int n = 0;
-  train(options_, pool, [&] { return ++n == 40; });
+  begin_alone("to-many");
   options_.resume = true;
   expect_same(run_on("to-many", layouts[0]), expected);
 }
@@ -220,10 +225,7 @@ TEST_F(ParallelTrain, AveragedWeightsAreThoseOfOneProcess) {
     expect_same_average(other);
   }
   options_.resume = false;
-  options_.out = folder_.path() / "to-many";
-  ThreadPool pool(1);
-  int n = 0;
-  train(options_, pool, [&] { return ++n == 40; });
+  begin_alone("to-many");
   options_.resume = true;
   run_on("to-many", layouts[0]);
   expect_same_average("to-many");

@@ -11,7 +11,7 @@
 #include "base/terminal.h"
 #include "ops/router.h"
 #include "parallel/expert_parallel.h"
-#include "parallel/mpi.h"
+#include "parallel/programs/over_mpi.h"
 
 namespace fathom {
 namespace {
@@ -140,10 +140,6 @@ void run(const Options& o, Communicator& comm) {
 }  // namespace fathom
 
 int main(int argc, char** argv) {
-  const std::unique_ptr<fathom::Communicator> comm = fathom::join_mpi();
-  try {
-    fathom::run(fathom::options_of(argc, argv), *comm);
-  } catch (const std::exception& error) {
-    comm->fail(std::string("expert_probe: ") + error.what());
-  }
+  fathom::test::over_mpi("expert_probe",
+                         [&](fathom::Communicator& comm) { fathom::run(fathom::options_of(argc, argv), comm); });
 }

@@ -13,8 +13,8 @@
 #include "base/error.h"
 #include "base/terminal.h"
 #include "parallel/expert_parallel.h"
-#include "parallel/mpi.h"
 #include "parallel/pipeline.h"
+#include "parallel/programs/over_mpi.h"
 #include "train/trace.h"
 
 namespace fathom {
@@ -227,10 +227,6 @@ void run(const Options& o, Communicator& comm) {
 }  // namespace fathom
 
 int main(int argc, char** argv) {
-  const std::unique_ptr<fathom::Communicator> comm = fathom::join_mpi();
-  try {
-    fathom::run(fathom::options_of(argc, argv), *comm);
-  } catch (const std::exception& error) {
-    comm->fail(std::string("pipeline_probe: ") + error.what());
-  }
+  fathom::test::over_mpi("pipeline_probe",
+                         [&](fathom::Communicator& comm) { fathom::run(fathom::options_of(argc, argv), comm); });
 }

@@ -11,6 +11,7 @@
 
 namespace fathom {
 
+// Used by the thread that computes and, for its transfers, by one that moves passes on (parallel/pass_thread.h).
 class Communicator {
  public:
   // Names a message on its way; one that is done must not be used again.
@@ -42,7 +43,7 @@ class Communicator {
   const int rank_, size_;
 };
 
-// Ranks of one process, for tests and for layouts tried on one machine: each is used by one thread. What is sent is
+// Ranks of one process, for tests and for layouts tried on one machine, each on a thread of its own. What is sent is
 // copied.
 std::vector<std::unique_ptr<Communicator>> in_process_communicators(int size);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <tuple>
 
@@ -16,31 +17,49 @@ namespace {
 using Bytes = std::span<std::byte>;
 using ConstBytes = std::span<const std::byte>;
 
-// Rows in bytes, those of one member behind those of the other.
+// Rows as they travel, those of one member behind those of the other.
 struct PackedRows {
   std::byte* data;
-  int64_t row_bytes;
+  int64_t n, row_bytes;
 
+  // Those of each member, of whom there are so many.
   template <class Byte>
   std::vector<std::span<Byte>> parts(const std::vector<int64_t>& counts) const {
     std::vector<std::span<Byte>> all;
     std::byte* at = data;
-    for (const int64_t n : counts) {
-      all.emplace_back(at, static_cast<size_t>(n * row_bytes));
-      at += n * row_bytes;
+    for (const int64_t n_of_member : counts) {
+      all.emplace_back(at, static_cast<size_t>(n_of_member * row_bytes));
+      at += n_of_member * row_bytes;
     }
+    FATHOM_CHECK(at == data + n * row_bytes);
     return all;
   }
 };
 PackedRows new_packed(Context& ctx, int64_t n, int64_t row_bytes) {
-  return {static_cast<std::byte*>(ctx.arena.allocate(static_cast<size_t>(n * row_bytes))), row_bytes};
+  return {static_cast<std::byte*>(ctx.arena.allocate(static_cast<size_t>(n * row_bytes))), n, row_bytes};
+}
+
+// Where only the pass that moves rows on knows how many there are.
+struct OwnedRows {
+  std::unique_ptr<std::byte[]> memory;
+  PackedRows packed{};
+};
+OwnedRows new_owned(int64_t n, int64_t row_bytes) {
+  OwnedRows rows{std::make_unique_for_overwrite<std::byte[]>(static_cast<size_t>(n * row_bytes))};
+  rows.packed = {rows.memory.get(), n, row_bytes};
+  return rows;
 }
 
 // How the rows of an exchange travel.
 struct RowWay {
   RowFormat format;
   int64_t n_raw;  // columns at the end that go as they are
-  bool across;    // nodes
+  int64_t bytes_of(int64_t cols) const { return row_bytes(format, cols, n_raw); }
+};
+
+// What a message of rows is, for Traffic.
+struct RowMessage {
+  bool returns, across;
 };
 
 std::vector<int64_t> counts_of(const Hop& hop) {
@@ -48,22 +67,14 @@ std::vector<int64_t> counts_of(const Hop& hop) {
   for (const auto& rows : hop.sent) counts.push_back(std::ssize(rows));
   return counts;
 }
-
-int64_t bytes_that_leave(const RankGroup& group, const std::vector<int64_t>& counts, int64_t row_bytes) {
-  int64_t rows = 0;
-  for (size_t i = 0; i < counts.size(); ++i) {
-    if (std::cmp_not_equal(i, group.index)) rows += counts[i];
-  }
-  return rows * row_bytes;
-}
-
-void count(Traffic& traffic, const Traffic::Message& message, bool across) {
-  (across ? traffic.across_nodes : traffic.within_node) += message.bytes;
-  if (traffic.messages != nullptr) traffic.messages->push_back(message);
+int64_t n_sent(const Hop& hop) {
+  int64_t n = 0;
+  for (const auto& rows : hop.sent) n += std::ssize(rows);
+  return n;
 }
 
 // Tells the members how many rows they get.
-StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
+StagePass count_rows(const RankGroup& group, Hop& hop, int tag) {
   hop.received.assign(hop.sent.size(), 0);
   const std::vector<int64_t> counts = counts_of(hop);
   std::vector<ConstBytes> sent;
@@ -72,44 +83,55 @@ StagePass count_rows(const RankGroup& group, Hop& hop, int& tag) {
     sent.push_back(std::as_bytes(std::span(&counts[i], 1)));
     received.push_back(std::as_writable_bytes(std::span(&hop.received[i], 1)));
   }
-  co_await arrival(all_to_all(group, sent, received, tag++));
+  co_await arrival(all_to_all(group, sent, received, tag));
 }
 
-// received [hop.n_received(), cols] = the rows that the members send here; rows [rows, cols] are this one's.
-StagePass send_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, RowWay way,
-                    int& tag, Traffic& traffic) {
-  const std::vector<int64_t> counts = counts_of(hop);
-  const int64_t bytes = row_bytes(way.format, rows.cols(), way.n_raw);
-  const PackedRows from = new_packed(ctx, std::accumulate(counts.begin(), counts.end(), int64_t{0}), bytes);
-  const PackedRows to = new_packed(ctx, received.rows(), bytes);
-  {
-    const ArenaScope scope(ctx.arena);
-    const Tensor chosen = new_f32(ctx, {std::accumulate(counts.begin(), counts.end(), int64_t{0}), rows.cols()});
-    int64_t at = 0;
-    for (const auto& of_member : hop.sent) {
-      for (const int32_t row : of_member) std::copy_n(rows.f32_row(row), rows.cols(), chosen.f32_row(at++));
-    }
-    encode_rows(ctx.pool, way.format, chosen, way.n_raw, from.data);
+// n_there and n_here: rows that go to each member, and come from it.
+StagePass exchange_rows(const RankGroup& group, PackedRows sent, const std::vector<int64_t>& n_there,
+                        PackedRows received, const std::vector<int64_t>& n_here, RowMessage message, int tag,
+                        Traffic& traffic) {
+  int64_t n_leave = sent.n - n_there[static_cast<size_t>(group.index)];
+  const double begin = monotonic_s();
+  co_await arrival(all_to_all(group, sent.parts<const std::byte>(n_there), received.parts<std::byte>(n_here), tag));
+  const int64_t bytes = n_leave * sent.row_bytes;
+  (message.across ? traffic.across_nodes : traffic.within_node) += bytes;
+  if (traffic.messages != nullptr) {
+    traffic.messages->push_back({message.returns, begin, monotonic_s(), bytes});
   }
-  const double begin = monotonic_s();
-  co_await arrival(all_to_all(group, from.parts<const std::byte>(counts), to.parts<std::byte>(hop.received), tag++));
-  count(traffic, {/*returns=*/false, begin, monotonic_s(), bytes_that_leave(group, counts, bytes)}, way.across);
-  decode_rows(ctx.pool, way.format, received, way.n_raw, to.data);
+}
+// As the hop has it, and back.
+StagePass send_packed(const RankGroup& group, const Hop& hop, PackedRows sent, PackedRows received, bool across,
+                      int tag, Traffic& traffic) {
+  co_await exchange_rows(group, sent, counts_of(hop), received, hop.received, {/*returns=*/false, across}, tag,
+                         traffic);
+}
+StagePass return_packed(const RankGroup& group, const Hop& hop, PackedRows sent, PackedRows received, bool across,
+                        int tag, Traffic& traffic) {
+  co_await exchange_rows(group, sent, hop.received, received, counts_of(hop), {/*returns=*/true, across}, tag, traffic);
 }
 
-// The way back: rows [rows, cols] += what each of them has become, summed in the order of the members.
-StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tensor rows, Tensor received, RowWay way,
-                      int& tag, Traffic& traffic) {
-  const std::vector<int64_t> counts = counts_of(hop);
-  const int64_t n = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-  const int64_t bytes = row_bytes(way.format, rows.cols(), way.n_raw);
-  const PackedRows from = new_packed(ctx, received.rows(), bytes), to = new_packed(ctx, n, bytes);
-  encode_rows(ctx.pool, way.format, received, way.n_raw, from.data);
-  const double begin = monotonic_s();
-  co_await arrival(all_to_all(group, from.parts<const std::byte>(hop.received), to.parts<std::byte>(counts), tag++));
-  count(traffic, {/*returns=*/true, begin, monotonic_s(), bytes_that_leave(group, hop.received, bytes)}, way.across);
-  const Tensor parts = new_f32(ctx, {n, rows.cols()});
-  decode_rows(ctx.pool, way.format, parts, way.n_raw, to.data);
+// Those of `rows` [rows, cols] that the hop sends.
+PackedRows pack_sent(Context& ctx, const Hop& hop, Tensor rows, RowWay way) {
+  const PackedRows packed = new_packed(ctx, n_sent(hop), way.bytes_of(rows.cols()));
+  const ArenaScope scope(ctx.arena);
+  const Tensor chosen = new_f32(ctx, {packed.n, rows.cols()});
+  int64_t at = 0;
+  for (const auto& of_member : hop.sent) {
+    for (const int32_t row : of_member) std::copy_n(rows.f32_row(row), rows.cols(), chosen.f32_row(at++));
+  }
+  encode_rows(ctx.pool, way.format, chosen, way.n_raw, packed.data);
+  return packed;
+}
+PackedRows pack_all(Context& ctx, Tensor rows, RowWay way) {
+  const PackedRows packed = new_packed(ctx, rows.rows(), way.bytes_of(rows.cols()));
+  encode_rows(ctx.pool, way.format, rows, way.n_raw, packed.data);
+  return packed;
+}
+void unpack(ThreadPool& pool, Tensor rows, PackedRows packed, RowWay way) {
+  decode_rows(pool, way.format, rows, way.n_raw, packed.data);
+}
+// rows [rows, cols] += what each of them has become, summed in the order of the members.
+void add_returned(const Hop& hop, Tensor rows, Tensor parts) {
   int64_t at = 0;
   for (const auto& of_member : hop.sent) {
     for (const int32_t row : of_member) {
@@ -118,6 +140,12 @@ StagePass return_rows(Context& ctx, const RankGroup& group, const Hop& hop, Tens
       for (int64_t i = 0; i < rows.cols(); ++i) sum[i] += part[i];
     }
   }
+}
+void unpack_and_add(Context& ctx, const Hop& hop, Tensor rows, PackedRows packed, RowWay way) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor parts = new_f32(ctx, {packed.n, rows.cols()});
+  unpack(ctx.pool, parts, packed, way);
+  add_returned(hop, rows, parts);
 }
 
 Tensor zeros(Context& ctx, int64_t rows, int64_t cols) {
@@ -194,6 +222,70 @@ Choices choose_homes(const RankGroup& group, const ExpertHomes& homes, const Moe
   return all;
 }
 
+// What follows goes on beside the thread that computes: it uses no memory but its own, what it is given, and the hops.
+
+constexpr int kTagsOfDispatch = 4, kTagsOfDispatchAgain = 2, kTagsOfCombine = 2;
+
+// Inside of a node, bytes as they came.
+StagePass pass_on(const RankGroup& within, const Hop& hop, PackedRows at_node, PackedRows arrived, int tag,
+                  Traffic& traffic) {
+  const OwnedRows sent = new_owned(n_sent(hop), at_node.row_bytes);
+  std::byte* to = sent.packed.data;
+  for (const auto& of_member : hop.sent) {
+    for (const int32_t row : of_member) {
+      to = std::copy_n(at_node.data + row * at_node.row_bytes, at_node.row_bytes, to);
+    }
+  }
+  co_await send_packed(within, hop, sent.packed, arrived, /*across=*/false, tag, traffic);
+}
+
+// Rows with their choices (with_choices()) to the nodes, and there to the ranks that hold `each` experts.
+StagePass dispatch(const ExpertGroup& group, ExpertsHere& here, PackedRows sent, int64_t k, int each,
+                   OwnedRows& arrived, int tag, Traffic& traffic) {
+  co_await count_rows(group.across, here.across, tag);
+  const OwnedRows at_node = new_owned(here.across.n_received(), sent.row_bytes);
+  co_await send_packed(group.across, here.across, sent, at_node.packed, /*across=*/true, tag + 1, traffic);
+
+  const auto bytes_of_ids = static_cast<size_t>(k) * sizeof(int32_t);
+  std::vector<int32_t> ids(static_cast<size_t>(at_node.packed.n * k));
+  for (int64_t row = 0; row < at_node.packed.n; ++row) {
+    const std::byte* const end = at_node.packed.data + (row + 1) * sent.row_bytes;
+    std::memcpy(ids.data() + row * k, end - bytes_of_ids, bytes_of_ids);
+  }
+  const int per_node = group.within.size();
+  here.within = make_hop(Tensor(ids.data(), Format::i32, {at_node.packed.n, k}), per_node, [&](int32_t e) {
+    return e / each / per_node == group.across.index ? e / each % per_node : -1;
+  });
+  co_await count_rows(group.within, here.within, tag + 2);
+  arrived = new_owned(here.within.n_received(), sent.row_bytes);
+  co_await pass_on(group.within, here.within, at_node.packed, arrived.packed, tag + 3, traffic);
+}
+
+// The way of an earlier dispatch().
+StagePass dispatch_again(const ExpertGroup& group, const ExpertsHere& here, PackedRows sent, PackedRows arrived,
+                         int tag, Traffic& traffic) {
+  const OwnedRows at_node = new_owned(here.across.n_received(), sent.row_bytes);
+  co_await send_packed(group.across, here.across, sent, at_node.packed, /*across=*/true, tag, traffic);
+  co_await pass_on(group.within, here.within, at_node.packed, arrived, tag + 1, traffic);
+}
+
+// Back, summed by each node: sums [rows of here.across.sent].
+StagePass combine(const ExpertGroup& group, const ExpertsHere& here, PackedRows outputs, PackedRows sums, int64_t cols,
+                  RowWay way, int tag, Traffic& traffic) {
+  const OwnedRows parts = new_owned(n_sent(here.within), way.bytes_of(cols)),
+                  of_node = new_owned(here.across.n_received(), way.bytes_of(cols));
+  co_await return_packed(group.within, here.within, outputs, parts.packed, /*across=*/false, tag, traffic);
+  {
+    ThreadPool alone(1);
+    Arena arena;
+    Context ctx{alone, arena};
+    const Tensor summed = zeros(ctx, of_node.packed.n, cols);
+    unpack_and_add(ctx, here.within, summed, parts.packed, way);
+    encode_rows(alone, way.format, summed, way.n_raw, of_node.packed.data);
+  }
+  co_await return_packed(group.across, here.across, of_node.packed, sums, /*across=*/true, tag + 1, traffic);
+}
+
 }  // namespace
 
 int64_t Hop::n_received() const { return std::accumulate(received.begin(), received.end(), int64_t{0}); }
@@ -222,26 +314,22 @@ ExpertRange experts_of(int64_t n_routed_experts, int size, int index) {
 }
 
 StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w, Tensor out,
-                          const MoeSaved& s, ExpertsHere& here, Context& made_again, int& tag, Traffic& traffic) {
+                          const MoeSaved& s, ExpertsHere& here, Context& made_again, PassThread& beside, int& tag,
+                          Traffic& traffic) {
   const int64_t hidden = s.input.cols(), k = s.topk_ids.cols(), cols = hidden + 2 * k;
   const auto each = static_cast<int>(model.config.router.n_routed_experts / group.size());
   const int per_node = group.within.size();
-  const RowFormat to = dispatch_format(model.precision), back = combine_format(model.precision);
-  // To the nodes,
+  const RowWay to{dispatch_format(model.precision), 2 * k}, back{combine_format(model.precision), 0};
   here.across = make_hop(s.topk_ids, group.across.size(), [&](int32_t e) { return e / each / per_node; });
-  co_await count_rows(group.across, here.across, tag);
-  const Tensor at_node = new_f32(made_again, {here.across.n_received(), cols});
-  co_await send_rows(made_again, group.across, here.across,
-                     with_choices(made_again, s.input, s.topk_weights, s.topk_ids), at_node, {to, 2 * k, true}, tag,
-                     traffic);
-  // inside this one to the ranks,
-  here.within = make_hop(ids_of(made_again, at_node, hidden + k, k), per_node, [&](int32_t e) {
-    return e / each / per_node == group.across.index ? e / each % per_node : -1;
-  });
-  co_await count_rows(group.within, here.within, tag);
-  const Tensor rows = new_f32(ctx, {here.within.n_received(), cols});
-  co_await send_rows(made_again, group.within, here.within, at_node, rows, {to, 2 * k, false}, tag, traffic);
-  // through this one's experts,
+  const PackedRows packed =
+      pack_sent(made_again, here.across, with_choices(made_again, s.input, s.topk_weights, s.topk_ids), to);
+  OwnedRows arrived;
+  co_await beside.run(dispatch(group, here, packed, k, each, arrived, tag, traffic));
+  tag += kTagsOfDispatch;
+  // Through this rank's experts.
+  const Tensor rows = new_f32(ctx, {arrived.packed.n, cols});
+  unpack(ctx.pool, rows, arrived.packed, to);
+  arrived.memory.reset();
   MoeSaved& saved = here.saved;
   saved.input = rows.columns(0, hidden);
   saved.topk_weights = rows.columns(hidden, k);
@@ -253,28 +341,36 @@ StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& g
   saved.dispatch = make_dispatch(ctx, saved.topk_ids, each);
   const Tensor y = zeros(made_again, rows.rows(), hidden);
   layer_experts(ctx, model, w, y, saved, made_again);
-  // and back, summed on the way.
-  const Tensor node_y = zeros(made_again, at_node.rows(), hidden);
-  co_await return_rows(made_again, group.within, here.within, node_y, y, {back, 0, false}, tag, traffic);
-  co_await return_rows(made_again, group.across, here.across, out, node_y, {back, 0, true}, tag, traffic);
+
+  const PackedRows outputs = pack_all(made_again, y, back),
+                   sums = new_packed(made_again, n_sent(here.across), back.bytes_of(hidden));
+  co_await beside.run(combine(group, here, outputs, sums, hidden, back, tag, traffic));
+  tag += kTagsOfCombine;
+  unpack_and_add(made_again, here.across, out, sums, back);
 }
 
 StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w,
-                           Tensor d_input, Tensor d_weights, Tensor d_out, ExpertsHere& here, int& tag,
-                           Traffic& traffic) {
+                           Tensor d_input, Tensor d_weights, Tensor d_out, ExpertsHere& here, PassThread& beside,
+                           int& tag, Traffic& traffic) {
   const int64_t hidden = d_out.cols(), k = d_weights.cols();
-  const RowFormat to = dispatch_format(model.precision), back = combine_format(model.precision);
-  const Tensor at_node = new_f32(ctx, {here.across.n_received(), hidden});
-  co_await send_rows(ctx, group.across, here.across, d_out, at_node, {to, 0, true}, tag, traffic);
-  const Tensor d_y = new_f32(ctx, {here.within.n_received(), hidden});
-  co_await send_rows(ctx, group.within, here.within, at_node, d_y, {to, 0, false}, tag, traffic);
+  const RowWay to{dispatch_format(model.precision), 0}, back{combine_format(model.precision), k};
+  const PackedRows packed = pack_sent(ctx, here.across, d_out, to);
+  const int64_t n_here = here.within.n_received();
+  const PackedRows arrived = new_packed(ctx, n_here, packed.row_bytes);
+  co_await beside.run(dispatch_again(group, here, packed, arrived, tag, traffic));
+  tag += kTagsOfDispatchAgain;
+  const Tensor d_y = new_f32(ctx, {n_here, hidden});
+  unpack(ctx.pool, d_y, arrived, to);
 
-  const Tensor d_rows = zeros(ctx, d_y.rows(), hidden + k);
+  const Tensor d_rows = zeros(ctx, n_here, hidden + k);
   layer_experts_backward_input(ctx, model, w, here.saved, d_rows.columns(0, hidden), d_rows.columns(hidden, k), d_y,
                                here.grads);
-  const Tensor d_node = zeros(ctx, at_node.rows(), hidden + k), d_all = zeros(ctx, d_out.rows(), hidden + k);
-  co_await return_rows(ctx, group.within, here.within, d_node, d_rows, {back, k, false}, tag, traffic);
-  co_await return_rows(ctx, group.across, here.across, d_all, d_node, {back, k, true}, tag, traffic);
+  const PackedRows gradients = pack_all(ctx, d_rows, back),
+                   sums = new_packed(ctx, n_sent(here.across), back.bytes_of(hidden + k));
+  co_await beside.run(combine(group, here, gradients, sums, hidden + k, back, tag, traffic));
+  tag += kTagsOfCombine;
+  const Tensor d_all = zeros(ctx, d_out.rows(), hidden + k);
+  unpack_and_add(ctx, here.across, d_all, sums, back);
   add(ctx, d_input, d_input, d_all.columns(0, hidden));
   for (int64_t t = 0; t < d_weights.rows(); ++t) {
     std::copy_n(d_all.f32_row(t) + hidden, k, d_weights.f32_row(t));
@@ -304,12 +400,15 @@ StagePass experts_at_homes(Context& ctx, const Model& model, const RankGroup& gr
       std::memcpy(to + hidden, &choices.ids[m][i * static_cast<size_t>(k)], static_cast<size_t>(k) * sizeof(int32_t));
     }
   }
-  co_await count_rows(group, there, tag);
-  const Tensor rows = new_f32(ctx, {there.n_received(), hidden + k});
-  StagePass away = send_rows(ctx, group, there, packed, rows, {formats.there, k, false}, tag, traffic);
+  co_await count_rows(group, there, tag++);
+  const RowWay to{formats.there, k}, from{formats.back, 0};
+  const PackedRows arrived = new_packed(ctx, there.n_received(), to.bytes_of(hidden + k));
+  StagePass away = send_packed(group, there, pack_all(ctx, packed, to), arrived, /*across=*/false, tag++, traffic);
   away.go_on();
   meanwhile();
   co_await std::move(away);
+  const Tensor rows = new_f32(ctx, {arrived.n, hidden + k});
+  unpack(ctx.pool, rows, arrived, to);
 
   MoeSaved here;
   here.input = rows.columns(0, hidden);
@@ -331,7 +430,9 @@ StagePass experts_at_homes(Context& ctx, const Model& model, const RankGroup& gr
     back.received.push_back(output - first);
   }
   fill_zero(ctx, y_sorted);
-  co_await return_rows(ctx, group, back, y_sorted, outputs, {formats.back, 0, false}, tag, traffic);
+  const PackedRows returned = new_packed(ctx, n_sent(back), from.bytes_of(hidden));
+  co_await return_packed(group, back, pack_all(ctx, outputs, from), returned, /*across=*/false, tag++, traffic);
+  unpack_and_add(ctx, back, y_sorted, returned, from);
 }
 
 }  // namespace fathom

@@ -6,6 +6,7 @@
 
 #include "model/layer.h"
 #include "parallel/collectives.h"
+#include "parallel/pass_thread.h"
 #include "parallel/row_codec.h"
 #include "parallel/stage_pass.h"
 
@@ -54,14 +55,16 @@ struct Traffic {
 // out += what the chosen experts give for tokens' rows, behind layer_route(): s.input goes to the experts' ranks, their
 // outputs, weighted, come back. w: this rank's experts. `tag` is counted up by what is used, and must be the same on
 // all members; memory from ctx.arena, or of what is not kept for the backward pass (its product with the second matrix,
-// rows on their way) from made_again's, both of which must be the pass' own.
+// rows on their way) from made_again's, both of which must be the pass' own. Rows are moved on by `beside`, which uses
+// `traffic` too.
 StagePass experts_forward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w, Tensor out,
-                          const MoeSaved& s, ExpertsHere& here, Context& made_again, int& tag, Traffic& traffic);
+                          const MoeSaved& s, ExpertsHere& here, Context& made_again, PassThread& beside, int& tag,
+                          Traffic& traffic);
 // d_input += dL/d(s.input) through the experts, d_weights = dL/d(s.topk_weights). The gradients of this rank's experts
 // are layer_experts_backward_weight() of here.saved and here.grads.
 StagePass experts_backward(Context& ctx, const Model& model, const ExpertGroup& group, const MoeWeights& w,
-                           Tensor d_input, Tensor d_weights, Tensor d_out, ExpertsHere& here, int& tag,
-                           Traffic& traffic);
+                           Tensor d_input, Tensor d_weights, Tensor d_out, ExpertsHere& here, PassThread& beside,
+                           int& tag, Traffic& traffic);
 
 // Who of a group has which expert of a layer: [expert] members, one at least, in any order.
 using ExpertHomes = std::vector<std::vector<int>>;

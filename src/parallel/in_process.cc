@@ -48,6 +48,7 @@ class InProcess : public Communicator {
 
   Transfer receive(int from, int tag, std::span<std::byte> data) override {
     FATHOM_CHECK(from >= 0 && from < size());
+    const std::lock_guard lock(boxes_->mutex);
     // Those of a kind are served in the order in which they were asked for.
     expected_[{from, tag}].push_back({++n_, data});
     return n_;

@@ -70,6 +70,7 @@ class Ordered : public Communicator {
   }
 
   Transfer send(int to, int tag, std::span<const std::byte> data) override {
+    const std::lock_guard lock(mutex_);
     Peer& peer = peer_of(to);
     const Send send{++n_, data};
     if (const auto n_bytes = take_first(peer.ready, tag)) {
@@ -82,6 +83,7 @@ class Ordered : public Communicator {
   }
 
   Transfer receive(int from, int tag, std::span<std::byte> data) override {
+    const std::lock_guard lock(mutex_);
     const Receive receive{++n_, data};
     peer_of(from).receives.emplace(tag, receive);
     tell_peer(from, {Kind::ready, tag, std::ssize(data)});
@@ -90,6 +92,7 @@ class Ordered : public Communicator {
   }
 
   bool done(Transfer transfer) override {
+    const std::lock_guard lock(mutex_);
     FATHOM_CHECK(transfer > 0 && transfer <= n_);
     if (done_.erase(transfer) > 0) return true;
     look();
@@ -98,6 +101,7 @@ class Ordered : public Communicator {
 
   void tell(const std::string& what) override { host_.tell(what); }
   void fail(const std::string& message) override {
+    const std::lock_guard lock(mutex_);
     if (!failed_) transport_->abort();
     failed_ = true;
     host_.fail(message);
@@ -250,6 +254,7 @@ class Ordered : public Communicator {
     for (int n = 0; look(), !all_left() || !mail_->outgoing.empty(); ++n) host_.pause(n);
   }
 
+  std::mutex mutex_;  // of all that follows
   Communicator& host_;
   const std::unique_ptr<OrderedTransport> transport_;
   std::unique_ptr<Mail> mail_ = std::make_unique<Mail>();

@@ -82,6 +82,9 @@ StageWork::StageWork(ThreadPool& pool, const PipelineSchedule& schedule, std::sp
                      const PipelineStep& step)
     : pool_(pool), schedule_(schedule), stages_(stages), step_(step) {
   FATHOM_CHECK(std::ssize(stages) == schedule.n_directions() && std::ssize(step.chunks) == schedule.n_chunks);
+  for (const Stage& s : stages) {
+    if (s.experts != nullptr && !beside_) beside_.emplace(*s.experts->across.comm);
+  }
 }
 
 StageWork::~StageWork() = default;
@@ -158,11 +161,10 @@ StagePass StageWork::layer_forward(Stage& s, LayerHere here, Tensor out, Tensor 
     layer_route(here.ctx, s.model, w, input, saved.moe, load, here.made_again);
     StagePass away;
     if (s.experts != nullptr) {
-      away = experts_forward(here.ctx, s.model, *s.experts, w.moe, out, saved.moe, here.experts, here.made_again, tag,
-                             traffic_);
+      away = experts_forward(here.ctx, s.model, *s.experts, w.moe, out, saved.moe, here.experts, here.made_again,
+                             *beside_, tag, traffic_);
       away.go_on();
       co_await StagePass::after_others();
-      away.advance();  // counts of rows may have come
     }
     // While rows are on their way.
     if (w.moe.shared.gate_up) {
@@ -296,8 +298,8 @@ StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, LayerHere here, Te
     const Tensor d_weights = new_f32(here.ctx, {d_out.rows(), saved.moe.topk_weights.cols()});
     StagePass away;
     if (s.experts != nullptr) {
-      away = experts_backward(here.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, here.experts, tag,
-                              traffic_);
+      away = experts_backward(here.ctx, s.model, *s.experts, w.moe, g.mlp_normed, d_weights, d_out, here.experts,
+                              *beside_, tag, traffic_);
       away.go_on();
       co_await StagePass::after_others();
     }
@@ -308,7 +310,6 @@ StagePass StageWork::layer_backward_input(Chunk& c, Stage& s, LayerHere here, Te
     }
     if (s.experts != nullptr) {
       co_await StagePass::after_others();
-      away.advance();  // rows may have reached the nodes
       meanwhile();
       co_await std::move(away);
     } else {

@@ -3,6 +3,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "model/examples.h"
@@ -78,6 +79,7 @@ class StageWork {
   std::function<void(int, int64_t)> told_;
   int n_backward_[2] = {0, 0};                         // [direction]: passes that make weights' gradients, begun
   std::map<std::pair<int, int>, LossResult> results_;  // of chunks that are over, summed in this order
+  std::optional<PassThread> beside_;                   // where experts are spread
 };
 
 }  // namespace fathom

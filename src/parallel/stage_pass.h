@@ -35,7 +35,7 @@ class [[nodiscard]] StagePass {
     }
   };
 
-  // co_await after_others(): messages of other passes that have come are sent on before this one computes.
+  // co_await after_others(): what other passes have waited for, and has come, goes first.
   static Arrived after_others() {
     return [] { return true; };
   }
@@ -47,7 +47,11 @@ class [[nodiscard]] StagePass {
     return *this;
   }
   ~StagePass() {
-    if (handle_) handle_.destroy();
+    if (!handle_) return;
+    // What is awaited may use what the code has on its stack.
+    handle_.promise().awaited = nullptr;
+    handle_.promise().inner = nullptr;
+    handle_.destroy();
   }
 
   bool over() const { return !handle_ || handle_.done(); }
@@ -69,10 +73,6 @@ class [[nodiscard]] StagePass {
     }
     handle_.resume();
     if (const std::exception_ptr failed = std::exchange(promise.failed, nullptr)) std::rethrow_exception(failed);
-  }
-  // One wait further, where what it waits for has come.
-  void advance() {
-    if (!over() && can_go_on()) go_on();
   }
 
  private:

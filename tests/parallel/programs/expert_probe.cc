@@ -97,6 +97,7 @@ void run(const Options& o, Communicator& comm) {
 
   Counts counts{std::vector<int64_t>(static_cast<size_t>(n * n))};
   Traffic traffic;
+  PassThread beside(comm);
   int tag = 0;
   barrier(all);
   const double begin = monotonic_s();
@@ -113,9 +114,9 @@ void run(const Options& o, Communicator& comm) {
     ExpertsHere here;
     const Tensor out = random_rows(ctx, rng, {o.tokens, o.hidden}), d_out = random_rows(ctx, rng, {o.tokens, o.hidden}),
                  d_input = random_rows(ctx, rng, {o.tokens, o.hidden}), d_weights = new_f32(ctx, {o.tokens, o.top_k});
-    StagePass forward = experts_forward(ctx, model, group, w, out, s, here, ctx, tag, traffic);
+    StagePass forward = experts_forward(ctx, model, group, w, out, s, here, ctx, beside, tag, traffic);
     finish(forward, comm);
-    StagePass backward = experts_backward(ctx, model, group, w, d_input, d_weights, d_out, here, tag, traffic);
+    StagePass backward = experts_backward(ctx, model, group, w, d_input, d_weights, d_out, here, beside, tag, traffic);
     finish(backward, comm);
   }
   barrier(all);

@@ -58,9 +58,12 @@ StagePass::Arrived message_of(double seconds) {
 // What the passes of a rank send, half of it with each dispatch and half with each combine.
 class Messages {
  public:
-  Messages(const Options& o, const ExpertGroup& group) : options_(o), group_(group) {}
+  Messages(const Options& o, const ExpertGroup& group) : options_(o), group_(group), beside_(*group.across.comm) {}
 
   // In two hops, as rows of experts go; a combine comes back the other way round.
+  StagePass::Arrived begin(int tag, bool combines) const { return beside_.run(go(tag, combines)); }
+
+ private:
   StagePass go(int tag, bool combines) const {
     if (options_.wait > 0) co_await message_of(options_.wait / 2);
     for (int hop = 0; hop < 2; ++hop) {
@@ -82,18 +85,16 @@ class Messages {
     }
   }
 
- private:
   const Options& options_;
   const ExpertGroup& group_;
+  mutable PassThread beside_;
 };
 
 // Attention, dispatch, MLP, combine (V3 section 3.2.1): half of the time each way.
 StagePass pass(double seconds, const Messages& messages, int tag) {
   for (int part = 0; part < 2; ++part) {
     compute(seconds / 2);
-    StagePass away = messages.go(tag + part, part == 1);
-    away.go_on();
-    co_await std::move(away);
+    co_await messages.begin(tag + part, part == 1);
   }
 }
 
@@ -101,11 +102,9 @@ StagePass pass(double seconds, const Messages& messages, int tag) {
 StagePass backward_pass(const Options& o, const Messages& messages, int tag) {
   for (int part = 0; part < 2; ++part) {
     compute((o.b - o.w) / 2);
-    StagePass away = messages.go(tag + part, part == 1);
-    away.go_on();
+    StagePass::Arrived away = messages.begin(tag + part, part == 1);
     for (int piece = 0; piece < 2; ++piece) {
       co_await StagePass::after_others();
-      away.advance();
       compute(o.w / 4);
     }
     co_await std::move(away);

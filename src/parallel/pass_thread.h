@@ -1,0 +1,41 @@
+// Moves passes on while the thread that has begun them computes, so that what has come for another rank goes on to it
+// at once (as the report's warps that forward inside of a node do, V3 section 3.2.2).
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "parallel/communicator.h"
+#include "parallel/stage_pass.h"
+
+namespace fathom {
+
+class PassThread {
+ public:
+  explicit PassThread(Communicator& comm);
+  ~PassThread();
+  PassThread(const PassThread&) = delete;
+  PassThread& operator=(const PassThread&) = delete;
+
+  // Begins `pass`, and goes on with it there; it must use nothing that anybody else does until it is over. What is
+  // returned says whether it is, throws what the pass has thrown, and where it goes before that the pass ends with it.
+  StagePass::Arrived run(StagePass pass);
+
+ private:
+  struct Running;
+  void work();
+
+  Communicator& comm_;
+  std::mutex mutex_;  // of what follows
+  std::condition_variable changed_;
+  std::vector<std::shared_ptr<Running>> running_;
+  bool stops_ = false;
+  std::atomic<int> n_looks_ = 0;  // in vain, since something has come or begun
+  std::thread thread_;
+};
+
+}  // namespace fathom

@@ -99,9 +99,11 @@ void pass_on(const ordered_json& body, std::initializer_list<std::string_view> o
   };
   for (const auto& [name, value] : body.items()) {
     if (value.is_null() || has(own, name) || chat.contains(name)) continue;
-    const bool asks_nothing = value == false || (value.is_number() && value == (name == "n" ? 1 : 0));
     if (has({"n", "best_of", "logprobs", "top_logprobs", "prompt_logprobs"}, name)) {
-      if (asks_nothing && name != "prompt_logprobs") continue;
+      // What is the same as nothing; openapi.json has it too.
+      const int nothing = has({"n", "best_of"}, name) ? 1 : 0;
+      if (name != "prompt_logprobs" && value.is_number() && value == nothing) continue;
+      if (name == "logprobs" && value == false) continue;
       throw ApiError(400, name + ": is not supported here: chat completions have it", name, "unsupported_parameter");
     }
     chat[name] = value;

@@ -84,6 +84,8 @@ TEST(Responses, SayWhatIsWrong) {
            {R"({"input": "a", "top_logprobs": 2})", "top_logprobs: is not supported here"},
            {R"({"input": "a", "logprobs": true})", "logprobs: is not supported here"},
            {R"({"input": "a", "n": 2})", "n: is not supported here"},
+           {R"({"input": "a", "n": false})", "n: is not supported here"},
+           {R"({"input": "a", "best_of": 0})", "best_of: is not supported here"},
            {R"({"input": "a", "reasoning": "high"})", "reasoning: must be an object"},
        }) {
     EXPECT_EQ(refusal(body).find(what), 0u) << body << ": " << refusal(body);
@@ -92,7 +94,7 @@ TEST(Responses, SayWhatIsWrong) {
 
 TEST(Responses, WhatAChatKnowsIsPassedOn) {
   const ordered_json chat = chat_of(R"({"input": "a", "stop": ["x"], "presence_penalty": 1, "frequency_penalty": 0.5,
-      "thinking_token_budget": 7, "bad_words": ["y"], "n": 1, "top_logprobs": 0, "truncation": "disabled",
+      "thinking_token_budget": 7, "bad_words": ["y"], "n": 1, "best_of": 1, "logprobs": false, "top_logprobs": 0, "truncation": "disabled",
       "include": ["reasoning.encrypted_content"], "messages": [], "store": false})");
   EXPECT_EQ(chat, ordered_json::parse(R"({"messages": [{"role": "user", "content": "a"}], "stop": ["x"],
       "presence_penalty": 1, "frequency_penalty": 0.5, "thinking_token_budget": 7, "bad_words": ["y"]})"));

@@ -90,7 +90,7 @@ StagePass count_rows(const RankGroup& group, Hop& hop, int tag) {
 StagePass exchange_rows(const RankGroup& group, PackedRows sent, const std::vector<int64_t>& n_there,
                         PackedRows received, const std::vector<int64_t>& n_here, RowMessage message, int tag,
                         Traffic& traffic) {
-  int64_t n_leave = sent.n - n_there[static_cast<size_t>(group.index)];
+  const int64_t n_leave = sent.n - n_there[static_cast<size_t>(group.index)];
   const double begin = monotonic_s();
   co_await arrival(all_to_all(group, sent.parts<const std::byte>(n_there), received.parts<std::byte>(n_here), tag));
   const int64_t bytes = n_leave * sent.row_bytes;
@@ -243,7 +243,7 @@ StagePass pass_on(const RankGroup& within, const Hop& hop, PackedRows at_node, P
 StagePass dispatch(const ExpertGroup& group, ExpertsHere& here, PackedRows sent, int64_t k, int each,
                    OwnedRows& arrived, int tag, Traffic& traffic) {
   co_await count_rows(group.across, here.across, tag);
-  const OwnedRows at_node = new_owned(here.across.n_received(), sent.row_bytes);
+  OwnedRows at_node = new_owned(here.across.n_received(), sent.row_bytes);
   co_await send_packed(group.across, here.across, sent, at_node.packed, /*across=*/true, tag + 1, traffic);
 
   const auto bytes_of_ids = static_cast<size_t>(k) * sizeof(int32_t);
@@ -256,6 +256,11 @@ StagePass dispatch(const ExpertGroup& group, ExpertsHere& here, PackedRows sent,
   here.within = make_hop(Tensor(ids.data(), Format::i32, {at_node.packed.n, k}), per_node, [&](int32_t e) {
     return e / each / per_node == group.across.index ? e / each % per_node : -1;
   });
+  if (per_node == 1) {
+    here.within.received = {at_node.packed.n};
+    arrived = std::move(at_node);
+    co_return;
+  }
   co_await count_rows(group.within, here.within, tag + 2);
   arrived = new_owned(here.within.n_received(), sent.row_bytes);
   co_await pass_on(group.within, here.within, at_node.packed, arrived.packed, tag + 3, traffic);
@@ -264,14 +269,21 @@ StagePass dispatch(const ExpertGroup& group, ExpertsHere& here, PackedRows sent,
 // The way of an earlier dispatch().
 StagePass dispatch_again(const ExpertGroup& group, const ExpertsHere& here, PackedRows sent, PackedRows arrived,
                          int tag, Traffic& traffic) {
-  const OwnedRows at_node = new_owned(here.across.n_received(), sent.row_bytes);
-  co_await send_packed(group.across, here.across, sent, at_node.packed, /*across=*/true, tag, traffic);
+  const bool is_one_hop = group.within.size() == 1;
+  const OwnedRows at_node = new_owned(is_one_hop ? 0 : here.across.n_received(), sent.row_bytes);
+  co_await send_packed(group.across, here.across, sent, is_one_hop ? arrived : at_node.packed, /*across=*/true, tag,
+                       traffic);
+  if (is_one_hop) co_return;
   co_await pass_on(group.within, here.within, at_node.packed, arrived, tag + 1, traffic);
 }
 
 // Back, summed by each node: sums [rows of here.across.sent].
 StagePass combine(const ExpertGroup& group, const ExpertsHere& here, PackedRows outputs, PackedRows sums, int64_t cols,
                   RowWay way, int tag, Traffic& traffic) {
+  if (group.within.size() == 1) {
+    co_await return_packed(group.across, here.across, outputs, sums, /*across=*/true, tag + 1, traffic);
+    co_return;
+  }
   const OwnedRows parts = new_owned(n_sent(here.within), way.bytes_of(cols)),
                   of_node = new_owned(here.across.n_received(), way.bytes_of(cols));
   co_await return_packed(group.within, here.within, outputs, parts.packed, /*across=*/false, tag, traffic);

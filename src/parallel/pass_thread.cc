@@ -1,28 +1,29 @@
 #include "parallel/pass_thread.h"
 
+#include <atomic>
+
 namespace fathom {
 
 struct PassThread::Running {
-  std::mutex mutex;  // of the pass
+  const std::shared_ptr<std::mutex> moving;
   StagePass pass;
   std::atomic<bool> over = false;
-  std::exception_ptr failed;  // once it is over
+  std::exception_ptr failed{};  // once it is over
 
-  // One wait further, where what it waits for has come. Whether it was so.
-  bool advance() {
-    const std::lock_guard lock(mutex);
-    if (over) return false;
+  // As far as it goes without waiting. `moving` must be locked.
+  void advance() {
     try {
-      if (!pass.can_go_on()) return false;
-      pass.go_on();
+      while (!over && pass.can_go_on()) {
+        pass.go_on();
+        over = pass.over();
+      }
     } catch (...) {
       failed = std::current_exception();
+      over = true;
     }
-    over = failed != nullptr || pass.over();
-    return true;
   }
   void give_up() {
-    const std::lock_guard lock(mutex);
+    const std::lock_guard lock(*moving);
     over = true;
     pass = {};
   }
@@ -40,11 +41,12 @@ PassThread::~PassThread() {
 }
 
 StagePass::Arrived PassThread::run(StagePass pass) {
-  const auto running = std::make_shared<Running>();
-  running->pass = std::move(pass);
-  running->advance();
+  const std::shared_ptr<Running> running(new Running{moving_, std::move(pass)});
+  {
+    const std::lock_guard lock(*moving_);
+    running->advance();
+  }
   if (!running->over) {
-    n_looks_ = 0;
     {
       const std::lock_guard lock(mutex_);
       running_.push_back(running);
@@ -53,6 +55,11 @@ StagePass::Arrived PassThread::run(StagePass pass) {
   }
   const std::shared_ptr<Running> owner(running.get(), [running](Running* r) { r->give_up(); });
   return [owner] {
+    if (!owner->over) {
+      // Who waits is sooner there than a thread that sleeps.
+      const std::unique_lock lock(*owner->moving, std::try_to_lock);
+      if (lock) owner->advance();
+    }
     if (!owner->over) return false;
     if (owner->failed) std::rethrow_exception(owner->failed);
     return true;
@@ -60,22 +67,22 @@ StagePass::Arrived PassThread::run(StagePass pass) {
 }
 
 void PassThread::work() {
-  while (true) {
+  constexpr int kSleeping = 100;  // looks in vain: who computes needs the core, and who waits looks himself
+  for (int n_looks = kSleeping;; ++n_looks) {
     std::vector<std::shared_ptr<Running>> now;
     {
       std::unique_lock lock(mutex_);
       std::erase_if(running_, [](const auto& each) { return each->over.load(); });
+      if (running_.empty()) n_looks = kSleeping;
       changed_.wait(lock, [this] { return stops_ || !running_.empty(); });
       if (stops_) return;
       now = running_;
     }
-    bool has_moved = false;
-    for (const auto& each : now) has_moved = each->advance() || has_moved;
-    if (has_moved) {
-      n_looks_ = 0;
-    } else {
-      comm_.pause(n_looks_++);
+    for (const auto& each : now) {
+      const std::lock_guard lock(*moving_);
+      each->advance();
     }
+    comm_.pause(n_looks);
   }
 }
 

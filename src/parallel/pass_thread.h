@@ -2,7 +2,6 @@
 // at once (as the report's warps that forward inside of a node do, V3 section 3.2.2).
 #pragma once
 
-#include <atomic>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -21,8 +20,9 @@ class PassThread {
   PassThread(const PassThread&) = delete;
   PassThread& operator=(const PassThread&) = delete;
 
-  // Begins `pass`, and goes on with it there; it must use nothing that anybody else does until it is over. What is
-  // returned says whether it is, throws what the pass has thrown, and where it goes before that the pass ends with it.
+  // Begins `pass`, and goes on with it beside whoever has begun it, one pass at a time; it must use nothing but what
+  // such passes use until it is over. What is returned says whether it is, moving it on where nobody does just then,
+  // throws what the pass has thrown, and where it goes before that the pass ends with it.
   StagePass::Arrived run(StagePass pass);
 
  private:
@@ -30,11 +30,11 @@ class PassThread {
   void work();
 
   Communicator& comm_;
-  std::mutex mutex_;  // of what follows
+  const std::shared_ptr<std::mutex> moving_ = std::make_shared<std::mutex>();  // of passes, while one goes on
+  std::mutex mutex_;                                                           // of what follows
   std::condition_variable changed_;
   std::vector<std::shared_ptr<Running>> running_;
   bool stops_ = false;
-  std::atomic<int> n_looks_ = 0;  // in vain, since something has come or begun
   std::thread thread_;
 };
 

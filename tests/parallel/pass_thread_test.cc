@@ -105,7 +105,7 @@ TEST(PassThread, EndsWithThePassThatWaitsForIt) {
     const auto reads = [](const std::vector<int>& values, int& sum) -> StagePass {
       while (true) {
         sum += values[0];
-        co_await StagePass::after_others();
+        co_await StagePass::Arrived([n_looks = 0]() mutable { return ++n_looks == 2; });
       }
     };
     int sum = 0;

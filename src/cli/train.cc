@@ -2,6 +2,7 @@
 #include "train/train.h"
 
 #include <CLI/CLI.hpp>
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
@@ -231,21 +232,23 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--dp", options->dp,
                 "With mpirun: processes that each have sequences of their own (default: all there are)")
       ->check(ranks);
-  c->add_option("--ranks-per-node", options->ranks_per_node,
-                "Of those that share experts, so that rows cross once to each node (default: all on one)")
-      ->check(ranks);
-  c->add_option("--hang-timeout", options->hang_s,
-                "With mpirun: seconds without a sign of life of a process before all of them end")
-      ->check(CLI::Range(1.0, 1e6))
-      ->capture_default_str();
+  CLI::Option* const per_node =
+      c->add_option("--ranks-per-node", options->ranks_per_node,
+                    "Of those that share experts, so that rows cross once to each node (default: all on one)")
+          ->check(ranks);
+  CLI::Option* const hang =
+      c->add_option("--hang-timeout", options->hang_s,
+                    "With mpirun: seconds without a sign of life of a process before all of them end")
+          ->check(CLI::Range(1.0, 1e6))
+          ->capture_default_str();
   c->add_option("--trace", o.trace, "With mpirun: what each process did in the last steps, for Perfetto")
       ->type_name("FILE.json");
   std::vector<std::string> schedules;
   for (const auto& each : kScheduleKinds) schedules.emplace_back(each.name);
-  c->add_option("--pp-schedule", options->pp_schedule,
-                "In what order the pipeline works: fathom plan schedule draws it")
-      ->check(CLI::IsMember(schedules))
-      ->capture_default_str();
+  CLI::Option* const pp_schedule = c->add_option("--pp-schedule", options->pp_schedule,
+                                                 "In what order the pipeline works: fathom plan schedule draws it")
+                                       ->check(CLI::IsMember(schedules))
+                                       ->capture_default_str();
   c->add_option("--log", o.log, "One JSON object a step (default: train.jsonl under --out)")->type_name("FILE.jsonl");
   c->add_option("--sample-every", o.sample_every, "Write text every N steps");
   c->add_option("--prompt", o.prompt, "What samples begin with (default: a line end)");
@@ -254,7 +257,11 @@ void add_train(CLI::App& app, CommonOptions& common) {
       ->capture_default_str();
   c->add_option("--temperature", options->sample_temperature, "Of samples; 0 takes the likeliest")
       ->capture_default_str();
-  c->callback([options, &common, decay] {
+  c->callback([options, &common, decay, of_many = std::array{per_node, hang, pp_schedule}] {
+    for (const CLI::Option* const each : of_many) {
+      if (each->count() == 0 || started_by_mpi()) continue;
+      throw UsageError("train: {} is for several processes; start them with mpirun", each->get_name());
+    }
     if (decay->count() > 0 && options->schedule != "wsd") {
       throw UsageError("train: --decay-fraction is of --schedule wsd, --schedule is {}", printable(options->schedule));
     }

@@ -57,9 +57,10 @@ class InProcess : public Communicator {
   bool done(Transfer transfer) override {
     if (transfer == kSent) return true;
     const std::lock_guard lock(boxes_->mutex);
+    // Then what is awaited may have no memory any more.
+    if (!boxes_->failed.empty()) throw Error("{}", boxes_->failed);
     take_all();
     if (arrived_.erase(transfer) > 0) return true;
-    if (!boxes_->failed.empty()) throw Error("{}", boxes_->failed);
     return false;
   }
 

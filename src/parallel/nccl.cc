@@ -83,6 +83,7 @@ class Nccl : public OrderedTransport {
   }
 
   bool done(Handle handle) override {
+    check(cudaSetDevice(device_), "choosing the GPU");  // each thread has its own
     Place& place = places_[static_cast<size_t>(handle)];
     Message& m = place.message;
     const cudaError_t arrived = cudaEventQuery(place.arrived);
@@ -189,6 +190,7 @@ class Nccl : public OrderedTransport {
   }
 
   Handle begin(int first_place, const Message& message) {
+    check(cudaSetDevice(device_), "choosing the GPU");
     const auto place = std::find_if(places_.begin() + first_place, places_.begin() + first_place + kAtATime,
                                     [](const Place& each) { return each.message.n_bytes == 0; });
     FATHOM_CHECK(place != places_.begin() + first_place + kAtATime);

@@ -22,7 +22,8 @@ class PassThread {
 
   // Begins `pass`, and goes on with it beside whoever has begun it, one pass at a time; it must use nothing but what
   // such passes use until it is over. What is returned says whether it is, moving it on where nobody does just then,
-  // throws what the pass has thrown, and where it goes before that the pass ends with it.
+  // throws what the pass has thrown, and where it goes before that the pass ends with it: nothing may be on its way to
+  // what the pass has, or the job must have failed (Communicator::fail).
   StagePass::Arrived run(StagePass pass);
 
  private:

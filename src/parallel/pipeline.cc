@@ -271,7 +271,14 @@ class Runner {
 
 PipelineTrace run_pipeline(const RankGroup& group, const PipelineSchedule& schedule, const PipelineWork& work,
                            const PipelineOptions& options) {
-  return Runner(group, schedule, work, options).run();
+  Runner runner(group, schedule, work, options);
+  try {
+    return runner.run();
+  } catch (const std::exception& error) {
+    // While all is there that messages are on their way to.
+    group.comm->fail(fmt::format("rank {}: {}", group.comm->rank(), error.what()));
+    throw;
+  }
 }
 
 }  // namespace fathom

@@ -272,6 +272,7 @@ StagePass StageWork::forward(ChunkPass pass) {
     if (scratch != nullptr) scratch->arena.reset();
     x = out;
   }
+  FATHOM_CHECK(tag <= first_tag(pass, false) + kTagsOfPass);
   give_back(std::move(scratch));
   if (!s.part.head) co_return;
   c.x_rms = new_f32(c.ctx, {tokens});
@@ -383,6 +384,7 @@ StagePass StageWork::backward(ChunkPass pass, bool of_input, bool of_weights) {
       n_waiting = l;
       if (s.experts == nullptr) weights_that_are_due();  // no rows of the next layer have to hide behind it
     }
+    FATHOM_CHECK(tag <= first_tag(pass, true) + kTagsOfPass);
   }
   if (!of_weights) co_return;
   weights_that_are_due();

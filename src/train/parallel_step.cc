@@ -265,7 +265,7 @@ ExpertLoad load_of_stage(const ExpertLoad& load, const ModelConfig& config, cons
 
 }  // namespace
 
-void check_layout(const ParallelLayout& layout, int n_ranks, const ModelConfig& config, int64_t n_sequences,
+void check_layout(const ParallelLayout& layout, int64_t n_ranks, const ModelConfig& config, int64_t n_sequences,
                   int64_t micro_batch) {
   const auto [pp, ep, dp] = std::array{layout.pp, layout.ep, layout.dp};
   const int width = layout.width();
@@ -283,7 +283,13 @@ void check_layout(const ParallelLayout& layout, int n_ranks, const ModelConfig& 
   if (const int per_node = layout.ranks_per_node; per_node > 0 && per_node < ep && ep % per_node != 0) {
     throw UsageError("train: --ep {} does not fill nodes of --ranks-per-node {}", ep, per_node);
   }
-  const int stages = layout.schedule == ScheduleKind::dualpipev ? 2 * pp : pp;
+  constexpr int64_t kMostLayers = 500, kMostOfStage = 200;  // for which there are tags
+  const int64_t stages = layout.schedule == ScheduleKind::dualpipev ? 2 * pp : pp;
+  if (config.num_hidden_layers > kMostLayers || (ep > 1 && config.num_hidden_layers > kMostOfStage * stages)) {
+    throw UsageError(
+        "train: processes work together on models of up to {} layers, {} in a stage with --ep; this has {}",
+        kMostLayers, kMostOfStage, config.num_hidden_layers);
+  }
   if (config.num_hidden_layers < stages) {
     throw UsageError("train: a pipeline of {} stages needs as many layers, the model has {}", stages,
                      config.num_hidden_layers);

@@ -20,12 +20,12 @@ struct ParallelLayout {
   ScheduleKind schedule = ScheduleKind::one_f_one_b;
 
   int width() const { return ep > dp ? ep : dp; }
-  int n_ranks() const { return pp * width(); }
+  int64_t n_ranks() const { return int64_t{pp} * width(); }
 };
 // UsageError, with the rule that is broken, where so many ranks do not make the layout, a model of `config` cannot be
 // cut so, or `n_sequences` a step in micro-batches of `micro_batch` do not give every column's pipeline the same
 // chunks.
-void check_layout(const ParallelLayout& layout, int n_ranks, const ModelConfig& config, int64_t n_sequences,
+void check_layout(const ParallelLayout& layout, int64_t n_ranks, const ModelConfig& config, int64_t n_sequences,
                   int64_t micro_batch);
 
 // A stretch of a stage's flat trained parameters that `holders` have too: of a layer its experts or all else of it,

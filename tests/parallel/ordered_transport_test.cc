@@ -16,6 +16,7 @@
 #include "parallel/in_process_ranks.h"
 #include "parallel/nccl.h"
 #include "parallel/number_pipeline.h"
+#include "parallel/pass_thread.h"
 #include "parallel/random_messages.h"
 
 namespace fathom {
@@ -170,6 +171,33 @@ TEST(OrderedTransport, ACircleOfSendsEnds) {
       EXPECT_THAT(in, testing::Each(before));
     });
   }
+}
+
+// A thread moves passes on while another one sends and receives beside it.
+TEST(OrderedTransport, TwoThreadsUseIt) {
+  constexpr int kRanks = 3, kRounds = 100;
+  on_fifos(2)(kRanks, [&](Communicator& comm) {
+    PassThread beside(comm);
+    const RankGroup group = make_group(comm, all_ranks(kRanks), 0);
+    const auto rank = static_cast<size_t>(comm.rank());
+    const auto all_to_all_pass = [&](std::vector<int>& values, int tag) -> StagePass {
+      for (int round = 0; round < kRounds; ++round) {
+        std::vector<int> in(kRanks, 0);
+        std::vector<std::span<const std::byte>> sent(kRanks, std::as_bytes(std::span(&values[rank], 1)));
+        std::vector<std::span<std::byte>> received;
+        for (int& value : in) received.push_back(std::as_writable_bytes(std::span(&value, 1)));
+        co_await arrival(all_to_all(group, sent, received, tag));
+        for (size_t i = 0; i < kRanks; ++i) values[i] = in[i] + 1;
+      }
+    };
+    std::vector<int> away(kRanks, 0), here(kRanks, 0);
+    StagePass::Arrived arrived = beside.run(all_to_all_pass(away, 5));
+    StagePass pass = all_to_all_pass(here, 6);
+    finish(pass, comm);
+    for (int n_looks = 0; !arrived(); ++n_looks) comm.pause(n_looks);
+    EXPECT_THAT(away, testing::Each(kRounds));
+    EXPECT_THAT(here, testing::Each(kRounds));
+  });
 }
 
 // The host has messages of its own beside those that it carries, and nothing is left in it behind them.

@@ -249,6 +249,42 @@ TEST(Stage, ExpertsOnOtherRanksGiveTheSame) {
 
 // A token's row crosses once to each other node that has one of its experts, whatever their number there, and comes
 // back as one sum; so it is with the gradients. Fewer groups a token, fewer nodes.
+// Rows are on their way between all of them.
+TEST(Stage, AnErrorEndsAllWhileRowsAreOnTheirWay) {
+  constexpr int kRanks = 4;
+  const ModelConfig config = small_config(4, 1);
+  const PipelineStep step = make_step(config, 8 * kRanks);
+  const PipelineSchedule schedule = make_schedule(ScheduleKind::one_f_one_b, 1, 8);
+  for (int n_before = 0; n_before < 12; ++n_before) {
+    const auto job = [&] {
+      test::on_ranks(kRanks, [&](Communicator& comm) {
+        ThreadPool pool(1);
+        const ExpertGroup experts = make_expert_group(comm, {0, 1, 2, 3}, 2, 0);
+        std::vector<Stage> stages;
+        stages.push_back(make_stage(config, 1, 0, &experts));
+        initialize(stages[0].parameters, config, kSeed);
+        PipelineStep part{{}, step.loss};
+        const auto first = step.chunks.begin() + comm.rank() * 8;
+        part.chunks.assign(first, first + 8);
+        StageWork work(pool, schedule, stages, part);
+        PipelineWork broken = work.work();
+        int n = 0;
+        broken.end_chunk = [&, end = broken.end_chunk](ChunkPass p) {
+          end(p);
+          if (comm.rank() == 2 && ++n > n_before / 2) throw Error("no luck");
+        };
+        if (n_before % 2 > 0) {
+          work.tell_final([&](int, int64_t layer) {
+            if (comm.rank() == 2 && layer == n_before / 4) throw Error("no luck");
+          });
+        }
+        run_pipeline(make_group(comm, {comm.rank()}, 0), schedule, broken, {});
+      });
+    };
+    EXPECT_THROW(job(), Error);
+  }
+}
+
 TEST(Stage, RowsCrossNodesOnceEach) {
   const PipelineSchedule schedule = make_schedule(ScheduleKind::one_f_one_b, 1, 2);
   int64_t bytes_before = 0;

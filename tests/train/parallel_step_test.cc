@@ -27,8 +27,8 @@ constexpr UpdateOptions kUpdate{.lr = 0.01,
                                 .gradient_scale = 0.5,
                                 .bias_update_speed = 0.01};
 
-ModelConfig config_of_test() {
-  ModelConfig c = small_config(8, 1);
+ModelConfig config_of_test(int64_t n_layers = 8) {
+  ModelConfig c = small_config(n_layers, 1);
   c.vocab_size = 40;
   c.router.num_experts_per_tok = 2;
   return c;
@@ -176,6 +176,16 @@ TEST(ParallelStep, EveryLayoutTrainsLikeOneProcess) {
   EXPECT_EQ(on_many(config, twice).weights, on_many(config, twice).weights) << "other bits the second time";
 }
 
+// With two stages a rank.
+TEST(ParallelStep, SixteenStagesTrainLikeOneProcess) {
+  const ModelConfig config = config_of_test(16);
+  const Trained expected = in_one_process(config), ours = on_many(config, {8, 1, 1, 0, ScheduleKind::dualpipev});
+  for (size_t i = 0; i < kSteps; ++i) {
+    EXPECT_NEAR(ours.losses[i], expected.losses[i], 1e-5 * expected.losses[i]);
+    EXPECT_NEAR(ours.norms[i], expected.norms[i], 1e-5 * expected.norms[i]);
+  }
+}
+
 // Neither loss nor gradient tells of it, and the other ranks do not hold it.
 TEST(ParallelStep, ABiasOfOneRankThatIsNotFiniteIsSeenByAll) {
   const ModelConfig config = config_of_test();
@@ -231,6 +241,7 @@ TEST(ParallelStep, LayoutsThatCannotBeAreRefused) {
   refused({16, 1, 1}, 16);                            // 8 layers
   refused({8, 1, 1, 0, ScheduleKind::dualpipev}, 8);  // 16 stages
   refused({3, 1, 1, 0, ScheduleKind::dualpipe}, 3);
+  refused({68'692, 1, 62'525}, 4);  // 2^32 + 4
   refused({1, 1, 4}, 4, 18);
   refused({4, 1, 1, 0, ScheduleKind::dualpipe}, 4, 16, 4);  // 4 chunks
 }

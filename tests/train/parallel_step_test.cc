@@ -4,6 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cmath>
+#include <map>
+#include <mutex>
 
 #include "base/error.h"
 #include "base/rng.h"
@@ -57,6 +60,7 @@ PipelineStep make_step(const ModelConfig& config, int step) {
 struct Trained {
   std::vector<double> losses, norms;
   std::map<std::string, std::vector<float>> weights;
+  std::map<std::string, std::vector<float>> gradients;  // of the first step
 };
 void add_weights(Trained& trained, const Parameters& parameters, const ModelConfig& config) {
   for_each_tensor(parameters.weights, config, [&](const NamedTensor& named) {
@@ -69,6 +73,56 @@ void add_weights(Trained& trained, const Parameters& parameters, const ModelConf
       EXPECT_EQ(at->second, values) << named.name << ": ranks that hold it differ";
     }
   });
+}
+
+// Of the elements that are `own`, [flat index among the trained ones]; each has one owner.
+void add_gradients(Trained& trained, const Parameters& gradients, const ModelConfig& config,
+                   const std::vector<bool>& own) {
+  const float* const first = gradients.trained().data();
+  for_each_tensor(gradients.weights, config, [&](const NamedTensor& named) {
+    std::vector<float>& values = trained.gradients[named.name];
+    values.resize(static_cast<size_t>(named.view.size()), NAN);
+    for (int64_t r = 0; r < named.view.rows(); ++r) {
+      for (int64_t i = 0; i < named.view.cols(); ++i) {
+        const float* const at = named.view.f32_row(r) + i;
+        if (!own[static_cast<size_t>(at - first)]) continue;
+        float& value = values[static_cast<size_t>(r * named.view.cols() + i)];
+        EXPECT_TRUE(std::isnan(value)) << named.name << ": two ranks own it";
+        value = *at;
+      }
+    }
+  });
+}
+// What a rank has summed.
+void add_gradients(Trained& trained, const RankState& state) {
+  for (size_t d = 0; d < state.stages.size(); ++d) {
+    const Parameters& gradients = state.stages[d].gradients;
+    std::vector<bool> own(gradients.trained().size(), false);
+    for (const Region& region : state.regions) {
+      if (region.direction != d) continue;
+      const auto begin = own.begin() + static_cast<ptrdiff_t>(region.begin);
+      std::fill(begin + static_cast<ptrdiff_t>(region.own.begin), begin + static_cast<ptrdiff_t>(region.own.end), true);
+    }
+    add_gradients(trained, gradients, state.config, own);
+  }
+}
+
+// Largest difference of a gradient from the expected one, over its largest element.
+double worst_difference(const Trained& ours, const Trained& expected) {
+  EXPECT_EQ(ours.gradients.size(), expected.gradients.size());
+  double worst = 0;
+  for (const auto& [name, values] : expected.gradients) {
+    const std::vector<float>& own = ours.gradients.at(name);
+    EXPECT_EQ(own.size(), values.size()) << name;
+    double largest = 0, difference = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      EXPECT_FALSE(std::isnan(own[i])) << name << ": nobody has it";
+      largest = std::max(largest, std::abs(double{values[i]}));
+      difference = std::max(difference, std::abs(double{own[i]} - double{values[i]}));
+    }
+    if (largest > 0) worst = std::max(worst, difference / largest);
+  }
+  return worst;
 }
 
 Trained in_one_process(const ModelConfig& config) {
@@ -92,6 +146,7 @@ Trained in_one_process(const ModelConfig& config) {
     }
     trained.losses.push_back(loss.loss());
     trained.norms.push_back(std::sqrt(sum_of_squares(ctx, gradients.trained())));
+    if (step == 1) add_gradients(trained, gradients, config, std::vector<bool>(gradients.trained().size(), true));
     for (const DecayRun& run : decay_runs(parameters, config)) {
       const AdamwConfig adamw{static_cast<float>(kUpdate.lr), static_cast<float>(kUpdate.beta1),
                               static_cast<float>(kUpdate.beta2), static_cast<float>(kUpdate.eps),
@@ -110,7 +165,8 @@ Trained in_one_process(const ModelConfig& config) {
 Trained on_many(const ModelConfig& config, const ParallelLayout& layout) {
   Trained trained;
   std::vector<std::unique_ptr<RankState>> states(static_cast<size_t>(layout.n_ranks()));
-  test::on_ranks(layout.n_ranks(), [&](Communicator& comm) {
+  std::mutex mutex;  // of the gradients
+  test::on_ranks(static_cast<int>(layout.n_ranks()), [&](Communicator& comm) {
     ThreadPool pool(1);
     const int n_chunks = kSequences / layout.width();
     check_layout(layout, comm.size(), config, kSequences, 1);
@@ -123,6 +179,10 @@ Trained on_many(const ModelConfig& config, const ParallelLayout& layout) {
       const auto first = whole.chunks.begin() + state->column * n_chunks;
       own.chunks.assign(first, first + n_chunks);
       const ParallelGradients gradients = parallel_gradients(*state, pool, own);
+      if (step == 1) {
+        const std::lock_guard lock(mutex);
+        add_gradients(trained, *state);
+      }
       EXPECT_TRUE(parallel_update(*state, pool, step, gradients.loss.expert_load, kUpdate));
       if (comm.rank() != 0) continue;
       trained.losses.push_back(gradients.loss.loss());
@@ -165,6 +225,7 @@ TEST(ParallelStep, EveryLayoutTrainsLikeOneProcess) {
         EXPECT_NEAR(ours.losses[at], expected.losses[at], 1e-5 * expected.losses[at]);
         EXPECT_NEAR(ours.norms[at], expected.norms[at], 1e-5 * expected.norms[at]);
       }
+      EXPECT_LE(worst_difference(ours, expected), 1e-5);
       ASSERT_EQ(ours.weights.size(), expected.weights.size());
       for (const auto& [tensor, values] : expected.weights) {
         EXPECT_THAT(ours.weights.at(tensor), testing::Pointwise(testing::FloatNear(2e-3f), values)) << tensor;
@@ -172,8 +233,11 @@ TEST(ParallelStep, EveryLayoutTrainsLikeOneProcess) {
     }
   }
   EXPECT_GE(n, 100);
-  const ParallelLayout twice{2, 2, 4, 0, ScheduleKind::dualpipe};
-  EXPECT_EQ(on_many(config, twice).weights, on_many(config, twice).weights) << "other bits the second time";
+  for (const ParallelLayout& twice : {ParallelLayout{2, 2, 4, 0, ScheduleKind::dualpipe},
+                                      {1, 4, 8, 2, ScheduleKind::one_f_one_b},
+                                      {4, 2, 1, 1, ScheduleKind::zb1p}}) {
+    EXPECT_EQ(on_many(config, twice).weights, on_many(config, twice).weights) << "other bits the second time";
+  }
 }
 
 // With two stages a rank.
@@ -184,6 +248,7 @@ TEST(ParallelStep, SixteenStagesTrainLikeOneProcess) {
     EXPECT_NEAR(ours.losses[i], expected.losses[i], 1e-5 * expected.losses[i]);
     EXPECT_NEAR(ours.norms[i], expected.norms[i], 1e-5 * expected.norms[i]);
   }
+  EXPECT_LE(worst_difference(ours, expected), 1e-5);
 }
 
 // Neither loss nor gradient tells of it, and the other ranks do not hold it.

@@ -57,10 +57,11 @@ class InProcess : public Communicator {
   bool done(Transfer transfer) override {
     if (transfer == kSent) return true;
     const std::lock_guard lock(boxes_->mutex);
-    // Then what is awaited may have no memory any more.
-    if (!boxes_->failed.empty()) throw Error("{}", boxes_->failed);
-    take_all();
+    const bool has_failed = !boxes_->failed.empty();
+    // Where the job has failed, others that are awaited may have no memory any more.
+    take(has_failed ? transfer : kAll);
     if (arrived_.erase(transfer) > 0) return true;
+    if (has_failed) throw Error("{}", boxes_->failed);
     return false;
   }
 
@@ -76,16 +77,17 @@ class InProcess : public Communicator {
   }
 
  private:
-  static constexpr Transfer kSent = 0;
+  static constexpr Transfer kSent = 0, kAll = -1;
   struct Expected {
     Transfer transfer;
     std::span<std::byte> data;
   };
 
-  void take_all() {
+  // What has come, of all that are awaited or for one of them.
+  void take(Transfer wanted) {
     for (auto& [key, expected] : expected_) {
       auto& box = boxes_->messages[{key.first, rank(), key.second}];
-      while (!expected.empty() && !box.empty()) {
+      while (!expected.empty() && !box.empty() && (wanted == kAll || wanted == expected.front().transfer)) {
         const std::vector<std::byte>& message = box.front();
         FATHOM_CHECK(message.size() == expected.front().data.size(), "{} bytes came, {} were expected", message.size(),
                      expected.front().data.size());

@@ -80,6 +80,9 @@ TrainResult train_with_mpi(const Options& options, ThreadPool& pool, const std::
   }
 }
 
+// Whether the options of several processes count; a process by itself may take them too.
+bool has_layout(const Options& o) { return started_by_mpi() || o.pp > 0 || o.ep > 0 || o.dp > 0; }
+
 void run(Options options, const CommonOptions& common) {
   require_cpu(common, "train");
   TrainOptions& train_options = options.train;
@@ -106,7 +109,7 @@ void run(Options options, const CommonOptions& common) {
   train_options.check = stop_when_interrupted;
   ThreadPool pool(thread_count(common));
   const auto stop_requested = [] { return interrupted_by != 0; };
-  const bool many = started_by_mpi() || options.pp > 0 || options.ep > 0 || options.dp > 0;
+  const bool many = has_layout(options);
   const TrainResult result =
       many ? train_with_mpi(options, pool, stop_requested) : train(train_options, pool, stop_requested);
   if (result.stopped && interrupted_by == 0) interrupted_by = SIGTERM;  // another process of the job got it
@@ -259,7 +262,7 @@ void add_train(CLI::App& app, CommonOptions& common) {
       ->capture_default_str();
   c->callback([options, &common, decay, of_many = std::array{per_node, hang, pp_schedule}] {
     for (const CLI::Option* const each : of_many) {
-      if (each->count() == 0 || started_by_mpi()) continue;
+      if (each->count() == 0 || has_layout(*options)) continue;
       throw UsageError("train: {} is for several processes; start them with mpirun", each->get_name());
     }
     if (decay->count() > 0 && options->schedule != "wsd") {

@@ -131,7 +131,10 @@ void unpack(ThreadPool& pool, Tensor rows, PackedRows packed, RowWay way) {
   decode_rows(pool, way.format, rows, way.n_raw, packed.data);
 }
 // rows [rows, cols] += what each of them has become, summed in the order of the members.
-void add_returned(const Hop& hop, Tensor rows, Tensor parts) {
+void unpack_and_add(Context& ctx, const Hop& hop, Tensor rows, PackedRows packed, RowWay way) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor parts = new_f32(ctx, {packed.n, rows.cols()});
+  unpack(ctx.pool, parts, packed, way);
   int64_t at = 0;
   for (const auto& of_member : hop.sent) {
     for (const int32_t row : of_member) {
@@ -140,12 +143,6 @@ void add_returned(const Hop& hop, Tensor rows, Tensor parts) {
       for (int64_t i = 0; i < rows.cols(); ++i) sum[i] += part[i];
     }
   }
-}
-void unpack_and_add(Context& ctx, const Hop& hop, Tensor rows, PackedRows packed, RowWay way) {
-  const ArenaScope scope(ctx.arena);
-  const Tensor parts = new_f32(ctx, {packed.n, rows.cols()});
-  unpack(ctx.pool, parts, packed, way);
-  add_returned(hop, rows, parts);
 }
 
 Tensor zeros(Context& ctx, int64_t rows, int64_t cols) {

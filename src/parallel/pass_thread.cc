@@ -10,10 +10,12 @@ struct PassThread::Running {
   std::atomic<bool> over = false;
   std::exception_ptr failed{};  // once it is over
 
-  // As far as it goes without waiting. `moving` must be locked.
-  void advance() {
+  // As far as it goes without waiting; whether it went. `moving` must be locked.
+  bool advance() {
+    bool has_moved = false;
     try {
       while (!over && pass.can_go_on()) {
+        has_moved = true;
         pass.go_on();
         over = pass.over();
       }
@@ -21,6 +23,7 @@ struct PassThread::Running {
       failed = std::current_exception();
       over = true;
     }
+    return has_moved;
   }
   void give_up() {
     const std::lock_guard lock(*moving);
@@ -80,7 +83,7 @@ void PassThread::work() {
     }
     for (const auto& each : now) {
       const std::lock_guard lock(*moving_);
-      each->advance();
+      if (each->advance()) n_looks = kSleeping;
     }
     comm_.pause(n_looks);
   }

@@ -143,9 +143,9 @@ void Engine::take_orders() {
       running_[ticket] = batching_.add(std::move(wrapped));
     } catch (const Error& error) {
       if (crew_ != nullptr) crew_->ended(0);
-      if (on_end)
-        events_.push_back(
-            [on_end, failed = not_begun(error), message = std::string(error.what())] { on_end(failed, message); });
+      if (!on_end) continue;
+      events_.push_back(
+          [on_end, failed = not_begun(error), message = std::string(error.what())] { on_end(failed, message); });
     }
   }
   for (const Ticket ticket : cancelled) {

@@ -247,8 +247,6 @@ TEST(Stage, ExpertsOnOtherRanksGiveTheSame) {
   }
 }
 
-// A token's row crosses once to each other node that has one of its experts, whatever their number there, and comes
-// back as one sum; so it is with the gradients. Fewer groups a token, fewer nodes.
 // Rows are on their way between all of them.
 TEST(Stage, AnErrorEndsAllWhileRowsAreOnTheirWay) {
   constexpr int kRanks = 4;
@@ -285,6 +283,8 @@ TEST(Stage, AnErrorEndsAllWhileRowsAreOnTheirWay) {
   }
 }
 
+// A token's row crosses once to each other node that has one of its experts, whatever their number there, and comes
+// back as one sum; so it is with the gradients. Fewer groups a token, fewer nodes.
 TEST(Stage, RowsCrossNodesOnceEach) {
   const PipelineSchedule schedule = make_schedule(ScheduleKind::one_f_one_b, 1, 2);
   int64_t bytes_before = 0;

@@ -16,7 +16,7 @@ namespace fathom {
 namespace {
 
 #if defined(__x86_64__)
-constexpr Isa kBuilt[] = {Isa::baseline, Isa::avx2, Isa::avx2_vnni, Isa::avx512, Isa::avx512_vnni};
+constexpr Isa kBuilt[] = {Isa::baseline, Isa::avx2, Isa::avx2_vnni, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16};
 #elif defined(__aarch64__)
 constexpr Isa kBuilt[] = {Isa::baseline, Isa::dotprod};
 #else
@@ -40,7 +40,9 @@ bool detect(Isa isa) {
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx2_vnni) return avx2 && has_avx_vnni();
   if (isa == Isa::avx512) return avx512;
-  if (isa == Isa::avx512_vnni) return avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::avx512_vnni) return avx512_vnni;
+  if (isa == Isa::avx512_bf16) return avx512_vnni && __builtin_cpu_supports("avx512bf16");
 #elif defined(__aarch64__)
   if (isa == Isa::dotprod) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
@@ -93,6 +95,8 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::avx512_vnni:
       return "avx512_vnni";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
   }
   return "?";
 }

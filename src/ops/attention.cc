@@ -36,10 +36,24 @@ struct Scratch {
   float* scores;                      // [keys, queries]
   float* out;                         // [queries, v]
   float *largest, *sum, *correction;  // [queries]
+  uint32_t* seen;                     // [2, queries]: of the keys of a tile, where not all are
 };
 
+// The bits of a tile's keys of each query, for AttentionKernels::mask_keys. Returns whether there are any.
+bool gather_seen(uint32_t* words, int64_t n_padded, const SeenKeys& seen, const QueryBlock& block, int64_t key) {
+  uint64_t any = 0;
+  std::fill_n(words, 2 * n_padded, 0);
+  for (int64_t i = 0; i < block.n; ++i) {
+    const uint64_t word = seen.row(block.first + i)[(key - block.key_begin) / kBlock];
+    words[i] = static_cast<uint32_t>(word);
+    words[n_padded + i] = static_cast<uint32_t>(word >> 32);
+    any |= word;
+  }
+  return any != 0;
+}
+
 void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, float scale, Tensor o, Tensor lse,
-            const Scratch& s) {
+            const SeenKeys& seen, const Scratch& s) {
   const cpu::AttentionKernels& k = kernels();
   const int64_t key_dim = in.key_dim(), v_dim = in.dims.v_head_dim, v_stride = block_stride(v_dim);
   const int64_t n_queries = padded(block.n), end = block.first_key + block.n;
@@ -47,9 +61,11 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
   std::fill_n(s.largest, n_queries, kLowest);
   std::fill_n(s.sum, n_queries, 0.0f);
 
+  bool first = true;
   for (int64_t key = block.key_begin; key < end; key += kBlock) {
     const int64_t n_keys = std::min(kBlock, end - key),
                   diagonal = block.first_key - key;  // query i sees key diagonal + i
+    if (seen.bits != nullptr && !gather_seen(s.seen, n_queries, seen, block, key)) continue;
     in.copy_keys(s.keys, key_dim, key, head, n_keys);
     copy_rows(s.values, v_stride, in.value(key, head), in.kv.row_stride, n_keys, v_dim);
     const bool masked = diagonal + 1 < n_keys;
@@ -63,8 +79,8 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
     for (int64_t j = std::max<int64_t>(0, diagonal + 1); j < n_keys; ++j) {
       std::fill_n(s.scores + j * kScoreStride, j - diagonal, kMasked);  // queries before this key
     }
+    if (seen.bits != nullptr) k.mask_keys(s.scores, kScoreStride, n_keys, n_queries, s.seen);
     k.online_softmax(s.scores, kScoreStride, n_keys, n_queries, s.largest, s.sum, s.correction);
-    const bool first = key == block.key_begin;
     for (int64_t i = 0; i < block.n && !first; ++i) {
       if (s.correction[i] != 1) k.scale_and_add(s.out + i * v_stride, s.correction[i], nullptr, 0, v_dim);
     }
@@ -73,6 +89,7 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
       k.multiply({n, v_dim, n_visible}, {s.scores + i, 1, kScoreStride}, {s.values, v_stride},
                  {s.out + i * v_stride, v_stride}, !first);
     }
+    first = false;
   }
 
   for (int64_t i = 0; i < block.n; ++i) {
@@ -85,7 +102,7 @@ void attend(const ExpandedInputs& in, const QueryBlock& block, int64_t head, flo
 
 // All heads of all blocks. The longest blocks go first, so that the threads end together.
 void attend_all(Context& ctx, const ExpandedInputs& in, std::vector<QueryBlock> blocks, float scale, Tensor o,
-                Tensor lse) {
+                Tensor lse, const SeenKeys& seen) {
   std::stable_sort(blocks.begin(), blocks.end(),
                    [](const QueryBlock& a, const QueryBlock& b) { return a.n_keys() > b.n_keys(); });
   const ArenaScope scope(ctx.arena);
@@ -99,10 +116,11 @@ void attend_all(Context& ctx, const ExpandedInputs& in, std::vector<QueryBlock> 
                        .out = new_floats(ctx, kQueryBlock * v_stride),
                        .largest = new_floats(ctx, kQueryBlock),
                        .sum = new_floats(ctx, kQueryBlock),
-                       .correction = new_floats(ctx, kQueryBlock)});
+                       .correction = new_floats(ctx, kQueryBlock),
+                       .seen = static_cast<uint32_t*>(new_i32(ctx, {2, kQueryBlock}).data)});
   }
   ctx.pool.run(static_cast<int64_t>(blocks.size()) * in.dims.n_heads, [&](int64_t task, int thread) {
-    attend(in, blocks[static_cast<size_t>(task / in.dims.n_heads)], task % in.dims.n_heads, scale, o, lse,
+    attend(in, blocks[static_cast<size_t>(task / in.dims.n_heads)], task % in.dims.n_heads, scale, o, lse, seen,
            scratch[static_cast<size_t>(thread)]);
   });
 }
@@ -137,10 +155,11 @@ void norm_and_rotate(Context& ctx, const Rope& rope_of, Tensor q, const RopeLayo
 }
 
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
-                   float scale, Tensor lse) {
+                   float scale, Tensor lse, Tensor selected) {
   const ExpandedInputs in = {q, kv, k_rope, dims};
   if (ctx.device != nullptr) {
     check_shapes(in, o);
+    FATHOM_CHECK(!selected);
     return ctx.device->operators.mla_attention(ctx, o, q, kv, k_rope, seq_offsets, dims, scale, lse);
   }
   check_expanded(in, o, seq_offsets);
@@ -149,11 +168,13 @@ void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, T
     const int64_t begin = seq_offsets.i32()[s], end = seq_offsets.i32()[s + 1];
     add_query_blocks(blocks, begin, begin, begin, end - begin);
   }
-  attend_all(ctx, in, std::move(blocks), scale, o, lse);
+  const ArenaScope scope(ctx.arena);
+  const SeenKeys seen = selected ? seen_keys(ctx, selected, longest_sequence(seq_offsets)) : SeenKeys{};
+  attend_all(ctx, in, std::move(blocks), scale, o, lse, seen);
 }
 
 void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& dims, float scale) {
+                            const MlaDims& dims, float scale, Tensor selected) {
   const int64_t kv_dim = dims.qk_nope_head_dim + dims.v_head_dim,
                 key_dim = dims.qk_nope_head_dim + dims.qk_rope_head_dim;
   const int64_t rank = dims.kv_lora_rank, v_dim = dims.v_head_dim;
@@ -163,6 +184,8 @@ void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::
   for (const LatentCacheView& sequence : sequences) {
     const int64_t n_keys = sequence.length;
     const ArenaScope scope(ctx.arena);
+    SeenKeys seen = selected ? seen_keys(ctx, selected.slice(first, sequence.n_new), n_keys) : SeenKeys{};
+    if (seen.bits != nullptr) seen.bits -= first * seen.words;  // as rows of q are counted
     const Tensor cached = cached_rows(ctx, sequence, dims);
     const LinearInput latents = make_linear_input(ctx, cached.columns(0, rank), {kv_b});
     // Heads whose keys and values are in memory at a time.
@@ -177,7 +200,7 @@ void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::
       add_query_blocks(blocks, 0, n_keys - sequence.n_new, first, sequence.n_new);
       const ExpandedInputs in = {q.columns(head * key_dim, of_group.n_heads * key_dim), kv,
                                  cached.columns(rank, dims.qk_rope_head_dim), of_group};
-      attend_all(ctx, in, std::move(blocks), scale, o.columns(head * v_dim, of_group.n_heads * v_dim), {});
+      attend_all(ctx, in, std::move(blocks), scale, o.columns(head * v_dim, of_group.n_heads * v_dim), {}, seen);
     }
     first += sequence.n_new;
   }

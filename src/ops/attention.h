@@ -7,6 +7,7 @@
 #include <span>
 
 #include "ops/context.h"
+#include "ops/indexer.h"
 #include "ops/latent_rows.h"
 #include "ops/rope.h"
 
@@ -31,14 +32,18 @@ void norm_and_rotate(Context& ctx, const Rope& rope, Tensor q, const RopeLayout&
 // k_rope: [tokens, rope], rotated, one key for all heads
 // seq_offsets: [sequences + 1] i32; tokens offsets[s] .. offsets[s+1] see each other and no others
 // o: [tokens, heads * v];  lse: [tokens, heads] log-sum-exp of the scaled scores, for the backward pass (optional)
+// selected: [tokens, any] i32 (optional): the keys that each token sees, counted from its sequence's first, then -1
+// (V3.2 section 2.1.1); without it, all up to its own
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
-                   float scale, Tensor lse = {});
+                   float scale, Tensor lse = {}, Tensor selected = {});
 
 // dq, dkv, dk_rope: shaped as their forward twins, overwritten. Needs o and lse of the forward pass.
 void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
-                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale);
+                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
+                            Tensor selected = {});
 
 inline constexpr int64_t kCachePageRows = 64;  // of a latent cache in pages
+static_assert(kIndexBlock == kCachePageRows);
 
 // One sequence's cached rows [c | k_rope] (latent after its norm, rotary key after rotation) and its newest queries.
 struct LatentCacheView {
@@ -48,35 +53,52 @@ struct LatentCacheView {
   Format format = Format::f32;
   const char* const* pages = nullptr;  // instead of `rows`: kCachePageRows rows begin page_offset bytes behind each
   int64_t page_offset = 0;
+  // Index keys (ops/indexer.h), where there are some: blocks of kIndexBlock behind `index_blocks`, or, with pages, one
+  // in each, index_offset bytes behind its rows' begin.
+  IndexKeyLayout index_keys{};
+  const void* index_blocks = nullptr;
+  int64_t index_offset = 0;
 
   // Row i, and those behind it as far as the page goes.
   const char* row(int64_t i, int64_t row_bytes) const {
     if (pages == nullptr) return static_cast<const char*>(rows) + i * row_bytes;
     return pages[i / kCachePageRows] + page_offset + i % kCachePageRows * row_bytes;
   }
+  // Block i of index keys, of `bytes` = index_block_bytes(index_keys).
+  const char* index_block(int64_t i, int64_t bytes) const {
+    if (pages == nullptr) return static_cast<const char*>(index_blocks) + i * bytes;
+    return pages[i] + page_offset + index_offset;
+  }
 };
 
 // Expanded form over caches (prompts that are read in parts): keys and values of all cached tokens are made again from
 // their latents, some heads at a time. A query's result has the bits that mla_attention over the whole sequence gives.
-// Cheaper than the absorbed form for passes of some hundred tokens.
+// Cheaper than the absorbed form for passes of some hundred tokens. selected: as in the absorbed form.
 void mla_attention_expanded(Context& ctx, Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& dims, float scale);
+                            const MlaDims& dims, float scale, Tensor selected = {});
 
 // Absorbed form (decode, V2 section 2.1.2): the up-projections W_UK and W_UV are applied to query and output, not to
 // the cache.
 //   q_c[h] = W_UK[h]^T q_nope[h],  s = scale * (q_c . c_j + q_rope . k_rope_j),  o[h] = W_UV[h] sum_j p_j c_j
 // q: [sum of n_new, heads * (nope + rope)]; kv_b: [heads * (nope + v), kv_lora_rank]; o: [sum of n_new, heads * v]
 // kv_b in panels (nope and v multiples of 8) goes with k_b, [heads, kv_lora_rank, nope]: W_UK of each head, transposed.
+// selected (optional): [sum of n_new, any] i32, the rows that each token sees, then -1; without it, all up to its own.
 void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b,
-                            std::span<const LatentCacheView> sequences, const MlaDims& dims, float scale);
+                            std::span<const LatentCacheView> sequences, const MlaDims& dims, float scale,
+                            Tensor selected = {});
+
+// From this position on, a token's topk chosen rows are cheaper to read one by one, in the absorbed form, than all up
+// to its own are in the expanded form, which masks the others: by the products of both, and how fast they are made.
+int64_t gather_from(const MlaDims& dims, Format cache, int64_t topk);
 
 namespace plain {
 void mla_attention(Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims, float scale,
-                   Tensor lse = {});
+                   Tensor lse = {}, Tensor selected = {});
 void mla_attention_backward(Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q, Tensor kv,
-                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale);
+                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
+                            Tensor selected = {});
 void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& dims, float scale);
+                            const MlaDims& dims, float scale, Tensor selected = {});
 }  // namespace plain
 
 }  // namespace fathom

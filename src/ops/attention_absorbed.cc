@@ -3,7 +3,7 @@
 #include <cmath>
 
 #include "base/arithmetic.h"
-#include "ops/attention_blocks.h"
+#include "ops/attention_gathered.h"
 #include "ops/panel_linear.h"
 
 namespace fathom {
@@ -17,21 +17,26 @@ constexpr int64_t kRound = 8192;  // queries in memory at a time, or one token's
 constexpr int64_t kGroupStride = kGroup | 16;
 constexpr int64_t kPanel = 16;  // queries whose transposes lie together: [row_dim, kPanel], a cache line a row
 static_assert(kCachePageRows % kBlock == 0 && kChunk % kBlock == 0);  // a tile's rows lie in one page
+static_assert(kChunk == cpu::kGatheredRows && kPanel == cpu::kQueryPanel);
 
-// Up to kGroup queries of one sequence.
+// Up to kGroup queries of one sequence; of one token, where each token has keys of its own.
 struct Group {
   const LatentCacheView* sequence;
-  int64_t first, n;           // queries first .. first + n of this round
-  int64_t first_of_sequence;  // the same query counted from the first of its sequence's new tokens
+  int64_t first, n;                     // queries first .. first + n of this round
+  int64_t first_of_sequence;            // the same query counted from the first of its sequence's new tokens
+  std::span<const int32_t> selected{};  // the rows that they see, instead of all up to their own
   int64_t n_keys(int64_t heads) const {
+    if (!selected.empty()) return std::ssize(selected);
     return sequence->length - sequence->n_new + (first_of_sequence + n - 1) / heads + 1;
   }
-};
-
-// Part of a group's softmax over a chunk of its rows: exp(s - largest) summed, alone and times values.
-struct Partial {
-  float *largest, *sum;  // [queries]
-  float* out;            // [queries, rank]
+  Gathering gathering(const MlaDims& dims) const {
+    return selected.empty() ? Gathering::copied : gathering_of(dims.cached_row(sequence->format));
+  }
+  // Those that are chosen, from `key` on to the end of its chunk.
+  ChosenRows chosen(int64_t key) const {
+    const auto begin = static_cast<size_t>(key);
+    return {sequence, selected.subspan(begin, std::min(selected.size() - begin, static_cast<size_t>(kChunk)))};
+  }
 };
 
 struct Chunk {
@@ -39,16 +44,64 @@ struct Chunk {
   int64_t first_key;
 };
 
+// Of a thread.
 struct Scratch {
   float* scores;      // [keys, queries]
   float* correction;  // [queries]
   float* rows;        // [keys, rank + rope], of caches in other formats than f32
+  Gatherer gatherer;
 };
 
-// q_panels: [queries / kPanel, rank + rope, kPanel], scaled. next_chunk: the first row of the chunk that this thread
-// probably takes next.
-void attend(const Group& group, int64_t first_key, int64_t next_chunk, const float* q_panels, const MlaDims& dims,
-            const Partial& out, const Scratch& s) {
+// Rows of a group's keys key .. key + n, [n, rank + rope], in place or in `memory`.
+const float* rows_of(const Group& group, const LatentRowLayout& layout, int64_t key, int64_t n, float* memory) {
+  const int64_t row_bytes = latent_row_bytes(layout);
+  if (group.selected.empty()) {
+    const char* stored = group.sequence->row(key, row_bytes);
+    if (layout.format == Format::f32) return reinterpret_cast<const float*>(stored);
+    read_latent_rows(layout, memory, stored, n);
+    return memory;
+  }
+  constexpr int64_t kRowsAhead = 4;  // they lie anywhere, and the processor foresees none of them
+  const auto stored = [&](int64_t i) {
+    return group.sequence->row(group.selected[static_cast<size_t>(key + i)], row_bytes);
+  };
+  const int64_t n_ahead = std::ssize(group.selected) - key;
+  for (int64_t i = 0; i < n; ++i) {
+    if (i + kRowsAhead < n_ahead) {
+      const char* const ahead = stored(i + kRowsAhead);
+      for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(ahead + byte);
+    }
+    read_latent_rows(layout, memory + i * layout.dim(), stored(i), 1);
+  }
+  return memory;
+}
+
+// The queries of a group in panels, [queries / kPanel, rank + rope, kPanel], scaled; of bf16, where they meet such
+// rows. q_rows: [queries of the round, rank + rope]
+void fill_panels(float* panels, const Group& group, const float* q_rows, const MlaDims& dims, float scale) {
+  const int64_t row_dim = dims.kv_lora_rank + dims.qk_rope_head_dim;
+  for (int64_t j = 0; j < group.n; j += kPanel) {
+    transpose_padded(panels + j * row_dim, kPanel, q_rows + (group.first + j) * row_dim, row_dim,
+                     std::min(kPanel, group.n - j), row_dim, scale);
+  }
+  pack_panels(panels, padded(group.n) / kPanel, row_dim, group.gathering(dims));
+}
+
+// A chunk that this thread probably takes next.
+struct NextChunk {
+  const Group* group;  // or none
+  int64_t first_key;   // may be behind the last
+};
+
+// Overwrites `out` with a chunk's part.
+void attend(const Group& group, int64_t first_key, const NextChunk& next_chunk, const float* q_panels,
+            const MlaDims& dims, const Partial& out, Scratch& s) {
+  if (group.gathering(dims) != Gathering::copied) {
+    const Group* const ahead = next_chunk.group;
+    const bool known = ahead != nullptr && next_chunk.first_key < std::ssize(ahead->selected);
+    return s.gatherer.attend(out, group.chosen(first_key), q_panels, group.n,
+                             known ? ahead->chosen(next_chunk.first_key) : ChosenRows{});
+  }
   const cpu::AttentionKernels& k = kernels();
   const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim;
   const int64_t n_padded = padded(group.n), cached = group.sequence->length - group.sequence->n_new;
@@ -59,17 +112,18 @@ void attend(const Group& group, int64_t first_key, int64_t next_chunk, const flo
   std::fill_n(out.sum, n_padded, 0.0f);
   for (int64_t key = first_key; key < last; key += kBlock) {
     const int64_t n_keys = std::min(kBlock, last - key);
-    const char* stored = group.sequence->row(key, row_bytes);
-    if (layout.format != Format::f32) read_latent_rows(layout, s.rows, stored, n_keys);
-    const float* rows = layout.format == Format::f32 ? reinterpret_cast<const float*>(stored) : s.rows;
-    const int64_t next = key + kBlock < last ? key + kBlock : next_chunk;
-    const char* const fetched = group.sequence->row(std::min(next, group.sequence->length - 1), row_bytes);
-    cpu::Ahead ahead = {fetched, fetched + std::clamp<int64_t>(group.sequence->length - next, 0, kBlock) * row_bytes};
+    const float* rows = rows_of(group, layout, key, n_keys, s.rows);
+    cpu::Ahead ahead{};
+    if (group.selected.empty()) {
+      const int64_t next = key + kBlock < last ? key + kBlock : next_chunk.first_key;
+      const char* const fetched = group.sequence->row(std::min(next, group.sequence->length - 1), row_bytes);
+      ahead = {fetched, fetched + std::clamp<int64_t>(group.sequence->length - next, 0, kBlock) * row_bytes};
+    }
     for (int64_t i = 0; i < n_padded; i += kPanel) {
       k.multiply_fetching({n_keys, kPanel, row_dim}, {rows, row_dim}, {q_panels + i * row_dim, kPanel},
                           {s.scores + i, kGroupStride}, false, ahead);
     }
-    for (int64_t j = std::max<int64_t>(0, cached + 1 - key); j < n_keys; ++j) {
+    for (int64_t j = std::max<int64_t>(0, cached + 1 - key); group.selected.empty() && j < n_keys; ++j) {
       // Queries of the new tokens before this key.
       const int64_t n_masked = (key + j - cached) * dims.n_heads - group.first_of_sequence;
       std::fill_n(s.scores + j * kGroupStride, std::clamp<int64_t>(n_masked, 0, group.n), kMasked);
@@ -98,45 +152,119 @@ Partial new_partial(Context& ctx, int64_t n, int64_t rank) {
   return {new_floats(ctx, n), new_floats(ctx, n), new_floats(ctx, n * rank)};
 }
 
-// All chunks of all groups, into totals: [queries of the round]. Chunks begin at the same rows for every query and are
-// merged in order, so that the result of a query has the same bits whatever is computed beside it.
-void attend_all(Context& ctx, const std::vector<Group>& groups, const std::vector<float*>& q_panels,
-                const MlaDims& dims, const Partial& totals) {
-  const int64_t rank = dims.kv_lora_rank, row_dim = rank + dims.qk_rope_head_dim;
+// What all rounds' groups are given: queries, and the sums that become their results.
+struct Round {
+  const std::vector<Group>& groups;
+  const MlaDims& dims;
+  const float* q_rows;  // [queries, rank + rope]
+  float scale;
+  Partial totals;  // [queries]
+
+  Partial totals_of(const Group& group) const {
+    return {totals.largest + group.first, totals.sum + group.first, totals.out + group.first * dims.kv_lora_rank};
+  }
+  void clear(const Group& group) const {
+    const Partial total = totals_of(group);
+    std::fill_n(total.largest, group.n, kLowest);
+    std::fill_n(total.sum, group.n, 0.0f);
+    std::fill_n(total.out, group.n * dims.kv_lora_rank, 0.0f);
+  }
+};
+
+std::vector<Scratch> new_scratch(Context& ctx, const Round& round) {
+  const int64_t row_dim = round.dims.kv_lora_rank + round.dims.qk_rope_head_dim;
+  const bool converts = std::any_of(round.groups.begin(), round.groups.end(), [&](const Group& group) {
+    return group.gathering(round.dims) == Gathering::bf16 && group.sequence->format != Format::bf16;
+  });
+  std::vector<Scratch> scratch;
+  scratch.reserve(static_cast<size_t>(ctx.pool.size()));
+  for (int thread = 0; thread < ctx.pool.size(); ++thread) {
+    scratch.push_back({new_floats(ctx, kBlock * kGroupStride), new_floats(ctx, kGroup),
+                       new_floats(ctx, kBlock * row_dim), Gatherer(ctx, round.dims, kGroup, converts)});
+  }
+  return scratch;
+}
+
+// Many groups of chosen rows: a task is a group with all its chunks.
+void attend_groups(Context& ctx, const Round& round) {
+  const std::vector<Group>& groups = round.groups;
+  const int64_t rank = round.dims.kv_lora_rank, row_dim = rank + round.dims.qk_rope_head_dim;
+  std::vector<Scratch> scratch = new_scratch(ctx, round);
+  std::vector<Partial> partials;
+  std::vector<float*> panels;
+  for (int thread = 0; thread < ctx.pool.size(); ++thread) {
+    partials.push_back(new_partial(ctx, kGroup, rank));
+    panels.push_back(new_floats(ctx, kGroup * row_dim));
+  }
+  ctx.pool.run(std::ssize(groups), [&](int64_t i, int thread) {
+    const Group& group = groups[static_cast<size_t>(i)];
+    const auto t = static_cast<size_t>(thread), next = static_cast<size_t>(i + ctx.pool.size());
+    const int64_t n_keys = group.n_keys(round.dims.n_heads);
+    fill_panels(panels[t], group, round.q_rows, round.dims, round.scale);
+    round.clear(group);
+    for (int64_t key = 0; key < n_keys; key += kChunk) {
+      const bool last = key + kChunk >= n_keys;
+      const Group* const ahead = !last ? &group : next < groups.size() ? &groups[next] : nullptr;
+      attend(group, key, {ahead, last ? 0 : key + kChunk}, panels[t], round.dims, partials[t], scratch[t]);
+      merge(round.totals_of(group), partials[t], 0, group.n, rank);
+    }
+  });
+}
+
+// A task is a chunk.
+void attend_chunks(Context& ctx, const Round& round) {
+  const std::vector<Group>& groups = round.groups;
+  const int64_t rank = round.dims.kv_lora_rank, row_dim = rank + round.dims.qk_rope_head_dim;
+  std::vector<float*> q_panels;
+  q_panels.reserve(groups.size());
+  for (const Group& group : groups) q_panels.push_back(new_floats(ctx, row_dim * padded(group.n)));
+  ctx.pool.run(std::ssize(groups), [&](int64_t i, int) {
+    const Group& group = groups[static_cast<size_t>(i)];
+    fill_panels(q_panels[static_cast<size_t>(i)], group, round.q_rows, round.dims, round.scale);
+    round.clear(group);
+  });
+
   std::vector<Chunk> chunks;
   for (size_t g = 0; g < groups.size(); ++g) {
-    for (int64_t key = 0; key < groups[g].n_keys(dims.n_heads); key += kChunk) chunks.push_back({g, key});
+    for (int64_t key = 0; key < groups[g].n_keys(round.dims.n_heads); key += kChunk) chunks.push_back({g, key});
   }
   const size_t wave = std::min(chunks.size(), static_cast<size_t>(8 * ctx.pool.size()));
   std::vector<Partial> partials;
   partials.reserve(wave);
   for (size_t i = 0; i < wave; ++i) partials.push_back(new_partial(ctx, kGroup, rank));
-  std::vector<Scratch> scratch;
-  scratch.reserve(static_cast<size_t>(ctx.pool.size()));
-  for (int thread = 0; thread < ctx.pool.size(); ++thread) {
-    scratch.push_back(
-        {new_floats(ctx, kBlock * kGroupStride), new_floats(ctx, kGroup), new_floats(ctx, kBlock * row_dim)});
-  }
+  std::vector<Scratch> scratch = new_scratch(ctx, round);
 
   for (size_t begin = 0; begin < chunks.size(); begin += wave) {
     const size_t end = std::min(begin + wave, chunks.size());
     ctx.pool.run(static_cast<int64_t>(end - begin), [&](int64_t i, int thread) {
       const Chunk& chunk = chunks[begin + static_cast<size_t>(i)];
-      attend(groups[chunk.group], chunk.first_key, chunk.first_key + ctx.pool.size() * kChunk, q_panels[chunk.group],
-             dims, partials[static_cast<size_t>(i)], scratch[static_cast<size_t>(thread)]);
+      const Group& group = groups[chunk.group];
+      attend(group, chunk.first_key, {&group, chunk.first_key + ctx.pool.size() * kChunk}, q_panels[chunk.group],
+             round.dims, partials[static_cast<size_t>(i)], scratch[static_cast<size_t>(thread)]);
     });
     const size_t first_group = chunks[begin].group, n_groups = chunks[end - 1].group + 1 - first_group;
     constexpr int64_t kQueriesOfTask = 8;
     constexpr int64_t kTasksOfGroup = kGroup / kQueriesOfTask;
     ctx.pool.run(static_cast<int64_t>(n_groups) * kTasksOfGroup, [&](int64_t task, int) {
       const size_t g = first_group + static_cast<size_t>(task / kTasksOfGroup);
-      const Group& group = groups[g];
-      const int64_t first = task % kTasksOfGroup * kQueriesOfTask, last = std::min(first + kQueriesOfTask, group.n);
-      const Partial total = {totals.largest + group.first, totals.sum + group.first, totals.out + group.first * rank};
+      const int64_t first = task % kTasksOfGroup * kQueriesOfTask, last = std::min(first + kQueriesOfTask, groups[g].n);
       for (size_t i = begin; i < end; ++i) {
-        if (chunks[i].group == g) merge(total, partials[i - begin], first, last, rank);
+        if (chunks[i].group == g) merge(round.totals_of(groups[g]), partials[i - begin], first, last, rank);
       }
     });
+  }
+}
+
+// All chunks of all groups, into totals. Chunks begin at the same rows for every query and are merged in order, so that
+// the result of a query has the same bits whatever is computed beside it, and by however many threads.
+void attend_all(Context& ctx, const Round& round) {
+  const bool chosen =
+      std::none_of(round.groups.begin(), round.groups.end(), [](const Group& group) { return group.selected.empty(); });
+  constexpr int64_t kGroupsOfThread = 8;  // so that the last ones to end are waited for shortly
+  if (chosen && std::ssize(round.groups) >= kGroupsOfThread * ctx.pool.size()) {
+    attend_groups(ctx, round);
+  } else {
+    attend_chunks(ctx, round);
   }
 }
 
@@ -222,33 +350,31 @@ void attend_round(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, con
   // q_c, and q_rope behind it: [tokens, heads, rank + rope]
   float* q_rows = new_floats(ctx, n_tokens * heads * row_dim);
   absorb_queries(ctx, q_rows, q, kv_b, k_b, dims);
-  std::vector<float*> q_panels;
-  q_panels.reserve(groups.size());
-  for (const Group& group : groups) q_panels.push_back(new_floats(ctx, row_dim * padded(group.n)));
-  ctx.pool.run(static_cast<int64_t>(groups.size()), [&](int64_t i, int) {
-    const Group& group = groups[static_cast<size_t>(i)];
-    for (int64_t query = group.first; query < group.first + group.n; ++query) {
+  ctx.pool.parallel_for(0, n_tokens * heads, kGroup, [&](int64_t begin, int64_t end) {
+    for (int64_t query = begin; query < end; ++query) {
       const float* q_rope = q.f32_row(query / heads) + query % heads * (nope + rope) + nope;
       std::copy_n(q_rope, rope, q_rows + query * row_dim + rank);
-    }
-    for (int64_t j = 0; j < group.n; j += kPanel) {
-      transpose_padded(q_panels[static_cast<size_t>(i)] + j * row_dim, kPanel, q_rows + (group.first + j) * row_dim,
-                       row_dim, std::min(kPanel, group.n - j), row_dim, scale);
     }
   });
 
   const Partial totals = new_partial(ctx, n_tokens * heads, rank);
-  std::fill_n(totals.largest, n_tokens * heads, kLowest);
-  std::fill_n(totals.sum, n_tokens * heads, 0.0f);
-  std::fill_n(totals.out, n_tokens * heads * rank, 0.0f);
-  attend_all(ctx, groups, q_panels, dims, totals);
+  attend_all(ctx, {groups, dims, q_rows, scale, totals});
   project_values(ctx, o, totals.out, totals.sum, kv_b, dims);
+}
+
+// A token's rows of `selected`, which all are in the cache.
+std::span<const int32_t> rows_seen(Tensor selected, int64_t token, int64_t length) {
+  const int32_t* const rows = selected.i32() + token * selected.row_stride;
+  const int64_t n = std::find(rows, rows + selected.cols(), -1) - rows;
+  FATHOM_CHECK(n > 0 && std::all_of(rows, rows + n, [&](int32_t row) { return row >= 0 && row < length; }));
+  return {rows, static_cast<size_t>(n)};
 }
 
 }  // namespace
 
 void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b,
-                            std::span<const LatentCacheView> sequences, const MlaDims& dims, float scale) {
+                            std::span<const LatentCacheView> sequences, const MlaDims& dims, float scale,
+                            Tensor selected) {
   const int64_t heads = dims.n_heads, tokens_of_round = std::max<int64_t>(1, kRound / heads);
   FATHOM_CHECK(q.cols() == heads * (dims.qk_nope_head_dim + dims.qk_rope_head_dim));
   FATHOM_CHECK(o.cols() == heads * dims.v_head_dim && o.rows() == q.rows());
@@ -266,9 +392,13 @@ void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tenso
     FATHOM_CHECK(sequence.n_new >= 0 && sequence.n_new <= sequence.length);
     for (int64_t token = 0; token < sequence.n_new;) {
       const int64_t n = std::min(sequence.n_new - token, tokens_of_round - n_tokens);
-      for (int64_t query = 0; query < n * heads; query += kGroup) {
-        groups.push_back(
-            {&sequence, n_tokens * heads + query, std::min(kGroup, n * heads - query), token * heads + query});
+      const int64_t together = selected ? heads : n * heads;  // queries that may share a group
+      for (int64_t begin = 0; begin < n * heads; begin += together) {
+        for (int64_t query = begin; query < begin + together; query += kGroup) {
+          Group& group = groups.emplace_back(Group{&sequence, n_tokens * heads + query,
+                                                   std::min(kGroup, begin + together - query), token * heads + query});
+          if (selected) group.selected = rows_seen(selected, row + n_tokens + begin / heads, sequence.length);
+        }
       }
       token += n;
       n_tokens += n;

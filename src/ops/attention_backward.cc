@@ -17,6 +17,7 @@ struct Inputs : ExpandedInputs {
   Tensor d_o, lse;
   const float* delta;  // [tokens, heads]: D
   float scale;
+  SeenKeys seen{};
 };
 
 struct Scratch {
@@ -65,6 +66,7 @@ void sweep(const Inputs& in, const Sweep& task, const Gradients& out, const Scra
     const int64_t first_query = std::max(task.query_begin, key);
     for (int64_t query = first_query; query < task.query_end; query += kBlock) {
       const int64_t n_queries = std::min(kBlock, task.query_end - query);
+      const int64_t word = (key - task.sequence_begin) / kBlock;
       k.copy(s.queries, key_stride, in.query(query, head), in.q.row_stride, n_queries, key_dim, in.scale);
       copy_rows(s.d_out, v_stride, in.d_o.f32_row(query) + head * v_dim, in.d_o.row_stride, n_queries, v_dim);
 
@@ -77,6 +79,9 @@ void sweep(const Inputs& in, const Sweep& task, const Gradients& out, const Scra
                    {p, kScoreStride}, false);
         for (int64_t row = 0; row < n && diagonal; ++row) {
           std::fill(p + row * kScoreStride + std::min(i + row + 1, n_seen), p + row * kScoreStride + n_seen, kMasked);
+        }
+        if (in.seen.bits != nullptr) {
+          k.mask_queries(p, kScoreStride, n, n_seen, in.seen.row(query + i) + word, in.seen.words);
         }
         k.probabilities(p, kScoreStride, n, n_seen, in.lse.f32_row(query + i) + head, in.lse.row_stride);
         k.multiply({n, n_seen, v_dim}, {s.d_out + i * v_stride, v_stride}, {s.values_transposed, kScoreStride},
@@ -144,13 +149,14 @@ std::vector<Sweep> make_tasks(Tensor seq_offsets, int64_t n_heads, int n_threads
 }  // namespace
 
 void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
-                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims,
-                            float scale) {
+                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
+                            Tensor selected) {
   const int64_t n_tokens = q.rows(), heads = dims.n_heads, rope = dims.qk_rope_head_dim, v_dim = dims.v_head_dim;
   const ArenaScope scope(ctx.arena);
   float* delta = new_floats(ctx, n_tokens * heads);
-  const Inputs in = {{q, kv, k_rope, dims}, d_o, lse, delta, scale};
+  Inputs in = {{q, kv, k_rope, dims}, d_o, lse, delta, scale};
   check_expanded(in, o, seq_offsets);
+  if (selected) in.seen = seen_keys(ctx, selected, longest_sequence(seq_offsets));
   FATHOM_CHECK(lse && lse.rows() == n_tokens && lse.cols() == heads);
   const Gradients out = {dq, dkv, new_floats(ctx, n_tokens * heads * rope)};
 

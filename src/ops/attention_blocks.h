@@ -44,6 +44,38 @@ inline void transpose_padded(float* to, int64_t ld_to, const float* from, int64_
   }
 }
 
+// Which keys a token sees, where not all up to its own: bit j of its row is key j of its sequence.
+struct SeenKeys {
+  int64_t words = 0;  // of a row
+  const uint64_t* bits = nullptr;
+
+  const uint64_t* row(int64_t token) const { return bits + token * words; }
+};
+// Of `selected`, [tokens, any] i32 with -1 behind a token's keys; memory from ctx.arena.
+inline SeenKeys seen_keys(Context& ctx, Tensor selected, int64_t longest) {
+  SeenKeys seen{ceil_div(longest, int64_t{64})};
+  auto* const bits = static_cast<uint64_t*>(new_tensor(ctx, Format::i64, {selected.rows(), seen.words}).data);
+  ctx.pool.parallel_for(0, selected.rows(), 16, [&](int64_t begin, int64_t end) {
+    std::fill(bits + begin * seen.words, bits + end * seen.words, 0);
+    for (int64_t t = begin; t < end; ++t) {
+      const int32_t* const keys = selected.i32() + t * selected.row_stride;
+      for (int64_t i = 0; i < selected.cols() && keys[i] >= 0; ++i) {
+        FATHOM_CHECK(keys[i] < longest);
+        bits[t * seen.words + keys[i] / 64] |= uint64_t{1} << keys[i] % 64;
+      }
+    }
+  });
+  seen.bits = bits;
+  return seen;
+}
+inline int64_t longest_sequence(Tensor seq_offsets) {
+  int64_t longest = 0;
+  for (int64_t s = 0; s + 1 < seq_offsets.size(); ++s) {
+    longest = std::max<int64_t>(longest, seq_offsets.i32()[s + 1] - seq_offsets.i32()[s]);
+  }
+  return longest;
+}
+
 // The inputs of the expanded form and where one head's parts stand in their rows.
 struct ExpandedInputs {
   Tensor q, kv, k_rope;

@@ -192,6 +192,33 @@ void copy(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t 
   }
 }
 
+void mask_keys(float* s, int64_t ld, int64_t n_keys, int64_t n_queries, const uint32_t* words) {
+  const Vec none = splat(-INFINITY);
+  for (int64_t i = 0; i < n_keys; ++i) {
+    const uint32_t* const word = words + i / 32 * n_queries;
+    const int32_t bit = static_cast<int32_t>(uint32_t{1} << (i % 32));
+    for (int64_t q = 0; q < n_queries; q += kWidth) {
+      IntVec w;
+      memcpy(&w, word + q, sizeof w);
+      float* const x = s + i * ld + q;
+      store(x, (w & bit) != 0 ? load(x) : none);
+    }
+  }
+}
+
+void mask_queries(float* s, int64_t ld, int64_t rows, int64_t n, const uint64_t* words, int64_t words_stride) {
+  const Vec none = splat(-INFINITY);
+  IntVec lane;
+  for (int i = 0; i < kWidth; ++i) lane[i] = 1 << i;
+  for (int64_t i = 0; i < rows; ++i) {
+    const uint64_t word = words[i * words_stride];
+    for (int64_t j = 0; j < n; j += kWidth) {
+      float* const x = s + i * ld + j;
+      store(x, (lane & static_cast<int32_t>(word >> j & 0xFFFF)) != 0 ? load(x) : none);
+    }
+  }
+}
+
 void online_softmax(float* s, int64_t ld, int64_t n_keys, int64_t n_queries, float* largest, float* sum,
                     float* correction) {
   for (int64_t q = 0; q < n_queries; q += kWidth) {
@@ -248,7 +275,8 @@ void scale_and_add(float* y, float factor, const float* x, float weight, int64_t
 
 }  // namespace
 
-const AttentionKernels attention_kernels = {multiply,       multiply_fetching, multiply_transposed, transpose,    copy,
-                                            online_softmax, probabilities,     score_gradients,     scale_and_add};
+const AttentionKernels attention_kernels = {multiply,      multiply_fetching, multiply_transposed, transpose,
+                                            copy,          mask_keys,         mask_queries,        online_softmax,
+                                            probabilities, score_gradients,   scale_and_add};
 
 }  // namespace fathom::cpu::FATHOM_ISA_NAMESPACE

@@ -40,6 +40,11 @@ struct AttentionKernels {
   // to[i, j] = factor * from[i, j] for i < rows, j < cols; both may be the same.
   void (*copy)(float* to, int64_t ld_to, const float* from, int64_t ld_from, int64_t rows, int64_t cols, float factor);
 
+  // Where bit i % 32 of words[i / 32 * n_queries + query] is not set, s[i, query] = -infinity; s: [n_keys, n_queries],
+  // n_queries a multiple of 16.
+  void (*mask_keys)(float* s, int64_t ld, int64_t n_keys, int64_t n_queries, const uint32_t* words);
+  // s[i, j] = -infinity where bit j of words[i * words_stride] is not set, j < n <= 64, a multiple of 16.
+  void (*mask_queries)(float* s, int64_t ld, int64_t rows, int64_t n, const uint64_t* words, int64_t words_stride);
   // One step of the online softmax of every query over the keys of a block. s: [n_keys, n_queries], a column a query;
   // n_queries is a multiple of 16. Scores become exp(s - largest), largest and sum go on from block to block,
   // and what was summed before has to be multiplied by correction.

@@ -26,10 +26,11 @@ inline constexpr PanelVariant kPanelVariants[] = {
 };
 
 inline const PanelKernels& panel_kernels_of(Isa isa) {
+  const PanelVariant* best = kPanelVariants;
   for (const PanelVariant& variant : kPanelVariants) {
-    if (variant.isa == isa) return variant.kernels;
+    if (variant.isa <= isa) best = &variant;
   }
-  return baseline::panel_kernels;
+  return best->kernels;
 }
 
 }  // namespace fathom::cpu

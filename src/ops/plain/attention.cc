@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 namespace fathom::plain {
@@ -37,6 +38,19 @@ int64_t sequence_begin(Tensor seq_offsets, int64_t t) {
   return seq_offsets.i32()[s];
 }
 
+// The keys that token t of the packed sequences sees.
+std::vector<int64_t> keys_of(Tensor seq_offsets, Tensor selected, int64_t t) {
+  const int64_t begin = sequence_begin(seq_offsets, t);
+  std::vector<int64_t> keys;
+  if (!selected) {
+    for (int64_t j = begin; j <= t; ++j) keys.push_back(j);
+  } else {
+    const int32_t* const row = selected.i32() + t * selected.row_stride;
+    for (int64_t i = 0; i < selected.cols() && row[i] >= 0; ++i) keys.push_back(begin + row[i]);
+  }
+  return keys;
+}
+
 // scores become their softmax; returns their log-sum-exp.
 double softmax(std::vector<double>& scores) {
   double largest = -std::numeric_limits<double>::infinity(), sum = 0;
@@ -49,18 +63,18 @@ double softmax(std::vector<double>& scores) {
 }  // namespace
 
 void mla_attention(Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims, float scale,
-                   Tensor lse) {
+                   Tensor lse, Tensor selected) {
   for (int64_t h = 0; h < dims.n_heads; ++h) {
     const Head head = head_of(q, kv, dims, h);
     for (int64_t t = 0; t < q.rows(); ++t) {
-      const int64_t begin = sequence_begin(seq_offsets, t);
+      const std::vector<int64_t> keys = keys_of(seq_offsets, selected, t);
       std::vector<double> p;
-      for (int64_t j = begin; j <= t; ++j) p.push_back(score(head, k_rope, t, j, scale));
+      for (const int64_t j : keys) p.push_back(score(head, k_rope, t, j, scale));
       const double log_sum = softmax(p);
       if (lse) lse.f32(t, h) = static_cast<float>(log_sum);
       for (int64_t d = 0; d < dims.v_head_dim; ++d) {
         double sum = 0;
-        for (int64_t j = begin; j <= t; ++j) sum += p[static_cast<size_t>(j - begin)] * head.v.f32(j, d);
+        for (size_t i = 0; i < keys.size(); ++i) sum += p[i] * head.v.f32(keys[i], d);
         o.f32(t, h * dims.v_head_dim + d) = static_cast<float>(sum);
       }
     }
@@ -68,7 +82,8 @@ void mla_attention(Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offs
 }
 
 void mla_attention_backward(Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q, Tensor kv,
-                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale) {
+                            Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
+                            Tensor selected) {
   const auto [n_heads, nope, rope, v_dim, rank] = dims;
   const int64_t n_tokens = q.rows();
   const auto zeros = [n_tokens](int64_t cols) { return std::vector<double>(static_cast<size_t>(n_tokens * cols)); };
@@ -90,7 +105,7 @@ void mla_attention_backward(Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, T
     for (int64_t t = 0; t < n_tokens; ++t) {
       const float* d_out = d_o.f32_row(t) + h * v_dim;
       const double d_out_dot_out = dot(d_out, o.f32_row(t) + h * v_dim, v_dim);
-      for (int64_t j = sequence_begin(seq_offsets, t); j <= t; ++j) {
+      for (const int64_t j : keys_of(seq_offsets, selected, t)) {
         const double p = std::exp(score(head, k_rope, t, j, scale) - lse.f32(t, h));
         const double dp = dot(d_out, head.v.f32_row(j), v_dim);
         const double ds = scale * p * (dp - d_out_dot_out);
@@ -110,7 +125,7 @@ void mla_attention_backward(Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, T
 }
 
 void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const LatentCacheView> sequences,
-                            const MlaDims& dims, float scale) {
+                            const MlaDims& dims, float scale, Tensor selected) {
   const auto [n_heads, nope, rope, v_dim, rank] = dims;
   int64_t t = 0;  // row of q and o
   for (const LatentCacheView& sequence : sequences) {
@@ -120,6 +135,14 @@ void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const Lat
       plain::read_latent_rows(layout, rows.data() + j * layout.dim(), sequence.row(j, latent_row_bytes(layout)), 1);
     }
     for (int64_t i = 0; i < sequence.n_new; ++i, ++t) {
+      std::vector<int32_t> seen;
+      if (selected) {
+        const int32_t* const row = selected.i32() + t * selected.row_stride;
+        seen.assign(row, std::find(row, row + selected.cols(), -1));
+      } else {
+        seen.resize(static_cast<size_t>(sequence.length - sequence.n_new + i + 1));
+        std::iota(seen.begin(), seen.end(), 0);
+      }
       for (int64_t h = 0; h < n_heads; ++h) {
         const float* q_nope = q.f32_row(t) + h * (nope + rope);
         const float* q_rope = q_nope + nope;
@@ -130,7 +153,7 @@ void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const Lat
           }
         }
         std::vector<double> p;
-        for (int64_t j = 0; j <= sequence.length - sequence.n_new + i; ++j) {
+        for (const int32_t j : seen) {
           const float* row = rows.data() + j * (rank + rope);
           double s = dot(q_rope, row + rank, rope);
           for (int64_t c = 0; c < rank; ++c) s += q_c[static_cast<size_t>(c)] * row[c];
@@ -138,7 +161,7 @@ void mla_attention_absorbed(Tensor o, Tensor q, Tensor kv_b, std::span<const Lat
         }
         softmax(p);
         for (size_t j = 0; j < p.size(); ++j) {
-          const float* row = rows.data() + static_cast<int64_t>(j) * (rank + rope);
+          const float* row = rows.data() + seen[j] * (rank + rope);
           for (int64_t c = 0; c < rank; ++c) o_c[static_cast<size_t>(c)] += p[j] * row[c];
         }
         for (int64_t d = 0; d < v_dim; ++d) {

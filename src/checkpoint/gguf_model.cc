@@ -10,7 +10,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kArchitecture = "deepseek2";
+constexpr std::string_view kDense = "deepseek2", kSparse = "deepseek32";  // architectures
 constexpr std::string_view kBlock = "blk.", kLayer = "model.layers.";
 
 struct NamePair {
@@ -33,6 +33,11 @@ constexpr NamePair kLayerNames[] = {
     {"attn_k_b.weight", "self_attn.k_b_proj.weight"},
     {"attn_v_b.weight", "self_attn.v_b_proj.weight"},
     {"attn_output.weight", "self_attn.o_proj.weight"},
+    {"indexer.attn_q_b.weight", "self_attn.indexer.wq_b.weight"},
+    {"indexer.attn_k.weight", "self_attn.indexer.wk.weight"},
+    {"indexer.k_norm.weight", "self_attn.indexer.k_norm.weight"},
+    {"indexer.k_norm.bias", "self_attn.indexer.k_norm.bias"},
+    {"indexer.proj.weight", "self_attn.indexer.weights_proj.weight"},
     {"ffn_norm.weight", "post_attention_layernorm.weight"},
     {"ffn_gate.weight", "mlp.gate_proj.weight"},
     {"ffn_up.weight", "mlp.up_proj.weight"},
@@ -146,7 +151,14 @@ int64_t split_count(const GgufFile& file) {
 // Keys of the architecture, without its prefix.
 class Keys {
  public:
-  explicit Keys(const GgufFile& file) : file_(file) {}
+  // Error for an architecture that is none of the family's.
+  explicit Keys(const GgufFile& file) : file_(file), architecture_(file.text("general.architecture")) {
+    if (architecture_ == kDense || is_sparse()) return;
+    throw Error(
+        "{}: general.architecture {} is not supported; supported are {} (DeepSeek-V2, V3, R1, V3.1) and {} (V3.2)",
+        where(), printable(architecture_, 80), kDense, kSparse);
+  }
+  bool is_sparse() const { return architecture_ == kSparse; }
   bool has(std::string_view key) const { return file_.has(full(key)); }
   int64_t integer(std::string_view key) const { return file_.integer(full(key)); }
   int64_t integer_or(std::string_view key, int64_t absent) const { return file_.integer_or(full(key), absent); }
@@ -156,19 +168,13 @@ class Keys {
   std::string_view text_or(std::string_view key, std::string_view absent) const {
     return file_.text_or(full(key), absent);
   }
-  static std::string full(std::string_view key) { return fmt::format("{}.{}", kArchitecture, key); }
+  std::string full(std::string_view key) const { return fmt::format("{}.{}", architecture_, key); }
   const std::string& where() const { return file_.where(); }
 
  private:
   const GgufFile& file_;
+  std::string_view architecture_;
 };
-
-void check_architecture(const GgufFile& file) {
-  const std::string_view name = file.text("general.architecture");
-  if (name == kArchitecture) return;
-  throw Error("{}: general.architecture {} is not supported; only {} is (DeepSeek-V2, V3, R1, V3.1)", file.where(),
-              printable(name, 80), kArchitecture);
-}
 
 void parse_router(const Keys& keys, ModelConfig& config) {
   constexpr int64_t kSoftmax = 1, kSigmoid = 2;
@@ -182,7 +188,11 @@ void parse_router(const Keys& keys, ModelConfig& config) {
   if (scoring == kSigmoid) return;  // as RouterConfig has it
   if (scoring != kSoftmax) {
     throw Error("{}: {} is {}; only 1 (softmax) and 2 (sigmoid) are supported", keys.where(),
-                Keys::full("expert_gating_func"), scoring);
+                keys.full("expert_gating_func"), scoring);
+  }
+  if (keys.is_sparse()) {
+    throw Error("{}: {} is 1 (softmax); only 2 (sigmoid) is supported in {}", keys.where(),
+                keys.full("expert_gating_func"), kSparse);
   }
   config.model_type = "deepseek_v2";
   router.scoring = Scoring::softmax;
@@ -196,10 +206,10 @@ void parse_rope(const Keys& keys, ModelConfig& config) {
   if (type == "none") return;
   if (type != "yarn") {
     throw Error("{}: {} is \"{}\"; only \"yarn\" and \"none\" are supported", keys.where(),
-                Keys::full("rope.scaling.type"), printable(type, 80));
+                keys.full("rope.scaling.type"), printable(type, 80));
   }
   if (keys.number_or("rope.scaling.attn_factor", 1) != 1) {
-    throw Error("{}: {} is not supported", keys.where(), Keys::full("rope.scaling.attn_factor"));
+    throw Error("{}: {} is not supported", keys.where(), keys.full("rope.scaling.attn_factor"));
   }
   YarnScaling yarn;
   yarn.factor = keys.number("rope.scaling.factor");
@@ -224,6 +234,8 @@ int64_t token_id(const GgufFile& file, std::string_view key, int64_t vocab_size)
 
 }  // namespace
 
+std::string_view gguf_architecture(const ModelConfig& config) { return config.is_sparse() ? kSparse : kDense; }
+
 bool is_gguf_path(const fs::path& path) {
   const std::string extension = path.extension();
   return (extension == ".gguf" || extension == ".GGUF") && !path_is_directory(path);
@@ -237,7 +249,6 @@ GgufFile open_gguf_metadata(const fs::path& path) {
 }
 
 ModelConfig parse_gguf_config(const GgufFile& file) {
-  check_architecture(file);
   const Keys keys(file);
   ModelConfig config;
   const bool has_tokens = file.has("tokenizer.ggml.tokens");
@@ -267,6 +278,15 @@ ModelConfig parse_gguf_config(const GgufFile& file) {
     config.moe_intermediate_size = keys.integer("expert_feed_forward_length");
     config.n_shared_experts = keys.integer_or("expert_shared_count", 0);
     parse_router(keys, config);
+  }
+  if (keys.is_sparse()) {
+    config.model_type = "deepseek_v32";
+    config.indexer = {keys.integer("attention.indexer.head_count"), keys.integer("attention.indexer.key_length"),
+                      keys.integer("attention.indexer.top_k")};
+    if (config.indexer.n_heads < 1) {
+      throw Error("{}: {} is {}, must be 1 or more", keys.where(), keys.full("attention.indexer.head_count"),
+                  config.indexer.n_heads);
+    }
   }
   check_config(config, file.where());
 

@@ -1,5 +1,5 @@
-// A model of the family as a GGUF file of the architecture deepseek2: its metadata as a ModelConfig, its tensors under
-// their Hugging Face names, its tokenizer as lists.
+// A model of the family as a GGUF file of the architecture deepseek2, or with an indexer deepseek32: its metadata as a
+// ModelConfig, its tensors under their Hugging Face names, its tokenizer as lists.
 #pragma once
 
 #include <filesystem>
@@ -13,6 +13,9 @@
 #include "model/config.h"
 
 namespace fathom {
+
+// What llama.cpp calls it, "deepseek2": before every key of the config.
+std::string_view gguf_architecture(const ModelConfig& config);
 
 // Whether a path that may be a model directory or a file names a GGUF file.
 bool is_gguf_path(const std::filesystem::path& path);

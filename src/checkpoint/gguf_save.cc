@@ -49,7 +49,8 @@ std::vector<PlannedTensor> plan_tensors(const ModelConfig& config, const ChooseF
   std::vector<PlannedTensor> plan;
   std::unordered_map<std::string, size_t> stacks;  // by name
   const auto add = [&](std::string name, std::vector<int64_t> shape, Content content, const NamedTensor& part) {
-    const bool always_f32 = shape.size() == 1 || name.ends_with("ffn_gate_inp.weight");
+    const bool always_f32 =
+        shape.size() == 1 || name.ends_with("ffn_gate_inp.weight") || name.ends_with("indexer.proj.weight");
     const Format format = always_f32 ? Format::f32 : gguf_format(choose(name, shape), shape.back());
     plan.push_back({{std::move(name), std::move(shape), format}, content, {part}});
   };
@@ -103,7 +104,7 @@ uint32_t file_type(const std::vector<PlannedTensor>& plan) {
 }
 
 void add_config(GgufMetadata& out, const ModelConfig& c) {
-  const auto key = [](std::string_view name) { return fmt::format("deepseek2.{}", name); };
+  const auto key = [&c](std::string_view name) { return fmt::format("{}.{}", gguf_architecture(c), name); };
   out.u32(key("vocab_size"), c.vocab_size);
   out.u32(key("block_count"), c.num_hidden_layers + c.num_nextn_predict_layers);
   if (c.num_nextn_predict_layers > 0) out.u32(key("nextn_predict_layers"), c.num_nextn_predict_layers);
@@ -119,6 +120,11 @@ void add_config(GgufMetadata& out, const ModelConfig& c) {
   out.u32(key("attention.value_length"), c.kv_lora_rank);
   out.u32(key("attention.key_length_mla"), c.qk_head_dim());
   out.u32(key("attention.value_length_mla"), c.v_head_dim);
+  if (c.is_sparse()) {
+    out.u32(key("attention.indexer.head_count"), c.indexer.n_heads);
+    out.u32(key("attention.indexer.key_length"), c.indexer.head_dim);
+    out.u32(key("attention.indexer.top_k"), c.indexer.topk);
+  }
   out.u32(key("rope.dimension_count"), c.qk_rope_head_dim);
   out.f32(key("rope.freq_base"), c.rope_theta);
   if (c.rope_scaling) {
@@ -135,13 +141,14 @@ void add_config(GgufMetadata& out, const ModelConfig& c) {
   // Readers of this architecture demand the number of shared experts even where there are none.
   out.u32(key("expert_shared_count"), c.n_shared_experts);
   out.u32(key("leading_dense_block_count"), has_experts ? c.first_k_dense_replace : c.num_hidden_layers);
-  if (!has_experts) return;
+  if (!has_experts && !c.is_sparse()) return;  // of deepseek32 they demand more
   out.u32(key("expert_count"), r.n_routed_experts);
   out.u32(key("expert_used_count"), r.num_experts_per_tok);
   out.u32(key("expert_feed_forward_length"), c.moe_intermediate_size);
+  out.u32(key("expert_gating_func"), r.scoring == Scoring::sigmoid ? 2 : 1);
+  if (!has_experts) return;
   out.u32(key("expert_group_count"), r.n_group);
   out.u32(key("expert_group_used_count"), r.topk_group);
-  out.u32(key("expert_gating_func"), r.scoring == Scoring::sigmoid ? 2 : 1);
   out.f32(key("expert_weights_scale"), r.routed_scaling_factor);
   out.boolean(key("expert_weights_norm"), r.norm_topk_prob);
 }
@@ -251,7 +258,7 @@ void save_gguf(const std::filesystem::path& path, const ModelConfig& config, con
   check_expressible(config);
   const std::vector<PlannedTensor> plan = plan_tensors(config, choose);
   GgufMetadata metadata;
-  metadata.text("general.architecture", "deepseek2");
+  metadata.text("general.architecture", gguf_architecture(config));
   metadata.u32("general.file_type", file_type(plan));
   metadata.u32("general.quantization_version", 2);
   add_config(metadata, config);

@@ -1,5 +1,5 @@
-// Writes a model as a GGUF file of the architecture deepseek2, tensor by tensor: a model of any size passes through a
-// few megabytes.
+// Writes a model as a GGUF file of the architecture deepseek2 or deepseek32, tensor by tensor: a model of any size
+// passes through a few megabytes.
 #pragma once
 
 #include <filesystem>
@@ -18,8 +18,8 @@ namespace fathom {
 using ReadRows = std::function<void(const NamedTensor& tensor, int64_t first, int64_t n, float* out)>;
 
 // The type that a matrix is to be stored in, by its name in the GGUF file and its shape, [out, in] or [experts, out,
-// in]. Vectors and the router are always f32, and not asked for. Where a row is no whole blocks, q8_0 or f32 takes the
-// place of the type.
+// in]. Vectors, the router and weights of indexer heads are always f32, and not asked for. Where a row is no whole
+// blocks, q8_0 or f32 takes the place of the type.
 using ChooseFormat = std::function<Format(std::string_view gguf_name, std::span<const int64_t> shape)>;
 
 // How much the columns of one matrix of a tensor (an expert, a head) matter, see encode_blocks; null: all the same.

@@ -111,9 +111,9 @@ class Keys {
 
 void check_family(const Keys& keys) {
   const std::string type = keys.text("model_type");
-  if (type == "deepseek_v2" || type == "deepseek_v3") return;
-  throw Error("{}: model_type {} is not supported; supported are deepseek_v2 and deepseek_v3", keys.where(),
-              printable(type, 80));
+  if (type == "deepseek_v2" || type == "deepseek_v3" || type == "deepseek_v32") return;
+  throw Error("{}: model_type {} is not supported; supported are deepseek_v2, deepseek_v3 and deepseek_v32",
+              keys.where(), printable(type, 80));
 }
 
 RouterConfig parse_router(const Keys& keys, bool is_v3) {
@@ -264,7 +264,7 @@ ModelConfig parse_config(const JsonDocument& document) {
   check_family(keys);
   ModelConfig config;
   config.model_type = keys.text("model_type");
-  const bool is_v3 = config.model_type == "deepseek_v3";
+  const bool is_v3 = config.model_type != "deepseek_v2";
   keys.expect_text("hidden_act", "silu");
   keys.expect_flag("attention_bias", false);
   keys.expect_flag("mlp_bias", false);
@@ -304,6 +304,14 @@ ModelConfig parse_config(const JsonDocument& document) {
     config.n_shared_experts = keys.is_null("n_shared_experts") ? 0 : keys.integer("n_shared_experts");
     config.router = parse_router(keys, is_v3);
   }
+  if (config.model_type == "deepseek_v32") {
+    config.indexer = {keys.integer("index_n_heads"), keys.integer("index_head_dim"), keys.integer("index_topk")};
+    if (config.indexer.n_heads < 1) {
+      throw Error("{}: index_n_heads is {}, must be 1 or more: deepseek_v32 has an indexer in every layer",
+                  keys.where(), config.indexer.n_heads);
+    }
+    keys.expect_flag("indexer_rope_interleave", false);
+  }
   parse_rope(keys, config);
   config.rope_interleave = keys.boolean_or("rope_interleave", true);
   if (!is_v3) keys.expect_flag("rope_interleave", true);
@@ -327,10 +335,12 @@ ModelConfig read_model_config(const fs::path& path) {
 }
 
 std::string config_json(const ModelConfig& c, Format stored) {
-  const bool is_v3 = c.model_type == "deepseek_v3";
+  const bool is_v3 = c.model_type != "deepseek_v2";
   const RouterConfig& r = c.router;
   nlohmann::ordered_json json;
-  json["architectures"] = {is_v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM"};
+  json["architectures"] = {c.is_sparse() ? "DeepseekV32ForCausalLM"
+                           : is_v3       ? "DeepseekV3ForCausalLM"
+                                         : "DeepseekV2ForCausalLM"};
   json["model_type"] = c.model_type;
   json["vocab_size"] = c.vocab_size;
   json["hidden_size"] = c.hidden_size;
@@ -342,6 +352,11 @@ std::string config_json(const ModelConfig& c, Format stored) {
   json["qk_nope_head_dim"] = c.qk_nope_head_dim;
   json["qk_rope_head_dim"] = c.qk_rope_head_dim;
   json["v_head_dim"] = c.v_head_dim;
+  if (c.is_sparse()) {
+    json["index_n_heads"] = c.indexer.n_heads;
+    json["index_head_dim"] = c.indexer.head_dim;
+    json["index_topk"] = c.indexer.topk;
+  }
   json["intermediate_size"] = c.intermediate_size;
   json["n_routed_experts"] = r.n_routed_experts;
   // transformers makes every layer from first_k_dense_replace on an MoE layer.

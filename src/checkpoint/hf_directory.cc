@@ -224,8 +224,11 @@ void check_left_over(const Checkpoint& checkpoint, const ModelConfig& config, st
       }
     }
   }
-  if (!unknown.empty())
-    throw Error("{}: tensors that the config has no place for: {}", checkpoint.where, name_list(unknown));
+  if (!unknown.empty()) {
+    const bool of_indexer = !config.is_sparse() && unknown[0].find(".indexer.") != std::string::npos;
+    throw Error("{}: tensors that the config has no place for: {}{}", checkpoint.where, name_list(unknown),
+                of_indexer ? "; a model with an indexer is of model_type deepseek_v32" : "");
+  }
   if (beyond > 0) log("{}: {} tensors of layers from {} on are left out", checkpoint.where, beyond, n_layers);
 }
 

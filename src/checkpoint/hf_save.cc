@@ -51,6 +51,8 @@ Format format_of(WeightKind kind, Format stored, Format wanted) {
   if (wanted != Format::f8_e4m3 || stored == Format::f8_e4m3) return wanted;
   switch (kind) {
     case norm:
+    case norm_bias:
+    case head_weights:
     case router:
       return stored == Format::f32 ? Format::f32 : Format::bf16;
     case embedding:

@@ -180,6 +180,8 @@ WithoutImportance set_importance(std::vector<PackedWeight>& weights, const Imatr
     switch (weight.kind) {
       case WeightKind::embedding:  // rows are looked up, nothing is multiplied
       case WeightKind::norm:
+      case WeightKind::norm_bias:
+      case WeightKind::head_weights:
       case WeightKind::router:
       case WeightKind::router_bias:
         continue;

@@ -23,8 +23,10 @@ namespace {
 namespace fs = std::filesystem;
 using enum Format;
 
-// Router, biases and norms are f32 always, k_b is as kv_b, an MTP module's projection as the attention. What is read
-// for every token costs little and is kept finer: the head, and the projections that attention is absorbed into.
+// Router, the indexer's head weights, biases and norms are f32 always, k_b is as kv_b, an MTP module's projection as
+// the attention. What is read for every token costs little and is kept finer: the head, and the projections that
+// attention is absorbed into. An indexer is small and its errors choose other tokens: it is as the attention, but 8
+// bits or more.
 constexpr Recipe kRecipes[] = {
     // name      embedding attention kv_b  dense shared experts down  head
     {"f32", f32, f32, f32, f32, f32, f32, f32, f32},
@@ -245,7 +247,7 @@ PackedModel map_packed_model(const fs::path& path, const ModelConfig& config) {
     used.insert(&stored);
     model.stored.push_back(&stored);
     const std::optional<Format> format = format_named(std::string_view(stored.name).substr(found->first.size() + 1));
-    const bool any_format = weight.kind == WeightKind::embedding || (slot.panels && weight.kind != WeightKind::router);
+    const bool any_format = weight.kind == WeightKind::embedding || (slot.panels && !is_always_f32(weight.kind));
     if (!format || (!any_format && *format != f32) || slot.cols() % format_traits(*format).block != 0) {
       throw Error("{}: weight {} is in a format that it cannot have", model.mapped.where, stored.name);
     }
@@ -298,6 +300,8 @@ Format recipe_format(const Recipe& recipe, WeightKind kind) {
     case WeightKind::embedding:
       return recipe.embedding;
     case WeightKind::norm:
+    case WeightKind::norm_bias:
+    case WeightKind::head_weights:
     case WeightKind::router:
     case WeightKind::router_bias:
       return f32;
@@ -307,6 +311,8 @@ Format recipe_format(const Recipe& recipe, WeightKind kind) {
     case WeightKind::kv_b:
     case WeightKind::k_b:
       return recipe.kv_b;
+    case WeightKind::indexer:
+      return is_block_format(recipe.attention) ? q8_0 : recipe.attention;
     case WeightKind::dense:
       return recipe.dense;
     case WeightKind::shared:

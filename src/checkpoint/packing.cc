@@ -11,7 +11,9 @@
 namespace fathom {
 namespace {
 
-bool is_vector(WeightKind kind) { return kind == WeightKind::norm || kind == WeightKind::router_bias; }
+bool is_vector(WeightKind kind) {
+  return kind == WeightKind::norm || kind == WeightKind::norm_bias || kind == WeightKind::router_bias;
+}
 
 // The absorbed form reads a head's part of kv_b by panels.
 bool heads_fill_panels(const ModelConfig& config) {
@@ -202,8 +204,12 @@ Format fitting_format(Format format, int64_t cols) {
   return format;
 }
 
+bool is_always_f32(WeightKind kind) {
+  return is_vector(kind) || kind == WeightKind::router || kind == WeightKind::head_weights;
+}
+
 Format stored_format(const PackedWeight& weight, Format stored) {
-  if (is_vector(weight.kind) || weight.kind == WeightKind::router) return Format::f32;
+  if (is_always_f32(weight.kind)) return Format::f32;
   if (stored == Format::q5_1) return Format::f16;
   const bool halves = weight.sources[0]->tensor->stored == nullptr;
   // The halves of GGUF files are turned: blocks along the other dimension. f16 holds them almost exactly.

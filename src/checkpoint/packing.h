@@ -28,7 +28,10 @@ using FormatChoice = std::function<Format(const PackedWeight&, Format stored)>;
 // `wanted`, or where rows of `cols` columns are no whole blocks of it, the next format of as many bits or more.
 Format fitting_format(Format wanted, int64_t cols);
 
-// Kept as it is stored, router and norms in f32; what has no exact form in panels is widened.
+// Vectors, the router and the weights of an indexer's heads: small, and what they decide is not averaged out.
+bool is_always_f32(WeightKind kind);
+
+// Kept as it is stored, or in f32 always; what has no exact form in panels is widened.
 Format stored_format(const PackedWeight& weight, Format stored);
 
 // The shape of a weight in `format`, or one that its columns divide into: in panels, or row by row. k_b has none where

@@ -108,6 +108,8 @@ struct ReadyModel {
   Model model;
 };
 // In the memory of `device`, where it is not null.
+// UsageError for a model that no device computes.
+void require_dense_attention(const ModelConfig& config);
 ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool,
                             const Device* device = nullptr);
 // Of the experts that were chosen, the part that was in memory; nothing where that was not counted.

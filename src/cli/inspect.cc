@@ -81,37 +81,44 @@ int64_t size(const MlaWeights& w) { return size(w.q_a) + size(w.q_b) + size(w.kv
 int64_t norms(const LayerWeights& w) {
   return size(w.input_norm) + size(w.post_attention_norm) + size(w.attention.q_a_norm) + size(w.attention.kv_a_norm);
 }
+int64_t size(const IndexerWeights& w) {
+  return size(w.q_b) + size(w.k) + size(w.k_norm) + size(w.k_bias) + size(w.head_weights);
+}
 int64_t routed(const MoeWeights& w) { return size(w.gate_up) + size(w.down); }
 int64_t router(const MoeWeights& w) { return size(w.gate) + size(w.e_score_correction_bias); }
 
 // Looked up, not multiplied with: the embedding is not active. MTP modules only draft and stand apart.
 std::vector<Part> count_parts(const ModelConfig& config) {
   const ModelWeights w = weight_shapes(config);
-  Part embedding{"embedding", size(w.embed)}, attention{"attention"}, dense{"dense_mlp"}, experts{"routed_experts"},
-      shared{"shared_experts"}, gates{"router"}, norm{"norms", size(w.norm)}, head{"head", size(w.head)}, mtp{"mtp"};
+  Part embedding{"embedding", size(w.embed)}, attention{"attention"}, indexer{"indexer"}, dense{"dense_mlp"},
+      experts{"routed_experts"}, shared{"shared_experts"}, gates{"router"}, norm{"norms", size(w.norm)},
+      head{"head", size(w.head)}, mtp{"mtp"};
   for (const LayerWeights& layer : w.layers) {
     attention.total += size(layer.attention);
+    indexer.total += size(layer.attention.indexer);
     dense.total += size(layer.mlp);
     experts.total += routed(layer.moe);
     shared.total += size(layer.moe.shared);
     gates.total += router(layer.moe);
     norm.total += norms(layer);
   }
-  for (Part* part : {&attention, &dense, &shared, &gates, &norm, &head}) part->active = part->total;
+  for (Part* part : {&attention, &indexer, &dense, &shared, &gates, &norm, &head}) part->active = part->total;
   if (config.router.n_routed_experts > 0) {
     experts.active = experts.total / config.router.n_routed_experts * config.router.num_experts_per_tok;
   }
   for (const MtpWeights& module : w.mtp) {
     const LayerWeights& layer = module.layer;
     mtp.total += size(module.enorm) + size(module.hnorm) + size(module.eh_proj) + size(module.norm) +
-                 size(layer.attention) + size(layer.mlp) + routed(layer.moe) + size(layer.moe.shared) +
-                 router(layer.moe) + norms(layer);
+                 size(layer.attention) + size(layer.attention.indexer) + size(layer.mlp) + routed(layer.moe) +
+                 size(layer.moe.shared) + router(layer.moe) + norms(layer);
   }
-  return {embedding, attention, dense, experts, shared, gates, norm, head, mtp};
+  return {embedding, attention, indexer, dense, experts, shared, gates, norm, head, mtp};
 }
 
 int64_t cache_bytes_per_token(const ModelConfig& config, Format format) {
-  return config.num_hidden_layers * latent_row_bytes(config.mla().cached_row(format));
+  int64_t bytes = latent_row_bytes(config.mla().cached_row(format));
+  if (config.is_sparse()) bytes += index_block_bytes({index_format(format), config.indexer.head_dim}) / kIndexBlock;
+  return config.num_hidden_layers * bytes;
 }
 
 // The weights of a packed model in the formats that they are in: to the file they are all bytes.
@@ -212,6 +219,11 @@ Json config_summary(const ModelConfig& c) {
   json["n_shared_experts"] = c.n_shared_experts;
   json["first_k_dense_replace"] = c.first_k_dense_replace;
   json["num_nextn_predict_layers"] = c.num_nextn_predict_layers;
+  if (c.is_sparse()) {
+    json["index_n_heads"] = c.indexer.n_heads;
+    json["index_head_dim"] = c.indexer.head_dim;
+    json["index_topk"] = c.indexer.topk;
+  }
   json["vocab_size"] = c.vocab_size;
   json["max_position_embeddings"] = c.max_position_embeddings;
   if (c.weight_block_rows > 0) json["weight_block_size"] = {c.weight_block_rows, c.weight_block_cols};
@@ -282,6 +294,10 @@ std::string config_text(const ModelConfig& c) {
     text += fmt::format("experts       {} routed in {} groups, {} chosen from {} groups, {} shared\n",
                         c.router.n_routed_experts, c.router.n_group, c.router.num_experts_per_tok, c.router.topk_group,
                         c.n_shared_experts);
+  }
+  if (c.is_sparse()) {
+    text += fmt::format("indexer       {} heads of {}, {} tokens chosen\n", c.indexer.n_heads, c.indexer.head_dim,
+                        c.indexer.topk);
   }
   int64_t total = 0, active = 0;
   std::string lines;

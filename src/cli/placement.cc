@@ -108,6 +108,11 @@ ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& commo
   return ThreadPool(n_threads, cpus);
 }
 
+void require_dense_attention(const ModelConfig& config) {
+  if (!config.is_sparse()) return;
+  throw UsageError("sparse attention ({}) runs on the CPU alone so far, leave --device out", config.model_type);
+}
+
 ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool,
                             const Device* device) {
   if (options.read_ahead == "on" && options.huge_pages) {
@@ -118,6 +123,7 @@ ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOp
   }
   PackedModel loaded = load_packed_model(path, pool);
   if (device != nullptr) {
+    require_dense_attention(loaded.config);
     move_to_device(loaded, *device);
     Model model = make_model(loaded.config, loaded.weights);
     return {std::move(loaded), nullptr, std::move(model)};

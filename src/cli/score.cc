@@ -21,7 +21,7 @@ constexpr size_t kMaxTokensFile = size_t{1} << 30;
 constexpr size_t kMaxTextFile = size_t{1} << 30;
 
 struct Options {
-  std::string model, tokens, text, out, grads;
+  std::string model, tokens, text, out, grads, attention = "auto";
   bool all = false, mtp = false, fp8_activations = false;
   double mtp_weight = 0;
   int64_t window = 0;
@@ -124,6 +124,11 @@ void run(const Options& options, const CommonOptions& common) {
   Model model = in_f32 ? make_model(whole.config, whole.parameters.weights) : packed.model;
   const ModelConfig& config = model.config;
   model.fp8_activations = options.fp8_activations;
+  model.dense_attention = options.attention == "dense";
+  if (model.dense_attention && !config.is_sparse()) {
+    throw UsageError("score: --attention dense is for models with an indexer, {} attends to all tokens in any case",
+                     printable(options.model));
+  }
   if (options.fp8_activations && config.weight_block_rows == 0) {
     throw UsageError("score: --fp8-activations needs a model with FP8 weights, {} has none", printable(options.model));
   }
@@ -151,6 +156,7 @@ void run(const Options& options, const CommonOptions& common) {
   if (grads) {
     std::vector<TensorToWrite> list;
     for_each_tensor(gradients.weights, config, [&](const NamedTensor& t) {
+      if (t.name.find(".indexer.") != std::string::npos) return;  // the loss does not depend on it but by its choices
       list.push_back({t.name, t.view, Format::f32});
     });
     write_safetensors(*grads, list);
@@ -198,6 +204,10 @@ void add_score(CLI::App& app, CommonOptions& common) {
   command->add_option("--grads", options->grads,
                       "Write the gradient of the loss for every parameter under its checkpoint name (.safetensors)");
   command->add_option("--mtp-weight", options->mtp_weight, "Adds this much of the MTP loss to loss and gradients");
+  command
+      ->add_option("--attention", options->attention,
+                   "Of a model with an indexer: to what it chooses, or to all tokens (dense)")
+      ->check(CLI::IsMember({"auto", "dense"}));
   command->add_flag("--fp8-activations", options->fp8_activations,
                     "FP8 models: round the inputs of FP8 matrices to e4m3 too, in groups of 128");
   add_placement_options(*command, options->placement);

@@ -11,7 +11,6 @@ namespace fathom {
 namespace {
 
 // A longer prompt is read in pieces, so that it can be interrupted and its activations stay small.
-constexpr size_t kPrefillTokens = 4096;
 // With drafts, one pass of these many judges none: beside it the others' gain is told. It costs a hundredth at most.
 constexpr int64_t kPlainPassEvery = 32, kFirstPlainPass = 8;
 
@@ -160,7 +159,7 @@ Generation generate(Context& ctx, const Model& model, const Tokenizer* tokenizer
     const ArenaScope scope(ctx.arena);
     const bool reads_prompt = result.ids.empty();
     const double pass_start_s = monotonic_s();
-    const auto piece = unread.first(std::min(unread.size(), kPrefillTokens));
+    const auto piece = unread.first(std::min(unread.size(), static_cast<size_t>(kPrefillTokens)));
     const bool whole = piece.size() == unread.size();
     const auto n_drafts = static_cast<int64_t>(drafts.size());
     const auto [hidden, logits] = read_tokens(

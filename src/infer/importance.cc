@@ -65,6 +65,11 @@ struct Sums {
     } else {
       add(attention + "q_proj.weight", a.input);
     }
+    if (config.is_sparse()) {
+      add(attention + "indexer.wq_b.weight", a.q_latent);
+      add(attention + "indexer.wk.weight", a.input);
+      add(attention + "indexer.weights_proj.weight", a.input);
+    }
     add(attention + "kv_a_proj_with_mqa.weight", a.input);
     add(attention + "kv_b_proj.weight", a.latent);
     for (int64_t h = 0; h < config.num_attention_heads; ++h) {

@@ -10,6 +10,9 @@
 
 namespace fathom {
 
+// Longer prompts are read in pieces, whose activations take so much less memory.
+inline constexpr int64_t kPrefillTokens = 4096;
+
 struct PassOptions {
   size_t expand_from = kExpandNone;  // as in ForwardOptions
   int64_t n_logits = 1;              // of the last tokens of each sequence; 0: none

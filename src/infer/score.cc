@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "model/indexer.h"
+
 namespace fathom {
 namespace {
 
@@ -12,7 +14,8 @@ constexpr int64_t kGroupTokens = 4096;
 struct Collector {
   Context& ctx;
   std::vector<ScoreTensor>& tensors;
-  Buffer memory{};  // of what comes from a device
+  Buffer memory{};          // of what comes from a device
+  int64_t n_sequences = 0;  // so far
 
   ScoreTensor& find(const std::string& name, Format format, std::vector<int64_t> row_shape) {
     const auto it = std::find_if(tensors.begin(), tensors.end(), [&](const auto& t) { return t.name == name; });
@@ -33,6 +36,24 @@ struct Collector {
   }
 };
 
+// For each sequence, what the indexer of a layer gives every token for every token up to it, and what it chooses.
+void collect_indexer(Context& ctx, const Model& model, const Batch& batch, size_t layer, const IndexerSaved& s,
+                     Collector& out) {
+  const std::vector<LatentCacheView> views = index_views(ctx, batch, s.k);
+  IndexerDims dims = model.config.indexer;
+  for (int64_t i = 0; i < batch.n_sequences(); ++i) {
+    const ArenaScope scope(ctx.arena);
+    const auto view = std::span(views).subspan(static_cast<size_t>(i), 1);
+    const int64_t first = batch.offsets[static_cast<size_t>(i)], n = view[0].length;
+    dims.topk = std::min(model.config.indexer.topk, n);  // which may be far more than there are tokens
+    const Tensor scores = new_f32(ctx, {n, n}), selected = new_i32(ctx, {n, dims.topk});
+    index_scores(ctx, scores, s.q.slice(first, n), s.weights.slice(first, n), view, dims);
+    select_keys(ctx, selected, s.q.slice(first, n), s.weights.slice(first, n), view, dims);
+    out.add(fmt::format("indexer.{}.scores.{}", layer, out.n_sequences + i), scores);
+    out.add(fmt::format("indexer.{}.topk_ids.{}", layer, out.n_sequences + i), selected);
+  }
+}
+
 void collect_group(Context& ctx, const Model& model, const Batch& batch, const ScoreOptions& options, Collector& out) {
   const ArenaScope scope(ctx.arena);
   ForwardSaved saved;
@@ -45,6 +66,7 @@ void collect_group(Context& ctx, const Model& model, const Batch& batch, const S
       out.add(fmt::format("hidden.{}", l), layer.x);
       out.add(fmt::format("attn_out.{}", l), layer.attention_out);
       out.add(fmt::format("mlp_out.{}", l), layer.mlp_out);
+      if (layer.attention.indexer.q) collect_indexer(ctx, model, batch, l, layer.attention.indexer, out);
     }
     if (!layer.moe.topk_ids) continue;
     if (options.all) out.add(fmt::format("router.{}.logits", l), layer.moe.logits);
@@ -52,6 +74,7 @@ void collect_group(Context& ctx, const Model& model, const Batch& batch, const S
     out.add(fmt::format("router.{}.topk_weights", l), layer.moe.topk_weights);
   }
   if (options.all) out.add(fmt::format("hidden.{}", saved.layers.size()), saved.x);
+  out.n_sequences += batch.n_sequences();
   if (!options.mtp) return;
   const Tensor mtp_hidden = mtp_forward(ctx, model, model.weights.mtp[0], make_mtp_input(ctx, batch), hidden);
   out.add("mtp_hidden", mtp_hidden);

@@ -9,7 +9,12 @@ namespace {
 LatentCache layers_of(const ModelConfig& config, int64_t rows, Format format) {
   LatentCache cache;
   cache.layout = config.mla().cached_row(format);
-  cache.layer_bytes = round_up(rows * latent_row_bytes(cache.layout), static_cast<int64_t>(kAlignment));
+  constexpr auto kLine = static_cast<int64_t>(kAlignment);
+  cache.layer_bytes = round_up(rows * latent_row_bytes(cache.layout), kLine);
+  if (!config.is_sparse()) return cache;
+  cache.index_keys = {index_format(format), config.indexer.head_dim};
+  cache.index_offset = cache.layer_bytes;
+  cache.layer_bytes += round_up(ceil_div(rows, kIndexBlock) * index_block_bytes(cache.index_keys), kLine);
   return cache;
 }
 

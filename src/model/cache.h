@@ -1,5 +1,5 @@
 // The latent cache of one sequence (V2 section 2.1.2): for every layer and token [c | k_rope], kv_lora_rank + rope
-// values, whatever the number of heads.
+// values, whatever the number of heads; and with sparse attention the token's index key (V3.2 section 2.1.1).
 #pragma once
 
 #include <vector>
@@ -18,6 +18,8 @@ struct LatentCache {
   int64_t length = 0;       // tokens in the cache
   int64_t layer_bytes = 0;  // from a layer to the next
   LatentRowLayout layout;
+  IndexKeyLayout index_keys{};
+  int64_t index_offset = 0;    // bytes from a layer's rows to its index keys
   std::vector<char*> pages{};  // instead of memory, and somebody else's: [layers, kCachePageRows] rows in each
 
   // A layer with n_new rows behind those that are in it.
@@ -29,11 +31,20 @@ struct LatentCache {
       view.pages = pages.data();
       view.page_offset = layer * layer_bytes;
     }
+    if (index_keys.head_dim > 0) {
+      view.index_keys = index_keys;
+      view.index_offset = index_offset;
+      if (pages.empty()) view.index_blocks = static_cast<const char*>(view.rows) + index_offset;
+    }
     return view;
   }
   // Row `first` of a layer and those behind it, without pages all.
   void* rows(int64_t layer, int64_t first = 0) const {
     return const_cast<char*>(view(layer).row(first, latent_row_bytes(layout)));  // NOLINT: views are to read
+  }
+  // Block i of a layer's index keys.
+  void* index_block(int64_t layer, int64_t i) const {
+    return const_cast<char*>(view(layer).index_block(i, index_block_bytes(index_keys)));  // NOLINT: as above
   }
 };
 

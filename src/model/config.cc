@@ -106,6 +106,24 @@ void check_config(const ModelConfig& c, const std::string& where) {
       throw Error("{}: routed_scaling_factor is {}, must be positive", where, r.routed_scaling_factor);
     }
   }
+  if (c.is_sparse()) {
+    const IndexerDims& i = c.indexer;
+    const Range of_indexer[] = {{"index_n_heads", i.n_heads, 1, 65536},
+                                {"index_head_dim", i.head_dim, 1, 65536},
+                                {"index_topk", i.topk, 1, int64_t{1} << 31}};
+    for (const auto& [key, value, low, high] : of_indexer) {
+      if (value < low || value > high)
+        throw Error("{}: {} is {}, must be between {} and {}", where, key, value, low, high);
+    }
+    if (c.q_lora_rank == 0) {
+      throw Error("{}: q_lora_rank is null, but index_n_heads is {}: an indexer reads the query's latent", where,
+                  i.n_heads);
+    }
+    if (i.head_dim < c.qk_rope_head_dim) {
+      throw Error("{}: index_head_dim is {}, must be qk_rope_head_dim ({}) or more: so much of it is rotated", where,
+                  i.head_dim, c.qk_rope_head_dim);
+    }
+  }
   // In floating point: the sizes above may not fit 64 bits when multiplied together.
   const double h = static_cast<double>(c.hidden_size), heads = static_cast<double>(c.num_attention_heads);
   const double attention =
@@ -113,7 +131,9 @@ void check_config(const ModelConfig& c, const std::string& where) {
       static_cast<double>(std::max(c.q_lora_rank, c.q_lora_rank > 0 ? 1 : c.hidden_size)) * heads *
           static_cast<double>(c.qk_head_dim()) +
       static_cast<double>(c.kv_lora_rank) * heads * static_cast<double>(c.qk_nope_head_dim + c.v_head_dim) +
-      h * heads * static_cast<double>(c.v_head_dim);
+      h * heads * static_cast<double>(c.v_head_dim) +
+      static_cast<double>(c.indexer.n_heads * c.indexer.head_dim) * static_cast<double>(c.q_lora_rank) +
+      static_cast<double>(c.indexer.n_heads + c.indexer.head_dim) * h;
   const double mlp =
       3 * h *
       std::max(static_cast<double>(c.intermediate_size), static_cast<double>(r.n_routed_experts + c.n_shared_experts) *
@@ -129,7 +149,9 @@ ParameterCount count_parameters(const ModelConfig& c) {
   const int64_t q_rows = heads * c.qk_head_dim();
   const int64_t q = rank > 0 ? h * rank + rank + rank * q_rows : h * q_rows;
   const int64_t kv = h * c.cache_row() + c.kv_lora_rank + c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim);
-  const int64_t layer = q + kv + heads * c.v_head_dim * h + 2 * h;
+  const IndexerDims& i = c.indexer;
+  const int64_t indexer = i.n_heads * i.head_dim * rank + (i.n_heads + i.head_dim) * h + 2 * i.head_dim;
+  const int64_t layer = q + kv + heads * c.v_head_dim * h + 2 * h + indexer;
   const int64_t expert = 3 * h * c.moe_intermediate_size;
   const RouterConfig& r = c.router;
   const int64_t gate = r.n_routed_experts * h + (r.method == TopkMethod::noaux_tc ? r.n_routed_experts : 0);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/attention.h"
+#include "ops/indexer.h"
 #include "ops/rope.h"
 #include "ops/router.h"
 
@@ -15,7 +16,7 @@ namespace fathom {
 inline constexpr int64_t kMaxMtpModules = 16;
 
 struct ModelConfig {
-  std::string model_type = "deepseek_v3";  // deepseek_v2 or deepseek_v3
+  std::string model_type = "deepseek_v3";  // deepseek_v2, deepseek_v3 or deepseek_v32
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t num_hidden_layers = 0;
@@ -32,6 +33,7 @@ struct ModelConfig {
   int64_t num_nextn_predict_layers = 0;  // MTP modules, up to kMaxMtpModules
   int64_t max_position_embeddings = 0;
   RouterConfig router{};  // n_routed_experts 0: every layer is dense
+  IndexerDims indexer{};  // index_n_heads 0: dense attention
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   std::optional<YarnScaling> rope_scaling;
@@ -46,6 +48,7 @@ struct ModelConfig {
   bool packed = false;       // weights are stored as the kernels read them (checkpoint/packed_model.h)
 
   bool is_moe(int64_t layer) const { return router.n_routed_experts > 0 && layer >= first_k_dense_replace; }
+  bool is_sparse() const { return indexer.n_heads > 0; }  // DeepSeek Sparse Attention
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
   int64_t cache_row() const { return kv_lora_rank + qk_rope_head_dim; }  // values cached for a token and layer
   bool operator==(const ModelConfig&) const = default;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <optional>
 
+#include "model/indexer.h"
 #include "model/layer.h"
 #include "number/formats.h"
 #include "ops/attention.h"
@@ -14,7 +15,7 @@
 namespace fathom {
 namespace {
 
-// The norms of the two latents have this epsilon whatever rms_norm_eps says.
+// The norms of the two latents and of index keys have this epsilon whatever rms_norm_eps says.
 constexpr float kLatentNormEps = 1e-6f;
 
 int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.offsets[static_cast<size_t>(s)]; }
@@ -106,8 +107,8 @@ void count_new_rows(const Batch& batch, std::span<LatentCache* const> caches) {
   }
 }
 
-// Stores the new tokens' rows and attends to all that the caches hold. false where they held nothing, so that the new
-// tokens see each other alone.
+// Stores the new tokens' rows and attends to all that the caches hold, or what the indexer chooses of it. false where
+// they held nothing, so that the new tokens see each other alone.
 bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const Pass& pass, int64_t layer,
                    Tensor k_rope, MlaSaved& s) {
   const MlaDims dims = model.config.mla();
@@ -120,14 +121,28 @@ bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const 
   }
   const std::vector<LatentCacheView> seen =
       extend_caches(ctx, pass.batch, layer, s.latent, k_rope, pass.options.caches);
-  if (std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; })) return false;
-  const auto absorbed = std::span(seen).first(std::min(pass.options.expand_from, seen.size()));
-  const auto expanded = std::span(seen).subspan(absorbed.size());
-  const int64_t n_absorbed = sequence_begin(pass.batch, std::ssize(absorbed)), n_expanded = s.q.rows() - n_absorbed;
-  mla_attention_absorbed(ctx, s.o.slice(0, n_absorbed), s.q.slice(0, n_absorbed), w.kv_b, w.k_b, absorbed, dims,
-                         model.softmax_scale);
-  mla_attention_expanded(ctx, s.o.slice(n_absorbed, n_expanded), s.q.slice(n_absorbed, n_expanded), w.kv_b, expanded,
-                         dims, model.softmax_scale);
+  const IndexerDims& indexer = model.config.indexer;
+  if (s.indexer.k) extend_index_caches(ctx, pass.batch, layer, s.indexer.k, pass.options.caches);
+  const int64_t topk = s.indexer.q ? indexer.topk : INT64_MAX;
+  const bool all_new = std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; });
+  const bool all_seen = std::all_of(seen.begin(), seen.end(), [&](const auto& v) { return v.length <= topk; });
+  if (all_new && all_seen) return false;
+  const size_t expand_from = all_new ? kExpandAll : pass.options.expand_from;
+  for (const AttentionRun& run : attention_runs(seen, dims, topk, expand_from)) {
+    const ArenaScope scope(ctx.arena);
+    const int64_t first = run.first_row, n = run.n_rows();
+    Tensor selected;
+    if (run.selected) {
+      selected = new_i32(ctx, {n, topk});
+      select_keys(ctx, selected, s.indexer.q.slice(first, n), s.indexer.weights.slice(first, n), run.views, indexer);
+    }
+    const Tensor o = s.o.slice(first, n), q = s.q.slice(first, n);
+    if (run.expanded) {
+      mla_attention_expanded(ctx, o, q, w.kv_b, run.views, dims, model.softmax_scale, selected);
+    } else {
+      mla_attention_absorbed(ctx, o, q, w.kv_b, w.k_b, run.views, dims, model.softmax_scale, selected);
+    }
+  }
   return true;
 }
 
@@ -146,9 +161,13 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     s.q_a_rms = new_f32(ctx, {tokens});
     s.q_latent = new_f32(pass.made_again, {tokens, w.q_a.shape[0]});
     linear(ctx, {call(model, s.q_a, hidden, w.q_a), call(model, s.kv_a, hidden, w.kv_a)});
-    const LinearInput q_latent =
-        norm_input(ctx, model, s.q_latent, s.q_a, s.q_a, {}, w.q_a_norm, kLatentNormEps, s.q_a_rms, {w.q_b});
+    const LinearInput q_latent = norm_input(ctx, model, s.q_latent, s.q_a, s.q_a, {}, w.q_a_norm, kLatentNormEps,
+                                            s.q_a_rms, {w.q_b, w.indexer.q_b});
     linear(ctx, {call(model, s.q, q_latent, w.q_b)});
+    if (w.indexer.q_b) {
+      const bool keys_alone = model.dense_attention && !pass.options.caches.empty();
+      index_queries(ctx, model, w.indexer, batch, hidden, q_latent, input, keys_alone, s.indexer);
+    }
   } else {
     linear(ctx, {call(model, s.q, hidden, w.q_b), call(model, s.kv_a, hidden, w.kv_a)});
   }
@@ -165,7 +184,8 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     s.kv = new_f32(pass.made_again, {tokens, w.kv_b.shape[0]});
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
     linear(ctx, {call(model, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b)});
-    mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse);
+    if (s.indexer.q && !model.dense_attention) choose_keys(ctx, model, batch, s.indexer);
+    mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse, s.indexer.selected);
   }
   if (is_fp8(model.precision)) round_to_e5m6(ctx, s.o);
   Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
@@ -290,7 +310,7 @@ MlpInput attention_half(Context& ctx, const Model& model, const LayerWeights& w,
   const MlaWeights& mla = w.attention;
   const Tensor normed = new_f32(pass.made_again, {tokens, hidden});
   const LinearInput attention_input =
-      norm_input(ctx, model, normed, x, x, {}, w.input_norm, eps, s.x_rms, {mla.q_a, mla.q_b, mla.kv_a});
+      norm_input(ctx, model, normed, x, x, {}, w.input_norm, eps, s.x_rms, {mla.q_a, mla.q_b, mla.kv_a, mla.indexer.k});
   s.attention_out = attention_block(ctx, model, mla, pass, normed, attention_input, layer, s.attention);
 
   s.mid = pass.options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
@@ -326,9 +346,9 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
 }  // namespace
 
 Model make_model(const ModelConfig& config, const ModelWeights& weights) {
-  Model model{config,
-              make_rope(config.qk_rope_head_dim, config.rope_theta, config.rope_interleave, config.rope_scaling), 0,
-              weights};
+  Model model{
+      config, make_rope(config.qk_rope_head_dim, config.rope_theta, config.rope_interleave, config.rope_scaling),
+      make_rope(config.qk_rope_head_dim, config.rope_theta, /*interleaved=*/false, config.rope_scaling), 0, weights};
   model.softmax_scale = model.rope.softmax_scale_factor / std::sqrt(static_cast<float>(config.qk_head_dim()));
   return model;
 }
@@ -426,7 +446,11 @@ int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute, Precisio
   const bool selective = recompute == Recompute::selective;
   const int64_t hidden = c.hidden_size, heads = c.num_attention_heads, k = r.num_experts_per_tok;
   // The stream in front of the layer and between its halves; latents before their norms, what heads attend to.
-  const int64_t kept = 2 * hidden + c.q_lora_rank + c.cache_row() + heads * c.v_head_dim;
+  // And all of the indexer's, with what it chooses.
+  const IndexerDims& i = c.indexer;
+  const int64_t indexer =
+      c.is_sparse() ? i.n_heads * (i.head_dim + 1) + 2 * i.head_dim + std::min(i.topk, c.max_position_embeddings) : 0;
+  const int64_t kept = 2 * hidden + c.q_lora_rank + c.cache_row() + heads * c.v_head_dim + indexer;
   // Both norms' outputs, latents behind theirs, queries, keys and values.
   const int64_t attention =
       2 * hidden + c.q_lora_rank + c.kv_lora_rank + heads * (c.qk_head_dim() + c.qk_nope_head_dim + c.v_head_dim);

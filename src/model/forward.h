@@ -25,10 +25,12 @@ using RoutedExperts = std::function<void(Context& ctx, const Model& model, const
 struct Model {
   ModelConfig config;
   Rope rope;
+  Rope index_rope;      // of the indexer: the same angles, halves instead of pairs
   float softmax_scale;  // (nope + rope)^-1/2 * rope.softmax_scale_factor
   ModelWeights weights;
   Precision precision = Precision::f32;  // of the operands of all linear layers but router and head; f32 weights alone
   bool fp8_activations = false;      // round the inputs of FP8 matrices to e4m3 too, a scale each 128 (V3 section 3.3)
+  bool dense_attention = false;      // to all tokens, though there is an indexer
   ExpertReading* reading = nullptr;  // where experts may not be in memory
   const RoutedExperts* routed_experts = nullptr;  // where they may be other processes'
 };
@@ -68,6 +70,13 @@ Batch make_batch(Context& ctx, std::span<const std::vector<int32_t>> sequences,
                  std::span<const int64_t> first_position = {});
 
 // What the backward pass needs of one block, all from the arena; see each block in forward.cc.
+struct IndexerSaved {
+  Tensor q;         // [tokens, index_n_heads * index_head_dim], rotated
+  Tensor k_in, k;   // [tokens, index_head_dim] before the norm; behind norm and rotation
+  Tensor weights;   // [tokens, index_n_heads], scaled by (index_n_heads * index_head_dim)^-1/2
+  Tensor selected;  // [tokens, index_topk] i32: keys counted from the sequence's first, then -1; absent where all of
+                    // the batch see no more than index_topk
+};
 struct MlaSaved {
   Tensor input;                   // [tokens, hidden], after the norm
   Tensor q_a, q_a_rms, q_latent;  // [tokens, q_lora_rank] before the norm; [tokens]; after the norm
@@ -76,6 +85,7 @@ struct MlaSaved {
       latent;     // [tokens, kv_lora_rank + rope] before the norm, rope part rotated; [tokens]; [tokens, kv_lora_rank]
   Tensor kv;      // [tokens, heads * (nope + v)]
   Tensor o, lse;  // [tokens, heads * v]; [tokens, heads]
+  IndexerSaved indexer;
 };
 struct MlpSaved {
   Tensor input, gate_up, activated;  // [tokens, hidden], [tokens, 2 * inter], [tokens, inter] or absent (FP8)

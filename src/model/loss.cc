@@ -48,6 +48,7 @@ LossResult& LossResult::operator+=(const LossResult& part) {
   mtp_loss_sum += part.mtp_loss_sum;
   mtp_targets += part.mtp_targets;
   balance_loss += part.balance_loss;
+  indexer += part.indexer;
   expert_load.resize(std::max(expert_load.size(), part.expert_load.size()));  // the MTP layers' rows may be in one only
   for (size_t l = 0; l < part.expert_load.size(); ++l) {
     expert_load[l].resize(part.expert_load[l].size());
@@ -113,6 +114,25 @@ ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& ba
 
 namespace {
 
+double indexer_scale(const LossOptions& options, const Batch& batch) {
+  return options.indexer_scale > 0 ? options.indexer_scale : per(batch.n_tokens());
+}
+
+// Trains each layer's indexer while what it needs of the layer is there.
+LayerVisit indexer_visit(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
+                         const LossOptions& options, IndexerLossSums& sums) {
+  return [&ctx, &model, &grads, &batch, &options, &sums](int64_t l, const LayerSaved& saved) {
+    const auto layer = static_cast<size_t>(l);
+    train_indexer(ctx, model, model.weights.layers[layer].attention.indexer, grads.layers[layer].attention.indexer,
+                  batch, saved.attention, indexer_scale(options, batch), sums);
+  };
+}
+void train_mtp_indexer(Context& ctx, const Model& model, ModelWeights& grads, size_t m, const MtpSaved& saved,
+                       const LossOptions& options, IndexerLossSums& sums) {
+  train_indexer(ctx, model, model.weights.mtp[m].layer.attention.indexer, grads.mtp[m].layer.attention.indexer,
+                saved.input.next, saved.layer.attention, indexer_scale(options, saved.input.next), sums);
+}
+
 // Of what stands behind the layers: d_hidden is the gradient of what the last norm gives, `hidden`.
 void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
                             const Targets& targets, const LossOptions& options, Tensor hidden, Tensor d_hidden,
@@ -134,6 +154,7 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
     const Tensor mtp_hidden =
         mtp_forward(ctx, model, *steps[m].module, steps[m].input, m == 0 ? hidden : mtp[m - 1].hidden,
                     {.saved = &mtp[m], .expert_load = &result.expert_load});
+    if (options.train_indexers) train_mtp_indexer(ctx, model, grads, m, mtp[m], options, result.indexer);
     const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
     d_hiddens.push_back(new_f32(ctx, {mtp_hidden.rows(), mtp_hidden.cols()}));
     head_cross_entropy_backward(ctx, mtp_losses, d_hiddens.back(), grads.head, mtp_hidden, model.weights.head,
@@ -148,18 +169,48 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
   }
 }
 
+// The losses, of which none flows back, and the indexers' gradients.
+LossResult indexer_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
+                             const Targets& targets, const LossOptions& options) {
+  const ArenaScope scope(ctx.arena);
+  LossResult result;
+  const LayerVisit visit = indexer_visit(ctx, model, grads, batch, options, result.indexer);
+  Tensor hidden = forward(ctx, model, batch, {.expert_load = &result.expert_load, .on_layer = &visit});
+  const auto loss_of = [&](Tensor of, const Targets& wanted) {
+    const ArenaScope inner(ctx.arena);
+    const Tensor losses = new_f32(ctx, {of.rows()});
+    head_cross_entropy(ctx, losses, of, model.weights.head, wanted.main);
+    return sum_of_losses(ctx, losses);
+  };
+  result.loss_sum = loss_of(hidden, targets);
+  result.main_targets = targets.n_main;
+  const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
+  for (size_t m = 0; m < steps.size(); ++m) {
+    MtpSaved saved;
+    hidden = mtp_forward(ctx, model, *steps[m].module, steps[m].input, hidden,
+                         {.saved = &saved, .expert_load = &result.expert_load});
+    train_mtp_indexer(ctx, model, grads, m, saved, options, result.indexer);
+    result.mtp_loss_sum += loss_of(hidden, steps[m].targets);
+    result.mtp_targets += steps[m].targets.n_main;
+  }
+  return result;
+}
+
 }  // namespace
 
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,
                               const Targets& targets, const LossOptions& options) {
+  if (options.indexers_alone) return indexer_gradients(ctx, model, grads, batch, targets, options);
   const ArenaScope scope(ctx.arena);
   LossResult result;
   ForwardSaved saved;
+  const LayerVisit visit = indexer_visit(ctx, model, grads, batch, options, result.indexer);
   const Tensor hidden = forward(ctx, model, batch,
                                 {.saved = &saved,
                                  .recompute = options.recompute,
                                  .scratch = options.scratch,
-                                 .expert_load = &result.expert_load});
+                                 .expert_load = &result.expert_load,
+                                 .on_layer = options.train_indexers ? &visit : nullptr});
   const Tensor d_hidden = new_f32(ctx, {hidden.rows(), hidden.cols()});
   head_and_mtp_gradients(ctx, model, grads, batch, targets, options, hidden, d_hidden, result);
   backward(ctx, model, grads, batch, saved, d_hidden,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "model/backward.h"
+#include "model/indexer.h"
 
 namespace fathom {
 
@@ -15,6 +16,11 @@ struct LossOptions {
   // Weights of the sums in the gradient: mean losses over a step that is cut in micro-batches are sums times 1 /
   // (targets of the whole step). 0: one over the targets of this batch.
   double main_scale = 0, mtp_scale = 0, balance_scale = 0;
+  // Sparse attention's stages (V3.2 section 2.1.1). What trains: the indexers by their own loss and all else by the
+  // losses above; without train_indexers they stay as they are. In the first stage they train alone (indexers_alone),
+  // beside dense attention (Model::dense_attention).
+  bool train_indexers = false, indexers_alone = false;
+  double indexer_scale = 0;               // of the sum over tokens; 0: one over the tokens of this batch
   Recompute recompute = Recompute::none;  // as ForwardOptions has it
   Arena* scratch = nullptr;
 };
@@ -25,6 +31,7 @@ struct LossResult {
   double mtp_loss_sum = 0;  // of all modules
   int64_t mtp_targets = 0;
   double balance_loss = 0;  // summed over sequences and layers, alpha included
+  IndexerLossSums indexer;  // over all layers, the MTP modules' among them
   ExpertLoad expert_load;   // the MTP layers' rows last
 
   LossResult& operator+=(const LossResult& part);  // of other targets of the same step

@@ -40,6 +40,17 @@ MlaWeights take_attention(Layout& layout, const ModelConfig& c) {
   return w;
 }
 
+void take_indexer(Layout& layout, const ModelConfig& c, LayerWeights& layer) {
+  if (!c.is_sparse() || !layer.input_norm) return;
+  const auto& [n_heads, head_dim, topk] = c.indexer;
+  IndexerWeights& w = layer.attention.indexer;
+  w.q_b = layout.take({n_heads * head_dim, c.q_lora_rank});
+  w.k = layout.take({head_dim, c.hidden_size});
+  w.k_norm = layout.take({head_dim});
+  w.k_bias = layout.take({head_dim});
+  w.head_weights = layout.take({n_heads, c.hidden_size});
+}
+
 MlpWeights take_mlp(Layout& layout, int64_t hidden, int64_t inter) {
   MlpWeights w;
   w.gate_up = layout.take({2 * inter, hidden});
@@ -94,7 +105,10 @@ ModelWeights take_trained(Layout& layout, const ModelConfig& c, const WeightPart
       w.mtp.push_back(mtp);
     }
   }
-  p.experts_begin = layout.used - begin;
+  p.indexers_begin = layout.used - begin;
+  for (LayerWeights& layer : w.layers) take_indexer(layout, c, layer);
+  for (MtpWeights& mtp : w.mtp) take_indexer(layout, c, mtp.layer);
+  p.indexers_end = p.experts_begin = layout.used - begin;
   if (!part.experts_last) return w;
   for (LayerWeights& layer : w.layers) {
     if (layer.moe.gate) take_experts(layout, c, part, layer.moe);
@@ -134,6 +148,14 @@ void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& 
   visit({attention + "kv_a_layernorm.weight", a.kv_a_norm, true});
   visit({attention + "kv_b_proj.weight", a.kv_b, true});
   visit({attention + "o_proj.weight", a.o, true});
+  if (a.indexer.q_b) {
+    const std::string indexer = attention + "indexer.";
+    visit({indexer + "wq_b.weight", a.indexer.q_b, true});
+    visit({indexer + "wk.weight", a.indexer.k, true});
+    visit({indexer + "k_norm.weight", a.indexer.k_norm, true});
+    visit({indexer + "k_norm.bias", a.indexer.k_bias, true});
+    visit({indexer + "weights_proj.weight", a.indexer.head_weights, true});
+  }
   visit({prefix + "post_attention_layernorm.weight", w.post_attention_norm, true});
   if (!w.moe.gate) {
     visit_mlp(w.mlp, prefix + "mlp.", visit);
@@ -197,6 +219,11 @@ void for_each_weight(ModelWeights& weights, const std::function<void(WeightKind,
     visit(kv_b, a.kv_b);
     visit(k_b, a.k_b);
     visit_present(attention, a.o);
+    visit_present(indexer, a.indexer.q_b);
+    visit_present(indexer, a.indexer.k);
+    visit_present(norm, a.indexer.k_norm);
+    visit_present(norm_bias, a.indexer.k_bias);
+    visit_present(head_weights, a.indexer.head_weights);
     visit_present(norm, w.post_attention_norm);
     visit_present(dense, w.mlp.gate_up);
     visit_present(dense, w.mlp.down);
@@ -245,10 +272,10 @@ void initialize(Parameters& parameters, const ModelConfig& config, uint64_t seed
                   [&](const NamedTensor& named) { streams.emplace(named.name, streams.size() + 1); });
   for_each_tensor(parameters.weights, config, [&](const NamedTensor& named) {
     Rng rng(seed, streams.at(named.name));
-    const bool norm = named.view.rank == 1;
+    const bool zero = !named.trained || named.name.ends_with(".bias"), norm = named.view.rank == 1;
     for (int64_t i = 0; i < named.view.rows(); ++i) {
       for (float& x : std::span(named.view.f32_row(i), static_cast<size_t>(named.view.cols()))) {
-        x = !named.trained ? 0.0f : norm ? 1.0f : static_cast<float>(config.initializer_range * rng.normal());
+        x = zero ? 0.0f : norm ? 1.0f : static_cast<float>(config.initializer_range * rng.normal());
       }
     }
   });

@@ -15,6 +15,14 @@
 
 namespace fathom {
 
+// V3.2's lightning indexer (ops/indexer.h); absent without one.
+struct IndexerWeights {
+  Tensor q_b;             // [index_n_heads * index_head_dim, q_lora_rank], wq_b in the file
+  Tensor k;               // [index_head_dim, hidden], wk
+  Tensor k_norm, k_bias;  // [index_head_dim]: of a layer norm
+  Tensor head_weights;    // [index_n_heads, hidden], weights_proj
+};
+
 struct MlaWeights {
   Tensor q_a;        // [q_lora_rank, hidden]; absent without q_lora
   Tensor q_a_norm;   // [q_lora_rank]; absent without q_lora
@@ -25,6 +33,7 @@ struct MlaWeights {
   Tensor o;          // [hidden, heads * v]
   // With kv_b in panels: a head's rows of it for k_nope, transposed, as the absorbed form reads them.
   Tensor k_b;  // [heads, kv_lora_rank, nope]
+  IndexerWeights indexer;
 };
 
 struct MlpWeights {
@@ -68,10 +77,13 @@ struct ModelWeights {
 enum class WeightKind {
   embedding,
   norm,
+  norm_bias,  // of an index key's norm, the only one that has one
   attention,  // all projections but the next two
   kv_b,
   k_b,
-  dense,  // MLPs of dense layers
+  indexer,       // its projections of queries and keys
+  head_weights,  // of its heads
+  dense,         // MLPs of dense layers
   router,
   router_bias,
   shared,  // experts
@@ -89,8 +101,9 @@ struct Parameters {
   ModelWeights weights;
   int64_t n_trained = 0;  // floats; every tensor begins at a multiple of 16 (the gaps stay zero)
   int64_t n_total = 0;
-  int64_t n_embed = 0;        // of the trained: the embedding, which comes first
-  int64_t experts_begin = 0;  // and the experts, where they come last
+  int64_t n_embed = 0;                           // of the trained: the embedding, which comes first
+  int64_t indexers_begin = 0, indexers_end = 0;  // the indexers of all layers, which stand together
+  int64_t experts_begin = 0;                     // and the experts, where they come last
 
   std::span<float> trained() const { return {static_cast<float*>(memory.data()), static_cast<size_t>(n_trained)}; }
   std::span<float> all() const { return {static_cast<float*>(memory.data()), static_cast<size_t>(n_total)}; }

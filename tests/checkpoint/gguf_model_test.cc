@@ -56,11 +56,15 @@ ModelConfig sayable(ModelConfig config) {
 
 std::vector<ModelConfig> configs() {
   std::vector<ModelConfig> all;
-  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2()}) {
+  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2(), tiny_v32()}) {
     all.push_back(sayable(config));
   }
   all.push_back(all[0]);
   all.back().num_attention_heads = 1;
+  ModelConfig dense = sayable(tiny_dense());
+  dense.model_type = "deepseek_v32";
+  dense.indexer = tiny_v32().indexer;
+  all.push_back(dense);
   return all;
 }
 
@@ -74,14 +78,15 @@ TEST(GgufModel, SaveThenLoadIsTheSameModel) {
 }
 
 TEST(GgufModel, HalfPrecisionRoundsMatricesAlone) {
-  const LoadedModel model = random_model(sayable(tiny_mtp()));
+  const LoadedModel model = random_model(tiny_v32());
   for (const Format format : {Format::bf16, Format::f16}) {
     const LoadedModel back = load(saved(model, format));
     std::vector<Tensor> got;
     for_each_tensor(back.parameters.weights, back.config, [&](const NamedTensor& t) { got.push_back(t.view); });
     size_t i = 0;
     for_each_tensor(model.parameters.weights, model.config, [&](const NamedTensor& t) {
-      const bool exact = t.view.rank == 1 || t.name.ends_with("mlp.gate.weight");
+      const bool exact =
+          t.view.rank == 1 || t.name.ends_with("mlp.gate.weight") || t.name.ends_with("weights_proj.weight");
       for (int64_t n = 0; n < t.view.size(); ++n) {
         const float x = t.view.f32()[n];
         const float rounded = format == Format::bf16 ? bf16_to_f32(f32_to_bf16(x)) : f16_to_f32(f32_to_f16(x));
@@ -102,6 +107,11 @@ TEST(GgufModel, NamesGoBothWays) {
                                  {"model.layers.12.self_attn.kv_a_proj_with_mqa.weight", "blk.12.attn_kv_a_mqa.weight"},
                                  {"model.layers.3.mlp.gate.e_score_correction_bias", "blk.3.exp_probs_b.bias"},
                                  {"model.layers.3.mlp.experts.17.up_proj.weight", "blk.3.ffn_up_exps.weight"},
+                                 {"model.layers.3.self_attn.indexer.wq_b.weight", "blk.3.indexer.attn_q_b.weight"},
+                                 {"model.layers.3.self_attn.indexer.wk.weight", "blk.3.indexer.attn_k.weight"},
+                                 {"model.layers.3.self_attn.indexer.k_norm.weight", "blk.3.indexer.k_norm.weight"},
+                                 {"model.layers.3.self_attn.indexer.k_norm.bias", "blk.3.indexer.k_norm.bias"},
+                                 {"model.layers.3.self_attn.indexer.weights_proj.weight", "blk.3.indexer.proj.weight"},
                                  {"model.layers.61.shared_head.norm.weight", "blk.61.nextn.shared_head_norm.weight"}}) {
     EXPECT_EQ(gguf_name(hf), gguf);
   }
@@ -255,9 +265,9 @@ TEST(MalformedGgufModel, MetadataAreRefusedByTheirKey) {
       {"general.name", text("a"), "(accepted)"},
       {"general.architecture", "", "the metadata key general.architecture is missing"},
       {"general.architecture", u32(2), "general.architecture is u32, not a text"},
-      {"general.architecture", text("llama"), "general.architecture llama is not supported; only deepseek2 is"},
+      {"general.architecture", text("llama"), "general.architecture llama is not supported; supported are deepseek2 "},
       {"general.architecture", text("deepseek"), "general.architecture deepseek is not supported"},
-      {"general.architecture", text("deepseek32"), "general.architecture deepseek32 is not supported"},
+      {"general.architecture", text("deepseek32"), "the metadata key deepseek32.embedding_length is missing"},
       {"general.architecture", text("deepseek4"), "general.architecture deepseek4 is not supported"},
       {"general.architecture", text("a\nb"), "general.architecture a\\x0ab is not supported"},
       {"deepseek2.block_count", "", "the metadata key deepseek2.block_count is missing"},
@@ -309,6 +319,39 @@ TEST(MalformedGgufModel, MetadataAreRefusedByTheirKey) {
                 HasSubstr(c.message))
         << c.key;
   }
+}
+
+TEST(MalformedGgufModel, AnIndexerIsRefusedByItsKey) {
+  using test::u32;
+  const LoadedModel model = random_model(tiny_v32());
+  const std::string indexer = "deepseek32.attention.indexer.";
+  struct Case {
+    std::string key, value, message;
+  };
+  const Case cases[] = {
+      {indexer + "head_count", "", indexer + "head_count is missing"},
+      {indexer + "head_count", u32(0), indexer + "head_count is 0, must be 1 or more"},
+      {indexer + "head_count", test::i32(-1), indexer + "head_count is -1, must be 1 or more"},
+      {indexer + "head_count", u32(4), "indexer.wq_b.weight has shape [18, 10], the config asks for [24, 10]"},
+      {indexer + "key_length", u32(3), "index_head_dim is 3, must be qk_rope_head_dim (4) or more"},
+      {indexer + "top_k", u32(0), "index_topk is 0, must be between 1 and"},
+      {"deepseek32.attention.q_lora_rank", "", "q_lora_rank is null, but index_n_heads is 3"},
+      {"deepseek32.expert_gating_func", u32(1), "only 2 (sigmoid) is supported in deepseek32"},
+  };
+  for (const Case& c : cases) {
+    EXPECT_THAT(refusal(model,
+                        [&](GgufParts& parts) {
+                          if (c.value.empty()) {
+                            parts.values.erase(c.key);
+                          } else {
+                            parts.values[c.key] = c.value;
+                          }
+                        }),
+                HasSubstr(c.message))
+        << c.key;
+  }
+  EXPECT_THAT(refusal(model, [](GgufParts& parts) { parts.tensors.erase("blk.3.indexer.k_norm.bias"); }),
+              HasSubstr("missing tensors: model.layers.3.self_attn.indexer.k_norm.bias"));
 }
 
 TEST(MalformedGgufModel, TensorsAreRefusedByTheirName) {

@@ -33,6 +33,11 @@ LAYER_NAMES = {
     "self_attn.kv_a_proj_with_mqa.weight": "attn_kv_a_mqa.weight",
     "self_attn.kv_a_layernorm.weight": "attn_kv_a_norm.weight",
     "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.indexer.wq_b.weight": "indexer.attn_q_b.weight",
+    "self_attn.indexer.wk.weight": "indexer.attn_k.weight",
+    "self_attn.indexer.k_norm.weight": "indexer.k_norm.weight",
+    "self_attn.indexer.k_norm.bias": "indexer.k_norm.bias",
+    "self_attn.indexer.weights_proj.weight": "indexer.proj.weight",
     "mlp.gate.weight": "ffn_gate_inp.weight",
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
 }
@@ -59,10 +64,10 @@ def read_safetensors(path):
 
 def add_config(w, c):
     def u32(key, value):
-        w.add_uint32("deepseek2." + key, int(value))
+        w.add_uint32(w.arch + "." + key, int(value))
 
     def f32(key, value):
-        w.add_float32("deepseek2." + key, float(value))
+        w.add_float32(w.arch + "." + key, float(value))
 
     u32("vocab_size", c["vocab_size"])
     u32("block_count", c["num_hidden_layers"])
@@ -78,11 +83,15 @@ def add_config(w, c):
     u32("attention.kv_lora_rank", c["kv_lora_rank"])
     u32("attention.key_length_mla", c["qk_nope_head_dim"] + c["qk_rope_head_dim"])
     u32("attention.value_length_mla", c["v_head_dim"])
+    if "index_topk" in c:
+        u32("attention.indexer.head_count", c["index_n_heads"])
+        u32("attention.indexer.key_length", c["index_head_dim"])
+        u32("attention.indexer.top_k", c["index_topk"])
     u32("rope.dimension_count", c["qk_rope_head_dim"])
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
     f32("rope.freq_base", rope.get("rope_theta") or c["rope_theta"])
     if "yarn" in (rope.get("rope_type"), rope.get("type")):
-        w.add_string("deepseek2.rope.scaling.type", "yarn")
+        w.add_string(w.arch + ".rope.scaling.type", "yarn")
         f32("rope.scaling.factor", rope["factor"])
         u32("rope.scaling.original_context_length", rope["original_max_position_embeddings"])
         f32("rope.scaling.yarn_beta_fast", rope["beta_fast"])
@@ -96,7 +105,7 @@ def add_config(w, c):
     u32("expert_group_count", c.get("n_group") or 1)
     u32("expert_group_used_count", c.get("topk_group") or 1)
     f32("expert_weights_scale", c["routed_scaling_factor"])
-    w.add_bool("deepseek2.expert_weights_norm", c["norm_topk_prob"])
+    w.add_bool(w.arch + ".expert_weights_norm", c["norm_topk_prob"])
 
 
 def add_tokenizer(w, folder, c):
@@ -123,15 +132,15 @@ def add_tokenizer(w, folder, c):
 def write_gguf(folder, path, joined):
     """`joined`: kv_b_proj in one piece, as files had it at first."""
     c = json.loads((folder / "config.json").read_text())
-    w = gguf.GGUFWriter(path, "deepseek2")
+    w = gguf.GGUFWriter(path, "deepseek32" if "index_topk" in c else "deepseek2")
     w.add_name("fixture")
     add_config(w, c)
     add_tokenizer(w, folder, c)
     heads, nope, v, rank = (c[k] for k in ("num_attention_heads", "qk_nope_head_dim", "v_head_dim", "kv_lora_rank"))
     if joined:
         for gone, name, value in (("key", "key_length", nope + c["qk_rope_head_dim"]), ("value", "value_length", v)):
-            del w.kv_data[0][f"deepseek2.attention.{gone}_length_mla"]
-            w.add_uint32(f"deepseek2.attention.{name}", value)
+            del w.kv_data[0][f"{w.arch}.attention.{gone}_length_mla"]
+            w.add_uint32(f"{w.arch}.attention.{name}", value)
     stacks = {}
     for name, values in read_safetensors(folder / "model.safetensors").items():
         values = np.ascontiguousarray(values, np.float32)
@@ -183,6 +192,6 @@ def check(name, joined, scratch):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    for fixture in ("v3_tiny", "v3_norope_scaling", "v3_mtp", "v2_lite_like", "moonlight_like"):
+    for fixture in ("v3_tiny", "v3_norope_scaling", "v3_mtp", "v2_lite_like", "moonlight_like", "v32_dsa"):
         check(fixture, False, pathlib.Path(folder))
     check("v3_tiny", True, pathlib.Path(folder))

@@ -48,11 +48,9 @@ class HfSave : public testing::Test {
 };
 
 TEST_F(HfSave, GivesTheFilesThatATrainedModelIsSavedAs) {
-  const std::pair<const char*, ModelConfig> configs[] = {{"v3", tiny_v3()},
-                                                         {"mtp", tiny_mtp(3)},
-                                                         {"v2", tiny_v2()},
-                                                         {"greedy", tiny_greedy_v2()},
-                                                         {"dense", tiny_dense()}};
+  const std::pair<const char*, ModelConfig> configs[] = {{"v3", tiny_v3()},       {"mtp", tiny_mtp(3)},
+                                                         {"v2", tiny_v2()},       {"greedy", tiny_greedy_v2()},
+                                                         {"dense", tiny_dense()}, {"v32", tiny_v32()}};
   for (const auto& [name, config] : configs) {
     const LoadedModel model = random_model(config);
     save_model(at("source"), config, model.parameters.weights, {f32});
@@ -97,7 +95,7 @@ TEST_F(HfSave, Fp8StaysTheSameBits) {
 
 // What the reference says of the official release: which tensors have scales, which stay bf16, which are f32.
 TEST_F(HfSave, Fp8HasTheReleasesNamesAndTypes) {
-  convert_to_hf(saved("mtp", tiny_mtp()), at("fp8"), f8_e4m3, pool_);
+  convert_to_hf(saved("v32", tiny_v32()), at("fp8"), f8_e4m3, pool_);
   const SafetensorsFile file(at("fp8") / "model.safetensors");
   size_t scales = 0, codes = 0;
   for (const StoredTensor& tensor : file.tensors()) {
@@ -107,7 +105,8 @@ TEST_F(HfSave, Fp8HasTheReleasesNamesAndTypes) {
       ++scales;
     } else if (has("e_score_correction_bias")) {
       EXPECT_EQ(tensor.dtype, "F32");
-    } else if (has("norm") || has("embed_tokens") || has("head") || has("mlp.gate.weight") || has("eh_proj")) {
+    } else if (has("norm") || has("embed_tokens") || has("head") || has("mlp.gate.weight") || has("eh_proj") ||
+               has("weights_proj")) {
       EXPECT_EQ(tensor.dtype, "BF16") << tensor.name;
     } else {
       EXPECT_EQ(tensor.dtype, "F8_E4M3") << tensor.name;
@@ -122,10 +121,14 @@ TEST_F(HfSave, Fp8HasTheReleasesNamesAndTypes) {
   EXPECT_THAT(config, HasSubstr(R"("quant_method": "fp8")"));
   EXPECT_THAT(config, HasSubstr(R"("torch_dtype": "bfloat16")"));
   // A trained model's norms and router keep what they have.
-  convert_to_hf(saved("wide", tiny_mtp(), f32), at("fp8"), f8_e4m3, pool_);
+  convert_to_hf(saved("wide", tiny_v32(), f32), at("fp8"), f8_e4m3, pool_);
   const SafetensorsFile wide(at("fp8") / "model.safetensors");
   EXPECT_EQ(wide.find("model.norm.weight")->dtype, "F32");
   EXPECT_EQ(wide.find("model.layers.1.mlp.gate.weight")->dtype, "F32");
+  EXPECT_EQ(wide.find("model.layers.3.self_attn.indexer.k_norm.bias")->dtype, "F32");
+  EXPECT_EQ(wide.find("model.layers.3.self_attn.indexer.weights_proj.weight")->dtype, "F32");
+  EXPECT_EQ(wide.find("model.layers.3.self_attn.indexer.wk.weight")->dtype, "F8_E4M3");
+  (void)load_model(at("fp8"), pool_);  // such a mixture is read
   EXPECT_EQ(wide.find("lm_head.weight")->dtype, "BF16");
 }
 
@@ -134,7 +137,8 @@ TEST_F(HfSave, ThroughFp8AndBackOnlyTheCodesRound) {
   ModelConfig large = tiny_v3();
   large.hidden_size = 300;
   large.intermediate_size = 5000;  // some pieces
-  const fs::path subjects[] = {saved("mtp", tiny_mtp()), saved("large", large), kOracle / "v2_lite_like", kShakespeare};
+  const fs::path subjects[] = {saved("mtp", tiny_mtp()), saved("v32", tiny_v32()), saved("large", large),
+                               kOracle / "v2_lite_like", kShakespeare};
   for (const fs::path& path : subjects) {
     convert_to_hf(path, at("fp8"), f8_e4m3, pool_, {}, 1 << 20);
     convert_to_hf(at("fp8"), at("back"), bf16, pool_);
@@ -145,10 +149,10 @@ TEST_F(HfSave, ThroughFp8AndBackOnlyTheCodesRound) {
       const StoredTensor* found = got.find(tensor.name);
       ASSERT_NE(found, nullptr) << tensor.name;
       EXPECT_EQ(found->dtype, tensor.dtype);
-      const bool quantized = tensor.shape.size() == 2 && tensor.name.find("embed") == std::string::npos &&
-                             tensor.name.find("head") == std::string::npos &&
-                             tensor.name.find("mlp.gate.") == std::string::npos &&
-                             tensor.name.find("eh_proj") == std::string::npos;
+      const bool quantized =
+          tensor.shape.size() == 2 && tensor.name.find("embed") == std::string::npos &&
+          tensor.name.find("head") == std::string::npos && tensor.name.find("mlp.gate.") == std::string::npos &&
+          tensor.name.find("weights_proj") == std::string::npos && tensor.name.find("eh_proj") == std::string::npos;
       std::vector<std::byte> expected(tensor.data.begin(), tensor.data.end());
       if (quantized) {
         const int64_t rows = tensor.shape[0], cols = tensor.shape[1];
@@ -194,8 +198,28 @@ TEST_F(HfSave, TakesGgufFilesAndPackedDirectories) {
   }
 }
 
+// Through every form of a checkpoint and back.
+TEST_F(HfSave, IndexersStayTheSameBits) {
+  const std::pair<fs::path, Format> subjects[] = {{saved("v32", tiny_v32(), f32), f32}, {kOracle / "v32_dsa", bf16}};
+  for (const auto& [path, format] : subjects) {
+    const Recipe& recipe = *find_recipe(format == f32 ? "f32" : "bf16");
+    convert_model(path, at("packed"), recipe, pool_);
+    convert_to_hf(at("packed"), at("hf"), format, pool_);
+    convert_to_gguf(at("hf"), at("model.gguf"), recipe, nullptr, pool_);
+    convert_to_hf(at("model.gguf"), at("back"), format, pool_);
+    EXPECT_EQ(numbers(at("back")), numbers(path));
+    ModelConfig config = read_model_config(at("back"));
+    config.initializer_range = read_model_config(path).initializer_range;  // GGUF has no key for it
+    EXPECT_EQ(config, read_model_config(path));
+    EXPECT_EQ(contents(at("hf") / "model.safetensors"), contents(at("back") / "model.safetensors"));
+    if (format == f32) {
+      EXPECT_EQ(contents(at("back") / "model.safetensors"), contents(path / "model.safetensors"));
+    }
+  }
+}
+
 TEST_F(HfSave, SizesAreThoseOfTheFile) {
-  for (const fs::path& path : {kOracle / "v3_mtp", kOracle / "v3_fp8"}) {
+  for (const fs::path& path : {kOracle / "v3_mtp", kOracle / "v3_fp8", kOracle / "v32_dsa"}) {
     for (const Format format : {f32, bf16, f16, f8_e4m3}) {
       convert_to_hf(path, at("got"), format, pool_);
       int64_t stored = 0, told = 0;

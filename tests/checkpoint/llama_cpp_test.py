@@ -227,6 +227,60 @@ def widen(source, out, scratch):
     (out / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"".join(pieces))
 
 
+def widen_indexer(source, out):
+    """`source` with index heads four times as wide, as llama.cpp's transform has multiples of 64 alone: keys stand there four times, with
+    the same norm, queries once, with zeros behind them. The same tokens are chosen."""
+    config = json.loads((source / "config.json").read_text())
+    heads = config["index_n_heads"]
+    header, data = read_header(source / "model.safetensors")
+    entries, pieces, at = {}, [], 0
+    for name, entry in header.items():
+        piece, shape = data[slice(*entry["data_offsets"])], list(entry["shape"])
+        if ".indexer.wk." in name or ".indexer.k_norm." in name:
+            piece, shape[0] = 4 * piece, 4 * shape[0]
+        elif ".indexer.wq_b." in name:
+            size = len(piece) // heads
+            piece, shape[0] = b"".join(piece[i * size:(i + 1) * size] + bytes(3 * size) for i in range(heads)), 4 * shape[0]
+        entries[name] = {"dtype": entry["dtype"], "shape": shape, "data_offsets": [at, at + len(piece)]}
+        pieces.append(piece)
+        at += len(piece)
+    out.mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        (out / file).write_bytes((source / file).read_bytes())
+    (out / "config.json").write_text(json.dumps({**config, "index_head_dim": 4 * config["index_head_dim"]}))
+    head = json.dumps(entries).encode()
+    (out / "model.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"".join(pieces))
+
+
+def check_sparse(scratch):
+    """The tokens of the fixture with an indexer, which transformers wrote, from a file that fathom wrote of it."""
+    source, file = DATA / "v32_dsa", scratch / "sparse.gguf"
+    widen_indexer(source, scratch / "sparse")
+    fathom("convert", scratch / "sparse", file, "--to", "f32")
+    header, data = read_header(source / "expected.safetensors")
+
+    def integers(name, kind):
+        begin, end = header[name]["data_offsets"]
+        return struct.unpack(f"<{(end - begin) // struct.calcsize(kind)}{kind}", data[begin:end])
+
+    ids, offsets, greedy = integers("input_ids", "q"), integers("seq_offsets", "i"), integers("greedy_ids", "q")
+    n = header["greedy_ids"]["shape"][1]
+    with Server(file) as server:
+        for i, (begin, end) in enumerate(zip(offsets, offsets[1:])):
+            theirs, want = server.greedy(ids[begin:end], n)[0], list(greedy[i * n:(i + 1) * n])
+            assert theirs == want, f"v32_dsa, {i}: {want} {theirs}"
+    print(f"v32_dsa: {len(greedy)} greedy tokens are transformers'")
+
+
+def read_header(path):
+    """The entries of a safetensors file, and what they are places in."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:8 + size])
+    header.pop("__metadata__", None)
+    return header, data[8 + size:]
+
+
 def shares_of(read):
     """Of the copies of a number the second counts twice as much as the first, and so on."""
     seen, copies = collections.Counter(), []
@@ -310,6 +364,7 @@ with tempfile.TemporaryDirectory() as folder:
     scratch = pathlib.Path(folder)
     for model in [MODEL] + [DATA / fixture for fixture in ("v3_tiny", "v3_mtp", "v3_norope_scaling", "v2_lite_like")]:
         check_greedy(model, scratch)
+    check_sparse(scratch)
     for kind in ("f16", "bf16", "q8_0", "q4_0"):
         check_near_greedy(MODEL, kind, scratch)
     wide = scratch / "wide"

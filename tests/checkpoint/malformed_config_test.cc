@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "checkpoint/hf_config.h"
 #include "checkpoint/hf_directory.h"
+#include "checkpoint/safetensors.h"
 #include "checkpoint/tiny_model.h"
 #include "refusal.h"
 
@@ -29,8 +30,9 @@ struct ConfigCase {
 
 // Over the config of tiny_v3().
 const ConfigCase kV3Cases[] = {
-    {"/model_type", "\"deepseek_v32\"", "deepseek_v32 is not supported; supported are deepseek_v2 and deepseek_v3"},
-    {"/model_type", "\"deepseek_v4\"", "deepseek_v4 is not supported"},
+    {"/model_type", "\"deepseek_v32\"", "index_n_heads is missing"},
+    {"/model_type", "\"deepseek_v4\"",
+     "deepseek_v4 is not supported; supported are deepseek_v2, deepseek_v3 and deepseek_v32"},
     {"/model_type", "\"llama\"", "llama is not supported"},
     {"/model_type", "\"a\\nb\"", "a\\x0ab is not supported"},
     {"/model_type", "3", "model_type is not a string"},
@@ -196,6 +198,49 @@ TEST(MalformedConfig, SayingV2DemandsItsRouter) {
   }
 }
 
+TEST(MalformedConfig, SayingV32DemandsItsIndexer) {
+  const Json base = Json::parse(config_json(tiny_v32(), Format::f32));
+  EXPECT_EQ(config_refusal(base.dump()), "(accepted)");
+  EXPECT_EQ(base["architectures"], Json{"DeepseekV32ForCausalLM"});
+  for (const std::string key : {"index_n_heads", "index_head_dim", "index_topk"}) {
+    Json config = base;
+    config.erase(key);
+    EXPECT_THAT(config_refusal(config.dump()), HasSubstr("config.json: " + key + " is missing"));
+    for (const char* value : {"0", "-1", "1.5", "\"8\"", "null", "true", "[8]", "4294967296", "9223372036854775808"}) {
+      config[key] = Json::parse(value);
+      EXPECT_THAT(config_refusal(config.dump()), HasSubstr("config.json: " + key + " is ")) << value;
+    }
+  }
+  const ConfigCase cases[] = {
+      {"/index_head_dim", "3", "index_head_dim is 3, must be qk_rope_head_dim (4) or more"},
+      {"/q_lora_rank", "null", "q_lora_rank is null, but index_n_heads is 3"},
+      {"/indexer_rope_interleave", "true", "indexer_rope_interleave is true; only false is supported"},
+      {"/scoring_func", "\"softmax\"", "scoring_func is \"softmax\"; only \"sigmoid\""},
+  };
+  for (const auto& [pointer, value, message] : cases) {
+    Json config = base;
+    config[Json::json_pointer(pointer)] = Json::parse(value);
+    EXPECT_THAT(config_refusal(config.dump()), HasSubstr(message)) << pointer << " = " << value;
+  }
+}
+
+// As transformers 5 writes it, which leaves out what has one value and names the rotation another way.
+TEST(Config, OfV32MayBeOfANewTransformers) {
+  Json config = Json::parse(config_json(tiny_v32(), Format::f32));
+  for (const char* key : {"topk_method", "scoring_func", "moe_layer_freq", "num_nextn_predict_layers", "rope_theta",
+                          "rope_scaling", "rope_interleave", "torch_dtype"}) {
+    config.erase(key);
+  }
+  config["rope_parameters"] = {{"rope_type", "default"}, {"rope_theta", 10000}};
+  config["layer_types"] = Json(3, "deepseek_sparse_attention");
+  config["mlp_layer_types"] = {"dense", "sparse", "sparse"};
+  config["head_dim"] = 4;
+  config["dtype"] = "float32";
+  ModelConfig want = tiny_v32();
+  want.num_nextn_predict_layers = 0;
+  EXPECT_EQ(parse_config(JsonDocument::parse(config.dump(), "config.json")), want);
+}
+
 TEST(MalformedConfig, TextThatIsNoConfigIsRefused) {
   const std::pair<std::string, const char*> cases[] = {
       {"", "is empty"},
@@ -295,6 +340,40 @@ TEST(Load, MoreMtpExpertsThanTensorsAreRefusedByTheirNumber) {
   std::ofstream(directory.path() / "config.json") << config.dump();
   ThreadPool pool(1);
   EXPECT_THAT(refusal([&] { (void)load_model(directory.path(), pool); }), HasSubstr("too few for the config's"));
+}
+
+// What the config and the files say of an indexer must be the same.
+TEST(Load, IndexersAreRefusedByTheirTensors) {
+  const LoadedModel model = random_model(tiny_v32());
+  const auto message = [&](const std::function<void(ModelConfig&, std::vector<TensorToWrite>&)>& change) {
+    ModelConfig config = model.config;
+    std::vector<TensorToWrite> tensors = tensors_to_save(config, model.parameters.weights, Format::f32);
+    change(config, tensors);
+    const TemporaryDirectory directory;
+    std::ofstream(directory.path() / "config.json") << config_json(config, Format::f32);
+    AtomicFile file(directory.path() / "model.safetensors");
+    write_safetensors(file, tensors);
+    file.commit();
+    ThreadPool pool(1);
+    return refusal([&] { (void)load_model(directory.path(), pool); });
+  };
+  const std::string indexer = "model.layers.1.self_attn.indexer.";
+  EXPECT_EQ(message([](ModelConfig&, auto&) {}), "(accepted)");
+  for (const char* name : {"wq_b.weight", "wk.weight", "k_norm.weight", "k_norm.bias", "weights_proj.weight"}) {
+    EXPECT_THAT(message([&](ModelConfig&, auto& tensors) {
+                  std::erase_if(tensors, [&](const TensorToWrite& t) { return t.name == indexer + name; });
+                }),
+                HasSubstr("missing tensors: " + indexer + name));
+  }
+  EXPECT_THAT(message([](ModelConfig& config, auto&) { config.indexer.n_heads = 4; }),
+              HasSubstr("indexer.wq_b.weight has shape [18, 10], the config asks for [24, 10]"));
+  EXPECT_THAT(message([](ModelConfig& config, auto&) { config.indexer.head_dim = 9; }),
+              HasSubstr("indexer.wq_b.weight has shape [18, 10], the config asks for [27, 10]"));
+  EXPECT_THAT(message([](ModelConfig& config, auto&) {
+                config.model_type = "deepseek_v3";
+                config.indexer = {};
+              }),
+              HasSubstr("a model with an indexer is of model_type deepseek_v32"));
 }
 
 }  // namespace

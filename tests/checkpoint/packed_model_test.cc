@@ -164,11 +164,12 @@ bool fits_gguf(const ModelConfig& config) {
 class PackedModels : public testing::Test {
  protected:
   PackedModels() {
-    for (const char* name : {"v3_tiny", "v3_fp8", "v2_lite_like", "v3_norope_scaling", "moonlight_like"}) {
+    for (const char* name : {"v3_tiny", "v3_fp8", "v2_lite_like", "v3_norope_scaling", "moonlight_like", "v32_dsa"}) {
       subjects_.push_back({name, kOracle / name});
     }
     subjects_.push_back({"shakespeare", kShakespeare});
     add("odd", tiny_mtp(2));
+    add("sparse", tiny_v32());
     ModelConfig blocks = tiny_v3();  // odd rows of whole blocks
     blocks.hidden_size = 256;
     blocks.moe_intermediate_size = 32;
@@ -261,6 +262,11 @@ double loss_of(Format format) {
   }
 }
 
+double bits_of(Format format) {
+  const FormatTraits traits = format_traits(format);
+  return 8.0 * static_cast<double>(traits.block_bytes) / static_cast<double>(traits.block);
+}
+
 // Every weight has the shape of the f32 model's, and the format of its kind.
 void check_formats(PackedModel& packed, const ModelConfig& config, const Recipe& recipe, bool stored_in_fp8) {
   const bool panels_in_heads = config.qk_nope_head_dim % kPanelRows == 0 && config.v_head_dim % kPanelRows == 0;
@@ -279,10 +285,12 @@ void check_formats(PackedModel& packed, const ModelConfig& config, const Recipe&
     }
     ASSERT_EQ(t.rank, want.rank);
     EXPECT_TRUE(std::equal(t.shape, t.shape + t.rank, want.shape));
-    const bool vector = kind == WeightKind::norm || kind == WeightKind::router_bias;
+    const bool vector = kind == WeightKind::norm || kind == WeightKind::norm_bias || kind == WeightKind::router_bias;
     EXPECT_EQ(t.panels, !vector && kind != WeightKind::embedding && (!is_kv_b || panels_in_heads));
     Format format = fitting(recipe_format(recipe, kind), t.cols());
-    if (vector || kind == WeightKind::router || (is_kv_b && !panels_in_heads)) format = f32;
+    EXPECT_TRUE(kind != WeightKind::indexer || bits_of(t.format) >= 8);
+    const bool always_f32 = vector || kind == WeightKind::router || kind == WeightKind::head_weights;
+    if (always_f32 || (is_kv_b && !panels_in_heads)) format = f32;
     if (kind == WeightKind::k_b && stored_in_fp8 && format == f8_e4m3) format = f32;  // blocks lie across
     EXPECT_EQ(t.format, format) << static_cast<int>(kind) << " of " << t.cols() << " columns";
   });

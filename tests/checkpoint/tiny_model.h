@@ -70,12 +70,20 @@ inline ModelConfig tiny_dense() {
   return c;
 }
 
+inline ModelConfig tiny_v32() {
+  ModelConfig c = tiny_mtp();
+  c.model_type = "deepseek_v32";
+  c.rope_interleave = true;
+  c.indexer = {.n_heads = 3, .head_dim = 6, .topk = 5};
+  return c;
+}
+
 inline LoadedModel random_model(const ModelConfig& config, uint64_t seed = 1) {
   LoadedModel model{config, allocate_parameters(config)};
   initialize(model.parameters, config, seed);
   float bias = 4.71f;  // initialize() leaves them zero
   for_each_tensor(model.parameters.weights, config, [&](const NamedTensor& t) {
-    if (t.trained) return;
+    if (t.trained && !t.name.ends_with(".bias")) return;
     for (int64_t i = 0; i < t.view.size(); ++i) t.view.f32()[i] = bias += 0.137f;
   });
   return model;

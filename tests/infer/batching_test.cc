@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <map>
 #include <numeric>
 
@@ -18,7 +19,7 @@ namespace {
 using test::TemporaryDirectory;
 
 struct Machine : BytesMachine {
-  Machine() : BytesMachine(1024) {}
+  explicit Machine(const ModelConfig& like = tiny_v3()) : BytesMachine(1024, like) {}
 
   Generation alone(const BatchRequest& request, Format kv_type, int64_t context) {
     Sequence sequence{{}, make_latent_cache(model.config, context, kv_type)};
@@ -287,11 +288,106 @@ TEST(Batching, DraftsSavePasses) {
 }
 
 TEST(Batching, SoItIsWithPackedWeights) {
-  Machine m;
-  PackedModel packed = load_packed_model(std::filesystem::path(FATHOM_TEST_DATA) / "oracle" / "v3_mtp", m.pool);
-  m.model = make_model(packed.config, packed.weights);
-  const int64_t context = std::min<int64_t>(m.model.config.max_position_embeddings, 500);
-  expect_same_as_alone(m, {.pass_tokens = 40, .context = context}, 30, 4, false);
+  for (const char* name : {"v3_mtp", "v32_dsa"}) {
+    Machine m;
+    PackedModel packed = load_packed_model(std::filesystem::path(FATHOM_TEST_DATA) / "oracle" / name, m.pool);
+    m.model = make_model(packed.config, packed.weights);
+    const int64_t context = std::min<int64_t>(m.model.config.max_position_embeddings, 500);
+    expect_same_as_alone(m, {.pass_tokens = 40, .context = context}, 30, 4, false);
+  }
+}
+
+// Prompts are longer than what their tokens attend to; pages carry index keys, which are found with them.
+TEST(Batching, SoItIsWithSparseAttention) {
+  Machine m(tiny_v32());
+  expect_same_as_alone(m, {.pass_tokens = 48, .context = 700}, 40, 1, false);
+  for (const Format kv_type : {Format::bf16, Format::f16, Format::f8_e4m3, Format::q8_0}) {
+    expect_same_as_alone(m, {.pass_tokens = 100, .context = 500, .kv_type = kv_type}, 16, 2, false);
+  }
+  expect_same_as_alone(m, {.pass_tokens = 64, .cache_tokens = 9 * kCachePageRows, .context = 500}, 40, 3, true);
+  expect_same_as_alone(m, {.pass_tokens = 48, .context = 700, .draft_tokens = 3, .draft_sequences = 100}, 40, 5, false);
+  expect_same_as_alone(m,
+                       {.pass_tokens = 64,
+                        .cache_tokens = 9 * kCachePageRows,
+                        .context = 500,
+                        .kv_type = Format::bf16,
+                        .draft_tokens = 2},
+                       40, 6, true);
+}
+
+TEST(Batching, IndexKeysAreReadFromFiles) {
+  Machine m(tiny_v32());
+  for (const auto& [kv_type, drafts] : {std::pair{Format::f32, 0}, {Format::bf16, 2}, {Format::f8_e4m3, 0}}) {
+    const TemporaryDirectory folder;
+    BatchingOptions options{.pass_tokens = 48, .context = 500, .kv_type = kv_type, .draft_tokens = drafts};
+    const auto loaded = [&](const std::string& identity) {
+      PageStore store(folder.path(), identity, Batching::page_bytes(m.model, options), 1 << 30);
+      options.store = &store;
+      PassCounts counts;
+      expect_same_as_alone(m, options, 25, 7, false, &counts);
+      EXPECT_EQ(store.state().failed, 0);
+      return counts.loaded_tokens;
+    };
+    EXPECT_EQ(loaded("a"), 0);
+    EXPECT_GT(loaded("a"), 0) << "of the run before";
+    EXPECT_EQ(loaded("b"), 0) << "of another model";
+  }
+}
+
+// Of the same pages' size: f16 and bf16; a model that attends to all, whose pages have no index keys; other keys.
+TEST(Batching, PagesOfOtherCachesAreNotTaken) {
+  const TemporaryDirectory folder;
+  const auto loaded = [&](const ModelConfig& config, Format kv_type) {
+    Machine m(config);
+    BatchingOptions options{.kv_type = kv_type};
+    // As fathom serve has it, for one file of a model.
+    PageStore store(folder.path(), fmt::format("{}\nmodel", format_traits(kv_type).name),
+                    Batching::page_bytes(m.model, options), 1 << 30);
+    options.store = &store;
+    Batching batching(m.ctx, m.model, &m.tokenizer, options);
+    std::vector<int32_t> prompt(200);
+    std::iota(prompt.begin(), prompt.end(), 1);
+    batching.add({.prompt = prompt, .options = {.max_tokens = 1}});
+    while (batching.step()) continue;
+    return batching.counts().loaded_tokens;
+  };
+  ModelConfig wider = tiny_v32();
+  wider.indexer.head_dim = 12;
+  EXPECT_EQ(loaded(tiny_v32(), Format::f16), 0);
+  EXPECT_EQ(loaded(tiny_v32(), Format::bf16), 0);
+  EXPECT_EQ(loaded(tiny_v3(), Format::f16), 0);
+  EXPECT_EQ(loaded(wider, Format::f16), 0);
+  EXPECT_EQ(loaded(tiny_v32(), Format::f16), 192);
+  EXPECT_EQ(loaded(tiny_v32(), Format::bf16), 192);
+  EXPECT_EQ(loaded(wider, Format::f16), 192);
+}
+
+TEST(Batching, LogProbabilitiesOfAPromptAreThoseOfAllItsPieces) {
+  Machine m(tiny_v32());
+  std::vector<int32_t> prompt(150);
+  std::iota(prompt.begin(), prompt.end(), 3);
+  const auto logprobs = [&](int64_t pass_tokens) {
+    Batching batching(m.ctx, m.model, &m.tokenizer, {.pass_tokens = pass_tokens});
+    Generation result;
+    batching.add({.prompt = prompt,
+                  .options = {.max_tokens = 2},
+                  .prompt_top_logprobs = 3,
+                  .on_tokens = {},
+                  .on_end = [&](const Generation& g, const std::string&) { result = g; }});
+    while (batching.step()) continue;
+    return result.prompt_logprobs;
+  };
+  const std::vector<TokenLogprobs> whole = logprobs(512);
+  ASSERT_EQ(whole.size(), 149u);
+  for (const int64_t pass_tokens : {64, 7}) EXPECT_TRUE(logprobs(pass_tokens) == whole) << pass_tokens;
+  // They are those of the pass that scores.
+  const Tensor logits = head_logits(m.ctx, m.model, forward(m.ctx, m.model, make_batch(m.ctx, {&prompt, 1})));
+  for (int64_t t = 0; t < 149; ++t) {
+    double sum = 0;
+    for (int64_t i = 0; i < logits.cols(); ++i) sum += std::exp(static_cast<double>(logits.f32(t, i)));
+    EXPECT_NEAR(whole[static_cast<size_t>(t)].logprob,
+                logits.f32(t, prompt[static_cast<size_t>(t) + 1]) - std::log(sum), 1e-4);
+  }
 }
 
 // A request of many sequences does not keep others out, nor do many requests of one owner.

@@ -7,7 +7,7 @@
 namespace fathom {
 
 struct BytesMachine {
-  ModelConfig config = tiny_v3();
+  ModelConfig config;
   Parameters parameters;
   Model model;
   ThreadPool pool{2};
@@ -15,7 +15,7 @@ struct BytesMachine {
   Context ctx{pool, arena};
   Tokenizer tokenizer = Tokenizer::bytes();
 
-  explicit BytesMachine(int64_t max_position_embeddings) {
+  explicit BytesMachine(int64_t max_position_embeddings, const ModelConfig& like = tiny_v3()) : config(like) {
     config.vocab_size = 300;  // room for bytes
     config.max_position_embeddings = max_position_embeddings;
     parameters = allocate_parameters(config);

@@ -246,6 +246,18 @@ TEST(Draft, APromptReadInPiecesLeavesTheModuleWhatOnePassLeaves) {
   }
 }
 
+TEST(Draft, SparseModelsSayTheSameWithDrafts) {
+  ModelConfig config = tiny_v32();
+  config.vocab_size = 300;
+  config.max_position_embeddings = 5000;
+  Machine m(config);
+  for (const int64_t n : {3, 40, 150}) {
+    const std::vector<int32_t> prompt = random_ids(n, 256, static_cast<uint64_t>(n));
+    for (const int64_t n_drafts : {1, 4}) expect_no_difference(m, prompt, {.max_tokens = 60}, n_drafts);
+  }
+  expect_no_difference(m, random_ids(4200, 256, 8), {.max_tokens = 8}, 2, 5000);  // in pieces
+}
+
 TEST(Draft, PenaltiesCountTheDraftsBeforeOne) {
   Machine m(kMtpFixture);
   const Batch batch = make_batch(m.ctx, {&kPrompt, 1});
@@ -322,7 +334,7 @@ TEST(Draft, TokensReadTogetherGetTheBitsOfTokensReadOneByOne) {
       }
     }
   };
-  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_v32()}) {
     Machine m(config);
     check(m, 5);
     check(m, 7, Format::f8_e4m3);

@@ -11,7 +11,7 @@ namespace fathom {
 namespace {
 
 struct Machine : BytesMachine {
-  Machine() : BytesMachine(96) {}
+  explicit Machine(const ModelConfig& like = tiny_v3()) : BytesMachine(96, like) {}
   Sequence sequence(int64_t capacity = 96) const { return {{}, make_latent_cache(config, capacity)}; }
   Generation run(const std::vector<int32_t>& prompt, const GenerationOptions& options,
                  const GenerationCallbacks& callbacks = {}) {
@@ -66,12 +66,14 @@ TEST(Generation, TellsLogProbabilitiesAsTheModelGaveThem) {
 }
 
 TEST(Generation, CachedGreedyEqualsReadingEverythingAgain) {
-  Machine m;
-  const Generation result = m.run(kPrompt, {.max_tokens = 40});
-  EXPECT_EQ(result.ids, greedy_without_cache(m, kPrompt, 40));
-  EXPECT_EQ(result.finish, FinishReason::length);
-  EXPECT_EQ(result.prompt_tokens, 7);
-  EXPECT_EQ(result.cached_tokens, 0);
+  for (const ModelConfig& config : {tiny_v3(), tiny_v32()}) {
+    Machine m(config);
+    const Generation result = m.run(kPrompt, {.max_tokens = 40});
+    EXPECT_EQ(result.ids, greedy_without_cache(m, kPrompt, 40));
+    EXPECT_EQ(result.finish, FinishReason::length);
+    EXPECT_EQ(result.prompt_tokens, 7);
+    EXPECT_EQ(result.cached_tokens, 0);
+  }
 }
 
 TEST(Generation, AKnownPrefixIsNotReadAgain) {

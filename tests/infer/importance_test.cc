@@ -70,6 +70,11 @@ void expect_layer(const Imatrix& got, const ModelConfig& config, int64_t layer, 
   const MlaSaved& a = s.attention;
   expect_sums(got, blk + (config.q_lora_rank > 0 ? "attn_q_a.weight" : "attn_q.weight"), 0, rows_of(a.input));
   if (config.q_lora_rank > 0) expect_sums(got, blk + "attn_q_b.weight", 0, rows_of(a.q_latent));
+  if (config.is_sparse()) {
+    expect_sums(got, blk + "indexer.attn_q_b.weight", 0, rows_of(a.q_latent));
+    expect_sums(got, blk + "indexer.attn_k.weight", 0, rows_of(a.input));
+    expect_sums(got, blk + "indexer.proj.weight", 0, rows_of(a.input));
+  }
   expect_sums(got, blk + "attn_kv_a_mqa.weight", 0, rows_of(a.input));
   expect_sums(got, blk + "attn_kv_b.weight", 0, rows_of(a.latent));
   expect_sums(got, blk + "attn_v_b.weight", 0, rows_of(a.latent));
@@ -105,7 +110,7 @@ void expect_layer(const Imatrix& got, const ModelConfig& config, int64_t layer, 
 }
 
 TEST_F(Importance, IsTheSumOfWhatGoesIntoEveryMatrix) {
-  for (const char* name : {"v3_mtp", "v2_lite_like", "moonlight_like"}) {
+  for (const char* name : {"v3_mtp", "v2_lite_like", "moonlight_like", "v32_dsa"}) {
     SCOPED_TRACE(name);
     const PackedModel packed = load_packed_model(kOracle / name, pool_);
     const Model model = make_model(packed.config, packed.weights);

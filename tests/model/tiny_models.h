@@ -57,6 +57,14 @@ inline ModelConfig tiny_dense() {
   return c;
 }
 
+// Sparse attention to a tenth of what its contexts hold.
+inline ModelConfig tiny_v32() {
+  ModelConfig c = tiny_v3();
+  c.model_type = "deepseek_v32";
+  c.indexer = {.n_heads = 3, .head_dim = 8, .topk = 14};
+  return c;
+}
+
 // Initialized, with norms and biases that are not bland.
 inline Parameters tiny_parameters(const ModelConfig& config, uint64_t seed = 7) {
   Parameters p = allocate_parameters(config);

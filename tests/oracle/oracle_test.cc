@@ -34,10 +34,16 @@ struct Fixture {
 
 // Those of the project, then those of FATHOM_FIXTURES.
 std::vector<Fixture> fixtures() {
-  std::vector<Fixture> all = {
-      {kData / "v3_tiny"},      {kData / "v3_tiny", "sharded"}, {kData / "v3_norope_scaling"}, {kData / "v3_rope_half"},
-      {kData / "v2_lite_like"}, {kData / "v2_group_limited"},   {kData / "moonlight_like"},    {kData / "v3_mtp"},
-      {kData / "v3_fp8"}};
+  std::vector<Fixture> all = {{kData / "v3_tiny"},
+                              {kData / "v3_tiny", "sharded"},
+                              {kData / "v3_norope_scaling"},
+                              {kData / "v3_rope_half"},
+                              {kData / "v2_lite_like"},
+                              {kData / "v2_group_limited"},
+                              {kData / "moonlight_like"},
+                              {kData / "v3_mtp"},
+                              {kData / "v3_fp8"},
+                              {kData / "v32_dsa"}};
   if (const char* more = std::getenv("FATHOM_FIXTURES"); more != nullptr) {
     for (const auto& entry : fs::directory_iterator(more)) {
       if (fs::exists(entry.path() / "expected.json")) all.push_back({entry.path()});
@@ -228,14 +234,16 @@ TEST_P(Oracle, RoundedGradientsAreNear) {
     Precision precision;
     double relative, cosine;  // |g - oracle| / |oracle| at most, angle between them at least
   };
+  // FP8 turns choices of keys too, 8 of 40 at the most.
+  const Case in_fp8 = loaded.config.is_sparse() ? Case{Precision::fp8, 1.3, 0.4} : Case{Precision::fp8, 0.8, 0.7};
   for (const auto& [precision, relative, cosine] :
-       {Case{Precision::f32, 1e-5, 1 - 1e-9}, Case{Precision::bf16, 0.3, 0.95}, Case{Precision::fp8, 0.8, 0.7}}) {
+       {Case{Precision::f32, 1e-5, 1 - 1e-9}, Case{Precision::bf16, 0.3, 0.95}, in_fp8}) {
     rounding.precision = precision;
     Parameters grads = allocate_parameters(loaded.config, false);
     loss_and_gradients(ctx, rounding, grads.weights, batch, make_targets(ctx, batch), options);
     double difference = 0, oracle = 0, own = 0, product = 0;
     for_each_tensor(grads.weights, loaded.config, [&](const NamedTensor& t) {
-      if (!t.trained) return;
+      if (!t.trained || t.name.find(".indexer.") != std::string::npos) return;
       const StoredTensor* stored = want.find(t.name);
       ASSERT_NE(stored, nullptr) << t.name;
       const std::vector<float> values = floats(*stored);
@@ -463,13 +471,6 @@ TEST(OracleOf, ThreeAdamwSteps) {
   });
   EXPECT_LE(most, double(facts.root()["tolerance"]["adamw_params_max"]));
   EXPECT_LE(total / static_cast<double>(n), double(facts.root()["tolerance"]["adamw_params_mean"]));
-}
-
-TEST(OracleOf, SparseAttentionModelsAreRefusedByName) {
-  const Output inspect = program(fmt::format("inspect '{}' 2>&1", (kData / "v32_dsa").string()));
-  EXPECT_EQ(inspect.exit_code, 1);
-  EXPECT_NE(inspect.output.find("deepseek_v32"), std::string::npos) << inspect.output;
-  EXPECT_EQ(std::count(inspect.output.begin(), inspect.output.end(), '\n'), 1) << inspect.output;
 }
 
 }  // namespace

@@ -20,7 +20,8 @@ namespace {
 
 struct Options {
   TrainOptions train;
-  std::string schedule = "cosine", balance = "auto", precision = "f32", moments = "auto", save_format = "f32";
+  std::string schedule = "cosine", balance = "auto", dsa = "auto", precision = "f32", moments = "auto",
+              save_format = "f32";
   std::string recompute = "none";
   std::string save_mode = "auto", save_failure = "stop";
   double min_lr = -1;
@@ -102,6 +103,7 @@ void run(Options options, const CommonOptions& common) {
   train_options.lr.schedule = schedule_named(options.schedule);
   train_options.lr.min = options.min_lr < 0 ? train_options.lr.peak / 10 : options.min_lr;
   train_options.balance = balance_named(options.balance);
+  train_options.dsa = dsa_named(options.dsa);
   train_options.saver.mode = save_mode_named(options.save_mode);
   train_options.saver.on_failure = save_failure_named(options.save_failure);
   train_options.seed = common.seed;
@@ -214,6 +216,20 @@ void add_train(CLI::App& app, CommonOptions& common) {
   c->add_option("--mtp-weight-late", o.mtp_weight_late, "Weight of the MTP loss behind it")
       ->needs("--mtp-late-at")
       ->capture_default_str();
+  c->add_option("--dsa", options->dsa,
+                "Sparse attention (V3.2): warmup trains the indexers alone beside dense attention, and gives a model "
+                "of --init without any new ones; sparse trains all; off leaves them, and attends to all")
+      ->check(CLI::IsMember({"auto", "off", "warmup", "sparse"}))
+      ->default_str("sparse for models with indexers");
+  std::vector<CLI::Option*> of_warmup = {
+      c->add_option("--index-n-heads", o.indexer.n_heads, "Heads of a new indexer")->capture_default_str(),
+      c->add_option("--index-head-dim", o.indexer.head_dim, "Their width")->capture_default_str(),
+      c->add_option("--index-topk", o.indexer.topk, "Tokens that it chooses")->capture_default_str()};
+  CLI::Option* const yarn =
+      c->add_option("--yarn-factor", o.yarn_factor,
+                    "Have the model of --init read so many times longer sequences, by YaRN (V3 section 4.3)");
+  c->add_option("--yarn-original", o.yarn_original, "Than these tokens (default: its max_position_embeddings)")
+      ->needs(yarn);
   c->add_option("--tensorboard", o.tensorboard, "Event files for TensorBoard too")->type_name("DIR");
   c->add_option("--val-data", o.val_data, "What is not learned from; as --data")->type_name("PATH...");
   c->add_option("--val-every", o.val_every, "Validate every N steps (0: after the last only)");
@@ -260,7 +276,11 @@ void add_train(CLI::App& app, CommonOptions& common) {
       ->capture_default_str();
   c->add_option("--temperature", options->sample_temperature, "Of samples; 0 takes the likeliest")
       ->capture_default_str();
-  c->callback([options, &common, decay, of_many = std::array{per_node, hang, pp_schedule}] {
+  c->callback([options, &common, decay, of_many = std::array{per_node, hang, pp_schedule}, of_warmup] {
+    for (const CLI::Option* const each : of_warmup) {
+      if (each->count() > 0 && options->dsa != "warmup")
+        throw UsageError("train: {} is of --dsa warmup, which makes new indexers", each->get_name());
+    }
     for (const CLI::Option* const each : of_many) {
       if (each->count() == 0 || has_layout(*options)) continue;
       throw UsageError("train: {} is for several processes; start them with mpirun", each->get_name());

@@ -16,6 +16,9 @@ struct StepMetrics {
   int64_t steps = 0;  // that the run is to have
   double loss = 0;
   std::optional<double> mtp_loss;
+  // Of indexers that train: KL to the attention a token and layer, and how much of it the chosen tokens hold (recall of
+  // ops/indexer_loss.h).
+  std::optional<double> indexer_loss, indexer_recall;
   double lr = 0, grad_norm = 0;
   int64_t tokens = 0;  // learned from since the beginning
   double tokens_per_s = 0;

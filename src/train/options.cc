@@ -29,6 +29,9 @@ constexpr Named<Precision> kPrecisions[] = {{"f32", Precision::f32},
                                             {"fp8", Precision::fp8},
                                             {"fp8-per-tensor", Precision::fp8_per_tensor}};
 
+constexpr Named<Dsa> kDsas[] = {
+    {"auto", Dsa::automatic}, {"off", Dsa::off}, {"warmup", Dsa::warmup}, {"sparse", Dsa::sparse}};
+
 constexpr Named<Recompute> kRecomputes[] = {
     {"none", Recompute::none}, {"selective", Recompute::selective}, {"full", Recompute::full}};
 
@@ -174,6 +177,18 @@ void check_options(const TrainOptions& o) {
   within("--mtp-weight", o.mtp_weight, 0, 100, "between 0 and 100");
   within("--mtp-weight-late", o.mtp_weight_late, 0, 100, "between 0 and 100");
   if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
+  if (o.dsa == Dsa::warmup && o.init.empty()) {
+    throw UsageError("train: --dsa warmup trains the indexer of a model that attends already; give it with --init");
+  }
+  positive("--index-n-heads", o.indexer.n_heads);
+  positive("--index-head-dim", o.indexer.head_dim);
+  positive("--index-topk", o.indexer.topk);
+  if (o.yarn_factor != 0) within("--yarn-factor", o.yarn_factor, 1, 1e6, "between 1 and 1e6");
+  not_negative("--yarn-original", o.yarn_original);
+  if (o.yarn_factor != 0 && o.init.empty()) {
+    throw UsageError(
+        "train: --yarn-factor extends the model of --init; a --model-config has a rope_scaling of its own");
+  }
   if (o.val_every > 0 && o.val_data.empty()) {
     throw UsageError("train: --val-every needs --val-data PATH...: text that is not learned from");
   }
@@ -249,6 +264,7 @@ Settings settings_of(const TrainOptions& o, const ModelConfig& c, const DatasetI
                        {"mtp-weight", fmt::to_string(o.mtp_weight)},
                        {"mtp-weight-late", fmt::to_string(o.mtp_late_at > 0 ? o.mtp_weight_late : o.mtp_weight)},
                        {"mtp-late-at", fmt::to_string(o.mtp_late_at)}};
+  if (c.is_sparse()) settings["dsa"] = name_in(kDsas, resolve_dsa(o, c));
   const auto config = nlohmann::json::parse(config_json(c, Format::f32));
   for (const auto& [key, value] : config.items()) settings["the model's " + key] = value.dump();
   return settings;
@@ -263,6 +279,16 @@ Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
   if (o.balance != Balance::automatic) return o.balance;
   return has_bias ? Balance::bias : Balance::aux;
 }
+
+Dsa resolve_dsa(const TrainOptions& o, const ModelConfig& config) {
+  if (o.dsa == Dsa::sparse && !config.is_sparse()) {
+    throw UsageError("train: --dsa sparse needs a model with an indexer (deepseek_v32): give it one by --dsa warmup");
+  }
+  if (o.dsa != Dsa::automatic) return o.dsa;
+  return config.is_sparse() ? Dsa::sparse : Dsa::off;
+}
+
+Dsa dsa_named(const std::string& name) { return value_in(kDsas, name, "--dsa", "auto, off, warmup or sparse"); }
 
 Precision precision_named(const std::string& name) {
   return value_in(kPrecisions, name, "--precision", "f32, bf16, fp8 or fp8-per-tensor");

@@ -23,6 +23,14 @@ enum class Balance {
   aux_batch,  // the same over all tokens of a micro-batch
   none
 };
+// What of a model with an indexer trains (V3.2 section 2.1.1).
+enum class Dsa {
+  automatic,  // sparse for models with an indexer
+  off,        // attention is dense, indexers stay as they are
+  warmup,     // indexers alone, beside dense attention
+  sparse      // all: attention to what the indexers choose, and indexers by their own loss
+};
+Dsa dsa_named(const std::string& name);
 Balance balance_named(const std::string& name);
 Precision precision_named(const std::string& name);
 Recompute recompute_named(const std::string& name);
@@ -65,6 +73,13 @@ struct TrainOptions {
   double mtp_weight_late = 0.1;
   int64_t mtp_late_at = 0;
 
+  Dsa dsa = Dsa::automatic;
+  IndexerDims indexer{64, 128, 2048};  // that --dsa warmup gives a model without one
+  // YaRN by which --init's model reads so many times longer sequences than yarn_original tokens (0: than its
+  // max_position_embeddings); 0: as it is.
+  double yarn_factor = 0;
+  int64_t yarn_original = 0;
+
   int64_t val_every = 0;       // 0: only after the last step
   int64_t val_sequences = 64;  // at most, in the middle of the run; the last validation reads all
   int64_t save_every = 0;      // 0: only at the end
@@ -87,6 +102,9 @@ void check_files(const TrainOptions& options);
 
 // `automatic` made one of the others; UsageError when the model has no correction biases.
 Balance resolve_balance(const TrainOptions& options, const ModelConfig& config);
+
+// `automatic` made one of the others; UsageError where the model has no indexer and none to get.
+Dsa resolve_dsa(const TrainOptions& options, const ModelConfig& config);
 
 // What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
 // longer, its schedule then follows the new number.

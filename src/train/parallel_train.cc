@@ -111,6 +111,11 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
   return m;
 }
 
+void check_attention(const ModelConfig& config) {
+  if (!config.is_sparse()) return;
+  throw UsageError("train: a model with an indexer (deepseek_v32) trains in one process so far; leave mpirun out");
+}
+
 // Every step's micro-batches must be the same number in every column.
 void check_all_steps(const TrainOptions& o, const ParallelLayout& layout, const ModelConfig& config,
                      const Reading& reading) {
@@ -174,6 +179,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
   const ModelConfig config = trained_config(options, tokenizer);
   check_fit(options, config, tokenizer);
+  check_attention(config);
   check_layout(layout, comm.size(), config, options.batch_size, options.micro_batch);
   if (options.mask_documents && tokenizer.eos_id() < 0) {
     throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");

@@ -79,6 +79,9 @@ const averaged=column('val_loss_average');if(averaged.length)losses.push({name:'
 if(loss.length)chart('Loss (nats a token)',losses,true);
 for(const [key,title] of [['lr','Learning rate'],['grad_norm','Gradient norm'],['tokens_per_s','Tokens a second'],['mfu','Model FLOPs utilization']]){
   const points=column(key);if(points.length)chart(title,[{name:key,color:'var(--a)',points}])}
+const kl=column('indexer_loss'),recall=column('indexer_recall');
+if(kl.length)chart('Indexer: KL to the attention (nats a token and layer)',[{name:'of a step',color:'var(--a)',points:kl,faint:true},{name:'smoothed',color:'var(--a)',points:smooth(kl)}]);
+if(recall.length)chart('Indexer: attention that its choice holds, as a part of the best choice',[{name:'of a step',color:'var(--a)',points:recall,faint:true},{name:'smoothed',color:'var(--a)',points:smooth(recall)}]);
 const violation=column('max_violation'),whole=column('val_max_violation');
 if(violation.some(p=>p[1]>0)){const series=[{name:'of a step',color:'var(--a)',points:violation,faint:true},{name:'smoothed',color:'var(--a)',points:smooth(violation)}];
   if(whole.length)series.push({name:'over the validation text',color:'var(--b)',points:whole});

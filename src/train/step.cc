@@ -9,10 +9,50 @@
 #include "train/balance.h"
 
 namespace fathom {
+namespace {
+
+void give_indexer(const TrainOptions& o, ModelConfig& config) {
+  if (config.is_sparse()) {
+    if (o.indexer == TrainOptions().indexer || o.indexer == config.indexer) return;
+    throw UsageError(
+        "train: the model of --init has an indexer already, of {} heads of {} that choose {} tokens; leave out "
+        "--index-n-heads, --index-head-dim and --index-topk",
+        config.indexer.n_heads, config.indexer.head_dim, config.indexer.topk);
+  }
+  if (config.model_type != "deepseek_v3" || config.q_lora_rank == 0) {
+    throw UsageError(
+        "train: --dsa warmup gives an indexer to models of the kind deepseek_v3 with a q_lora_rank, which it reads");
+  }
+  config.model_type = "deepseek_v32";
+  config.indexer = o.indexer;
+}
+
+// As V3 section 4.3 has it.
+void extend_by_yarn(const TrainOptions& o, ModelConfig& config) {
+  if (config.rope_scaling && o.yarn_original == 0) {
+    throw UsageError(
+        "train: the model of --init is extended already, by {} from {} tokens; say with --yarn-original how many "
+        "tokens --yarn-factor multiplies now",
+        config.rope_scaling->factor, config.rope_scaling->original_max_position_embeddings);
+  }
+  const int64_t original = o.yarn_original > 0 ? o.yarn_original : config.max_position_embeddings;
+  const double longest = o.yarn_factor * static_cast<double>(original);
+  if (longest > static_cast<double>(int64_t{1} << 31)) {
+    throw UsageError("train: --yarn-factor {} of {} tokens makes more than 2^31", o.yarn_factor, original);
+  }
+  config.rope_scaling = YarnScaling{
+      .factor = o.yarn_factor, .original_max_position_embeddings = original, .mscale = 1, .mscale_all_dim = 1};
+  config.max_position_embeddings = static_cast<int64_t>(longest);
+}
+
+}  // namespace
 
 ModelConfig trained_config(const TrainOptions& o, const Tokenizer& tokenizer) {
   ModelConfig config = read_model_config(o.init.empty() ? o.model_config : o.init);
   config.weight_block_rows = config.weight_block_cols = 0;  // trained weights are f32
+  if (o.dsa == Dsa::warmup) give_indexer(o, config);
+  if (o.yarn_factor > 0) extend_by_yarn(o, config);
+  check_config(config, printable((o.init.empty() ? o.model_config : o.init).native()));
   if (config.bos_token_id < 0) config.bos_token_id = tokenizer.bos_id();
   if (config.eos_token_ids.empty() && tokenizer.eos_id() >= 0) config.eos_token_ids = {tokenizer.eos_id()};
   return config;
@@ -28,22 +68,29 @@ LossOptions loss_of_run(const TrainOptions& o, const ModelConfig& config, Balanc
   loss.mtp_weight = config.num_nextn_predict_layers > 0 ? o.mtp_weight : 0;
   loss.balance_alpha = alpha;
   loss.balance_over_batch = balance == Balance::aux_batch;
+  const Dsa dsa = resolve_dsa(o, config);
+  loss.train_indexers = dsa == Dsa::sparse || dsa == Dsa::warmup;
+  loss.indexers_alone = dsa == Dsa::warmup;
+  if (loss.indexers_alone && config.num_nextn_predict_layers > 0) loss.mtp_weight = 1;  // their layers' indexers too
   return loss;
 }
 
 LossOptions loss_of_step(const TrainOptions& o, const LossOptions& of_run, int64_t step,
                          std::span<const Examples> micro_batches, int64_t n_mtp_modules) {
   LossOptions loss = of_run;
-  if (loss.mtp_weight > 0 && o.mtp_late_at > 0 && step > o.mtp_late_at) loss.mtp_weight = o.mtp_weight_late;
-  int64_t n_main = 0, n_mtp = 0, n_sequences = 0;
+  const bool late = o.mtp_late_at > 0 && step > o.mtp_late_at;
+  if (loss.mtp_weight > 0 && late && !loss.indexers_alone) loss.mtp_weight = o.mtp_weight_late;
+  int64_t n_main = 0, n_mtp = 0, n_sequences = 0, n_tokens = 0;
   for (const Examples& part : micro_batches) {
     n_main += part.n_main;
     n_mtp += count_mtp_targets(part.sequences, n_mtp_modules);
     n_sequences += part.n_sequences();
+    for (const std::vector<int32_t>& sequence : part.sequences) n_tokens += std::ssize(sequence);
   }
   const auto per = [](int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; };
   loss.main_scale = per(n_main);
   loss.mtp_scale = per(n_mtp);
+  loss.indexer_scale = per(n_tokens);
   loss.balance_scale = per(loss.balance_over_batch ? std::ssize(micro_batches) : n_sequences);
   return loss;
 }
@@ -51,6 +98,7 @@ LossOptions loss_of_step(const TrainOptions& o, const LossOptions& of_run, int64
 double gradient_scale(const TrainOptions& o, double norm) { return o.clip > 0 && norm > o.clip ? o.clip / norm : 1; }
 
 double bias_speed(const TrainOptions& o, Balance balance, int64_t step) {
+  if (o.dsa == Dsa::warmup) return 0;
   const bool frozen = static_cast<double>(step) > static_cast<double>(o.steps) * (1 - o.bias_freeze);
   return balance == Balance::bias && !frozen ? o.bias_update_speed : 0;
 }
@@ -66,6 +114,10 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
   m.steps = o.steps;
   m.loss = loss.loss();
   if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
+  if (loss.indexer.n > 0) {
+    m.indexer_loss = loss.indexer.kl_mean();
+    if (loss.indexer.n_recall > 0) m.indexer_recall = loss.indexer.recall_mean();
+  }
   m.lr = learning_rate(o.lr, step);
   m.grad_norm = gradient_norm;
   m.max_violation = max_violation(loss.expert_load);
@@ -77,7 +129,8 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
 }
 
 bool is_finite(const StepMetrics& m) {
-  return std::isfinite(m.loss) && std::isfinite(m.mtp_loss.value_or(0)) && std::isfinite(m.grad_norm);
+  return std::isfinite(m.loss) && std::isfinite(m.mtp_loss.value_or(0)) && std::isfinite(m.indexer_loss.value_or(0)) &&
+         std::isfinite(m.grad_norm);
 }
 
 std::string begin_step(const TrainOptions& o, const Reading& reading, const StepMetrics& m, TrainedState& state) {

@@ -116,6 +116,8 @@ void TensorboardLog::write(const StepMetrics& m) {
   std::string summary;
   append_scalar(summary, "train/loss", m.loss);
   append_scalar(summary, "train/mtp_loss", m.mtp_loss);
+  append_scalar(summary, "train/indexer_loss", m.indexer_loss);
+  append_scalar(summary, "train/indexer_recall", m.indexer_recall);
   append_scalar(summary, "train/lr", m.lr);
   append_scalar(summary, "train/grad_norm", m.grad_norm);
   append_scalar(summary, "train/tokens", static_cast<double>(m.tokens));

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <unordered_map>
 #include <utility>
 
 #include "base/file.h"
@@ -60,7 +61,8 @@ double tokens_of_pass(const TrainOptions& o) {
 }
 
 // What a micro-batch leaves for its backward pass.
-double batch_bytes(const TrainOptions& o, const ModelConfig& config) {
+double batch_bytes(const TrainOptions& o, ModelConfig config) {
+  if (std::max(o.seq_len, o.extend_seq_len) <= config.indexer.topk) config.indexer.topk = 0;  // nothing is chosen
   return tokens_of_pass(o) * static_cast<double>(saved_floats_a_token(config, o.recompute, o.precision)) *
          sizeof(float);
 }
@@ -82,10 +84,27 @@ ModelConfig initial_config(const TrainOptions& o, const Tokenizer& tokenizer) {
   return config;
 }
 
+// The weights of a model without indexers, beside new ones.
+Parameters with_indexers(const LoadedModel& loaded, const ModelConfig& config, uint64_t seed) {
+  Parameters parameters = allocate_parameters(config);
+  initialize(parameters, config, seed);
+  std::unordered_map<std::string, Tensor> there;
+  for_each_tensor(loaded.parameters.weights, loaded.config,
+                  [&](const NamedTensor& t) { there.emplace(t.name, t.view); });
+  for_each_tensor(parameters.weights, config, [&](const NamedTensor& t) {
+    if (const auto found = there.find(t.name); found != there.end()) {
+      std::memcpy(t.view.data, found->second.data, static_cast<size_t>(t.view.size_bytes()));
+    }
+  });
+  return parameters;
+}
+
 TrainedState initial_state(const TrainOptions& o, const ModelConfig& config, ThreadPool& pool) {
   TrainedState state;
   if (!o.init.empty()) {
-    state.parameters = load_model(o.init, pool).parameters;
+    LoadedModel loaded = load_model(o.init, pool);
+    state.parameters = config.is_sparse() == loaded.config.is_sparse() ? std::move(loaded.parameters)
+                                                                       : with_indexers(loaded, config, o.seed);
   } else {
     state.parameters = allocate_parameters(config);
     initialize(state.parameters, config, o.seed);
@@ -111,6 +130,28 @@ std::string indented(std::string_view text) {
   return block;
 }
 
+// The stretches of what trains, indexers apart from all else.
+struct TrainedRuns {
+  std::vector<DecayRun> main, indexers;
+};
+TrainedRuns trained_runs(const Parameters& parameters, const ModelConfig& config, const LossOptions& loss) {
+  const auto begin = static_cast<size_t>(parameters.indexers_begin), end = static_cast<size_t>(parameters.indexers_end);
+  TrainedRuns trained;
+  const auto add = [](std::vector<DecayRun>& to, const DecayRun& run, size_t from, size_t until) {
+    from = std::max(from, run.begin);
+    until = std::min(until, run.begin + run.size);
+    if (from < until) to.push_back({from, until - from, run.decays});
+  };
+  for (const DecayRun& run : decay_runs(parameters, config)) {
+    if (!loss.indexers_alone) {
+      add(trained.main, run, 0, begin);
+      add(trained.main, run, end, parameters.trained().size());
+    }
+    if (loss.train_indexers) add(trained.indexers, run, begin, end);
+  }
+  return trained;
+}
+
 // Everything that a step works on.
 struct Run {
   const TrainOptions& options;
@@ -122,7 +163,7 @@ struct Run {
   TrainedState state;
   Model model;  // views of state.parameters
   Parameters gradients;
-  std::vector<DecayRun> decay;
+  TrainedRuns runs;
   LossOptions loss;
   Balance balance;
   Arena scratch{};  // of what is made again
@@ -158,20 +199,37 @@ std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
   return total;
 }
 
-// One step of the optimizer with a gradient of this norm. Returns whether weights and moments are finite behind it.
-bool update(Run& run, int64_t step, const LossResult& loss, double lr, double norm) {
+// Norms of the gradient: of the indexers, which learn from a loss of their own, and of all else.
+struct GradientNorms {
+  double main, indexers;
+  double all() const { return std::hypot(main, indexers); }
+};
+GradientNorms gradient_norms(Context& ctx, const Parameters& gradients) {
+  const std::span<float> all = gradients.trained();
+  const auto begin = static_cast<size_t>(gradients.indexers_begin), end = static_cast<size_t>(gradients.indexers_end);
+  if (begin == end) return {std::sqrt(sum_of_squares(ctx, all)), 0};
+  const double before = sum_of_squares(ctx, all.first(begin)), behind = sum_of_squares(ctx, all.subspan(end));
+  return {std::sqrt(before + behind), std::sqrt(sum_of_squares(ctx, all.subspan(begin, end - begin)))};
+}
+
+// One step of the optimizer with a gradient of these norms. Returns whether weights and moments are finite behind it.
+bool update(Run& run, int64_t step, const LossResult& loss, double lr, const GradientNorms& norms) {
   const TrainOptions& o = run.options;
-  const double scale = gradient_scale(o, norm);
   bool finite = true;
-  for (const DecayRun& r : run.decay) {
-    const auto begin = static_cast<int64_t>(r.begin), size = static_cast<int64_t>(r.size);
-    const AdamwConfig config{static_cast<float>(lr), static_cast<float>(o.beta1), static_cast<float>(o.beta2),
-                             static_cast<float>(o.eps), static_cast<float>(r.decays ? o.weight_decay : 0)};
-    finite &=
-        adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
-                   run.gradients.trained().subspan(r.begin, r.size), run.state.first_moment.values.columns(begin, size),
-                   run.state.second_moment.values.columns(begin, size), static_cast<float>(scale));
-  }
+  const auto update_runs = [&](const std::vector<DecayRun>& runs, double norm) {
+    const double scale = gradient_scale(o, norm);
+    for (const DecayRun& r : runs) {
+      const auto begin = static_cast<int64_t>(r.begin), size = static_cast<int64_t>(r.size);
+      const AdamwConfig config{static_cast<float>(lr), static_cast<float>(o.beta1), static_cast<float>(o.beta2),
+                               static_cast<float>(o.eps), static_cast<float>(r.decays ? o.weight_decay : 0)};
+      finite &= adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
+                           run.gradients.trained().subspan(r.begin, r.size),
+                           run.state.first_moment.values.columns(begin, size),
+                           run.state.second_moment.values.columns(begin, size), static_cast<float>(scale));
+    }
+  };
+  update_runs(run.runs.main, norms.main);
+  update_runs(run.runs.indexers, norms.indexers);
   if (const double speed = bias_speed(o, run.balance, step); speed != 0)
     update_biases(run.model.weights, loss.expert_load, speed);
   return finite;
@@ -210,7 +268,8 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   const std::optional<LossResult> whole = batch_gradients(run, step);
   if (!whole) return std::nullopt;
   const LossResult& loss = *whole;
-  StepMetrics m = metrics_of(o, step, loss, std::sqrt(sum_of_squares(run.ctx, run.gradients.trained())));
+  const GradientNorms norms = gradient_norms(run.ctx, run.gradients);
+  StepMetrics m = metrics_of(o, step, loss, norms.all());
   std::string why = begin_step(o, run.reading, m, run.state);
   run.changed = run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state);
   run.not_finite = !is_finite(m);
@@ -223,7 +282,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     log("step {}: skipped: {}", step, why);
     count_skipped(std::move(why), m, run.state);
   } else {
-    run.broken = !update(run, step, loss, m.lr, m.grad_norm);
+    run.broken = !update(run, step, loss, m.lr, norms);
     run.last_taken = step;
     average_weights(run, step);
     if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);
@@ -302,6 +361,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   }
   const Balance balance = resolve_balance(options, config);
   const double alpha = balance_alpha_of(options, balance);
+  const Dsa dsa = resolve_dsa(options, config);
   // Where a checkpoint is to be gone on from, there may be no room for two states.
   std::optional<TrainedState> begun;
   if (!options.resume || !has_checkpoints(options.out)) begun = initial_state(options, config, pool);
@@ -340,14 +400,15 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
           .state = std::move(state),
           .model = {},
           .gradients = {},
-          .decay = {},
+          .runs = {},
           .loss = {},
           .balance = balance};
   run.model = make_model(run.state.config, run.state.parameters.weights);
   run.model.precision = options.precision;
+  run.model.dense_attention = dsa == Dsa::off || dsa == Dsa::warmup;
   run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
-  run.decay = decay_runs(run.state.parameters, run.state.config);
   run.loss = loss_of_run(options, run.state.config, balance, alpha);
+  run.runs = trained_runs(run.state.parameters, run.state.config, run.loss);
   run.loss.recompute = options.recompute;
   run.loss.scratch = &run.scratch;
   const ParameterCount count = count_parameters(run.state.config);
@@ -400,9 +461,12 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
       log("step {}: loss {:.4f}, validation {:.4f}, {:.0f} tokens/s", step, m.loss, *m.val_loss, m.tokens_per_s);
     }
     if (m.sample) log("step {}, sample:\n{}", step, indented(*m.sample));
-    progress.update(
-        step, fmt::format("loss {:.4f}{} {:.0f} tok/s{}", m.loss, val_loss ? fmt::format(" val {:.4f}", *val_loss) : "",
-                          m.tokens_per_s, m.mfu ? fmt::format(", {:.0f} % MFU", 100 * *m.mfu) : ""));
+    progress.update(step, fmt::format("loss {:.4f}{}{} {:.0f} tok/s{}", m.loss,
+                                      m.indexer_loss ? fmt::format(" indexer {:.3f} ({:.1f} %)", *m.indexer_loss,
+                                                                   100 * m.indexer_recall.value_or(1))
+                                                     : "",
+                                      val_loss ? fmt::format(" val {:.4f}", *val_loss) : "", m.tokens_per_s,
+                                      m.mfu ? fmt::format(", {:.0f} % MFU", 100 * *m.mfu) : ""));
     result.stopped = stop_requested && stop_requested() && step < options.steps;
     saver.poll();
     // While steps are skipped there is nothing new to save, and what there is may be what they fail at.

@@ -20,7 +20,9 @@ namespace {
 
 struct Options {
   std::string model, model_config, weights = "q4_0", kv_type = "auto";
-  int64_t prompt = 512, gen = 64, depth = 0, batch = 1, reps = 3;
+  std::string attention = "auto";
+  int64_t prompt = 512, gen = 64, batch = 1, reps = 3;
+  std::vector<int64_t> depths = {0};
   bool machine = false;
   DraftOptions draft;
   PlacementOptions placement;
@@ -30,7 +32,7 @@ struct Options {
 // What a run works on: sequences of the same length, filled with random tokens.
 struct Bench {
   Context& ctx;
-  const Model& model;
+  Model model;
   std::vector<LatentCache> caches;
   Rng rng;
   Passes passes{};
@@ -42,8 +44,13 @@ struct Bench {
     }
     return tokens;
   }
-  // Appends n tokens to each sequence, in one pass, and makes the logits of the last ones.
+  // Appends n tokens to each sequence, a prompt's as generate() reads it, and makes the logits of the last ones.
   void read(int64_t n) {
+    const size_t expand_from = n >= kExpandFrom ? kExpandAll : kExpandNone;
+    for (; n > kPrefillTokens && interrupted_by == 0; n -= kPrefillTokens) read_piece(kPrefillTokens, expand_from, 0);
+    read_piece(n, expand_from, 1);
+  }
+  void read_piece(int64_t n, size_t expand_from, int64_t n_logits) {
     const ArenaScope scope(ctx.arena);
     std::vector<std::vector<int32_t>> tokens;
     std::vector<LatentCache*> pointers;
@@ -51,10 +58,20 @@ struct Bench {
       tokens.push_back(random_tokens(n));
       pointers.push_back(&cache);
     }
-    passes.run(ctx, model, tokens, pointers, {.expand_from = n >= kExpandFrom ? kExpandAll : kExpandNone});
+    passes.run(ctx, model, tokens, pointers, {.expand_from = expand_from, .n_logits = n_logits});
   }
   void cut(int64_t length) {
-    for (LatentCache& cache : caches) cache.length = length;
+    for (LatentCache& cache : caches) cache.length = std::min(cache.length, length);
+  }
+  // Reads on until so many tokens stand in each sequence.
+  void fill(int64_t depth) {
+    Progress progress("reading the context", depth, caches[0].length);
+    while (caches[0].length < depth) {
+      read_piece(std::min(kPrefillTokens, depth - caches[0].length), kExpandAll, 0);
+      progress.update(caches[0].length);
+      if (interrupted_by != 0) throw Interrupted{};
+    }
+    progress.finish();
   }
 };
 
@@ -73,15 +90,18 @@ void print_rates(const std::string& name, const std::vector<double>& rates, cons
   write_stdout(json.dump() + "\n");
 }
 
-// Runs `test` reps times after one run that is not counted, from the same depth, and prints tokens / second.
+std::string behind(int64_t depth) { return depth > 0 ? fmt::format("@d{}", depth) : ""; }
+
+// Runs `test` reps times, from the same depth, and prints tokens / second. Before that, once that is not counted, but
+// for deeper ones than the first: the machine is warm, and they take long.
 template <class Test>
-void measure(const std::string& name, int64_t n_tokens, const Options& o, const CommonOptions& common, Bench& bench,
-             const Test& test) {
+void measure(const std::string& name, int64_t n_tokens, int64_t depth, const Options& o, const CommonOptions& common,
+             Bench& bench, const Test& test) {
   std::vector<double> rates;
   const ExpertReading* reading = bench.model.reading;
   ExpertBytes before, chosen;
-  for (int64_t rep = -1; rep < o.reps; ++rep) {
-    bench.cut(o.depth);
+  for (int64_t rep = depth == o.depths[0] ? -1 : 0; rep < o.reps; ++rep) {
+    bench.cut(depth);
     if (rep == 0 && reading != nullptr) before = reading->seen;
     const double start = monotonic_s();
     test();
@@ -91,6 +111,7 @@ void measure(const std::string& name, int64_t n_tokens, const Options& o, const 
   if (reading != nullptr) chosen = reading->seen - before;
   const std::optional<double> expert_hit_rate = hit_rate(bench.model, chosen);
   nlohmann::ordered_json more = nlohmann::ordered_json::object();
+  if (bench.model.config.is_sparse()) more["attention"] = bench.model.dense_attention ? "dense" : "sparse";
   if (expert_hit_rate) more["expert_hit_rate"] = *expert_hit_rate;
   print_rates(name, rates, more, "", common);
   if (expert_hit_rate) log("{}: {:.1f}% of the experts chosen were in memory", name, 100 * *expert_hit_rate);
@@ -102,7 +123,7 @@ constexpr int64_t kOpening = 64;
 // hit by chance: behind them stands an opening that the model draws itself, another one each time.
 void measure_drafting(const Options& o, const CommonOptions& common, Bench& bench, int64_t n_drafts) {
   const ModelConfig& config = bench.model.config;
-  std::vector<int32_t> prompt = bench.random_tokens(std::max<int64_t>(o.depth, 1));
+  std::vector<int32_t> prompt = bench.random_tokens(std::max<int64_t>(o.depths[0], 1));
   if (config.bos_token_id >= 0) prompt[0] = static_cast<int32_t>(config.bos_token_id);
   const size_t depth = prompt.size();
   const Format cache_type = cache_format(o.kv_type, bench.ctx.device);
@@ -134,12 +155,12 @@ void measure_drafting(const Options& o, const CommonOptions& common, Bench& benc
     accepted += with_drafts.accepted;
     drafted += with_drafts.drafted;
   }
-  const std::string behind = o.depth > 0 ? fmt::format("@d{}", o.depth) : "";
-  print_rates(fmt::format("tg{}{}", o.gen, behind), plain_rates, nlohmann::ordered_json::object(), "", common);
+  print_rates(fmt::format("tg{}{}", o.gen, behind(o.depths[0])), plain_rates, nlohmann::ordered_json::object(), "",
+              common);
   const double speedup =
       std::accumulate(rates.begin(), rates.end(), 0.0) / std::accumulate(plain_rates.begin(), plain_rates.end(), 0.0);
   const double acceptance = drafted > 0 ? static_cast<double>(accepted) / static_cast<double>(drafted) : 0;
-  print_rates(fmt::format("tg{}+mtp{}{}", o.gen, n_drafts, behind), rates,
+  print_rates(fmt::format("tg{}+mtp{}{}", o.gen, n_drafts, behind(o.depths[0])), rates,
               {{"drafted", drafted}, {"accepted", accepted}, {"acceptance", acceptance}, {"speedup", speedup}},
               fmt::format("   {:.2f}x, {:.0f}% of the drafts accepted", speedup, 100 * acceptance), common);
 }
@@ -148,47 +169,67 @@ ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool
   if (o.model_config.empty()) return load_ready_model(o.model, o.placement, pool, device);
   const Recipe* const recipe = find_recipe(o.weights);
   if (recipe == nullptr) throw UsageError("--weights {}: must be one of {}", o.weights, recipe_names());
-  PackedModel loaded = random_model(read_model_config(o.model_config), *recipe, common.seed, device);
+  const ModelConfig config = read_model_config(o.model_config);
+  if (device != nullptr) require_dense_attention(config);
+  PackedModel loaded = random_model(config, *recipe, common.seed, device);
   Model model = make_model(loaded.config, loaded.weights);
   return {std::move(loaded), nullptr, std::move(model)};
 }
 
 void run(const Options& o, const CommonOptions& common) {
   if (o.prompt == 0 && o.gen == 0) throw UsageError("bench: --prompt 0 and --gen 0 leave nothing to measure");
-  if (o.draft.draft != "none" && (o.batch > 1 || o.gen < 2)) {
-    throw UsageError("bench: --draft is measured on one sequence and two tokens or more: --batch 1, --gen 2");
+  if (o.draft.draft != "none" && (o.batch > 1 || o.gen < 2 || o.depths.size() > 1)) {
+    throw UsageError(
+        "bench: --draft is measured on one sequence, at one depth and two tokens or more: --batch 1, --gen 2");
+  }
+  if (!std::is_sorted(o.depths.begin(), o.depths.end(), std::less_equal<>())) {
+    throw UsageError("bench: --depth names several depths from the least to the greatest");
   }
   ThreadPool pool = make_pool(o.placement, common);
   const std::unique_ptr<Device> device = open_device(common);
   const ReadyModel ready = ready_model(o, common, pool, device.get());
-  const Model& model = ready.model;
-  const int64_t n_drafts = draft_tokens(o.draft, model);
-  const int64_t longest = std::max(o.prompt, n_drafts > 0 ? kOpening + o.gen : o.gen), capacity = o.depth + longest;
-  if (capacity > model.config.max_position_embeddings) {
-    throw UsageError("--depth {} and {} tokens are more than the {} that the model reads", o.depth, longest,
-                     model.config.max_position_embeddings);
+  const ModelConfig& config = ready.model.config;
+  if (o.attention != "auto" && !config.is_sparse()) {
+    throw UsageError("bench: --attention {} is for models with an indexer; this one attends to all tokens in any case",
+                     o.attention);
+  }
+  const int64_t n_drafts = draft_tokens(o.draft, ready.model);
+  const int64_t longest = std::max(o.prompt, n_drafts > 0 ? kOpening + o.gen : o.gen);
+  const int64_t capacity = o.depths.back() + longest;
+  if (capacity > config.max_position_embeddings) {
+    throw UsageError("--depth {} and {} tokens are more than the {} that the model reads", o.depths.back(), longest,
+                     config.max_position_embeddings);
   }
   Arena arena = make_arena(device.get());
   Context ctx{pool, arena, device.get()};
-  Bench bench{ctx, model, {}, Rng(common.seed)};
+  Bench bench{ctx, ready.model, {}, Rng(common.seed)};
+  bench.model.dense_attention = o.attention == "dense";
   for (int64_t s = 0; s < o.batch; ++s) {
-    bench.caches.push_back(
-        make_latent_cache(model.config, capacity, cache_format(o.kv_type, device.get()), device.get()));
+    bench.caches.push_back(make_latent_cache(config, capacity, cache_format(o.kv_type, device.get()), device.get()));
   }
-  constexpr int64_t kPiece = 512;
-  for (int64_t n = 0; n < o.depth; n += kPiece) bench.read(std::min(kPiece, o.depth - n));
-
-  const std::string depth = o.depth > 0 ? fmt::format("@d{}", o.depth) : "";
+  // Sparse last, so that what it has read is context for the next depth.
+  std::vector<bool> dense = {bench.model.dense_attention};
+  if (o.attention == "both") dense = {true, false};
   const std::string batch = o.batch > 1 ? fmt::format("x{}", o.batch) : "";
-  if (o.prompt > 0) {
-    measure(fmt::format("pp{}{}{}", o.prompt, batch, depth), o.prompt * o.batch, o, common, bench,
-            [&] { bench.read(o.prompt); });
-  }
-  if (n_drafts > 0) return measure_drafting(o, common, bench, n_drafts);
-  if (o.gen > 0) {
-    measure(fmt::format("tg{}{}{}", o.gen, batch, depth), o.gen * o.batch, o, common, bench, [&] {
+  for (const int64_t depth : o.depths) {
+    bench.fill(depth);
+    const auto test = [&](const char* what, int64_t n, const auto& work) {
+      if (n == 0) return;
+      for (const bool is_dense : dense) {
+        bench.model.dense_attention = is_dense;
+        const char* const kind = is_dense && o.attention == "both" ? "+dense" : "";
+        measure(fmt::format("{}{}{}{}{}", what, n, batch, behind(depth), kind), n * o.batch, depth, o, common, bench,
+                work);
+      }
+    };
+    // Where a list of depths goes on, prompts are read last.
+    const auto read_prompts = [&] { test("pp", o.prompt, [&] { bench.read(o.prompt); }); };
+    if (o.depths.size() == 1) read_prompts();
+    if (n_drafts > 0) return measure_drafting(o, common, bench, n_drafts);
+    test("tg", o.gen, [&] {
       for (int64_t i = 0; i < o.gen && interrupted_by == 0; ++i) bench.read(1);
     });
+    if (o.depths.size() > 1) read_prompts();
   }
 }
 
@@ -252,8 +293,14 @@ void add_bench(CLI::App& app, CommonOptions& common) {
   prompt->check(up_to(0));
   CLI::Option* gen = command->add_option("--gen", options->gen, "Tokens written one by one (0: none)");
   gen->check(up_to(0));
-  command->add_option("--depth", options->depth, "Tokens in the cache before")->check(up_to(0));
+  command->add_option("--depth", options->depths, "Tokens in the cache before; or several depths, as 0,8192,32768")
+      ->delimiter(',')
+      ->check(up_to(0));
   command->add_option("--batch", options->batch, "Sequences side by side")->check(CLI::Range(1, 1024));
+  command
+      ->add_option("--attention", options->attention,
+                   "Of a model with an indexer: to what it chooses, to all tokens (dense), or both, to compare")
+      ->check(CLI::IsMember({"auto", "dense", "both"}));
   add_draft_options(*command, options->draft);
   add_kv_type_option(*command, options->kv_type);
   command->add_option("--reps", options->reps, "How often; one run more is not counted")->check(CLI::Range(1, 1000));

@@ -66,9 +66,10 @@ def config_cases():
     def at(key, value, expected, base=TINY, command=INSPECT):
         return Case(base, config((key, value)), command, expected)
 
-    for kind in ("llama", "deepseek_v32", "deepseek_v4", "glm4_moe", "kimi_k2", "qwen3_moe", "deepseek_v3\n"):
+    for kind in ("llama", "deepseek_v4", "glm4_moe", "kimi_k2", "qwen3_moe", "deepseek_v3\n"):
         yield at("model_type", kind, f"config.json: model_type {kind.strip()}")
     yield at("model_type", "a\x1b[31m\nb", "model_type a\\x1b[31m\\x0ab is not supported")
+    yield at("model_type", "deepseek_v32", "index_n_heads is missing")
     yield at("model_type", 3, "model_type is not a string", command=GENERATE)
     yield at("model_type", REMOVED, "model_type is missing", command=SCORE)
     yield at("tie_word_embeddings", True, "tie_word_embeddings is true; only false is supported", command=GENERATE)
@@ -603,7 +604,8 @@ def gguf_cases():
             return Case(TINY, raw("m.gguf", gguf(values)), command, expected)
 
         yield at([], "m.gguf: the metadata key general.architecture is missing")
-        yield at([("general.architecture", b"deepseek32")], "general.architecture deepseek32 is not supported; only deepseek2 is")
+        yield at([("general.architecture", b"deepseek32")], "the metadata key deepseek32.embedding_length is missing")
+        yield at([("general.architecture", b"deepseek4")], "deepseek4 is not supported; supported are deepseek2 (DeepSeek-V2, V3, R1, V3.1) and deepseek32")
         yield at([architecture], "m.gguf: the metadata key deepseek2.embedding_length is missing")
     tokenize = ["tokenize", "--model", "@folder/m.gguf"]
     for values, expected in (

@@ -8,27 +8,13 @@
 #include <functional>
 #include <vector>
 
-#include "base/rng.h"
 #include "limits.h"
 #include "ops/attention.h"
 #include "ops/indexer.h"
+#include "tensors.h"
 
 namespace fathom {
 namespace {
-
-Context& ctx() {
-  static ThreadPool pool(usable_cores());
-  static Arena arena;
-  static Context context{pool, arena};
-  return context;
-}
-
-Tensor random(int64_t rows, int64_t cols) {
-  static Rng rng(1);
-  const Tensor t = new_f32(ctx(), {rows, cols});
-  for (int64_t i = 0; i < t.size(); ++i) t.f32()[i] = static_cast<float>(rng.normal());
-  return t;
-}
 
 double peak_gmacs(IndexFormat format) {
   const MachineRates& rates = machine_limits(ctx().pool.size());

@@ -15,10 +15,8 @@
 namespace fathom {
 namespace {
 
-// The norms of the two latents and of index keys have this epsilon whatever rms_norm_eps says.
+// The norms of the two latents have this epsilon whatever rms_norm_eps says.
 constexpr float kLatentNormEps = 1e-6f;
-
-int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.offsets[static_cast<size_t>(s)]; }
 
 // What the layers of a forward pass share.
 struct Pass {

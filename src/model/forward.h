@@ -57,6 +57,8 @@ struct Batch {
   int64_t n_tokens() const { return ids.cols(); }
   int64_t n_sequences() const { return seq_offsets.cols() - 1; }
 };
+// The first token of sequence s, or behind the last sequence the number of all.
+inline int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.offsets[static_cast<size_t>(s)]; }
 // What a Batch says, on the host; sequence s starts at first_position[s], or at 0 when that is empty.
 struct BatchNumbers {
   std::vector<int32_t> ids, positions, seq_offsets, sequence;

@@ -18,8 +18,6 @@ void multiply(Tensor x, float factor) {
   for (float& value : std::span(x.f32(), static_cast<size_t>(x.size()))) value *= factor;
 }
 
-int32_t sequence_begin(const Batch& batch, int64_t s) { return batch.offsets[static_cast<size_t>(s)]; }
-
 }  // namespace
 
 void index_queries(Context& ctx, const Model& model, const IndexerWeights& w, const Batch& batch,

@@ -19,6 +19,14 @@ Tensor whole_batch(Context& ctx, const Batch& batch) {
   return from_host(ctx, std::vector<int32_t>{0, static_cast<int32_t>(batch.n_tokens())});
 }
 
+// The summed loss of what the head makes of `hidden`.
+double head_loss(Context& ctx, const Model& model, Tensor hidden, const Targets& targets) {
+  const ArenaScope scope(ctx.arena);
+  const Tensor losses = new_f32(ctx, {hidden.rows()});
+  head_cross_entropy(ctx, losses, hidden, model.weights.head, targets.main);
+  return sum_of_losses(ctx, losses);
+}
+
 double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
 
 }  // namespace
@@ -82,17 +90,13 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
   const ArenaScope scope(ctx.arena);
   LossResult result;
   const Tensor hidden = forward(ctx, model, batch, {.expert_load = wanted_load(ctx, result)});
-  const Tensor losses = new_f32(ctx, {batch.n_tokens()});
-  head_cross_entropy(ctx, losses, hidden, model.weights.head, targets.main);
-  result.loss_sum = sum_of_losses(ctx, losses);
+  result.loss_sum = head_loss(ctx, model, hidden, targets);
   result.main_targets = targets.n_main;
   Tensor mtp_hidden = hidden;
   for (const MtpStep& step : mtp_steps(ctx, model, batch, options)) {
     mtp_hidden =
         mtp_forward(ctx, model, *step.module, step.input, mtp_hidden, {.expert_load = wanted_load(ctx, result)});
-    const Tensor mtp_losses = new_f32(ctx, {mtp_hidden.rows()});
-    head_cross_entropy(ctx, mtp_losses, mtp_hidden, model.weights.head, step.targets.main);
-    result.mtp_loss_sum += sum_of_losses(ctx, mtp_losses);
+    result.mtp_loss_sum += head_loss(ctx, model, mtp_hidden, step.targets);
     result.mtp_targets += step.targets.n_main;
   }
   return result;
@@ -176,13 +180,7 @@ LossResult indexer_gradients(Context& ctx, const Model& model, ModelWeights& gra
   LossResult result;
   const LayerVisit visit = indexer_visit(ctx, model, grads, batch, options, result.indexer);
   Tensor hidden = forward(ctx, model, batch, {.expert_load = &result.expert_load, .on_layer = &visit});
-  const auto loss_of = [&](Tensor of, const Targets& wanted) {
-    const ArenaScope inner(ctx.arena);
-    const Tensor losses = new_f32(ctx, {of.rows()});
-    head_cross_entropy(ctx, losses, of, model.weights.head, wanted.main);
-    return sum_of_losses(ctx, losses);
-  };
-  result.loss_sum = loss_of(hidden, targets);
+  result.loss_sum = head_loss(ctx, model, hidden, targets);
   result.main_targets = targets.n_main;
   const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
   for (size_t m = 0; m < steps.size(); ++m) {
@@ -190,7 +188,7 @@ LossResult indexer_gradients(Context& ctx, const Model& model, ModelWeights& gra
     hidden = mtp_forward(ctx, model, *steps[m].module, steps[m].input, hidden,
                          {.saved = &saved, .expert_load = &result.expert_load});
     train_mtp_indexer(ctx, model, grads, m, saved, options, result.indexer);
-    result.mtp_loss_sum += loss_of(hidden, steps[m].targets);
+    result.mtp_loss_sum += head_loss(ctx, model, hidden, steps[m].targets);
     result.mtp_targets += steps[m].targets.n_main;
   }
   return result;

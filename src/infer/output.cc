@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "infer/log_softmax.h"
+#include "ops/log_softmax.h"
 
 namespace fathom {
 namespace {

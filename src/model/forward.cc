@@ -10,6 +10,7 @@
 #include "ops/embedding.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
+#include "ops/rows.h"
 #include "ops/swiglu.h"
 
 namespace fathom {
@@ -105,6 +106,31 @@ void count_new_rows(const Batch& batch, std::span<LatentCache* const> caches) {
   }
 }
 
+// o of the new tokens of these caches, in the form that their positions and expand_from say. index_q, index_weights:
+// absent where nothing is to be chosen.
+void attend_views(Context& ctx, const Model& model, const MlaWeights& w, std::span<const LatentCacheView> seen,
+                  size_t expand_from, Tensor o, Tensor q, Tensor index_q, Tensor index_weights) {
+  const MlaDims dims = model.config.mla();
+  const int64_t topk = index_q ? model.config.indexer.topk : INT64_MAX;
+  for (const AttentionRun& run : attention_runs(seen, dims, topk, expand_from)) {
+    const ArenaScope scope(ctx.arena);
+    const int64_t first = run.first_row, n = run.n_rows();
+    Tensor selected;
+    if (run.selected) {
+      selected = new_i32(ctx, {n, topk});
+      select_keys(ctx, selected, index_q.slice(first, n), index_weights.slice(first, n), run.views,
+                  model.config.indexer);
+    }
+    if (run.expanded) {
+      mla_attention_expanded(ctx, o.slice(first, n), q.slice(first, n), w.kv_b, run.views, dims, model.softmax_scale,
+                             selected);
+    } else {
+      mla_attention_absorbed(ctx, o.slice(first, n), q.slice(first, n), w.kv_b, w.k_b, run.views, dims,
+                             model.softmax_scale, selected);
+    }
+  }
+}
+
 // Stores the new tokens' rows and attends to all that the caches hold, or what the indexer chooses of it. false where
 // they held nothing, so that the new tokens see each other alone.
 bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const Pass& pass, int64_t layer,
@@ -119,29 +145,53 @@ bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const 
   }
   const std::vector<LatentCacheView> seen =
       extend_caches(ctx, pass.batch, layer, s.latent, k_rope, pass.options.caches);
-  const IndexerDims& indexer = model.config.indexer;
   if (s.indexer.k) extend_index_caches(ctx, pass.batch, layer, s.indexer.k, pass.options.caches);
-  const int64_t topk = s.indexer.q ? indexer.topk : INT64_MAX;
+  const int64_t topk = s.indexer.q ? model.config.indexer.topk : INT64_MAX;
   const bool all_new = std::all_of(seen.begin(), seen.end(), [](const auto& v) { return v.length == v.n_new; });
   const bool all_seen = std::all_of(seen.begin(), seen.end(), [&](const auto& v) { return v.length <= topk; });
   if (all_new && all_seen) return false;
   const size_t expand_from = all_new ? kExpandAll : pass.options.expand_from;
-  for (const AttentionRun& run : attention_runs(seen, dims, topk, expand_from)) {
-    const ArenaScope scope(ctx.arena);
-    const int64_t first = run.first_row, n = run.n_rows();
-    Tensor selected;
-    if (run.selected) {
-      selected = new_i32(ctx, {n, topk});
-      select_keys(ctx, selected, s.indexer.q.slice(first, n), s.indexer.weights.slice(first, n), run.views, indexer);
-    }
-    const Tensor o = s.o.slice(first, n), q = s.q.slice(first, n);
-    if (run.expanded) {
-      mla_attention_expanded(ctx, o, q, w.kv_b, run.views, dims, model.softmax_scale, selected);
-    } else {
-      mla_attention_absorbed(ctx, o, q, w.kv_b, w.k_b, run.views, dims, model.softmax_scale, selected);
-    }
-  }
+  attend_views(ctx, model, w, seen, expand_from, s.o, s.q, s.indexer.q, s.indexer.weights);
   return true;
+}
+
+// s.o of the tokens that were generated, again; where there is a choice that of the prompts too, whose far tokens read
+// what they choose in that form.
+void attend_as_generated(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch, Tensor k_rope,
+                         MlaSaved& s) {
+  const ArenaScope scope(ctx.arena);
+  const int64_t rank = s.latent.cols();
+  const Tensor cached = new_f32(ctx, {batch.n_tokens(), rank + k_rope.cols()});
+  copy_rows(ctx, cached.columns(0, rank), s.latent);
+  copy_rows(ctx, cached.columns(rank, k_rope.cols()), k_rope);
+  std::vector<LatentCacheView> whole(static_cast<size_t>(batch.n_sequences()));
+  const bool chooses = s.indexer.q && !model.dense_attention;
+  if (chooses) whole = index_views(ctx, batch, s.indexer.k);
+  std::vector<LatentCacheView> views;
+  std::vector<int32_t> rows;
+  const auto add = [&](size_t sequence, int64_t begin, int64_t end) {  // of its tokens
+    if (begin >= end) return;
+    LatentCacheView& view = views.emplace_back(whole[sequence]);
+    const int32_t first = batch.offsets[sequence];
+    view.rows = cached.f32_row(first);
+    view.length = end;
+    view.n_new = end - begin;
+    for (int64_t t = begin; t < end; ++t) rows.push_back(first + static_cast<int32_t>(t));
+  };
+  for (size_t i = 0; i < whole.size(); ++i) add(i, batch.prompts[i], batch.offsets[i + 1] - batch.offsets[i]);
+  const size_t expand_from = views.size();
+  for (size_t i = 0; chooses && i < whole.size(); ++i) add(i, 0, batch.prompts[i]);
+  if (rows.empty()) return;
+  const auto of_rows = [&](Tensor of_all) {
+    if (!of_all) return of_all;
+    const Tensor some = new_f32(ctx, {std::ssize(rows), of_all.cols()});
+    gather_rows(ctx, some, of_all, rows);
+    return some;
+  };
+  const Tensor o = new_f32(ctx, {std::ssize(rows), s.o.cols()});
+  attend_views(ctx, model, w, views, expand_from, o, of_rows(s.q), of_rows(chooses ? s.indexer.q : Tensor()),
+               of_rows(chooses ? s.indexer.weights : Tensor()));
+  scatter_rows(ctx, s.o, o, rows);
 }
 
 // Multi-head latent attention (V3 equations 1-11). Returns [tokens, hidden].
@@ -184,6 +234,7 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     linear(ctx, {call(model, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b)});
     if (s.indexer.q && !model.dense_attention) choose_keys(ctx, model, batch, s.indexer);
     mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse, s.indexer.selected);
+    if (!batch.prompts.empty()) attend_as_generated(ctx, model, w, batch, k_rope, s);
   }
   if (is_fp8(model.precision)) round_to_e5m6(ctx, s.o);
   Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
@@ -215,17 +266,26 @@ void read_experts(Context& ctx, const Model& model, const LayerWeights& w, Tenso
   read_predicted(ctx, *model.reading, model.config, *(here + 1), stream);
 }
 
+// Of this layer's router, where the batch settles it. Modules behind the layers choose.
+Tensor kept_choice(const Model& model, const LayerWeights& w, const Batch& batch) {
+  for (size_t l = 0; l < batch.experts.size(); ++l) {
+    if (&model.weights.layers[l] == &w) return batch.experts[l];
+  }
+  return {};
+}
+
 // The router's choice for every token and where its experts' rows go (V3 equations 14-16). With `also_shared` the
 // shared expert's first product goes along, so that the threads meet less often. stream: what `input` is the norm of.
+// chosen: the experts, where that is settled.
 void moe_route(Context& ctx, const Model& model, const LayerWeights& layer, Context& made_again, const MlpInput& input,
-               Tensor stream, bool also_shared, MoeSaved& s) {
+               Tensor stream, bool also_shared, Tensor chosen, MoeSaved& s) {
   const MoeWeights& w = layer.moe;
   const RouterConfig& router = model.config.router;
   const int64_t tokens = input.normed.rows(), k = router.num_experts_per_tok, experts = router.n_routed_experts;
   s.input = input.normed;
   s.logits = new_f32(ctx, {tokens, experts});
   s.scores = new_f32(ctx, {tokens, experts});
-  s.topk_ids = new_i32(ctx, {tokens, k});
+  s.topk_ids = chosen ? chosen : new_i32(ctx, {tokens, k});
   s.topk_weights = new_f32(ctx, {tokens, k});
   if (also_shared && w.shared.gate_up) {
     s.shared.input = s.input;
@@ -234,7 +294,11 @@ void moe_route(Context& ctx, const Model& model, const LayerWeights& layer, Cont
   } else {
     linear(ctx, s.logits, s.input, w.gate);
   }
-  route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
+  if (chosen) {
+    weigh_chosen(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits);
+  } else {
+    route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
+  }
   read_experts(ctx, model, layer, s.topk_ids, stream);
   s.dispatch = make_dispatch(made_again, s.topk_ids, experts);
 }
@@ -331,7 +395,8 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
   const MlpInput input = attention_half(ctx, model, w, pass, x, layer, s);
   s.mlp_out = pass.options.taps ? new_f32(ctx, {out.rows(), out.cols()}) : out;
   if (w.moe.gate) {
-    moe_route(ctx, model, w, pass.made_again, input, s.mid, /*also_shared=*/true, s.moe);
+    moe_route(ctx, model, w, pass.made_again, input, s.mid, /*also_shared=*/true, kept_choice(model, w, pass.batch),
+              s.moe);
     moe_experts(ctx, model, w.moe, pass.made_again, s.mlp_out, input.matrix, /*also_shared=*/true, s.moe);
     append_expert_load(pass.options.expert_load, model.config, s.moe);
   } else {
@@ -425,7 +490,7 @@ void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out
 
 void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const MlpInput& input, MoeSaved& s,
                  ExpertLoad* load, Context& made_again) {
-  moe_route(ctx, model, w, made_again, input, {}, /*also_shared=*/false, s);
+  moe_route(ctx, model, w, made_again, input, {}, /*also_shared=*/false, {}, s);
   append_expert_load(load, model.config, s);
 }
 

@@ -54,6 +54,12 @@ struct Batch {
   Tensor seq_offsets;                    // [sequences + 1] i32
   Tensor sequence;                       // [tokens] i32: whose token it is
   std::vector<int32_t> tokens, offsets;  // ids and seq_offsets, for the host to read
+  // [sequences], or nothing: how many tokens of each were its prompt, where the others were generated. Without caches
+  // these attend in the absorbed form, as they did then, so that training on them has the bits of sampling them.
+  std::vector<int32_t> prompts{};
+  // [layers], or nothing: [tokens, k] i32, the experts that the routers are to take (V3.2 section 3.1, "keep routing"),
+  // absent for layers that choose.
+  std::vector<Tensor> experts{};
   int64_t n_tokens() const { return ids.cols(); }
   int64_t n_sequences() const { return seq_offsets.cols() - 1; }
 };

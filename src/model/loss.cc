@@ -102,6 +102,26 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
   return result;
 }
 
+Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, const Targets& targets, Tensor entropies,
+                       std::vector<Tensor>* chosen) {
+  const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
+  const int64_t k = model.config.router.num_experts_per_tok;
+  std::vector<Tensor> kept;
+  if (chosen != nullptr) {
+    for (const LayerWeights& layer : model.weights.layers) {
+      kept.push_back(layer.moe.gate ? new_i32(ctx, {batch.n_tokens(), k}) : Tensor());
+    }
+    chosen->insert(chosen->end(), kept.begin(), kept.end());
+  }
+  const ArenaScope scope(ctx.arena);
+  const LayerVisit keep = [&](int64_t l, const LayerSaved& saved) {
+    if (const Tensor to = kept[static_cast<size_t>(l)]) std::copy_n(saved.moe.topk_ids.i32(), to.size(), to.i32());
+  };
+  const Tensor hidden = forward(ctx, model, batch, {.on_layer = chosen != nullptr ? &keep : nullptr});
+  head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, entropies);
+  return logprobs;
+}
+
 ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options,
                                double& loss) {
   if (options.balance_alpha <= 0) return {};
@@ -143,9 +163,18 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
                             LossResult& result) {
   const ArenaScope scope(ctx.arena);
   const Tensor losses = new_f32(ctx, {batch.n_tokens()});
-  const double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
+  double main_scale = options.main_scale > 0 ? options.main_scale : per(targets.n_main);
+  Tensor weights;
+  if (options.target_weights != nullptr) {
+    main_scale = 1;
+    weights = new_f32(ctx, {batch.n_tokens()});
+    const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
+    head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main);
+    const auto n = static_cast<size_t>(batch.n_tokens());
+    (*options.target_weights)(std::span(logprobs.f32(), n), std::span(weights.f32(), n));
+  }
   head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
-                              static_cast<float>(main_scale));
+                              static_cast<float>(main_scale), weights);
   result.loss_sum = sum_of_losses(ctx, losses);
   result.main_targets = targets.n_main;
 

@@ -3,10 +3,18 @@
 // of which deeper ones have a token less a sequence each), plus a balance loss when asked for.
 #pragma once
 
+#include <functional>
+#include <span>
+#include <vector>
+
 #include "model/backward.h"
 #include "model/indexer.h"
 
 namespace fathom {
+
+// What each target counts in the loss, from its log probability (0 where there is none): weights[t] = -dL/dlogprobs[t].
+// Both [tokens].
+using TargetWeights = std::function<void(std::span<const float> logprobs, std::span<float> weights)>;
 
 struct LossOptions {
   double mtp_weight = 0;     // lambda; 0 leaves the MTP modules out
@@ -16,6 +24,8 @@ struct LossOptions {
   // Weights of the sums in the gradient: mean losses over a step that is cut in micro-batches are sums times 1 /
   // (targets of the whole step). 0: one over the targets of this batch.
   double main_scale = 0, mtp_scale = 0, balance_scale = 0;
+  // In place of main_scale: each target's own. loss_sum stays the sum of cross-entropies.
+  const TargetWeights* target_weights = nullptr;
   // Sparse attention's stages (V3.2 section 2.1.1). What trains: the indexers by their own loss and all else by the
   // losses above; without train_indexers they stay as they are. In the first stage they train alone (indexers_alone),
   // beside dense attention (Model::dense_attention).
@@ -67,6 +77,12 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
 // ctx, model, batch and loss live.
 ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options,
                                double& loss);
+
+// Log probabilities of the targets, [tokens] f32 (arena), 0 where there is none: those that generation tells, in the
+// same bits for tokens that batch.prompts calls generated. entropies (optional): as head_logprobs has it. chosen: when
+// given, appended the experts of every layer, as Batch has them (arena).
+Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
+                       Tensor entropies = {}, std::vector<Tensor>* chosen = nullptr);
 
 // The loss, and grads += its gradient.
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,

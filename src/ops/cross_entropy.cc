@@ -9,6 +9,8 @@
 #include "ops/gemm.h"
 #include "ops/grain.h"
 #include "ops/linear.h"
+#include "ops/log_softmax.h"
+#include "ops/rows.h"
 
 namespace fathom {
 namespace {
@@ -20,34 +22,23 @@ constexpr int64_t kMaxTokens = 512;
 // What is absent of dx and dw is not wanted.
 struct Head {
   Tensor loss, dx, dw, x, w, targets;
-  float gradient_scale;
+  float gradient_scale = 0;
+  Tensor row_scales{};
+  bool as_generated = false;  // loss[t]: minus the log probability as ops/log_softmax.h has it
+  Tensor entropies{};         // with that
 };
 
 void check_shapes(const Head& head) {
-  const auto& [loss, dx, dw, x, w, targets, scale] = head;
+  const Tensor &loss = head.loss, &dx = head.dx, &dw = head.dw, &x = head.x, &w = head.w, &targets = head.targets;
   FATHOM_CHECK(x.rank == 2 && w.rank == 2 && x.cols() == w.cols() && w.rows() > 0);
   FATHOM_CHECK(loss.size() == x.rows() && targets.size() == x.rows());
   FATHOM_CHECK(!dx || (dx.data != x.data && dx.rows() == x.rows() && dx.cols() == x.cols()));
+  FATHOM_CHECK(!head.row_scales || head.row_scales.size() == x.rows());
   FATHOM_CHECK(!dw || (dw.rows() == w.rows() && dw.cols() == w.cols()));
 }
 
-void gather_rows(Context& ctx, Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
-  ctx.pool.parallel_for(0, dst.rows(), row_grain(src.cols()), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      std::copy_n(src.f32_row(rows[static_cast<size_t>(i)]), src.cols(), dst.f32_row(i));
-    }
-  });
-}
-void scatter_rows(Context& ctx, Tensor dst, Tensor src, const std::vector<int64_t>& rows) {
-  ctx.pool.parallel_for(0, src.rows(), row_grain(src.cols()), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      std::copy_n(src.f32_row(i), src.cols(), dst.f32_row(rows[static_cast<size_t>(i)]));
-    }
-  });
-}
-
 // The block's tokens all have a target.
-void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& tokens) {
+void run_block(Context& ctx, const Head& head, const std::vector<int32_t>& tokens) {
   const ArenaScope scope(ctx.arena);
   const int64_t n = static_cast<int64_t>(tokens.size()), hidden = head.x.cols(), vocab = head.w.rows();
   const bool in_place = tokens.back() - tokens.front() == n - 1;
@@ -64,11 +55,18 @@ void run_block(Context& ctx, const Head& head, const std::vector<int64_t>& token
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = tokens[static_cast<size_t>(i)];
       float* row = logits.f32_row(i);
+      if (head.as_generated) {
+        const LogSoftmax of_row(std::span(row, static_cast<size_t>(vocab)));
+        head.loss.f32()[token] = -static_cast<float>(of_row[head.targets.i32()[token]]);
+        if (head.entropies) head.entropies.f32()[token] = static_cast<float>(of_row.entropy(vocab));
+        continue;
+      }
+      const float scale = head.gradient_scale * (head.row_scales ? head.row_scales.f32()[token] : 1);
       float& at_target = row[head.targets.i32()[token]];
       const float target_logit = at_target;
-      const float lse = backward ? kernels.softmax(row, vocab, head.gradient_scale) : kernels.log_sum_exp(row, vocab);
+      const float lse = backward ? kernels.softmax(row, vocab, scale) : kernels.log_sum_exp(row, vocab);
       head.loss.f32()[token] = lse - target_logit;
-      if (backward) at_target -= head.gradient_scale;
+      if (backward) at_target -= scale;
     }
   });
   if (!backward) return;
@@ -99,11 +97,12 @@ void run(Context& ctx, const Head& head) {
   const int64_t vocab = head.w.rows();
   const size_t block = static_cast<size_t>(std::clamp(kLogitsFloats / vocab, kMinTokens, kMaxTokens));
   // Tokens without a target are left out of the blocks: they cost nothing but their zeros.
-  std::vector<int64_t> tokens;
-  for (int64_t t = 0; t < head.x.rows(); ++t) {
+  std::vector<int32_t> tokens;
+  for (int32_t t = 0; t < head.x.rows(); ++t) {
     const int32_t target = head.targets.i32()[t];
     if (target == kNoTarget) {
       head.loss.f32()[t] = 0;
+      if (head.entropies) head.entropies.f32()[t] = 0;
       if (head.dx) std::fill_n(head.dx.f32_row(t), head.dx.cols(), 0.0f);
       continue;
     }
@@ -121,16 +120,22 @@ void run(Context& ctx, const Head& head) {
 
 void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets) {
   if (ctx.device != nullptr) {
-    check_shapes({loss, {}, {}, x, w, targets, 0});
+    check_shapes({loss, {}, {}, x, w, targets});
     return run_on_device(ctx, loss, x, w, targets);
   }
-  run(ctx, {loss, {}, {}, x, w, targets, 0});
+  run(ctx, {loss, {}, {}, x, w, targets});
+}
+
+void head_logprobs(Context& ctx, Tensor logprobs, Tensor x, Tensor w, Tensor targets, Tensor entropies) {
+  FATHOM_CHECK(ctx.device == nullptr);
+  run(ctx, {.loss = logprobs, .x = x, .w = w, .targets = targets, .as_generated = true, .entropies = entropies});
+  for (float& value : std::span(logprobs.f32(), static_cast<size_t>(logprobs.size()))) value = -value;
 }
 
 void head_cross_entropy_backward(Context& ctx, Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
-                                 float gradient_scale) {
+                                 float gradient_scale, Tensor row_scales) {
   FATHOM_CHECK(dx || dw);
-  run(ctx, {loss, dx, dw, x, w, targets, gradient_scale});
+  run(ctx, {loss, dx, dw, x, w, targets, gradient_scale, row_scales});
 }
 
 }  // namespace fathom

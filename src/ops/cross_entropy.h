@@ -13,16 +13,21 @@ inline constexpr int32_t kNoTarget = -1;  // a token without a target has loss 0
 // loss: [tokens] f32, overwritten (natural log).
 void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets);
 
-// The same, and in the same sweep the gradient of gradient_scale * sum_t loss[t]:
+// logprobs[t] = -loss[t] in the very bits that generation tells of a token (ops/log_softmax.h); 0 without a target.
+// entropies (optional): [tokens], of the distribution, in nats.
+void head_logprobs(Context& ctx, Tensor logprobs, Tensor x, Tensor w, Tensor targets, Tensor entropies = {});
+
+// The same as the first, and in the same sweep the gradient of gradient_scale * sum_t row_scales[t] loss[t] (without
+// row_scales, [tokens], they are 1):
 //   dx = dL/dx, overwritten (may not be x);  dw += dL/dw.
 // One of the two may be absent: made apart they have the same bits, but each makes the logits again.
 void head_cross_entropy_backward(Context& ctx, Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
-                                 float gradient_scale);
+                                 float gradient_scale, Tensor row_scales = {});
 
 namespace plain {
 void head_cross_entropy(Tensor loss, Tensor x, Tensor w, Tensor targets);
 void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
-                                 float gradient_scale);
+                                 float gradient_scale, Tensor row_scales = {});
 }  // namespace plain
 
 }  // namespace fathom

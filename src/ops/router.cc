@@ -85,6 +85,21 @@ void check_shapes(const RouterConfig& config, Tensor matrix, int64_t tokens) {
 
 int32_t* id_row(Tensor ids, int64_t t) { return ids.i32() + t * ids.row_stride; }
 
+auto score_kernel(const RouterConfig& config) {
+  return config.scoring == Scoring::sigmoid ? kernels().sigmoid : kernels().softmax;
+}
+
+// The gate values of a token's experts, from its scores.
+void weigh(const RouterConfig& config, Tensor topk_weights, int64_t t, const float* scores, const int32_t* ids) {
+  const int64_t k = config.num_experts_per_tok;
+  float sum = 1e-20f;
+  for (int64_t j = 0; j < k; ++j) sum += scores[ids[j]];
+  for (int64_t j = 0; j < k; ++j) {
+    const float gate = config.norm_topk_prob ? scores[ids[j]] / sum : scores[ids[j]];
+    topk_weights.f32(t, j) = gate * config.routed_scaling_factor;
+  }
+}
+
 }  // namespace
 
 void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits,
@@ -100,7 +115,7 @@ void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor top
   }
   const bool biased = config.method == TopkMethod::noaux_tc && bias;
   const bool grouped = config.method != TopkMethod::greedy && config.n_group > 1;
-  const auto score_row = config.scoring == Scoring::sigmoid ? kernels().sigmoid : kernels().softmax;
+  const auto score_row = score_kernel(config);
 
   ctx.pool.parallel_for(0, tokens, row_grain(8 * experts), [&](int64_t begin, int64_t end) {
     Scratch scratch(config);
@@ -112,12 +127,23 @@ void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor top
       int32_t* ids = id_row(topk_ids, t);
       choose_topk(scratch.choice.data(), experts, k, ids, scratch.best.data());
 
-      float sum = 1e-20f;
-      for (int64_t j = 0; j < k; ++j) sum += s[ids[j]];
-      for (int64_t j = 0; j < k; ++j) {
-        const float gate = config.norm_topk_prob ? s[ids[j]] / sum : s[ids[j]];
-        topk_weights.f32(t, j) = gate * config.routed_scaling_factor;
-      }
+      weigh(config, topk_weights, t, s, ids);
+    }
+  });
+}
+
+void weigh_chosen(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores,
+                  Tensor logits) {
+  const int64_t tokens = logits.rows(), experts = config.n_routed_experts, k = config.num_experts_per_tok;
+  check_shapes(config, logits, tokens);
+  check_shapes(config, scores, tokens);
+  FATHOM_CHECK(topk_ids.rows() == tokens && topk_ids.cols() == k);
+  FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k && ctx.device == nullptr);
+  const auto score_row = score_kernel(config);
+  ctx.pool.parallel_for(0, tokens, row_grain(8 * experts), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      score_row(scores.f32_row(t), logits.f32_row(t), experts);
+      weigh(config, topk_weights, t, scores.f32_row(t), id_row(topk_ids, t));
     }
   });
 }

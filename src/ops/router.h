@@ -29,6 +29,10 @@ struct RouterConfig {
 void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits,
            Tensor bias);
 
+// The same where topk_ids are settled: scores and topk_weights of them.
+void weigh_chosen(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores,
+                  Tensor logits);
+
 // d_logits = dL/d(logits) through the gate values (the choice itself passes no gradient), overwritten.
 // d_weights: [tokens, k]. d_scores (optional, [tokens, experts]) is added to the gradient of the scores (balance loss).
 void route_backward(Context& ctx, const RouterConfig& config, Tensor d_logits, Tensor d_weights, Tensor topk_ids,

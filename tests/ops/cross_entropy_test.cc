@@ -1,5 +1,7 @@
 #include "ops/cross_entropy.h"
 
+#include <cmath>
+
 #include "ops/test_tensors.h"
 
 namespace fathom {
@@ -77,6 +79,40 @@ TEST(HeadCrossEntropy, GradientsMadeApartHaveTheBitsOfThoseMadeTogether) {
     plain::head_cross_entropy_backward(plain_apart.loss, plain_apart.dx, {}, p.x, p.w, p.targets, 1);
     plain::head_cross_entropy_backward(plain_apart.loss, {}, plain_apart.dw, p.x, p.w, p.targets, 1);
     EXPECT_TRUE(same_bits(plain_apart.dx, plain_together.dx) && same_bits(plain_apart.dw, plain_together.dw)) << every;
+  }
+}
+
+TEST(HeadCrossEntropy, RowsHaveScalesOfTheirOwn) {
+  const Problem p = make_problem(70, 9, 130, 3);
+  const Tensor scales = random_f32(70, 1, 8);
+  const Result got = empty_result(p), want = empty_result(p);
+  head_cross_entropy_backward(ctx(), got.loss, got.dx, got.dw, p.x, p.w, p.targets, 0.3f, scales);
+  plain::head_cross_entropy_backward(want.loss, want.dx, want.dw, p.x, p.w, p.targets, 0.3f, scales);
+  EXPECT_LT(max_relative_error(got.dx, want.dx), 1e-5);
+  EXPECT_LT(max_relative_error(got.dw, want.dw), 1e-5);
+  EXPECT_TRUE(same_bits(got.loss, run_backward(ctx(), p, 0.3f).loss));
+}
+
+TEST(HeadLogprobs, AreMinusTheLosses) {
+  for (const int64_t every : {1, 3}) {
+    const Problem p = make_problem(70, 9, 130, every);
+    const Tensor logprobs = random_f32(70, 1), entropies = random_f32(70, 1), losses = random_f32(70, 1);
+    head_logprobs(ctx(), logprobs, p.x, p.w, p.targets, entropies);
+    plain::head_cross_entropy(losses, p.x, p.w, p.targets);
+    for (int64_t t = 0; t < 70; ++t) {
+      EXPECT_NEAR(logprobs.f32()[t], -losses.f32()[t], 1e-5);
+      if (p.targets.i32()[t] == kNoTarget) {
+        EXPECT_EQ(entropies.f32()[t], 0);
+        continue;
+      }
+      double entropy = 0;  // by its definition, from the loss of every token
+      for (int32_t v = 0; v < 130; ++v) {
+        const Tensor loss = random_f32(1, 1);
+        plain::head_cross_entropy(loss, p.x.slice(t, 1), p.w, i32_tensor({v}));
+        entropy += std::exp(-loss.f32()[0]) * loss.f32()[0];
+      }
+      EXPECT_NEAR(entropies.f32()[t], entropy, 1e-4);
+    }
   }
 }
 

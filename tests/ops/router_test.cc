@@ -138,6 +138,31 @@ TEST(Router, GradientIsThatOfTheFunction) {
   }
 }
 
+TEST(Router, ChosenExpertsAreWeighedAsIfRouted) {
+  for (const bool norm : {false, true}) {
+    for (const Scoring scoring : {Scoring::sigmoid, Scoring::softmax}) {
+      const RouterConfig config{.n_routed_experts = 24,
+                                .num_experts_per_tok = 5,
+                                .scoring = scoring,
+                                .norm_topk_prob = norm,
+                                .routed_scaling_factor = 1.7f};
+      const Tensor logits = random_f32(33, 24, 3), bias = random_f32(1, 24, 4);
+      const Routed by_choice = routed(config, logits, bias), given(config, 33);
+      weigh_chosen(ctx(), config, by_choice.ids, given.weights, given.scores, logits);
+      EXPECT_TRUE(same_bits(given.weights, by_choice.weights) && same_bits(given.scores, by_choice.scores));
+      // Any experts: their weights are those that a bias would have given which lets them win.
+      const Tensor others = filled_i32(33, 5, 0), one_bias = filled_f32(1, 24, 0);
+      for (int32_t j = 0; j < 5; ++j) {
+        for (int64_t t = 0; t < 33; ++t) others.i32()[t * others.row_stride + j] = 2 * j + 1;
+        one_bias.f32()[2 * j + 1] = 100;
+      }
+      const Routed forced = routed(config, logits, one_bias);
+      weigh_chosen(ctx(), config, others, given.weights, given.scores, logits);
+      EXPECT_TRUE(same_bits(forced.ids, others) && same_bits(given.weights, forced.weights));
+    }
+  }
+}
+
 TEST(Router, EqualScoresGoToTheLowerId) {
   RouterConfig config = {.n_routed_experts = 16, .num_experts_per_tok = 3, .n_group = 4, .topk_group = 2};
   const Tensor logits = filled_f32(2, 16, 0.5f);

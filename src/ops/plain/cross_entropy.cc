@@ -35,7 +35,7 @@ void head_cross_entropy(Tensor loss, Tensor x, Tensor w, Tensor targets) {
 }
 
 void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
-                                 float gradient_scale) {
+                                 float gradient_scale, Tensor row_scales) {
   std::vector<double> logits(static_cast<size_t>(w.rows()));
   for (int64_t t = 0; t < x.rows(); ++t) {
     const int32_t target = targets.i32()[t];
@@ -45,8 +45,9 @@ void head_cross_entropy_backward(Tensor loss, Tensor dx, Tensor dw, Tensor x, Te
     std::vector<double> dx_row(static_cast<size_t>(x.cols()));
     const double lse = head_logits(logits, x.f32_row(t), w);
     loss.f32()[t] = static_cast<float>(lse - logits[static_cast<size_t>(target)]);
+    const double scale = gradient_scale * (row_scales ? row_scales.f32()[t] : 1.0);
     for (int64_t v = 0; v < w.rows(); ++v) {
-      const double d_logit = gradient_scale * (std::exp(logits[static_cast<size_t>(v)] - lse) - (v == target ? 1 : 0));
+      const double d_logit = scale * (std::exp(logits[static_cast<size_t>(v)] - lse) - (v == target ? 1 : 0));
       for (int64_t i = 0; i < x.cols(); ++i) {
         dx_row[static_cast<size_t>(i)] += d_logit * w.f32(v, i);
         if (dw) dw.f32(v, i) += static_cast<float>(d_logit * x.f32(t, i));

@@ -22,6 +22,13 @@ struct LogSoftmax {
     log_sum = std::log(sum);
   }
   double operator[](int64_t token) const { return logits[token] - max - log_sum; }
+  double entropy(int64_t n) const {
+    double sum = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (const double p = std::exp((*this)[i]); p > 0) sum -= p * (*this)[i];
+    }
+    return sum;
+  }
 };
 
 }  // namespace fathom

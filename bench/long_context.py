@@ -181,7 +181,7 @@ def served(a, model, kv_type):
     """Held-out loss and share of strings found where the model reads its cache in this type: what a server tells."""
     port = 18765
     server = subprocess.Popen([str(a.fathom), "serve", "--model", str(model), "--kv-type", kv_type, "--port", str(port), "--threads", str(a.threads)],
-                              stderr=subprocess.DEVNULL)
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def ask(body):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})

@@ -88,7 +88,10 @@ def with_strings(text, span, every, rng):
 
 def make_data(folder, texts, seed):
     parts = {"train": [], "val": []}
-    for path in sorted(texts.glob("**/*.txt")):
+    files = sorted(texts.glob("**/*.txt"))
+    if not files:
+        sys.exit(f"{texts}: has no .txt file to learn from")
+    for path in files:
         text = plain(path.read_text(encoding="utf-8", errors="replace"))
         cut = len(text) * 9 // 10
         parts["train"].append(text[:cut])

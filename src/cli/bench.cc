@@ -47,7 +47,10 @@ struct Bench {
   // Appends n tokens to each sequence, a prompt's as generate() reads it, and makes the logits of the last ones.
   void read(int64_t n) {
     const size_t expand_from = n >= kExpandFrom ? kExpandAll : kExpandNone;
-    for (; n > kPrefillTokens && interrupted_by == 0; n -= kPrefillTokens) read_piece(kPrefillTokens, expand_from, 0);
+    for (; n > kPrefillTokens; n -= kPrefillTokens) {
+      read_piece(kPrefillTokens, expand_from, 0);
+      if (interrupted_by != 0) throw Interrupted{};
+    }
     read_piece(n, expand_from, 1);
   }
   void read_piece(int64_t n, size_t expand_from, int64_t n_logits) {

@@ -585,15 +585,16 @@ void Batching::make_drafts(const std::vector<Piece>& pieces, const std::vector<i
     return std::min(
         {output.options().draft_tokens, options_.draft_tokens, room, s.mtp_cache.capacity - s.cache.length + 1});
   };
-  for (;;) {
+  // Who has all that it wants reads nothing deeper: its cache may have no room.
+  const auto drop_done = [&] {
     for (size_t i = drafting.size(); i-- > 0;) {
       if (std::ssize(drafting[i]->drafts) < wanted(*drafting[i])) continue;
       drafting.erase(drafting.begin() + static_cast<ptrdiff_t>(i));
       last_rows.erase(last_rows.begin() + static_cast<ptrdiff_t>(i));
     }
-    if (drafting.empty()) break;
+  };
+  for (drop_done(); !drafting.empty();) {
     const Tensor logits = logits_of_rows(ctx_, model_, state, last_rows);
-    std::vector<MtpPiece> deeper;
     for (size_t i = 0; i < drafting.size(); ++i) {
       Running& s = *drafting[i];
       std::vector<int32_t> previous = s.output.previous();
@@ -604,11 +605,13 @@ void Batching::make_drafts(const std::vector<Piece>& pieces, const std::vector<i
                                     s.output.options().sampler);
       const int32_t id = draw(q, s.output.rng());
       s.drafts.push_back({id, std::move(q)});
-      deeper.push_back({&s.mtp_cache, last_rows[i], {id}});
     }
-    const bool more = std::any_of(drafting.begin(), drafting.end(),
-                                  [&](const Running* s) { return std::ssize(s->drafts) < wanted(*s); });
-    if (!more) break;
+    drop_done();
+    if (drafting.empty()) break;
+    std::vector<MtpPiece> deeper;
+    for (size_t i = 0; i < drafting.size(); ++i) {
+      deeper.push_back({&drafting[i]->mtp_cache, last_rows[i], {drafting[i]->drafts.back().id}});
+    }
     state = read_module(state, deeper, kExpandNone);
     std::iota(last_rows.begin(), last_rows.end(), 0);
   }

@@ -32,6 +32,13 @@ class LongContext(Case):
         # Caches differ by 5 MiB; scores of every pair would be 4 GiB.
         self.assertLess(long - short, 16 << 20)
 
+    def test_bench_goes_to_131072(self):
+        config = self.write("config.json", json.dumps(dict(SPARSE, num_hidden_layers=1, first_k_dense_replace=1, index_n_heads=1, index_head_dim=8,
+                                                           max_position_embeddings=163840)))
+        lines = self.assert_done(fathom("bench", "--model-config", config, "--kv-type", "int8", "--prompt", "0", "--gen", "2", "--reps", "1",
+                                        "--threads", "2", "--depth", "131072", "--json")).splitlines()
+        self.assertEqual(json.loads(lines[0])["test"], "tg2@d131072")
+
     def test_a_model_gets_an_indexer_and_loses_nothing(self):
         config = self.write("config.json", json.dumps(dict(CONFIG, num_nextn_predict_layers=0, hidden_size=64, max_position_embeddings=256)))
 
@@ -45,16 +52,16 @@ class LongContext(Case):
                                                       "--json", *more)))["loss"]
 
         train("base", 200, "--model-config", config, "--lr", "5e-3")
-        warm = train("warm", 60, "--init", str(self.folder / "base"), "--dsa", "warmup", "--index-n-heads", "2", "--index-head-dim", "16",
+        warm = train("warm", 100, "--init", str(self.folder / "base"), "--dsa", "warmup", "--index-n-heads", "2", "--index-head-dim", "16",
                      "--index-topk", "32", "--lr", "1e-2")
         recalls = [row["indexer_recall"] for row in warm if row.get("indexer_recall")]
         self.assertLess(recalls[0], 0.7)
         self.assertGreater(recalls[-1], 0.9)
         for out, dsa in (("sparse", "sparse"), ("dense", "off")):
-            train(out, 60, "--init", str(self.folder / "warm"), "--dsa", dsa, "--lr", "1e-3")
+            train(out, 100, "--init", str(self.folder / "warm"), "--dsa", dsa, "--lr", "1e-3")
         lost = loss("warm") / loss("warm", "--attention", "dense") - 1
         left = loss("sparse") / loss("dense", "--attention", "dense") - 1
-        self.assertLess(left, 0.01)
+        self.assertLess(left, 0.005)
         self.assertLess(left, lost / 2)
 
 

@@ -287,6 +287,34 @@ TEST(Batching, DraftsSavePasses) {
   EXPECT_EQ(batching.counts().accepted, 2 * results[0].accepted);
 }
 
+// At the end of a page a sequence has no room for as many drafts as its neighbour.
+TEST(Batching, SequencesDraftAsDeepAsTheyHaveRoom) {
+  Machine m;
+  for (const int64_t draft_tokens : {2, 3, 5}) {
+    Batching batching(m.ctx, m.model, &m.tokenizer, {.context = 400, .draft_tokens = draft_tokens});
+    Rng rng(8);
+    std::vector<BatchRequest> requests;
+    std::vector<Generation> results(3);
+    for (size_t i = 0; i < results.size(); ++i) {
+      BatchRequest& request = requests.emplace_back();
+      request.prompt = random_prompt(rng, 5 + 9 * static_cast<int64_t>(i), 256);
+      request.options.max_tokens = 150;
+      request.options.draft_tokens = draft_tokens;
+      BatchRequest asked = request;
+      asked.on_end = [&results, i](const Generation& result, const std::string& error) {
+        EXPECT_EQ(error, "");
+        results[i] = result;
+      };
+      batching.add(std::move(asked));
+    }
+    while (batching.step()) {
+    }
+    for (size_t i = 0; i < results.size(); ++i) {
+      EXPECT_EQ(results[i].ids, m.alone(requests[i], Format::f32, 400).ids) << draft_tokens << " " << i;
+    }
+  }
+}
+
 TEST(Batching, SoItIsWithPackedWeights) {
   for (const char* name : {"v3_mtp", "v32_dsa"}) {
     Machine m;

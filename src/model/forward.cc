@@ -160,10 +160,13 @@ bool attend_caches(Context& ctx, const Model& model, const MlaWeights& w, const 
 void attend_as_generated(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch, Tensor k_rope,
                          MlaSaved& s) {
   const ArenaScope scope(ctx.arena);
-  const int64_t rank = s.latent.cols();
-  const Tensor cached = new_f32(ctx, {batch.n_tokens(), rank + k_rope.cols()});
-  copy_rows(ctx, cached.columns(0, rank), s.latent);
-  copy_rows(ctx, cached.columns(rank, k_rope.cols()), k_rope);
+  const LatentRowLayout layout = model.config.mla().cached_row(Format::f32);
+  const Tensor cached = new_f32(ctx, {batch.n_tokens(), layout.dim()});
+  ctx.pool.parallel_for(0, batch.n_tokens(), 16, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      write_latent_row(layout, cached.f32_row(t), s.latent.f32_row(t), k_rope.f32_row(t));
+    }
+  });
   std::vector<LatentCacheView> whole(static_cast<size_t>(batch.n_sequences()));
   const bool chooses = s.indexer.q && !model.dense_attention;
   if (chooses) whole = index_views(ctx, batch, s.indexer.k);
@@ -255,23 +258,28 @@ void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Context& m
   linear(ctx, {call(model, out, activated_input(ctx, model, activated, s.gate_up, w.down), w.down)});
 }
 
+// Of the model's layers; behind them for a module's.
+size_t index_of(const Model& model, const LayerWeights& w) {
+  const std::vector<LayerWeights>& layers = model.weights.layers;
+  const auto here = std::find_if(layers.begin(), layers.end(), [&](const LayerWeights& layer) { return &layer == &w; });
+  return static_cast<size_t>(here - layers.begin());
+}
+
 // Where experts may be on disk: those that the router of this layer has chosen (none in a dense layer) are read, and
 // behind them those that the next layer's would choose now.
 void read_experts(Context& ctx, const Model& model, const LayerWeights& w, Tensor topk_ids, Tensor stream) {
   if (model.reading == nullptr || model.routed_experts != nullptr) return;
   if (topk_ids) read_chosen(*model.reading, w.moe, topk_ids);
   const std::vector<LayerWeights>& layers = model.weights.layers;
-  const auto here = std::find_if(layers.begin(), layers.end(), [&](const LayerWeights& layer) { return &layer == &w; });
-  if (here == layers.end() || here + 1 == layers.end()) return;
-  read_predicted(ctx, *model.reading, model.config, *(here + 1), stream);
+  const size_t next = index_of(model, w) + 1;
+  if (next < layers.size()) read_predicted(ctx, *model.reading, model.config, layers[next], stream);
 }
 
 // Of this layer's router, where the batch settles it. Modules behind the layers choose.
 Tensor kept_choice(const Model& model, const LayerWeights& w, const Batch& batch) {
-  for (size_t l = 0; l < batch.experts.size(); ++l) {
-    if (&model.weights.layers[l] == &w) return batch.experts[l];
-  }
-  return {};
+  if (batch.experts.empty()) return {};
+  const size_t layer = index_of(model, w);
+  return layer < batch.experts.size() ? batch.experts[layer] : Tensor();
 }
 
 // The router's choice for every token and where its experts' rows go (V3 equations 14-16). With `also_shared` the

@@ -29,10 +29,4 @@ void scatter_rows(Context& ctx, Tensor to, Tensor from, std::span<const int32_t>
       ctx, to, from, from.rows(), [](int64_t i) { return i; }, [&](int64_t i) { return rows[static_cast<size_t>(i)]; });
 }
 
-void copy_rows(Context& ctx, Tensor to, Tensor from) {
-  FATHOM_CHECK(to.rows() == from.rows());
-  const auto same = [](int64_t i) { return i; };
-  copy(ctx, to, from, to.rows(), same, same);
-}
-
 }  // namespace fathom

@@ -11,7 +11,5 @@ namespace fathom {
 void gather_rows(Context& ctx, Tensor to, Tensor from, std::span<const int32_t> rows);
 // to[rows[i]] = from[i], and the others stay; no row comes twice.
 void scatter_rows(Context& ctx, Tensor to, Tensor from, std::span<const int32_t> rows);
-// to = from, [rows, cols] f32; rows may be strided.
-void copy_rows(Context& ctx, Tensor to, Tensor from);
 
 }  // namespace fathom

@@ -180,8 +180,8 @@ void check_options(const TrainOptions& o) {
   if (o.dsa == Dsa::warmup && o.init.empty()) {
     throw UsageError("train: --dsa warmup trains the indexer of a model that attends already; give it with --init");
   }
-  within("--index-n-heads", static_cast<double>(o.indexer.n_heads), 1, 65536, "between 1 and 65536");
-  within("--index-head-dim", static_cast<double>(o.indexer.head_dim), 1, 65536, "between 1 and 65536");
+  positive("--index-n-heads", o.indexer.n_heads);
+  positive("--index-head-dim", o.indexer.head_dim);
   positive("--index-topk", o.indexer.topk);
   if (o.yarn_factor != 0) within("--yarn-factor", o.yarn_factor, 1, 1e6, "between 1 and 1e6");
   not_negative("--yarn-original", o.yarn_original);  // 0: as if it were not given

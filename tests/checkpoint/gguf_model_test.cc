@@ -241,6 +241,15 @@ TEST(GgufModel, BrokenSplitsAreRefusedWithTheirReason) {
   EXPECT_THAT(split.refusal(0), HasSubstr("is in "));
 }
 
+// An empty value: none.
+void set_or_erase(GgufParts& parts, const std::string& key, const std::string& value) {
+  if (value.empty()) {
+    parts.values.erase(key);
+  } else {
+    parts.values[key] = value;
+  }
+}
+
 // The reason for which a changed file of a sound model is refused.
 std::string refusal(const LoadedModel& model, const std::function<void(GgufParts&)>& change) {
   GgufParts parts(saved(model));
@@ -309,11 +318,7 @@ TEST(MalformedGgufModel, MetadataAreRefusedByTheirKey) {
   for (const Case& c : cases) {
     EXPECT_THAT(refusal(model,
                         [&](GgufParts& parts) {
-                          if (c.value.empty()) {
-                            parts.values.erase(c.key);
-                          } else {
-                            parts.values[c.key] = c.value;
-                          }
+                          set_or_erase(parts, c.key, c.value);
                           if (std::string_view(c.key) == "split.count") parts.values["split.no"] = u32(0);
                         }),
                 HasSubstr(c.message))
@@ -339,15 +344,7 @@ TEST(MalformedGgufModel, AnIndexerIsRefusedByItsKey) {
       {"deepseek32.expert_gating_func", u32(1), "only 2 (sigmoid) is supported in deepseek32"},
   };
   for (const Case& c : cases) {
-    EXPECT_THAT(refusal(model,
-                        [&](GgufParts& parts) {
-                          if (c.value.empty()) {
-                            parts.values.erase(c.key);
-                          } else {
-                            parts.values[c.key] = c.value;
-                          }
-                        }),
-                HasSubstr(c.message))
+    EXPECT_THAT(refusal(model, [&](GgufParts& parts) { set_or_erase(parts, c.key, c.value); }), HasSubstr(c.message))
         << c.key;
   }
   EXPECT_THAT(refusal(model, [](GgufParts& parts) { parts.tensors.erase("blk.3.indexer.k_norm.bias"); }),

@@ -74,7 +74,7 @@ class Sparse(Case):
             self.assertEqual(len(ids), 30)
             if kv_type == "f32":
                 self.assertEqual(ids, exact)
-            self.assertEqual(self.ids(SPARSE, "--kv-type", kv_type, "--threads", "1"), ids)
+            self.assertEqual(self.ids(SPARSE, "--kv-type", kv_type, "--threads", "1", "--draft", "mtp"), ids)
 
     def test_a_choice_of_all_is_every_context(self):
         """Of no effect and of no cost, however large."""

@@ -1,8 +1,6 @@
 // What sampling tells of a token's log probability is what training computes of it, in the same bits.
 #include <gmock/gmock.h>
 
-#include <deque>
-
 #include "infer/batching.h"
 #include "infer/bytes_machine.h"
 #include "model/loss.h"

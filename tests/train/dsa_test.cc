@@ -251,7 +251,7 @@ TEST_F(SparseStages, RefusesWhatHasNoMeaning) {
   for (const auto& [heads, dim] : {std::array<int64_t, 2>{70000, 8}, {2, 70000}, {2, 3}}) {
     o = warmup("out");
     o.indexer = {heads, dim, 6};
-    EXPECT_THAT(refusal(o), testing::HasSubstr("index"));
+    EXPECT_THAT(refusal(o), testing::HasSubstr("index_"));
   }
   // Without a query's latent, and of another kind.
   std::string config = kConfig;

@@ -6,14 +6,10 @@
 #include <numeric>
 #include <vector>
 
+#include "ops/plain/dot.h"
+
 namespace fathom::plain {
 namespace {
-
-double dot(const float* a, const float* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
 
 // Where one head's parts stand in the rows of q, kv and o.
 struct Head {

@@ -4,14 +4,10 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/plain/dot.h"
+
 namespace fathom::plain {
 namespace {
-
-double dot(const float* a, const float* b, int64_t n) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(a[i]) * b[i];
-  return sum;
-}
 
 void softmax(std::vector<double>& x, const std::vector<bool>& seen) {
   double largest = -INFINITY, sum = 0;

@@ -16,7 +16,9 @@ ROOMS = {
     "train": {"base", "number", "ops", "model", "parallel", "checkpoint", "text"},
     "infer": {"base", "number", "ops", "model", "checkpoint", "text"},
     "serve": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "infer"},
-    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve"},
+    "eval": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "infer", "serve"},
+    "tune": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve", "eval"},
+    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve", "eval", "tune"},
 }
 # Of the model, files on disk know what is stored and nothing of how it is computed.
 CHECKPOINT_SEES = {"model/config.h", "model/weights.h"}

@@ -1,0 +1,27 @@
+#include "tune/advantages.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace fathom::tune {
+
+std::vector<double> advantages(std::span<const double> rewards, bool by_deviation) {
+  std::vector<double> result(rewards.begin(), rewards.end());
+  if (rewards.empty()) return result;
+  if (std::ranges::all_of(rewards, [&](double r) { return r == rewards[0]; })) {
+    std::ranges::fill(result, 0.0);  // and not what rounding leaves of the mean
+    return result;
+  }
+  const auto count = static_cast<double>(rewards.size());
+  double mean = 0, squares = 0;
+  for (const double r : rewards) mean += r / count;
+  for (double& r : result) r -= mean;
+  for (const double d : result) squares += d * d;
+  const double deviation = std::sqrt(squares / count);
+  if (by_deviation) {
+    for (double& d : result) d /= deviation;
+  }
+  return result;
+}
+
+}  // namespace fathom::tune

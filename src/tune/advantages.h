@@ -1,0 +1,13 @@
+// What an answer was worth beside the others to its question (GRPO, V3 equation 28).
+#pragma once
+
+#include <span>
+#include <vector>
+
+namespace fathom::tune {
+
+// Of one group. by_deviation: (r - mean) / deviation, 0 where all rewards are equal (V3, R1); else r - mean (V3.2
+// section 3.1).
+std::vector<double> advantages(std::span<const double> rewards, bool by_deviation);
+
+}  // namespace fathom::tune

@@ -122,8 +122,7 @@ void run(const Options& o, const CommonOptions& common) {
 
   eval::Report report{run.model, first_line(version_text()), other_results(run.out, plans)};
   const auto interrupted = [] { return interrupted_by != 0; };
-  if (!common.json)
-    write_stdout(fmt::format("{:<14}{:<14}{:>10}   {:<20}{:>8}\n", "task", "measure", "value", "95 % interval", "n"));
+  bool told_head = common.json;
   for (const eval::TaskPlan& plan : plans) {
     std::optional<Progress> progress;
     const eval::TaskResult result = eval::run_task(
@@ -145,6 +144,10 @@ void run(const Options& o, const CommonOptions& common) {
     }
     report.results.push_back(result);
     save_report(run.out, report);
+    if (!told_head) {
+      write_stdout(fmt::format("{:<14}{:<14}{:>10}   {:<20}{:>8}\n", "task", "measure", "value", "95 % interval", "n"));
+      told_head = true;
+    }
     write_stdout(common.json ? eval::result_json(result).dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"
                              : result_text(result));
   }

@@ -1,6 +1,7 @@
 // Results as a page for people: Markdown, and HTML that needs nothing else.
 #pragma once
 
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <span>
 #include <string>

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/json.h"
 #include "eval/records.h"
 #include "eval/tasks.h"
 

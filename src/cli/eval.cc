@@ -103,7 +103,6 @@ void run(const Options& o, const CommonOptions& common) {
     throw UsageError("eval: --resume: {} has no run to go on with",
                      o.out.empty() ? "no --out is given, which" : printable(o.out));
   }
-  if (o.out.empty() && !common.json && !quiet()) log("without --out nothing is kept but the scores");
   check_sandbox(run);
   run.judges = thread_count(common);
 
@@ -117,6 +116,7 @@ void run(const Options& o, const CommonOptions& common) {
     make_directory(o.out);
     alone.emplace(o.out);
   }
+  if (o.out.empty() && !common.json) log("without --out nothing is kept but the scores");
   const bool goes_on = eval::check_out(run, plans);
   if (goes_on) log("{}: goes on with what is answered there", printable(o.out));
 
@@ -218,6 +218,7 @@ void add_eval(CLI::App& app, CommonOptions& common) {
   command->add_option("--task", o->run.tasks, "What to ask, one or several with commas: " + task_names())
       ->delimiter(',')
       ->allow_extra_args(false)
+      ->default_str("")
       ->type_name("NAME,...");
   command->add_option("--data", o->data, "The benchmark's file, or the folder that has it (docs/evaluation.md)")
       ->type_name("PATH");
@@ -246,6 +247,7 @@ void add_eval(CLI::App& app, CommonOptions& common) {
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::Range(1, 4096))
+      ->default_str("1")
       ->type_name("N,...")
       ->group(kAsking);
   CLI::Option* temperature = unless_given("--temperature", o->temperature, "Default: 0, with several --samples 0.6");

@@ -63,7 +63,8 @@ class Scripted(http.server.BaseHTTPRequestHandler):
 
 class Evaluated(Case):
     def eval(self, *arguments, source=("--model", SHAKESPEARE), **options):
-        return fathom("eval", *source, "--threads", "2", "--data", DATA, *arguments, **options)
+        data = () if "--data" in arguments else ("--data", DATA)
+        return fathom("eval", *source, "--threads", "2", *data, *arguments, **options)
 
     def eval_json(self, *arguments, **options):
         lines = self.assert_done(self.eval("--json", "--quiet", *arguments, **options)).splitlines()
@@ -71,6 +72,7 @@ class Evaluated(Case):
 
     def scripted(self, script):
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+        server.handle_error = lambda request, address: None  # a client that has gone
         server.script, server.asked, server.lock = script, [], threading.Lock()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.addCleanup(server.server_close)

@@ -77,7 +77,7 @@ class Agreement(Case):
 
     def ours(self, task, *arguments):
         """The result, and the records in the items' order."""
-        out = self.folder / f"out-{task}"
+        out = self.folder / "-".join(["out", task, *arguments])
         said = self.assert_done(fathom("eval", "--model", str(self.model), "--task", task, "--data", str(DATA), "--out", str(out), "--threads", "2",
                                        "--json", "--quiet", *arguments))
         records = json_lines(out / f"{task}.jsonl")
@@ -90,10 +90,9 @@ class Agreement(Case):
         self.assertEqual(len(records), len(samples))
         worst = 0
         for record, sample in zip(records, samples):
-            arguments = sample["arguments"]
-            asked = [arguments[f"gen_args_{c}"] for c in range(len(record["choices"]))]
-            self.assertEqual([a["arg_0"] for a in asked], [record["prompt"]] * len(asked))
-            self.assertEqual([a["arg_1"] for a in asked], record["choices"])
+            asked = sample["arguments"]
+            self.assertEqual([context for context, _ in asked], [record["prompt"]] * len(record["choices"]))
+            self.assertEqual([choice for _, choice in asked], record["choices"])
             for c, (value, greedy) in enumerate(sample["filtered_resps"]):
                 worst = max(worst, abs(float(value) - record["logprobs"][c]))
                 self.assertEqual(greedy in (True, "True"), record["greedy"][c])
@@ -124,7 +123,6 @@ class Agreement(Case):
                         self.assertAlmostEqual(scores[name + ",none"], self.value(result, name), places=9)
                     print(f"arc, {shots} shots: {len(records)} items, acc {scores['acc,none']:.3f}, acc_norm {scores['acc_norm,none']:.3f} in both, "
                           f"log probabilities within {worst:.1e}")
-                    shutil.rmtree(self.folder / "out-arc")
 
     def test_gsm8k(self):
         result, records = self.ours("gsm8k", "--max-tokens", "48")
@@ -134,7 +132,7 @@ class Agreement(Case):
         strict = [s for s in samples if s["filter"] == "strict-match"]
         self.assertEqual(len(strict), len(records))
         for record, sample in zip(records, strict):
-            self.assertEqual(sample["arguments"]["gen_args_0"]["arg_0"], record["prompt"])
+            self.assertEqual(sample["arguments"][0][0], record["prompt"])
             self.assertEqual(sample["resps"][0][0], record["answer"])
         for name, filtered in (("strict", "strict-match"), ("flexible", "flexible-extract")):
             self.assertAlmostEqual(scores["exact_match," + filtered], self.value(result, name), places=9)

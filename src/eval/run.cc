@@ -140,7 +140,8 @@ struct Ledger {
 };
 
 std::string asked_text(const TaskPlan& plan, const Item& item) {
-  return plan.chats && !item.chat_prompt.empty() ? item.chat_prompt : item.prompt;
+  const bool thinks = plan.chats && plan.task->kind != TaskKind::choices;
+  return thinks && !item.chat_prompt.empty() ? item.chat_prompt : item.prompt;
 }
 
 ordered_json messages_of(const TaskPlan& plan, const Item& item) {

@@ -3,6 +3,7 @@
 
     eval_test.py FATHOM
 """
+import collections
 import http.server
 import json
 import pathlib
@@ -12,6 +13,7 @@ import subprocess
 import threading
 import time
 import unittest
+import urllib.request
 
 from program import PROGRAM, Case, fathom
 from server import SHAKESPEARE, Server
@@ -116,6 +118,29 @@ class Evaluated(Case):
         for line in compared.splitlines():
             self.assertEqual(json.loads(line)["difference"], 0)
 
+    def test_a_server_without_tokenize_is_scored_by_where_tokens_stand(self):
+        def forward(handler, n, body):
+            if handler.path != "/v1/completions":
+                return handler.reply(404, {"error": {"message": "not here"}})
+            request = urllib.request.Request(f"http://127.0.0.1:{real.port}{handler.path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request) as answer:
+                handler.reply(200, json.load(answer))
+        server, source = self.scripted(forward)
+        arguments = ("--task", "arc,hellaswag", "--limit", "3")
+        with Server(self) as real:
+            self.eval_json(*arguments, "--out", str(self.folder / "there"), source=source)
+        self.eval_json(*arguments, "--out", str(self.folder / "here"))
+        for task in ("arc", "hellaswag"):
+            for a, b in zip(records(self.folder / "here", task), records(self.folder / "there", task), strict=True):
+                self.assertEqual(a["greedy"], b["greedy"])
+                for mine, other in zip(a["logprobs"], b["logprobs"], strict=True):
+                    self.assertAlmostEqual(mine, other, delta=1e-3)
+        # Nothing was asked as ids, and "é" counts as a character.
+        self.assertTrue(any(isinstance(body["prompt"], str) and "Café" in body["prompt"] for _, path, body, _ in server.asked if "completions" in path))
+        refused = self.eval("--task", "ppl", "--data", TEXT, "--quiet", source=source)
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("/tokenize", refused.stderr)
+
     def test_perplexity_is_that_of_score(self):
         text = self.write("text.txt", pathlib.Path(TEXT).read_text(encoding="utf-8")[:3000])
         wanted = json.loads(self.assert_done(fathom("score", "--model", SHAKESPEARE, "--text", text, "--json")))
@@ -205,6 +230,29 @@ class Evaluated(Case):
         refused = self.eval("--task", "arc", "--limit", "1", "--quiet", source=source)
         self.assertEqual(refused.returncode, 1)
         self.assertIn("log probabilities", refused.stderr)
+
+    def test_programs_are_tried_and_counted_as_pass_at_k(self):
+        problems = [json.loads(line) for line in pathlib.Path(DATA, "humaneval_5.jsonl").read_text(encoding="utf-8").splitlines()]
+        seen = collections.Counter()
+
+        def script(handler, n, body):
+            problem = next(p for p in problems if p["prompt"] in body["messages"][0]["content"])
+            with server.lock:
+                seen[problem["task_id"]] += 1
+                right = seen[problem["task_id"]] == 1 and problem is not problems[0]  # one sample of two; of the first problem none
+            body = problem["canonical_solution"] if right else "    raise SystemExit(0)\n"
+            handler.answer(f"So:\n```python\n{problem['prompt']}{body}\n```\nThat is it.")
+        server, source = self.scripted(script)
+        arguments = ("--task", "humaneval", "--data", f"{DATA}/humaneval_5.jsonl", "--samples", "2", "--k", "1,2", "--out", str(self.folder / "out"))
+        done = self.eval("--json", *arguments, source=source)
+        if "there is none" in done.stderr:  # nothing runs without it, nor is anything asked
+            self.assert_refused(done, 1, "sandbox", "--unsandboxed")
+            self.assertEqual(server.asked, [])
+            self.skipTest(done.stderr)
+        result = json.loads(self.assert_done(done))
+        self.assertEqual(measures(result), {"pass@1": 0.4, "pass@2": 0.8})
+        for record in records(self.folder / "out", "humaneval"):
+            self.assertEqual(record["scores"]["passed"], record["verdict"] == "passed", record)
 
     def test_refusals(self):
         out = str(self.folder / "out")

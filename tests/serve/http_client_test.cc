@@ -92,6 +92,22 @@ TEST(ReplyReader, AnAnswerWithoutLengthEndsWithItsConnection) {
   EXPECT_EQ(read("", 1), "0   cut");
 }
 
+TEST(ReplyReader, TellsHowLongToWait) {
+  const auto told = [](const std::string& value) {
+    const HttpClientLimits limits;
+    ReplyReader reader(limits);
+    reader.put("HTTP/1.1 429 Slow\r\nRetry-After: " + value + "\r\nContent-Length: 0\r\n\r\n");
+    return reader.retry_after_s();
+  };
+  EXPECT_EQ(told("120"), 120);
+  EXPECT_EQ(told("0"), 0);
+  EXPECT_EQ(told("Fri, 31 Dec 1999 23:59:59 GMT"), 0);
+  EXPECT_GT(told("Fri, 31 Dec 2199 23:59:59 GMT"), 1e9);
+  for (const char* const nothing : {"", "-1", "1.5", "soon", "12345678901234567890", "31 Dec 1999"}) {
+    EXPECT_EQ(told(nothing), -1) << nothing;
+  }
+}
+
 TEST(ReplyReader, WhatIsNoAnswerIsRefused) {
   for (const std::string bytes :
        {"SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/2 200\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nA b\r\n\r\n",

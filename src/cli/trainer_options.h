@@ -30,6 +30,9 @@ struct TrainerTexts {
   const char* seq_len = "Tokens a sequence";
   const char* batch_size = "Sequences a step";
   const char* val_data = "What is not learned from; as --data";
+  const char* steps = "Optimizer steps";
+  bool packed = true;  // steps are sequences of one length: --seq-len, --batch-size, --micro-batch, --ema-decay,
+                       // --spike-deviations
 };
 
 // --out, --resume and --steps to --save-failure, --log and --tensorboard. The defaults are those that `options` has.

@@ -8,7 +8,6 @@
 #include "cli/command.h"
 #include "cli/trainer_options.h"
 #include "parallel/mpi.h"
-#include "serve/prompt.h"
 
 namespace fathom::cli {
 namespace {
@@ -18,25 +17,6 @@ struct Options {
   tune::SftOptions sft;
   std::string template_file, thinking, train_on = "all-assistant", too_long = "drop", packing = "best-fit";
 };
-
-// The template to tell conversations with, and, where the model is to have it from now on, train.chat_template.
-void choose_template(const Options& options, tune::SftOptions& sft) {
-  TrainOptions& train = sft.train;
-  if (train.tokenizer.empty() && train.init.empty()) return;  // which is said later
-  const Tokenizer tokenizer = Tokenizer::load(train.tokenizer.empty() ? train.init.string() : train.tokenizer);
-  sft.chat_template = load_chat_template(options.template_file, tokenizer);
-  const std::string model_type = read_model_config(train.init.empty() ? train.model_config : train.init).model_type;
-  if (sft.chat_template.empty() && tokenizer.id_of("<｜User｜>") >= 0) {
-    sft.chat_template = serve::default_template(tokenizer, model_type);
-  }
-  if (sft.chat_template == tokenizer.chat_template()) return;
-  if (sft.chat_template != kDeepseekV32Encoding) {
-    train.chat_template = sft.chat_template;
-  } else if (model_type != "deepseek_v32") {
-    log("{} is no template that a model directory can hold: give it to serve and chat with --template, too",
-        kDeepseekV32Encoding);
-  }
-}
 
 nlohmann::ordered_json counts_of(const tune::SftResult& result) {
   const tune::SftCounts& c = result.counts;
@@ -63,7 +43,9 @@ void run(const Options& options, const CommonOptions& common) {
   sft.only_last_answer = options.train_on == "last";
   sft.too_long = tune::too_long_named(options.too_long);
   sft.packs = options.packing == "best-fit";
-  if (sft.train.model_config.empty() != sft.train.init.empty()) choose_template(options, sft);
+  if (sft.train.model_config.empty() != sft.train.init.empty()) {
+    sft.chat_template = choose_chat_template(options.template_file, sft.train);
+  }
   ThreadPool pool(thread_count(common));
   const tune::SftResult result = tune::fine_tune(sft, pool, [] { return interrupted_by != 0; });
   report_training(sft.train, result.train, common, counts_of(result));

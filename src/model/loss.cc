@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/cross_entropy.h"
 #include "ops/device.h"
 
 namespace fathom {
@@ -124,7 +123,7 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
 }
 
 Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, const Targets& targets, Tensor entropies,
-                       std::vector<Tensor>* chosen) {
+                       std::vector<Tensor>* chosen, const SamplingMask* mask) {
   const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
   const int64_t k = model.config.router.num_experts_per_tok;
   std::vector<Tensor> kept;
@@ -139,7 +138,7 @@ Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, con
     if (const Tensor to = kept[static_cast<size_t>(l)]) std::copy_n(saved.moe.topk_ids.i32(), to.size(), to.i32());
   };
   const Tensor hidden = forward(ctx, model, batch, {.on_layer = chosen != nullptr ? &keep : nullptr});
-  head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, entropies);
+  head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, entropies, mask);
   return logprobs;
 }
 
@@ -190,12 +189,12 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
     main_scale = 1;
     weights = new_f32(ctx, {batch.n_tokens()});
     const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
-    head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main);
+    head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, {}, options.mask);
     const auto n = static_cast<size_t>(batch.n_tokens());
     (*options.target_weights)(std::span(logprobs.f32(), n), std::span(weights.f32(), n));
   }
   head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
-                              static_cast<float>(main_scale), weights);
+                              static_cast<float>(main_scale), weights, options.mask);
   result.loss_sum = sum_of_losses(ctx, losses);
   result.main_targets = targets.n_main;
 

@@ -26,6 +26,7 @@ struct Head {
   Tensor row_scales{};
   bool as_generated = false;  // loss[t]: minus the log probability as ops/log_softmax.h has it
   Tensor entropies{};         // with that
+  const SamplingMask* mask = nullptr;
 };
 
 void check_shapes(const Head& head) {
@@ -35,6 +36,27 @@ void check_shapes(const Head& head) {
   FATHOM_CHECK(!dx || (dx.data != x.data && dx.rows() == x.rows() && dx.cols() == x.cols()));
   FATHOM_CHECK(!head.row_scales || head.row_scales.size() == x.rows());
   FATHOM_CHECK(!dw || (dw.rows() == w.rows() && dw.cols() == w.cols()));
+}
+
+// Of a row of logits, which becomes the gradient's: scale (softmax - 1 at the target) / temperature where a token is
+// kept, 0 elsewhere. Returns the loss.
+double masked_gradient(std::span<float> row, int32_t target, double scale, double temperature,
+                       std::span<const int32_t> kept) {
+  const LogSoftmax of_row(row, temperature, kept);
+  const double loss = -of_row[target];
+  const double of_logit = scale / temperature;
+  if (kept.empty()) {
+    for (size_t v = 0; v < row.size(); ++v) {
+      row[v] = static_cast<float>(of_logit * std::exp(of_row[static_cast<int64_t>(v)]));
+    }
+  } else {
+    std::vector<float> of_kept(kept.size());
+    for (size_t i = 0; i < kept.size(); ++i) of_kept[i] = static_cast<float>(of_logit * std::exp(of_row[kept[i]]));
+    std::ranges::fill(row, 0.0f);
+    for (size_t i = 0; i < kept.size(); ++i) row[static_cast<size_t>(kept[i])] = of_kept[i];
+  }
+  row[static_cast<size_t>(target)] -= static_cast<float>(of_logit);
+  return loss;
 }
 
 // The block's tokens all have a target.
@@ -55,14 +77,23 @@ void run_block(Context& ctx, const Head& head, const std::vector<int32_t>& token
     for (int64_t i = begin; i < end; ++i) {
       const int64_t token = tokens[static_cast<size_t>(i)];
       float* row = logits.f32_row(i);
+      const int32_t target = head.targets.i32()[token];
+      const auto kept = head.mask != nullptr ? head.mask->of(token) : std::span<const int32_t>();
       if (head.as_generated) {
-        const LogSoftmax of_row(std::span(row, static_cast<size_t>(vocab)));
-        head.loss.f32()[token] = -static_cast<float>(of_row[head.targets.i32()[token]]);
+        const std::span<const float> all(row, static_cast<size_t>(vocab));
+        const LogSoftmax of_row =
+            head.mask != nullptr ? LogSoftmax(all, head.mask->temperature, kept) : LogSoftmax(all);
+        head.loss.f32()[token] = -static_cast<float>(of_row[target]);
         if (head.entropies) head.entropies.f32()[token] = static_cast<float>(of_row.entropy(vocab));
         continue;
       }
       const float scale = head.gradient_scale * (head.row_scales ? head.row_scales.f32()[token] : 1);
-      float& at_target = row[head.targets.i32()[token]];
+      if (head.mask != nullptr && (head.mask->temperature != 1 || !kept.empty())) {
+        head.loss.f32()[token] = static_cast<float>(
+            masked_gradient(std::span(row, static_cast<size_t>(vocab)), target, scale, head.mask->temperature, kept));
+        continue;
+      }
+      float& at_target = row[target];
       const float target_logit = at_target;
       const float lse = backward ? kernels.softmax(row, vocab, scale) : kernels.log_sum_exp(row, vocab);
       head.loss.f32()[token] = lse - target_logit;
@@ -107,6 +138,10 @@ void run(Context& ctx, const Head& head) {
       continue;
     }
     FATHOM_CHECK(target >= 0 && target < vocab, "target {} of token {}, vocab {}", target, t, vocab);
+    if (const auto kept = head.mask != nullptr ? head.mask->of(t) : std::span<const int32_t>(); !kept.empty()) {
+      FATHOM_CHECK(std::ranges::binary_search(kept, target) && kept.front() >= 0 && kept.back() < vocab,
+                   "target {} of token {} is not kept", target, t);
+    }
     tokens.push_back(t);
     if (tokens.size() == block) {
       run_block(ctx, head, tokens);
@@ -126,16 +161,31 @@ void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor ta
   run(ctx, {loss, {}, {}, x, w, targets});
 }
 
-void head_logprobs(Context& ctx, Tensor logprobs, Tensor x, Tensor w, Tensor targets, Tensor entropies) {
+void head_logprobs(Context& ctx, Tensor logprobs, Tensor x, Tensor w, Tensor targets, Tensor entropies,
+                   const SamplingMask* mask) {
   FATHOM_CHECK(ctx.device == nullptr);
-  run(ctx, {.loss = logprobs, .x = x, .w = w, .targets = targets, .as_generated = true, .entropies = entropies});
+  run(ctx, {.loss = logprobs,
+            .x = x,
+            .w = w,
+            .targets = targets,
+            .as_generated = true,
+            .entropies = entropies,
+            .mask = mask});
   for (float& value : std::span(logprobs.f32(), static_cast<size_t>(logprobs.size()))) value = -value;
 }
 
 void head_cross_entropy_backward(Context& ctx, Tensor loss, Tensor dx, Tensor dw, Tensor x, Tensor w, Tensor targets,
-                                 float gradient_scale, Tensor row_scales) {
+                                 float gradient_scale, Tensor row_scales, const SamplingMask* mask) {
   FATHOM_CHECK(dx || dw);
-  run(ctx, {loss, dx, dw, x, w, targets, gradient_scale, row_scales});
+  run(ctx, {.loss = loss,
+            .dx = dx,
+            .dw = dw,
+            .x = x,
+            .w = w,
+            .targets = targets,
+            .gradient_scale = gradient_scale,
+            .row_scales = row_scales,
+            .mask = mask});
 }
 
 }  // namespace fathom

@@ -26,6 +26,18 @@ void add_window(Examples& examples, std::span<const int32_t> window, int32_t sep
   }
 }
 
+int64_t count_mtp_targets(const Examples& examples, int64_t n_modules) {
+  int64_t n = 0;
+  size_t begin = 0;
+  for (const std::vector<int32_t>& ids : examples.sequences) {
+    for (int64_t m = 1; m <= n_modules; ++m) {  // module m predicts tokens m + 1 and following, from 0
+      for (size_t t = static_cast<size_t>(m); t + 1 < ids.size(); ++t) n += examples.next[begin + t] != kNoTarget;
+    }
+    begin += ids.size();
+  }
+  return n;
+}
+
 Example make_example(Context& ctx, const Examples& examples) {
   Example example{make_batch(ctx, examples.sequences), {}};
   example.targets = make_targets(ctx, example.batch);

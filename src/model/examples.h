@@ -25,6 +25,7 @@ struct Examples {
   std::vector<std::vector<int32_t>> sequences;
   std::vector<int32_t> next;  // [tokens], kNoTarget where none is to be learned
   int64_t n_main = 0;         // targets
+  TargetWeights weights{};    // what each counts in the loss; empty: as much as the others of the step
   std::optional<TaughtTokens> taught{};
   int64_t n_sequences() const { return static_cast<int64_t>(sequences.size()); }
 };
@@ -33,6 +34,9 @@ struct Examples {
 // document) each document becomes a sequence of its own, so that attention, positions and MTP stay within it, and what
 // follows a separator is no target.
 void add_window(Examples& examples, std::span<const int32_t> window, int32_t separator = kNoSeparator);
+
+// Targets of so many MTP modules.
+int64_t count_mtp_targets(const Examples& examples, int64_t n_modules);
 
 struct Example {
   Batch batch;

@@ -29,6 +29,23 @@ double head_loss(Context& ctx, const Model& model, Tensor hidden, const Targets&
 
 double per(int64_t n) { return n > 0 ? 1.0 / static_cast<double>(n) : 0; }
 
+// What module number m, from 1, predicts behind each token of `next`: the token behind it, where that is among the
+// trunk's targets, main.
+Targets mtp_targets(Context& ctx, const Batch& batch, const int32_t* main, const Batch& next, int32_t m) {
+  Targets targets{};
+  std::vector<int32_t> ids(next.tokens.size(), kNoTarget);
+  for (size_t q = 0; q + 1 < next.offsets.size(); ++q) {
+    const int32_t begin = next.offsets[q], end = next.offsets[q + 1];
+    for (int32_t t = begin; t + 1 < end; ++t) {
+      if (main[batch.offsets[q] + m + t - begin] == kNoTarget) continue;
+      ids[static_cast<size_t>(t)] = next.tokens[static_cast<size_t>(t) + 1];
+      ++targets.n_main;
+    }
+  }
+  targets.main = from_host(ctx, ids);
+  return targets;
+}
+
 }  // namespace
 
 void main_loss_backward(Context& ctx, Tensor losses, Tensor d_hidden, Tensor d_head, Tensor hidden, Tensor head,
@@ -57,13 +74,17 @@ double sum_of_losses(Context& ctx, Tensor losses) {
   return total;
 }
 
-std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options) {
+std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
+                               const LossOptions& options) {
   std::vector<MtpStep> steps;
   if (options.mtp_weight <= 0) return steps;
+  Buffer memory;
+  const int32_t* const main = on_host(ctx, targets.main, memory).i32();
   for (MtpInput& input : make_mtp_inputs(ctx, model, batch)) {
-    const Targets targets = make_targets(ctx, input.next);
-    if (targets.n_main == 0) break;
-    steps.push_back({&model.weights.mtp[steps.size()], std::move(input), targets});
+    const size_t m = steps.size();
+    const Targets of_module = mtp_targets(ctx, batch, main, input.next, static_cast<int32_t>(m) + 1);
+    if (of_module.n_main == 0) break;
+    steps.push_back({&model.weights.mtp[m], std::move(input), of_module});
   }
   return steps;
 }
@@ -113,7 +134,7 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
   result.loss_sum = head_loss(ctx, model, hidden, targets);
   result.main_targets = targets.n_main;
   Tensor mtp_hidden = hidden;
-  for (const MtpStep& step : mtp_steps(ctx, model, batch, options)) {
+  for (const MtpStep& step : mtp_steps(ctx, model, batch, targets, options)) {
     mtp_hidden =
         mtp_forward(ctx, model, *step.module, step.input, mtp_hidden, {.expert_load = wanted_load(ctx, result)});
     result.mtp_loss_sum += head_loss(ctx, model, mtp_hidden, step.targets);
@@ -198,7 +219,7 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
   result.loss_sum = sum_of_losses(ctx, losses);
   result.main_targets = targets.n_main;
 
-  const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
+  const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, targets, options);
   for (const MtpStep& step : steps) result.mtp_targets += step.targets.n_main;
   const double mtp_scale = options.mtp_weight * (options.mtp_scale > 0 ? options.mtp_scale : per(result.mtp_targets));
   std::vector<MtpSaved> mtp(steps.size());
@@ -231,7 +252,7 @@ LossResult indexer_gradients(Context& ctx, const Model& model, ModelWeights& gra
   Tensor hidden = forward(ctx, model, batch, {.expert_load = &result.expert_load, .on_layer = &visit});
   result.loss_sum = head_loss(ctx, model, hidden, targets);
   result.main_targets = targets.n_main;
-  const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, options);
+  const std::vector<MtpStep> steps = mtp_steps(ctx, model, batch, targets, options);
   for (size_t m = 0; m < steps.size(); ++m) {
     MtpSaved saved;
     hidden = mtp_forward(ctx, model, *steps[m].module, steps[m].input, hidden,

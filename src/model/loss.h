@@ -63,17 +63,19 @@ struct Targets {
   double teacher_weight = 0;
 };
 Targets make_targets(Context& ctx, const Batch& batch);
-// Those of so many MTP modules.
+// Those of so many MTP modules, where the trunk has all of its own.
 int64_t count_mtp_targets(std::span<const std::vector<int32_t>> sequences, int64_t n_modules);
 
 // What the MTP modules read one after the other, and what of it they predict (of row i, as of the trunk, what row i+1
-// reads), as long as there is something to predict; nothing where options leave them out. Memory from ctx.arena.
+// reads, unless `targets`, the trunk's, leave that token out), as long as there is something to predict; nothing where
+// options leave them out. Memory from ctx.arena.
 struct MtpStep {
   const MtpWeights* module;
   MtpInput input;
   Targets targets;
 };
-std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const LossOptions& options);
+std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
+                               const LossOptions& options);
 // Of the losses of tokens, [tokens].
 double sum_of_losses(Context& ctx, Tensor losses);
 

@@ -216,7 +216,7 @@ StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
   c.result.loss_sum = predict(c.hidden, c.d_hidden, c.targets, options.main_scale);
   c.result.main_targets = c.targets.n_main;
 
-  const std::vector<MtpStep> steps = mtp_steps(c.ctx, s.model, c.batch, options);
+  const std::vector<MtpStep> steps = mtp_steps(c.ctx, s.model, c.batch, c.targets, options);
   std::vector<MtpSaved> mtp(steps.size());
   std::vector<MtpGrads> inner(steps.size());
   std::vector<ExpertsHere> experts(steps.size());

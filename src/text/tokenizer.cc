@@ -420,6 +420,14 @@ bool Tokenizer::is_bytes() const { return data_->bytes; }
 const std::string& Tokenizer::json() const { return data_->tokenizer_json; }
 const std::string& Tokenizer::chat_template() const { return data_->chat_template; }
 
+void Tokenizer::set_chat_template(std::string source) {
+  if (source.size() > kMaxTemplateBytes) throw Error("the chat template is longer than {} bytes", kMaxTemplateBytes);
+  if (const size_t at = first_invalid_utf8(source); at != kNoPosition)
+    throw Error("the chat template is not UTF-8 at byte {}", at);
+  data_->chat_template = std::move(source);
+  data_->template_in_own_file = !data_->chat_template.empty();
+}
+
 bool Tokenizer::is_special(int32_t id) const {
   return id >= 0 && id < vocab_size() && data_->special[static_cast<size_t>(id)];
 }

@@ -127,6 +127,7 @@ std::string to_json_line(const StepMetrics& m) {
     object["layer_max_violation"] = m.layer_violations;
   }
   if (!m.bias_ranges.empty()) object["bias_range"] = m.bias_ranges;
+  for (const auto& [name, value] : m.of_source) object[name] = value;
   if (m.sample) object["sample"] = *m.sample;
   return object.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n";
 }

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "model/forward.h"
@@ -36,6 +37,8 @@ struct StepMetrics {
   std::vector<double> layer_violations;
   std::vector<std::array<float, 2>> bias_ranges;
   std::optional<std::string> sample;  // text drawn after the step
+  // What the run's ExampleSource tells of the step, by name.
+  std::vector<std::pair<std::string, double>> of_source;
 };
 
 std::string to_json_line(const StepMetrics& metrics);

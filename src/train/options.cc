@@ -48,8 +48,8 @@ T value_in(const Named<T> (&all)[N], const std::string& name, const char* option
   return found->value;
 }
 
-void need(bool condition, const char* option, const std::string& value, const char* must) {
-  if (!condition) throw UsageError("train: {} is {}, must be {}", option, value, must);
+void need(bool condition, const TrainOptions& o, const char* option, const std::string& value, const char* must) {
+  if (!condition) throw UsageError("{}: {} is {}, must be {}", o.command, option, value, must);
 }
 
 // Whether `path`, which need not be there yet, is `directory` or lies below it.
@@ -78,18 +78,18 @@ void check_log(const TrainOptions& o) {
   const std::string log = printable(o.log.native());
   for (const char* name : kOwnFiles) {
     if (name != std::string_view("train.jsonl") && same_path(o.log, o.out / name)) {
-      throw UsageError("train: --log {} is where --out puts its {}", log, name);
+      throw UsageError("{}: --log {} is where --out puts its {}", o.command, log, name);
     }
   }
   for (const char* folder : {"checkpoints", "data", "average"}) {
-    if (is_within(o.log, o.out / folder)) throw UsageError("train: --log {} lies in a folder of --out", log);
+    if (is_within(o.log, o.out / folder)) throw UsageError("{}: --log {} lies in a folder of --out", o.command, log);
   }
   std::error_code error;
   if (!fs::is_regular_file(o.log, error) || fs::file_size(o.log, error) == 0 || error) return;
   std::string first(16, '\0');
   std::ifstream(o.log).read(first.data(), static_cast<std::streamsize>(first.size()));
   if (!first.starts_with("{\"step\":")) {
-    throw UsageError("train: --log {} holds something that is no log of a run; remove it or give another", log);
+    throw UsageError("{}: --log {} holds something that is no log of a run; remove it or give another", o.command, log);
   }
 }
 
@@ -97,54 +97,56 @@ void check_log(const TrainOptions& o) {
 
 void check_options(const TrainOptions& o) {
   if (o.model_config.empty() == o.init.empty()) {
-    throw UsageError("train: give either --model-config FILE (a new model) or --init DIR (start from a checkpoint)");
+    throw UsageError("{}: give either --model-config FILE (a new model) or --init DIR (start from a checkpoint)",
+                     o.command);
   }
-  if (o.data.empty()) throw UsageError("train: give --data PATH...: text to learn from, or a dataset of tokens");
-  if (o.out.empty()) throw UsageError("train: give --out DIR: where checkpoints and the model go");
+  if (o.data.empty())
+    throw UsageError("{}: give --data PATH...: text to learn from, or a dataset of tokens", o.command);
+  if (o.out.empty()) throw UsageError("{}: give --out DIR: where checkpoints and the model go", o.command);
   if (o.tokenizer.empty() && o.init.empty()) {
-    throw UsageError("train: give --tokenizer FILE, DIR or bytes");
+    throw UsageError("{}: give --tokenizer FILE, DIR or bytes", o.command);
   }
   constexpr int64_t kMost = int64_t{1} << 31;
-  const auto positive = [](const char* name, int64_t value) {
-    need(value > 0 && value <= kMost, name, fmt::to_string(value), "between 1 and 2^31");
+  const auto positive = [&o](const char* name, int64_t value) {
+    need(value > 0 && value <= kMost, o, name, fmt::to_string(value), "between 1 and 2^31");
   };
-  const auto not_negative = [](const char* name, int64_t value) {
-    need(value >= 0, name, fmt::to_string(value), "0 or more");
+  const auto not_negative = [&o](const char* name, int64_t value) {
+    need(value >= 0, o, name, fmt::to_string(value), "0 or more");
   };
   positive("--steps", o.steps);
   positive("--seq-len", o.seq_len);
   positive("--batch-size", o.batch_size);
   not_negative("--micro-batch", o.micro_batch);
   if (o.micro_batch > 0 && o.batch_size % o.micro_batch != 0) {
-    throw UsageError("train: --micro-batch {} does not divide --batch-size {}", o.micro_batch, o.batch_size);
+    throw UsageError("{}: --micro-batch {} does not divide --batch-size {}", o.command, o.micro_batch, o.batch_size);
   }
   not_negative("--batch-start", o.batch_start);
   not_negative("--batch-ramp", o.batch_ramp);
   if ((o.batch_start > 0) != (o.batch_ramp > 0)) {
-    throw UsageError("train: --batch-start N and --batch-ramp STEPS go together");
+    throw UsageError("{}: --batch-start N and --batch-ramp STEPS go together", o.command);
   }
   if (o.batch_start > o.batch_size || (o.micro_batch > 0 && o.batch_start % o.micro_batch != 0)) {
-    throw UsageError("train: --batch-start is {}, must be at most --batch-size and a multiple of --micro-batch",
+    throw UsageError("{}: --batch-start is {}, must be at most --batch-size and a multiple of --micro-batch", o.command,
                      o.batch_start);
   }
   if (o.batch_ramp > o.steps || (o.extend_at > 0 && o.batch_ramp > o.extend_at)) {
-    throw UsageError("train: --batch-ramp is {}, must end before --steps and --extend-at", o.batch_ramp);
+    throw UsageError("{}: --batch-ramp is {}, must end before --steps and --extend-at", o.command, o.batch_ramp);
   }
   not_negative("--mtp-late-at", o.mtp_late_at);
   if (o.mtp_late_at > o.steps)
-    throw UsageError("train: --mtp-late-at {} is behind the last of --steps {}", o.mtp_late_at, o.steps);
+    throw UsageError("{}: --mtp-late-at {} is behind the last of --steps {}", o.command, o.mtp_late_at, o.steps);
   not_negative("--extend-seq-len", o.extend_seq_len);
   if (o.extend_seq_len > 0) {
     if (o.extend_at < 1 || o.extend_at >= o.steps) {
-      throw UsageError("train: --extend-at is {}, must be between 1 and --steps - 1: the last step of --seq-len",
-                       o.extend_at);
+      throw UsageError("{}: --extend-at is {}, must be between 1 and --steps - 1: the last step of --seq-len",
+                       o.command, o.extend_at);
     }
     if (o.batch_size * o.seq_len % o.extend_seq_len != 0 || o.micro_batch * o.seq_len % o.extend_seq_len != 0) {
-      throw UsageError("train: --extend-seq-len {} does not divide the tokens of a step or micro-batch ({} x {})",
-                       o.extend_seq_len, o.micro_batch > 0 ? o.micro_batch : o.batch_size, o.seq_len);
+      throw UsageError("{}: --extend-seq-len {} does not divide the tokens of a step or micro-batch ({} x {})",
+                       o.command, o.extend_seq_len, o.micro_batch > 0 ? o.micro_batch : o.batch_size, o.seq_len);
     }
   } else if (o.extend_at != 0) {
-    throw UsageError("train: --extend-at needs --extend-seq-len N: how long sequences are from there on");
+    throw UsageError("{}: --extend-at needs --extend-seq-len N: how long sequences are from there on", o.command);
   }
   not_negative("--warmup", o.lr.warmup);
   not_negative("--val-every", o.val_every);
@@ -154,12 +156,12 @@ void check_options(const TrainOptions& o) {
   not_negative("--keep", keep.newest);
   not_negative("--keep-every", keep.every);
   if (keep.every > 0 && keep.newest == 0) {
-    throw UsageError("train: --keep-every {} needs --keep N: without it every checkpoint stays", keep.every);
+    throw UsageError("{}: --keep-every {} needs --keep N: without it every checkpoint stays", o.command, keep.every);
   }
   not_negative("--sample-every", o.sample_every);
   not_negative("--max-skips", o.max_skips);
-  const auto within = [](const char* name, double value, double low, double high, const char* must) {
-    need(value >= low && value <= high, name, fmt::to_string(value), must);
+  const auto within = [&o](const char* name, double value, double low, double high, const char* must) {
+    need(value >= low && value <= high, o, name, fmt::to_string(value), must);
   };
   within("--fim-rate", o.fim_rate, 0, 1, "between 0 and 1");
   within("--lr", o.lr.peak, 1e-12, 100, "above 0 and at most 100");
@@ -178,7 +180,8 @@ void check_options(const TrainOptions& o) {
   within("--mtp-weight-late", o.mtp_weight_late, 0, 100, "between 0 and 100");
   if (o.balance_alpha != -1) within("--balance-alpha", o.balance_alpha, 0, 100, "between 0 and 100");
   if (o.dsa == Dsa::warmup && o.init.empty()) {
-    throw UsageError("train: --dsa warmup trains the indexer of a model that attends already; give it with --init");
+    throw UsageError("{}: --dsa warmup trains the indexer of a model that attends already; give it with --init",
+                     o.command);
   }
   positive("--index-n-heads", o.indexer.n_heads);
   positive("--index-head-dim", o.indexer.head_dim);
@@ -186,11 +189,11 @@ void check_options(const TrainOptions& o) {
   if (o.yarn_factor != 0) within("--yarn-factor", o.yarn_factor, 1, 1e6, "between 1 and 1e6");
   not_negative("--yarn-original", o.yarn_original);  // 0: as if it were not given
   if (o.yarn_factor != 0 && o.init.empty()) {
-    throw UsageError(
-        "train: --yarn-factor extends the model of --init; a --model-config has a rope_scaling of its own");
+    throw UsageError("{}: --yarn-factor extends the model of --init; a --model-config has a rope_scaling of its own",
+                     o.command);
   }
   if (o.val_every > 0 && o.val_data.empty()) {
-    throw UsageError("train: --val-every needs --val-data PATH...: text that is not learned from");
+    throw UsageError("{}: --val-every needs --val-data PATH...: text that is not learned from", o.command);
   }
 }
 
@@ -203,11 +206,11 @@ void check_files(const TrainOptions& o) {
   if (o.tokenizer != "bytes" && !o.tokenizer.empty()) inputs.emplace_back(o.tokenizer);
   for (const fs::path& input : inputs) {
     if (!o.log.empty() && same_path(o.log, input)) {
-      throw UsageError("train: --log {} would overwrite what is read", printable(o.log.native()));
+      throw UsageError("{}: --log {} would overwrite what is read", o.command, printable(o.log.native()));
     }
     for (const char* name : kOwnFiles) {
       if (!same_path(o.out / name, input)) continue;
-      throw UsageError("train: --out {} would overwrite {}, which is read; give another --out",
+      throw UsageError("{}: --out {} would overwrite {}, which is read; give another --out", o.command,
                        printable(o.out.native()), printable(input.native()));
     }
   }
@@ -217,23 +220,19 @@ void check_files(const TrainOptions& o) {
       for (const auto& [option, written] :
            {std::pair("--out", o.out), std::pair("--log", o.log), std::pair("--tensorboard", o.tensorboard)}) {
         if (written.empty() || !is_within(written, path)) continue;
-        throw UsageError("train: {} {} lies in {}, of which all files are read; give another", option,
+        throw UsageError("{}: {} {} lies in {}, of which all files are read; give another", o.command, option,
                          printable(written.native()), printable(path.native()));
       }
     }
   }
   if (!o.init.empty() && same_path(o.init, o.out)) {
-    throw UsageError("train: --init and --out are both {}; give another --out", printable(o.out.native()));
+    throw UsageError("{}: --init and --out are both {}; give another --out", o.command, printable(o.out.native()));
   }
 }
 
-// What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
-// longer, its schedule then follows the new number.
-Settings settings_of(const TrainOptions& o, const ModelConfig& c, const DatasetInfo& data, Balance balance,
-                     double alpha) {
+Settings settings_of(const TrainOptions& o, const ModelConfig& c, Balance balance, double alpha) {
   const char* const schedules[] = {"constant", "cosine", "wsd"};
-  Settings settings = {{"data", fmt::format("{} ids, xxh3 {:016x}", data.n_tokens, data.ids_xxh3)},
-                       {kInstructionSet, isa_name(cpu_isa())},
+  Settings settings = {{kInstructionSet, isa_name(cpu_isa())},
                        {"seed", fmt::to_string(o.seed)},
                        {"precision", precision_name(o.precision)},
                        {"moments", format_traits(o.moments).name},
@@ -274,7 +273,8 @@ Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
   const bool has_bias = config.router.method == TopkMethod::noaux_tc;
   if (o.balance == Balance::bias && !has_bias) {
     throw UsageError(
-        "train: --balance bias needs a model with e_score_correction_bias (topk_method noaux_tc); use --balance aux");
+        "{}: --balance bias needs a model with e_score_correction_bias (topk_method noaux_tc); use --balance aux",
+        o.command);
   }
   if (o.balance != Balance::automatic) return o.balance;
   return has_bias ? Balance::bias : Balance::aux;
@@ -282,7 +282,8 @@ Balance resolve_balance(const TrainOptions& o, const ModelConfig& config) {
 
 Dsa resolve_dsa(const TrainOptions& o, const ModelConfig& config) {
   if (o.dsa == Dsa::sparse && !config.is_sparse()) {
-    throw UsageError("train: --dsa sparse needs a model with an indexer (deepseek_v32): give it one by --dsa warmup");
+    throw UsageError("{}: --dsa sparse needs a model with an indexer (deepseek_v32): give it one by --dsa warmup",
+                     o.command);
   }
   if (o.dsa != Dsa::automatic) return o.dsa;
   return config.is_sparse() ? Dsa::sparse : Dsa::off;

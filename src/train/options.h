@@ -4,12 +4,12 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "model/forward.h"
-#include "text/token_shards.h"
 #include "text/tokenizer.h"
 #include "train/saver.h"
 #include "train/schedule.h"
@@ -37,11 +37,13 @@ Recompute recompute_named(const std::string& name);
 const char* precision_name(Precision precision);
 
 struct TrainOptions {
+  std::string command = "train";       // that errors speak for
   std::filesystem::path model_config;  // exactly one of these two
   std::filesystem::path init;
-  std::vector<std::filesystem::path> data, val_data;  // text, or a dataset of tokens (text/dataset.h)
+  std::vector<std::filesystem::path> data, val_data;  // text, or a dataset of tokens (text/dataset.h), for `train`
   double fim_rate = 0;                                // of documents of text that are to be filled in, not of val_data
   std::string tokenizer;                              // file, directory or "bytes"; empty: that of `init`
+  std::optional<std::string> chat_template;           // that the trained model is to have; nothing: the tokenizer's
   std::filesystem::path out;
   bool resume = false;
   Format save_format = Format::f32;  // of the model directory at the end: f32 or bf16
@@ -89,8 +91,9 @@ struct TrainOptions {
   std::filesystem::path trace;        // of many ranks: a Chrome trace of the last steps; empty: none
   std::filesystem::path tensorboard;  // directory of event files; empty: none
   int64_t sample_every = 0;
-  std::string prompt = "\n";    // of samples
-  std::function<void()> check;  // called while text is tokenized, may throw to give up
+  std::string prompt = "\n";        // of samples
+  std::vector<int32_t> prompt_ids;  // in place of it, where there are any
+  std::function<void()> check;      // called while text is tokenized, may throw to give up
   // Text that continues the prompt, for log and report: how is the business of who generates.
   std::function<std::string(Context&, const Model&, const Tokenizer&, std::span<const int32_t> prompt, int64_t step)>
       sample;
@@ -106,9 +109,9 @@ Balance resolve_balance(const TrainOptions& options, const ModelConfig& config);
 // `automatic` made one of the others; UsageError where the model has no indexer and none to get.
 Dsa resolve_dsa(const TrainOptions& options, const ModelConfig& config);
 
-// What a resumed run must have in common with the run it goes on with. The number of steps is free: a run may go on
-// longer, its schedule then follows the new number.
-Settings settings_of(const TrainOptions& options, const ModelConfig& config, const DatasetInfo& data, Balance balance,
-                     double balance_alpha);
+// What a resumed run must have in common with the run it goes on with, beside what it learns from, which adds its own
+// (ExampleSource::settings). The number of steps is free: a run may go on longer, its schedule then follows the new
+// number.
+Settings settings_of(const TrainOptions& options, const ModelConfig& config, Balance balance, double balance_alpha);
 
 }  // namespace fathom

@@ -73,7 +73,7 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
   const LossResult& loss = gradients.loss;
   StepMetrics m = metrics_of(o, step, loss, gradients.norm);
   // All ranks have the same numbers, so that they skip together.
-  std::string why = begin_step(o, run.reading, m, run.numbers);
+  std::string why = begin_step(o, m, run.numbers);
   run.not_finite = !is_finite(m);
   if (!biases_are_finite(run.ranks)) {  // which one rank sees
     run.not_finite = true;
@@ -99,7 +99,7 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
     count_taken(loss, m, run.numbers);
   }
   set_speed(loss, monotonic_s() - begin_s, m, run.numbers);
-  if (validates(o, run.reading, step)) {
+  if (validates(o, step)) {
     set_validation(validation_loss(run, step), m, run.numbers);
     if (o.ema_decay > 0) {
       swap_average(run.ranks);
@@ -214,7 +214,8 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
     }
     fail_together(all, failed);
   }
-  const Settings settings = settings_of(options, config, reading->data.train.info, balance, alpha);
+  Settings settings = settings_of(options, config, balance, alpha);
+  settings.merge(settings_of(*reading));
   check_agreement(all, options, settings);
 
   const auto n_chunks = static_cast<int>(count_micro_batches(*reading, 1) / layout.width());

@@ -1,8 +1,10 @@
 #include "train/reading.h"
 
 #include <algorithm>
+#include <memory>
 
 #include "base/error.h"
+#include "base/terminal.h"
 
 namespace fathom {
 namespace {
@@ -65,7 +67,7 @@ void check_fit(const TrainOptions& o, const ModelConfig& config, const Tokenizer
   for (const auto& [name, seq_len] :
        {std::pair("--seq-len", o.seq_len), std::pair("--extend-seq-len", o.extend_seq_len)}) {
     if (seq_len > config.max_position_embeddings) {
-      throw UsageError("train: {} {} is above the model's max_position_embeddings {}", name, seq_len,
+      throw UsageError("{}: {} {} is above the model's max_position_embeddings {}", o.command, name, seq_len,
                        config.max_position_embeddings);
     }
   }
@@ -89,6 +91,11 @@ Reading open_reading(const TrainOptions& o, const Tokenizer& tokenizer, ThreadPo
   reading.phases.push_back(make_phase(o, o.seq_len, ids, val_ids));
   if (o.extend_seq_len > 0) reading.phases.push_back(make_phase(o, o.extend_seq_len, ids, val_ids));
   return reading;
+}
+
+Settings settings_of(const Reading& reading) {
+  const DatasetInfo& data = reading.data.train.info;
+  return {{"data", fmt::format("{} ids, xxh3 {:016x}", data.n_tokens, data.ids_xxh3)}};
 }
 
 int64_t count_micro_batches(const Reading& reading, int64_t step) {
@@ -117,6 +124,20 @@ void for_each_validation(const Reading& reading, int64_t step, const std::functi
   for (int64_t first = 0; first < used; first += phase.micro_batch) {
     visit(cut_windows(reading.data.val, reading.separator, first, std::min(phase.micro_batch, used - first), window));
   }
+}
+
+ExampleSource open_text(const TrainOptions& options, const Tokenizer& tokenizer, ThreadPool& pool) {
+  const auto reading = std::make_shared<const Reading>(open_reading(options, tokenizer, pool));
+  ExampleSource source;
+  source.examples = [reading](Context&, const Model&, int64_t step) { return step_examples(*reading, step); };
+  if (!options.val_data.empty()) {
+    source.validation = [reading](int64_t step, const std::function<void(const Examples&)>& visit) {
+      for_each_validation(*reading, step, visit);
+    };
+  }
+  source.settings = settings_of(*reading);
+  source.contents = fmt::format("{} tokens of text", human_count(static_cast<double>(reading->data.train.ids.size())));
+  return source;
 }
 
 }  // namespace fathom

@@ -6,6 +6,7 @@
 
 #include "model/examples.h"
 #include "text/dataset.h"
+#include "train/example_source.h"
 #include "train/options.h"
 #include "train/schedule.h"
 
@@ -42,6 +43,8 @@ struct Reading {
   Sequences sequences(int64_t step) const;
 };
 Reading open_reading(const TrainOptions& options, const Tokenizer& tokenizer, ThreadPool& pool);
+// What a resumed run must read again.
+Settings settings_of(const Reading& reading);
 
 // The micro-batches of a step.
 std::vector<Examples> step_examples(const Reading& reading, int64_t step);
@@ -50,5 +53,8 @@ int64_t count_micro_batches(const Reading& reading, int64_t step);
 // Micro-batches of the validation windows of the step's length: all after the last step, before it `val_sequences` of
 // them spread evenly.
 void for_each_validation(const Reading& reading, int64_t step, const std::function<void(const Examples&)>& visit);
+
+// All this as train() takes it.
+ExampleSource open_text(const TrainOptions& options, const Tokenizer& tokenizer, ThreadPool& pool);
 
 }  // namespace fathom

@@ -15,13 +15,14 @@ void give_indexer(const TrainOptions& o, ModelConfig& config) {
   if (config.is_sparse()) {
     if (o.indexer == TrainOptions().indexer || o.indexer == config.indexer) return;
     throw UsageError(
-        "train: the model of --init has an indexer already, of {} heads of {} that choose {} tokens; leave out "
+        "{}: the model of --init has an indexer already, of {} heads of {} that choose {} tokens; leave out "
         "--index-n-heads, --index-head-dim and --index-topk",
-        config.indexer.n_heads, config.indexer.head_dim, config.indexer.topk);
+        o.command, config.indexer.n_heads, config.indexer.head_dim, config.indexer.topk);
   }
   if (config.model_type != "deepseek_v3" || config.q_lora_rank == 0) {
     throw UsageError(
-        "train: --dsa warmup gives an indexer to models of the kind deepseek_v3 with a q_lora_rank, which it reads");
+        "{}: --dsa warmup gives an indexer to models of the kind deepseek_v3 with a q_lora_rank, which it reads",
+        o.command);
   }
   config.model_type = "deepseek_v32";
   config.indexer = o.indexer;
@@ -31,14 +32,14 @@ void give_indexer(const TrainOptions& o, ModelConfig& config) {
 void extend_by_yarn(const TrainOptions& o, ModelConfig& config) {
   if (config.rope_scaling && o.yarn_original == 0) {
     throw UsageError(
-        "train: the model of --init is extended already, by {} from {} tokens; say with --yarn-original how many "
+        "{}: the model of --init is extended already, by {} from {} tokens; say with --yarn-original how many "
         "tokens --yarn-factor multiplies now",
-        config.rope_scaling->factor, config.rope_scaling->original_max_position_embeddings);
+        o.command, config.rope_scaling->factor, config.rope_scaling->original_max_position_embeddings);
   }
   const int64_t original = o.yarn_original > 0 ? o.yarn_original : config.max_position_embeddings;
   const double longest = o.yarn_factor * static_cast<double>(original);
   if (longest > static_cast<double>(int64_t{1} << 31)) {
-    throw UsageError("train: --yarn-factor {} of {} tokens makes more than 2^31", o.yarn_factor, original);
+    throw UsageError("{}: --yarn-factor {} of {} tokens makes more than 2^31", o.command, o.yarn_factor, original);
   }
   config.rope_scaling = YarnScaling{
       .factor = o.yarn_factor, .original_max_position_embeddings = original, .mscale = 1, .mscale_all_dim = 1};
@@ -83,7 +84,7 @@ LossOptions loss_of_step(const TrainOptions& o, const LossOptions& of_run, int64
   int64_t n_main = 0, n_mtp = 0, n_sequences = 0, n_tokens = 0;
   for (const Examples& part : micro_batches) {
     n_main += part.n_main;
-    n_mtp += count_mtp_targets(part.sequences, n_mtp_modules);
+    n_mtp += count_mtp_targets(part, n_mtp_modules);
     n_sequences += part.n_sequences();
     for (const std::vector<int32_t>& sequence : part.sequences) n_tokens += std::ssize(sequence);
   }
@@ -114,6 +115,7 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
   m.steps = o.steps;
   m.loss = loss.loss();
   if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
+  if (loss.taught_targets > 0) m.divergence = loss.divergence();
   if (loss.indexer.n > 0) {
     m.indexer_loss = loss.indexer.kl_mean();
     if (loss.indexer.n_recall > 0) m.indexer_recall = loss.indexer.recall_mean();
@@ -130,12 +132,13 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
 
 bool is_finite(const StepMetrics& m) {
   return std::isfinite(m.loss) && std::isfinite(m.mtp_loss.value_or(0)) && std::isfinite(m.indexer_loss.value_or(0)) &&
+         std::isfinite(m.divergence.value_or(0)) &&
          std::isfinite(m.grad_norm);
 }
 
-std::string begin_step(const TrainOptions& o, const Reading& reading, const StepMetrics& m, TrainedState& state) {
+std::string begin_step(const TrainOptions& o, const StepMetrics& m, TrainedState& state) {
   // The losses of longer sequences, whose far positions are new to the model, are no spikes of those before.
-  if (reading.phases.size() > 1 && m.step == o.extend_at + 1) state.guard = {.skipped = state.guard.skipped};
+  if (o.extend_seq_len > 0 && m.step == o.extend_at + 1) state.guard = {.skipped = state.guard.skipped};
   state.step = m.step;
   state.lr = m.lr;
   return reason_to_skip(state.guard, m.loss, m.mtp_loss.value_or(0), m.grad_norm, o.spike_deviations);
@@ -162,8 +165,8 @@ bool reports_load(const TrainOptions& o, int64_t step) {
   return step == o.steps || step == 1 || step % std::max<int64_t>(1, o.steps / kSnapshots) == 0;
 }
 
-bool validates(const TrainOptions& o, const Reading& reading, int64_t step) {
-  return reading.data.val.size() > 0 && (step == o.steps || (o.val_every > 0 && step % o.val_every == 0));
+bool validates(const TrainOptions& o, int64_t step) {
+  return !o.val_data.empty() && (step == o.steps || (o.val_every > 0 && step % o.val_every == 0));
 }
 
 void set_validation(const LossResult& validation, StepMetrics& m, TrainedState& state) {

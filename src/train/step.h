@@ -6,9 +6,9 @@
 #include <span>
 #include <string>
 
+#include "train/example_source.h"
 #include "train/metrics.h"
 #include "train/options.h"
-#include "train/reading.h"
 #include "train/saved_state.h"
 
 namespace fathom {
@@ -46,16 +46,15 @@ double average_decay(const TrainOptions& options, int64_t step);
 StepMetrics metrics_of(const TrainOptions& options, int64_t step, const LossResult& loss, double gradient_norm);
 bool is_finite(const StepMetrics& metrics);  // losses and gradient
 // Makes `state` that of this step, and says why it must be skipped, as reason_to_skip() does.
-std::string begin_step(const TrainOptions& options, const Reading& reading, const StepMetrics& metrics,
-                       TrainedState& state);
+std::string begin_step(const TrainOptions& options, const StepMetrics& metrics, TrainedState& state);
 // And what comes of it: one of these two. `state` and metrics count what was learned from.
 void count_skipped(std::string why, StepMetrics& metrics, TrainedState& state);
 void count_taken(const LossResult& loss, const StepMetrics& metrics, TrainedState& state);
 void set_speed(const LossResult& loss, double seconds, StepMetrics& metrics, const TrainedState& state);
 
-// Whether the experts' loads are reported with this step, and whether it is validated behind it.
+// Whether the experts' loads are reported with this step, and whether a run with --val-data is validated behind it.
 bool reports_load(const TrainOptions& options, int64_t step);
-bool validates(const TrainOptions& options, const Reading& reading, int64_t step);
+bool validates(const TrainOptions& options, int64_t step);
 void set_validation(const LossResult& validation, StepMetrics& metrics, TrainedState& state);
 
 // Said of a run that goes on from `state`: other --steps bend the schedule, where the rate had begun to fall it jumps.

@@ -158,7 +158,7 @@ struct Run {
   const std::function<bool()>& stop_requested;
   Context ctx;
   const Tokenizer& tokenizer;
-  const Reading& reading;
+  const ExampleSource& source;
   const std::vector<int32_t>& prompt;
   TrainedState state;
   Model model;  // views of state.parameters
@@ -184,17 +184,26 @@ struct Run {
   }
 };
 
-// Loss and gradient of the step's batch, micro-batch by micro-batch. Nothing when it is told to stop between two.
-std::optional<LossResult> batch_gradients(Run& run, int64_t step) {
-  const std::vector<Examples> parts = step_examples(run.reading, step);
+// Loss and gradient of a step's batch, and what was read for it.
+struct BatchGradients {
+  LossResult loss;
+  int64_t n_tokens = 0, n_sequences = 0;
+};
+// Micro-batch by micro-batch. Nothing when it is told to stop between two.
+std::optional<BatchGradients> batch_gradients(Run& run, int64_t step) {
+  const std::vector<Examples> parts = run.source.examples(run.ctx, run.model, step);
   const LossOptions loss = loss_of_step(run.options, run.loss, step, parts, std::ssize(run.model.weights.mtp));
   std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
-  LossResult total;
+  BatchGradients total;
   for (const Examples& part : parts) {
     if (&part != parts.data() && run.stop_requested && run.stop_requested()) return std::nullopt;
     const ArenaScope scope(run.ctx.arena);
     const auto [batch, targets] = make_example(run.ctx, part);
-    total += loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, loss);
+    LossOptions of_part = loss;
+    of_part.target_weights = part.weights ? &part.weights : nullptr;
+    total.loss += loss_and_gradients(run.ctx, run.model, run.gradients.weights, batch, targets, of_part);
+    total.n_tokens += batch.n_tokens();
+    total.n_sequences += batch.n_sequences();
   }
   return total;
 }
@@ -249,11 +258,10 @@ Model averaged(const Run& run) {
   return model;
 }
 
-// Mean main loss over the validation windows of the step's length: all after the last step, before it `val_sequences`
-// of them spread evenly.
+// Mean main loss over what the source validates on.
 LossResult validation_loss(Run& run, const Model& model, int64_t step) {
   LossResult total;
-  for_each_validation(run.reading, step, [&](const Examples& part) {
+  run.source.validation(step, [&](const Examples& part) {
     const ArenaScope scope(run.ctx.arena);
     const Example example = make_example(run.ctx, part);
     total += loss(run.ctx, model, example.batch, example.targets, {});
@@ -265,12 +273,12 @@ LossResult validation_loss(Run& run, const Model& model, int64_t step) {
 std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   const TrainOptions& o = run.options;
   const double begin_s = monotonic_s();
-  const std::optional<LossResult> whole = batch_gradients(run, step);
+  const std::optional<BatchGradients> whole = batch_gradients(run, step);
   if (!whole) return std::nullopt;
-  const LossResult& loss = *whole;
+  const LossResult& loss = whole->loss;
   const GradientNorms norms = gradient_norms(run.ctx, run.gradients);
   StepMetrics m = metrics_of(o, step, loss, norms.all());
-  std::string why = begin_step(o, run.reading, m, run.state);
+  std::string why = begin_step(o, m, run.state);
   run.changed = run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state);
   run.not_finite = !is_finite(m);
   if (!biases_are_finite(run.model.weights)) {  // which neither loss nor gradient tells
@@ -288,13 +296,17 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);
     count_taken(loss, m, run.state);
   }
-  set_speed(loss, monotonic_s() - begin_s, m, run.state);
+  const double seconds = monotonic_s() - begin_s;
+  set_speed(loss, seconds, m, run.state);
   if (const double peak = run.peak_flops(); peak > 0) {
     const bool with_mtp = loss.mtp_targets > 0;
-    m.mfu = m.tokens_per_s * training_flops_a_token(run.state.config, run.reading.phase(step).seq_len, with_mtp) / peak;
+    const int64_t seq_len = (whole->n_tokens + whole->n_sequences - 1) / std::max<int64_t>(whole->n_sequences, 1);
+    const double flops = training_flops_a_token(run.state.config, seq_len, with_mtp);
+    m.mfu = static_cast<double>(whole->n_tokens) / std::max(seconds, 1e-9) * flops / peak;
   }
   if (reports_load(o, step)) m.bias_ranges = bias_ranges(run.model.weights);
-  if (validates(o, run.reading, step)) {
+  if (run.source.describe) run.source.describe(m);
+  if (run.source.validation && validates(o, step)) {
     set_validation(validation_loss(run, run.model, step), m, run.state);
     if (o.ema_decay > 0) m.val_loss_average = validation_loss(run, averaged(run), step).loss();
   }
@@ -334,29 +346,35 @@ void sync_log(MetricsLog& metrics_log, bool goes_on_unlogged) {
 
 }  // namespace
 
-TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::function<bool()>& stop_requested) {
+TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool& pool,
+                  const std::function<bool()>& stop_requested) {
   TrainOptions options = given;
   options.lr.steps = options.steps;
   check_options(options);
   check_files(options);
-  if (!options.trace.empty()) throw UsageError("train: --trace is for several processes; start them with mpirun");
+  if (!options.trace.empty())
+    throw UsageError("{}: --trace is for several processes; start them with mpirun", options.command);
   const double begin_s = monotonic_s();
-  const Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
+  Tokenizer tokenizer = Tokenizer::load(options.tokenizer.empty() ? options.init : fs::path(options.tokenizer));
+  if (options.chat_template) tokenizer.set_chat_template(*options.chat_template);
   const ModelConfig config = initial_config(options, tokenizer);
   check_fit(options, config, tokenizer);
   check_batch_memory(options, config);
   if (options.mask_documents && tokenizer.eos_id() < 0) {
-    throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
+    throw UsageError("{}: --mask-documents needs a tokenizer with an end token, which tells documents apart",
+                     options.command);
   }
   options.saver.mode = resolve_save_mode(options.saver.mode, state_bytes(options, config),
                                          memory_beside_parameters(options, config) - batch_bytes(options, config));
-  const std::vector<int32_t> prompt = tokenizer.encode(options.prompt);
+  const std::vector<int32_t> prompt =
+      options.prompt_ids.empty() ? tokenizer.encode(options.prompt) : options.prompt_ids;
   if (options.sample_every > 0) {
     FATHOM_CHECK(options.sample);
-    if (prompt.empty()) throw UsageError("train: --prompt is empty; samples need something to go on from");
+    if (prompt.empty())
+      throw UsageError("{}: --prompt is empty; samples need something to go on from", options.command);
     if (static_cast<int64_t>(prompt.size()) >= config.max_position_embeddings) {
-      throw UsageError("train: --prompt has {} tokens, must be below the model's max_position_embeddings {}",
-                       prompt.size(), config.max_position_embeddings);
+      throw UsageError("{}: --prompt has {} tokens, must be below the model's max_position_embeddings {}",
+                       options.command, prompt.size(), config.max_position_embeddings);
     }
   }
   const Balance balance = resolve_balance(options, config);
@@ -368,11 +386,12 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   const NewDirectory made(options.out);
   const DirectoryLock alone(options.out);
   if (!options.resume && has_checkpoints(options.out)) {
-    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
-                     printable(options.out.native()));
+    throw UsageError("{}: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
+                     options.command, printable(options.out.native()));
   }
-  const Reading reading = open_reading(options, tokenizer, pool);
-  const Settings settings = settings_of(options, config, reading.data.train.info, balance, alpha);
+  const ExampleSource source = open(options, config, tokenizer, pool);
+  Settings settings = settings_of(options, config, balance, alpha);
+  for (const auto& [name, value] : source.settings) settings[name] = value;
   if (begun && options.resume)
     log("no checkpoint under {}, starting at the beginning", printable(options.out.native()));
   TrainedState state = begun ? std::move(*begun) : load_newest_checkpoint(options.out, settings, pool);
@@ -381,7 +400,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
     tell_changed_rate(options, state);
   }
   if (state.step > options.steps) {
-    throw UsageError("train: the checkpoint is of step {}, --steps is {}", state.step, options.steps);
+    throw UsageError("{}: the checkpoint is of step {}, --steps is {}", options.command, state.step, options.steps);
   }
   const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
   Saver saver(options.out, tokenizer, settings, options.saver, state.step);
@@ -395,7 +414,7 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
           .stop_requested = stop_requested,
           .ctx = {pool, arena},
           .tokenizer = tokenizer,
-          .reading = reading,
+          .source = source,
           .prompt = prompt,
           .state = std::move(state),
           .model = {},
@@ -412,9 +431,8 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   run.loss.recompute = options.recompute;
   run.loss.scratch = &run.scratch;
   const ParameterCount count = count_parameters(run.state.config);
-  log("{} parameters, {} active a token; {} tokens of text; {} threads", human_count(static_cast<double>(count.total)),
-      human_count(static_cast<double>(count.active)), human_count(static_cast<double>(reading.data.train.ids.size())),
-      pool.size());
+  log("{} parameters, {} active a token; {}; {} threads", human_count(static_cast<double>(count.total)),
+      human_count(static_cast<double>(count.active)), source.contents, pool.size());
 
   if (options.lr.warmup > options.steps) {
     log("--warmup {} ends behind the last step {}: the learning rate stays below --lr", options.lr.warmup,
@@ -495,6 +513,13 @@ TrainResult train(const TrainOptions& given, ThreadPool& pool, const std::functi
   result.val_loss = val_loss;
   result.seconds = monotonic_s() - begin_s;
   return result;
+}
+
+TrainResult train(const TrainOptions& options, ThreadPool& pool, const std::function<bool()>& stop_requested) {
+  const OpenSource open = [](const TrainOptions& o, const ModelConfig&, const Tokenizer& tokenizer, ThreadPool& p) {
+    return open_text(o, tokenizer, p);
+  };
+  return train(options, open, pool, stop_requested);
 }
 
 }  // namespace fathom

@@ -1,9 +1,10 @@
-// Pretraining from text: the loop and its result.
+// The training loop and its result.
 #pragma once
 
 #include <functional>
 #include <optional>
 
+#include "train/example_source.h"
 #include "train/options.h"
 
 namespace fathom {
@@ -18,6 +19,9 @@ struct TrainResult {
 
 // Trains until `steps` are done or stop_requested() is true between two steps. At the end OUT is a model directory with
 // the report beside it. Same options, same bits, for any number of threads, with or without interruption.
+TrainResult train(const TrainOptions& options, const OpenSource& open, ThreadPool& pool,
+                  const std::function<bool()>& stop_requested);
+// The same from text: pretraining.
 TrainResult train(const TrainOptions& options, ThreadPool& pool, const std::function<bool()>& stop_requested);
 
 }  // namespace fathom

@@ -102,17 +102,20 @@ void answer_questions(LocalModel& local, std::span<const Question> questions, co
     } catch (const Error& error) {
       throw Error("{}: {}", question.id, error.what());
     }
-    GenerationOptions options{.max_tokens = question.max_tokens,
-                              .stop = question.stop,
-                              .eos_ids = local.eos_ids,
-                              .seed = question.seed + static_cast<uint64_t>(sample),
-                              .draft_tokens = local.batching.draft_tokens,
-                              .top_logprobs = question.logprobs ? 0 : -1};
+    GenerationOptions options;
+    options.max_tokens = question.max_tokens;
+    options.stop = question.stop;
+    options.eos_ids = local.eos_ids;
+    options.seed = question.seed + static_cast<uint64_t>(sample);
+    options.draft_tokens = local.batching.draft_tokens;
+    options.top_logprobs = question.logprobs ? 0 : -1;
     options.sampler.temperature = question.temperature;
     options.sampler.top_p = question.top_p;
     options.sampler.top_k = question.top_k;
     std::vector<int32_t> told_ids = question.logprobs ? input.ids : std::vector<int32_t>();
-    BatchRequest request{.prompt = std::move(input.ids), .options = std::move(options)};
+    BatchRequest request;
+    request.prompt = std::move(input.ids);
+    request.options = std::move(options);
     request.on_tokens = [](auto&&...) {};
     request.on_end = [&, q, sample, talks, format = input.format, told_ids](const Generation& g,
                                                                             const std::string& error) {

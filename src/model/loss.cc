@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/cross_entropy.h"
 #include "ops/device.h"
 
 namespace fathom {
@@ -49,12 +48,14 @@ Targets mtp_targets(Context& ctx, const Batch& batch, const int32_t* main, const
 }  // namespace
 
 void main_loss_backward(Context& ctx, Tensor losses, Tensor d_hidden, Tensor d_head, Tensor hidden, Tensor head,
-                        const Targets& targets, double scale, Tensor row_scales, LossResult& result) {
+                        const Targets& targets, double scale, Tensor row_scales, const SamplingMask* mask,
+                        LossResult& result) {
   const auto gradient_scale = static_cast<float>(scale);
   if (!targets.teacher.ids) {
     return head_cross_entropy_backward(ctx, losses, d_hidden, d_head, hidden, head, targets.main, gradient_scale,
-                                       row_scales);
+                                       row_scales, mask);
   }
+  FATHOM_CHECK(mask == nullptr);
   const ArenaScope scope(ctx.arena);
   const Tensor divergences = new_f32(ctx, {hidden.rows()});
   head_distillation_backward(ctx, losses, divergences, d_hidden, d_head, hidden, head, targets.main, targets.teacher,
@@ -144,7 +145,7 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
 }
 
 Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, const Targets& targets, Tensor entropies,
-                       std::vector<Tensor>* chosen) {
+                       std::vector<Tensor>* chosen, const SamplingMask* mask) {
   const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
   const int64_t k = model.config.router.num_experts_per_tok;
   std::vector<Tensor> kept;
@@ -159,7 +160,7 @@ Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, con
     if (const Tensor to = kept[static_cast<size_t>(l)]) std::copy_n(saved.moe.topk_ids.i32(), to.size(), to.i32());
   };
   const Tensor hidden = forward(ctx, model, batch, {.on_layer = chosen != nullptr ? &keep : nullptr});
-  head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, entropies);
+  head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, entropies, mask);
   return logprobs;
 }
 
@@ -210,12 +211,12 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
     main_scale = 1;
     weights = new_f32(ctx, {batch.n_tokens()});
     const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
-    head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main);
+    head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, {}, options.mask);
     const auto n = static_cast<size_t>(batch.n_tokens());
     (*options.target_weights)(std::span(logprobs.f32(), n), std::span(weights.f32(), n));
   }
   main_loss_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets, main_scale, weights,
-                     result);
+                     options.mask, result);
   result.loss_sum = sum_of_losses(ctx, losses);
   result.main_targets = targets.n_main;
 

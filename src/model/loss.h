@@ -9,6 +9,7 @@
 
 #include "model/backward.h"
 #include "model/indexer.h"
+#include "ops/cross_entropy.h"
 #include "ops/distillation.h"
 
 namespace fathom {
@@ -27,6 +28,7 @@ struct LossOptions {
   double main_scale = 0, mtp_scale = 0, balance_scale = 0;
   // In place of main_scale: each target's own. loss_sum stays the sum of cross-entropies.
   const TargetWeights* target_weights = nullptr;
+  const SamplingMask* mask = nullptr;  // by what distribution log probabilities of targets are
   // Sparse attention's stages (V3.2 section 2.1.1). What trains: the indexers by their own loss and all else by the
   // losses above; without train_indexers they stay as they are. In the first stage they train alone (indexers_alone),
   // beside dense attention (Model::dense_attention).
@@ -83,7 +85,8 @@ double sum_of_losses(Context& ctx, Tensor losses);
 // gradients as head_cross_entropy_backward has them: losses and d_hidden overwritten, d_head added to, divergences
 // added to `result`.
 void main_loss_backward(Context& ctx, Tensor losses, Tensor d_hidden, Tensor d_head, Tensor hidden, Tensor head,
-                        const Targets& targets, double scale, Tensor row_scales, LossResult& result);
+                        const Targets& targets, double scale, Tensor row_scales, const SamplingMask* mask,
+                        LossResult& result);
 
 // The loss alone.
 LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
@@ -96,9 +99,10 @@ ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& ba
 
 // Log probabilities of the targets, [tokens] f32 (arena), 0 where there is none: those that generation tells, in the
 // same bits for tokens that batch.prompts calls generated. entropies (optional): as head_logprobs has it. chosen: when
-// given, appended the experts of every layer, as Batch has them (arena).
+// given, appended the experts of every layer, as Batch has them (arena). mask: as head_logprobs has it.
 Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
-                       Tensor entropies = {}, std::vector<Tensor>* chosen = nullptr);
+                       Tensor entropies = {}, std::vector<Tensor>* chosen = nullptr,
+                       const SamplingMask* mask = nullptr);
 
 // The loss, and grads += its gradient.
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,

@@ -210,7 +210,8 @@ StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
   ModelWeights& dw = s.gradients.weights;
   const auto predict = [&](Tensor hidden, Tensor d_hidden, const Targets& targets, double scale) {
     const Tensor losses = new_f32(c.ctx, {hidden.rows()});
-    main_loss_backward(c.ctx, losses, d_hidden, dw.head, hidden, s.model.weights.head, targets, scale, {}, c.result);
+    main_loss_backward(c.ctx, losses, d_hidden, dw.head, hidden, s.model.weights.head, targets, scale, {}, nullptr,
+                       c.result);
     return sum_of_losses(c.ctx, losses);
   };
   c.result.loss_sum = predict(c.hidden, c.d_hidden, c.targets, options.main_scale);

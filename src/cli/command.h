@@ -37,6 +37,7 @@ struct CommonOptions {
 // Each adds its subcommand with options, help and a callback that does the work. The callback throws Error /
 // UsageError; main.cc alone catches. `common` outlives the parse and is filled before a callback runs.
 void add_train(CLI::App& app, CommonOptions& common);
+void add_sft(CLI::App& app, CommonOptions& common);
 void add_score(CLI::App& app, CommonOptions& common);
 void add_generate(CLI::App& app, CommonOptions& common);
 void add_chat(CLI::App& app, CommonOptions& common);

@@ -186,6 +186,7 @@ int parse_and_run(int argc, char** argv) {
     set_quiet(common.quiet);
   });
   add_train(app, common);
+  add_sft(app, common);
   add_score(app, common);
   add_generate(app, common);
   add_chat(app, common);

@@ -93,10 +93,12 @@ void add_trainer_options(CLI::App& c, TrainerOptions& options, const TrainerText
   c.add_option("--out", o.out, "Becomes a model directory; checkpoints under DIR/checkpoints/step-N/")
       ->type_name("DIR");
   c.add_flag("--resume", o.resume, "Go on from the newest whole checkpoint under --out");
-  c.add_option("--steps", o.steps, "Optimizer steps")->capture_default_str();
-  c.add_option("--seq-len", o.seq_len, texts.seq_len)->capture_default_str();
+  CLI::Option* const steps = c.add_option("--steps", o.steps, texts.steps);
+  if (o.steps > 0) steps->capture_default_str();
+  CLI::Option* const seq_len = c.add_option("--seq-len", o.seq_len, texts.seq_len);
+  if (o.seq_len > 0) seq_len->capture_default_str();
   c.add_option("--batch-size", o.batch_size, texts.batch_size)->capture_default_str();
-  c.add_option("--micro-batch", o.micro_batch, "Sequences a forward pass; gradients add up (default: the batch)");
+  c.add_option("--micro-batch", o.micro_batch, texts.micro_batch);
   c.add_option("--recompute", options.recompute,
                "What the backward pass makes again, to save memory: none, selective (norms, MLA's up-projections, "
                "SwiGLU), full (whole layers)")

@@ -27,12 +27,15 @@ struct TrainerOptions {
 
 // What help says of options that mean a little else in each command.
 struct TrainerTexts {
+  const char* steps = "Optimizer steps";
   const char* seq_len = "Tokens a sequence";
   const char* batch_size = "Sequences a step";
+  const char* micro_batch = "Sequences a forward pass; gradients add up (default: the batch)";
   const char* val_data = "What is not learned from; as --data";
 };
 
-// --out, --resume and --steps to --save-failure, --log and --tensorboard. The defaults are those that `options` has.
+// --out, --resume and --steps to --save-failure, --log and --tensorboard. The defaults are those that `options` has (0
+// steps or tokens a sequence: none, as the text says).
 // `options` must outlive the parse.
 void add_trainer_options(CLI::App& command, TrainerOptions& options, const TrainerTexts& texts = {});
 // --sample-every, --prompt (what it is, in `prompt`), --sample-tokens and --temperature.

@@ -1,6 +1,7 @@
 #include "text/chat.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "base/error.h"
 #include "base/utf8.h"
@@ -202,13 +203,14 @@ std::string own_end_of(const std::string& text, std::string_view chat_template, 
   return render_chat(chat_template, harmless, options);
 }
 
+std::string part_of(const ordered_json& answer, const char* name) {
+  return answer.contains(name) && answer[name].is_string() ? answer[name].get<std::string>() : std::string();
+}
+
 // What an answer that has begun says behind a prompt that ends so. With reasoning and no content it is still in its
 // reasoning.
 std::string beginning_of(const ordered_json& answer, std::string_view own_end) {
-  const auto part = [&](const char* name) {
-    return answer.contains(name) && answer[name].is_string() ? answer[name].get<std::string>() : std::string();
-  };
-  const std::string content = part("content"), reasoning = part("reasoning_content");
+  const std::string content = part_of(answer, "content"), reasoning = part_of(answer, "reasoning_content");
   const bool is_open = ends_in(own_end, kThinkMarks[0]);
   std::string text;
   if (!reasoning.empty()) text = (is_open ? "" : std::string(kThinkMarks[0])) + reasoning;
@@ -216,19 +218,112 @@ std::string beginning_of(const ordered_json& answer, std::string_view own_end) {
   return text + content;
 }
 
+// A conversation whose template writes marks that nobody else spells.
+class GuardedChat {
+ public:
+  GuardedChat(const Tokenizer& tokenizer, std::string_view chat_template, const ordered_json& messages,
+              const ChatOptions& options)
+      : tokenizer_(tokenizer), chat_template_(chat_template), options_(options) {
+    const auto dumped = [](const ordered_json& json) {
+      return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+    };
+    guard_ = guard_for({chat_template, dumped(messages), dumped(options.tools), dumped(options.kwargs),
+                        dumped(options.begun_answer), options.bos_token, options.eos_token});
+    options_.tools = guarded(tokenizer, options.tools, guard_, {});
+    options_.kwargs = guarded(tokenizer, options.kwargs, guard_, {});
+  }
+
+  const std::string& guard() const { return guard_; }
+  std::string told(const ordered_json& messages, bool asks_for_answer) const {
+    ChatOptions options = options_;
+    options.add_generation_prompt = asks_for_answer;
+    return render_chat(chat_template_, guarded_messages(tokenizer_, messages, guard_), options);
+  }
+
+ private:
+  const Tokenizer& tokenizer_;
+  std::string_view chat_template_;
+  ChatOptions options_;
+  std::string guard_;
+};
+
+// An answer behind the messages that ask for it.
+struct Asked {
+  ordered_json before, answer;
+  std::string own_end;  // of the prompt
+};
+
+// What a model writes to give the answer, with all that the template puts behind it; nothing where the template's
+// rendering of it does not go on from the prompt.
+std::optional<std::string> written(const GuardedChat& chat, const Asked& asked, const Tokenizer& tokenizer) {
+  ordered_json all = asked.before, thoughtless = asked.before;
+  all.push_back(asked.answer);
+  thoughtless.push_back(asked.answer);
+  thoughtless.back().erase("reasoning_content");
+  const std::string prompt = chat.told(asked.before, true), full = chat.told(all, false);
+  const std::string reasoning = part_of(asked.answer, "reasoning_content");
+  const bool is_dropped = !reasoning.empty() && full == chat.told(thoughtless, false);
+  const bool is_open = ends_in(asked.own_end, kThinkMarks[0]), is_closed = ends_in(asked.own_end, kThinkMarks[1]);
+  if (full.starts_with(prompt) && (!is_dropped || !is_open)) {
+    const std::string rest = full.substr(prompt.size());
+    if (!is_dropped || is_closed) return rest;
+    // As R1 was taught, whose first template ends in <｜Assistant｜>.
+    return fmt::format("{}\n{}\n{}\n\n{}", kThinkMarks[0], tokenizer.guarded(reasoning, chat.guard()), kThinkMarks[1],
+                       rest);
+  }
+  if (!is_open) return std::nullopt;
+  const size_t at = prompt.rfind(kThinkMarks[0]);
+  if (at == std::string::npos || !full.starts_with(std::string_view(prompt).substr(0, at))) return std::nullopt;
+  // R1's prompt ends its line, and so do its thoughts; V3.1's does not.
+  const bool has_lines = at + kThinkMarks[0].size() < prompt.size();
+  std::string_view rest = std::string_view(full).substr(at);
+  for (const std::string_view mark : kThinkMarks) {
+    if (rest.starts_with(mark)) rest.remove_prefix(mark.size());
+  }
+  return fmt::format("{}{}{}{}{}", tokenizer.guarded(reasoning, chat.guard()), has_lines ? "\n" : "", kThinkMarks[1],
+                     has_lines ? "\n\n" : "", rest);
+}
+
+// Up to the token that ends it.
+std::string ended(std::string answer, std::span<const std::string> ends) {
+  const std::string_view trimmed = std::string_view(answer).substr(0, answer.find_last_not_of(" \t\r\n") + 1);
+  for (const std::string& end : ends) {
+    if (trimmed.ends_with(end)) return std::string(trimmed);
+  }
+  // V3's first template forgets the end of a single call.
+  constexpr std::string_view kBegin = "<｜tool▁calls▁begin｜>", kEnd = "<｜tool▁calls▁end｜>";
+  if (answer.find(kBegin) != std::string::npos && answer.find(kEnd) == std::string::npos) answer += kEnd;
+  return ends.empty() ? answer : answer + ends[0];
+}
+
+bool ends_within(std::string_view answer, std::span<const std::string> ends) {
+  return std::any_of(ends.begin(), ends.end(), [&](const std::string& end) {
+    const size_t at = end.empty() ? std::string_view::npos : answer.find(end);
+    return at != std::string_view::npos && at + end.size() < answer.size();
+  });
+}
+
+// As written(), up to its end. Templates that tell an answer by what came long before it (V3's and R1's second round of
+// calls) tell it behind another question.
+std::optional<std::string> written_to_end(const GuardedChat& chat, const Asked& asked, const Tokenizer& tokenizer,
+                                          std::span<const std::string> ends) {
+  std::optional<std::string> text = written(chat, asked, tokenizer);
+  if (!text) {
+    Asked alone = asked;
+    alone.before = ordered_json::array({{{"role", "user"}, {"content", "Gamma-3"}}});
+    text = written(chat, alone, tokenizer);
+  }
+  if (text) text = ended(*text, ends);
+  return text;
+}
+
 }  // namespace
 
 ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_template, const ordered_json& messages,
                        const ChatOptions& options) {
-  const auto dumped = [](const ordered_json& json) {
-    return json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
-  };
-  const std::string guard = guard_for({chat_template, dumped(messages), dumped(options.tools), dumped(options.kwargs),
-                                       dumped(options.begun_answer), options.bos_token, options.eos_token});
-  ChatOptions with_guards = options;
-  with_guards.tools = guarded(tokenizer, options.tools, guard, {});
-  with_guards.kwargs = guarded(tokenizer, options.kwargs, guard, {});
-  std::string text = render_chat(chat_template, guarded_messages(tokenizer, messages, guard), with_guards);
+  const GuardedChat chat(tokenizer, chat_template, messages, options);
+  const std::string& guard = chat.guard();
+  std::string text = chat.told(messages, options.add_generation_prompt);
   std::string own_end = own_end_of(without_guards(text, guard), chat_template, messages, options);
   if (options.begun_answer.is_object()) {
     text += beginning_of(guarded(tokenizer, options.begun_answer, guard, {}), own_end);
@@ -236,6 +331,44 @@ ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_templat
     if (content != options.begun_answer.end() && content->is_string() && *content != "") own_end.clear();
   }
   return {without_guards(text, guard), tokenizer.encode_guarded(text, guard), std::move(own_end)};
+}
+
+ChatAnswer encode_answer(const Tokenizer& tokenizer, std::string_view chat_template, const ordered_json& messages,
+                         const ChatOptions& options, std::span<const std::string> ends) {
+  FATHOM_CHECK(messages.is_array() && messages.size() > 1);
+  ordered_json before = messages;
+  before.erase(before.size() - 1);
+  ChatAnswer answer{encode_chat(tokenizer, chat_template, before, options), {}, {}};
+  const GuardedChat chat(tokenizer, chat_template, messages, options);
+  Asked asked{std::move(before), messages.back(), answer.prompt.own_end};
+  const auto write = [&] { return written_to_end(chat, asked, tokenizer, ends); };
+  std::optional<std::string> text = write();
+  if (text && ends_within(*text, ends) && has_calls_beside(ordered_json::array({asked.answer}), /*text=*/true)) {
+    // Two messages of the template's are one answer, which ends once.
+    asked.answer = messages.back();
+    asked.answer.erase("tool_calls");
+    const std::optional<std::string> said = write();
+    asked.answer = messages.back();
+    asked.answer["content"] = nullptr;
+    asked.answer.erase("reasoning_content");
+    std::optional<std::string> called = write();
+    if (called && ends_in(asked.own_end, kThinkMarks[0]) && called->find(kThinkMarks[1]) != std::string::npos) {
+      *called = called->substr(called->find(kThinkMarks[1]) + kThinkMarks[1].size());
+      called->erase(0, called->find_first_not_of('\n'));
+    }
+    text.reset();
+    for (const std::string& end : ends) {
+      if (said && called && said->ends_with(end)) text = said->substr(0, said->size() - end.size()) + *called;
+    }
+  }
+  if (!text || ends_within(*text, ends)) {
+    throw Error(
+        "messages[{}]: the chat template writes this answer in a way that no model can go on to from its prompt",
+        messages.size() - 1);
+  }
+  answer.text = without_guards(*text, chat.guard());
+  answer.ids = tokenizer.encode_guarded(*text, chat.guard());
+  return answer;
 }
 
 std::string render_chat(std::string_view chat_template, const nlohmann::ordered_json& messages,

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,5 +43,20 @@ struct ChatPrompt {
 // it sees one character more.
 ChatPrompt encode_chat(const Tokenizer& tokenizer, std::string_view chat_template,
                        const nlohmann::ordered_json& messages, const ChatOptions& options);
+
+// What a model has to write to say the last of `messages`, an assistant's, where it is asked by the messages before
+// it: prompt and text are apart, as they are when it generates.
+struct ChatAnswer {
+  ChatPrompt prompt;         // encode_chat() of the messages before
+  std::string text;          // thoughts, content and calls as the template writes them, and the token that ends all
+  std::vector<int32_t> ids;  // of the text
+};
+// reasoning_content that the template does not write (most drop it, of an answer that is over) stands where the model
+// thinks: behind the <think> that ends the prompt, or in <think> and </think> of its own. It is left out where the
+// prompt ends in </think>. `ends`: the tokens at which generation ends, of which the first is put behind an answer that
+// the template leaves without. Error where the template writes nothing that could be generated.
+ChatAnswer encode_answer(const Tokenizer& tokenizer, std::string_view chat_template,
+                         const nlohmann::ordered_json& messages, const ChatOptions& options,
+                         std::span<const std::string> ends);
 
 }  // namespace fathom

@@ -112,33 +112,57 @@ uint64_t DocumentReader::bytes_total() const {
   return total;
 }
 
+// False when all have been.
+bool DocumentReader::open_next() {
+  if (n_opened_ == files_.size()) return false;
+  const fs::path& path = files_[n_opened_++].path;
+  file_.emplace(path);
+  name_ = printable(path.native());
+  begin_ = end_ = 0;
+  line_number_ = 0;
+  offset_ = 0;
+  line_.clear();
+  return true;
+}
+
+void DocumentReader::close_file() {
+  bytes_before_ += file_->stored_read();
+  file_.reset();
+}
+
 bool DocumentReader::next(Document& document) {
   for (;;) {
-    if (!file_) {
-      if (n_opened_ == files_.size()) return false;
-      const fs::path& path = files_[n_opened_++].path;
-      file_.emplace(path);
-      name_ = printable(path.native());
-      begin_ = end_ = 0;
-      line_number_ = 0;
-      offset_ = 0;
-      line_.clear();
-    }
+    if (!file_ && !open_next()) return false;
     if (is_jsonl(files_[n_opened_ - 1].path)) {
-      while (next_line()) {
+      while (read_line()) {
         if (parse_line(document)) return true;
       }
     } else {
       read_text(document);
     }
-    bytes_before_ += file_->stored_read();
-    file_.reset();
+    close_file();
     if (!is_jsonl(files_[n_opened_ - 1].path) && !document.text.empty()) return true;
   }
 }
 
+bool DocumentReader::next_line(Document& document) {
+  for (;;) {
+    if (!file_ && !open_next()) return false;
+    const fs::path& path = files_[n_opened_ - 1].path;
+    if (!is_jsonl(path)) throw Error("{}: is no .jsonl, with one object a line (nor .jsonl.gz or .jsonl.zst)", name_);
+    while (read_line()) {
+      if (line_.find_first_not_of(" \t\r") == std::string::npos) continue;
+      check_bytes(line_, offset_, path);
+      document.text = line_;
+      document.where = fmt::format("{}: line {}", name_, line_number_);
+      return true;
+    }
+    close_file();
+  }
+}
+
 // The next line, without its end, into line_; false at the end of the file.
-bool DocumentReader::next_line() {
+bool DocumentReader::read_line() {
   offset_ += line_.size() + (line_number_ > 0 ? 1 : 0);
   ++line_number_;
   line_.clear();

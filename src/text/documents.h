@@ -43,12 +43,16 @@ class DocumentReader {
   explicit DocumentReader(std::vector<TextFile> files, const DocumentLimits& limits = {});
 
   bool next(Document& document);  // false: there are no more
+  // Instead of it, of .jsonl files alone (Error for others): the text of a document is a line that is not blank.
+  bool next_line(Document& document);
 
   uint64_t bytes_read() const;   // of the files as they are stored
   uint64_t bytes_total() const;  // the same of all
 
  private:
-  bool next_line();
+  bool open_next();
+  void close_file();
+  bool read_line();
   bool parse_line(Document& document);
   void read_text(Document& document);
 

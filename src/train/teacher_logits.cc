@@ -246,6 +246,12 @@ int64_t TeacherLogits::n_rows() const {
   return n;
 }
 
+uint64_t TeacherLogits::checksum() const {
+  Xxh3 sum;
+  for (const TeacherShard& shard : info_.shards) sum.update(&shard.xxh3, sizeof shard.xxh3);
+  return sum.value();
+}
+
 const TeacherLogits::Place* TeacherLogits::find(const TaughtSequence& sequence) const {
   const auto [begin, end] = places_.equal_range(checksum_of(sequence));
   for (auto place = begin; place != end; ++place) {

@@ -65,6 +65,7 @@ class TeacherLogits {
   const TeacherInfo& info() const { return info_; }
   int64_t n_sequences() const { return std::ssize(places_); }
   int64_t n_rows() const;
+  uint64_t checksum() const;  // of all that they say
 
   // Gives the examples what the teacher says of their targets, at one of info().temperatures (UsageError for another).
   // Error for a sequence that the teacher has not read.

@@ -33,7 +33,7 @@ for room in serve parallel ops model base; do seq -f "$room %g" 0 3; done | xarg
 
 say "AddressSanitizer and UndefinedBehaviorSanitizer: every test, but those that go through files and processes again"
 build asan
-slow='^(clients_schemathesis|resume|convert|data|bench_serve|watch|plan|train.ParallelStep.EveryLayoutTrainsLikeOneProcess)$'
+slow='^(clients_schemathesis|resume|convert|data|bench_serve|watch|plan|sft|train.ParallelStep.EveryLayoutTrainsLikeOneProcess)$'
 ctest --preset asan -j "$jobs" -E "$slow" >build/asan/ctest.log || { grep -v " Passed " build/asan/ctest.log | tail -n 300; exit 1; }
 grep "tests passed" build/asan/ctest.log
 
@@ -45,8 +45,8 @@ else
   echo "SKIPPED: Arm's libraries cannot be loaded"
 fi
 
-say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP both ways"
-scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s http_fuzz=6s reply_fuzz=6s
+say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, conversations, requests, HTTP both ways"
+scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s conversation_fuzz=6s http_fuzz=6s reply_fuzz=6s
 
 say "Release: every test"
 build release

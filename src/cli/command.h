@@ -39,6 +39,7 @@ struct CommonOptions {
 void add_train(CLI::App& app, CommonOptions& common);
 void add_sft(CLI::App& app, CommonOptions& common);
 void add_distill(CLI::App& app, CommonOptions& common);
+void add_grpo(CLI::App& app, CommonOptions& common);
 void add_score(CLI::App& app, CommonOptions& common);
 void add_generate(CLI::App& app, CommonOptions& common);
 void add_chat(CLI::App& app, CommonOptions& common);

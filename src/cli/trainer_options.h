@@ -32,6 +32,8 @@ struct TrainerTexts {
   const char* batch_size = "Sequences a step";
   const char* micro_batch = "Sequences a forward pass; gradients add up (default: the batch)";
   const char* val_data = "What is not learned from; as --data";
+  bool packed = true;  // steps are sequences of one length: --seq-len, --batch-size, --micro-batch, --ema-decay,
+                       // --spike-deviations
 };
 
 // --out, --resume and --steps to --save-failure, --log and --tensorboard. The defaults are those that `options` has (0

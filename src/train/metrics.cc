@@ -162,8 +162,10 @@ MetricsLog::MetricsLog(const std::filesystem::path& path, int64_t last_step) : p
 
 MetricsLog::~MetricsLog() { close(fd_); }
 
-void MetricsLog::write(const StepMetrics& metrics) {
-  const std::string line = (broken_line_ ? "\n" : "") + to_json_line(metrics);
+void MetricsLog::write(const StepMetrics& metrics) { write_lines(to_json_line(metrics)); }
+
+void MetricsLog::write_lines(std::string_view lines) {
+  const std::string line = (broken_line_ ? "\n" : "") + std::string(lines);
   for (std::string_view left = line; !left.empty();) {
     const ssize_t n = ::write(fd_, left.data(), left.size());
     if (n < 0 && errno == EINTR) continue;

@@ -54,6 +54,7 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
   void write(const StepMetrics& metrics);
+  void write_lines(std::string_view lines);                  // objects that begin with their "step", a line each
   void sync();                                               // what was written survives a power loss
   double seconds_before() const { return seconds_before_; }  // those of the last line that was kept; 0: none
 

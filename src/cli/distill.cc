@@ -123,7 +123,7 @@ std::optional<tune::TraceCounts> run_traces(const TraceCommandOptions& options, 
     throw UsageError("{}: {} has no chat template to ask questions with; give one with {}", command,
                      printable(teacher.name), options.teacher.template_option);
   }
-  const std::vector<tune::TraceQuestion> questions = tune::read_trace_questions(options.questions);
+  const std::vector<tune::AskedQuestion> questions = tune::read_asked_questions(options.questions);
   const auto counts =
       tune::make_traces(questions, *teacher.answerer, traces, tune::verify_trace, [] { return interrupted_by != 0; });
   if (counts) {

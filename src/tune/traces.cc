@@ -8,9 +8,7 @@
 #include "base/checksum.h"
 #include "base/error.h"
 #include "base/file.h"
-#include "base/json.h"
 #include "base/terminal.h"
-#include "text/documents.h"
 #include "tune/trace_journal.h"
 
 namespace fathom::tune {
@@ -21,66 +19,17 @@ using Json = nlohmann::ordered_json;
 
 std::string dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
-// A text or a number, as text; nothing where the key is absent or null.
-std::optional<std::string> text_at(const JsonDocument& line, const char* key) {
-  simdjson::dom::element value;
-  if (line.root()[key].get(value) != simdjson::SUCCESS || value.is_null()) return std::nullopt;
-  std::string_view text;
-  if (value.get_string().get(text) == simdjson::SUCCESS) return std::string(text);
-  if (value.is_number()) return simdjson::minify(value);
-  throw Error("{}: \"{}\" must be a text", line.where(), key);
-}
-
-void check_messages(const Json& messages, const std::string& where) {
-  const auto is_text = [](const Json& message, const char* key) {
-    return message.is_object() && message.contains(key) && message[key].is_string();
-  };
-  if (!messages.is_array() || messages.empty()) throw Error("{}: \"messages\" must be a list of messages", where);
-  for (const Json& message : messages) {
-    if (!is_text(message, "role") || !is_text(message, "content")) {
-      throw Error("{}: each of \"messages\" needs a \"role\" and a \"content\" that are texts", where);
-    }
-  }
-  if (messages.back()["role"] != "user") throw Error("{}: the last of \"messages\" must be the user's", where);
-}
-
-TraceQuestion read_question(const JsonDocument& line) {
-  if (!line.root().is_object()) throw Error("{}: must be an object with \"question\"", line.where());
-  TraceQuestion q{.id = text_at(line, "id").value_or(line.where()), .messages = nullptr};
-  int n_forms = 0;
-  for (const char* key : {"question", "prompt"}) {
-    const std::optional<std::string> text = text_at(line, key);
-    if (!text) continue;
-    q.messages = Json::array({{{"role", "user"}, {"content", *text}}});
-    ++n_forms;
-  }
-  if (simdjson::dom::element list; line.root()["messages"].get(list) == simdjson::SUCCESS) {
-    q.messages = Json::parse(simdjson::minify(list));
-    check_messages(q.messages, line.where());
-    ++n_forms;
-  }
-  if (n_forms != 1) {
-    throw Error("{}: needs \"question\", \"prompt\" or \"messages\", and one of them alone", line.where());
-  }
-  q.answer = text_at(line, "answer");
-  if (simdjson::dom::element tests; line.root()["tests"].get(tests) == simdjson::SUCCESS && !tests.is_null()) {
-    if (!tests.is_object()) throw Error("{}: \"tests\" must be an object, a problem with tests of code", line.where());
-    q.tests = simdjson::minify(tests);
-  }
-  return q;
-}
-
 // What decides what a teacher says: a line of JSON, the journal's first.
-std::string settings_of(std::span<const TraceQuestion> questions, const TraceOptions& o) {
+std::string settings_of(std::span<const AskedQuestion> questions, const TraceOptions& o) {
   Xxh3 sum;
   const auto add = [&](const std::string& text) {
     sum.update(text.data(), text.size());
     sum.update("", 1);
   };
-  for (const TraceQuestion& q : questions) {
+  for (const AskedQuestion& q : questions) {
     add(dump(q.messages));
     add(q.answer.value_or(""));
-    add(q.tests);
+    sum.update(&q.tests_xxh3, sizeof q.tests_xxh3);
   }
   Json thinking = nullptr;
   if (o.thinking) thinking = *o.thinking;
@@ -111,7 +60,7 @@ bool came_to_an_end(const eval::Answer& answer) {
 }
 
 struct Making {
-  std::span<const TraceQuestion> questions;
+  std::span<const AskedQuestion> questions;
   eval::Answerer& teacher;
   const TraceOptions& options;
   const VerifyTrace& verify;
@@ -204,7 +153,7 @@ struct Making {
   }
 };
 
-Json trace_of(const TraceQuestion& question, const eval::Answer& answer, const TraceOptions& o) {
+Json trace_of(const AskedQuestion& question, const eval::Answer& answer, const TraceOptions& o) {
   Json messages = o.keeps_system ? with_system(question.messages, o.system) : question.messages;
   Json said{{"role", "assistant"}, {"content", answer.text}};
   if (!answer.reasoning.empty()) said["reasoning_content"] = answer.reasoning;
@@ -220,20 +169,21 @@ std::vector<const TraceAnswer*> kept_of(std::vector<const TraceAnswer*> whole, c
   if (o.keep != KeepTraces::all) {
     std::erase_if(whole, [](const TraceAnswer* a) { return !a->verdict || a->verdict->right != true; });
   }
-  if (o.keep == KeepTraces::first_verified && whole.size() > 1) whole.resize(1);
+  const auto keep_first = [&](int64_t n) {
+    if (std::ssize(whole) > n) whole.erase(whole.begin() + n, whole.end());
+  };
+  if (o.keep == KeepTraces::first_verified) keep_first(1);
   if (o.keep == KeepTraces::shortest && whole.size() > 1) {
     const auto size = [](const TraceAnswer* a) {
       return std::pair(a->answer.tokens, a->answer.text.size() + a->answer.reasoning.size());
     };
     whole = {*std::ranges::min_element(whole, {}, size)};
   }
-  if (o.max_per_question > 0 && std::ssize(whole) > o.max_per_question) {
-    whole.resize(static_cast<size_t>(o.max_per_question));
-  }
+  if (o.max_per_question > 0) keep_first(o.max_per_question);
   return whole;
 }
 
-TraceCounts write_traces(std::span<const TraceQuestion> questions, const TraceJournal& journal, const TraceOptions& o) {
+TraceCounts write_traces(std::span<const AskedQuestion> questions, const TraceJournal& journal, const TraceOptions& o) {
   TraceCounts counts{.questions = std::ssize(questions)};
   std::set<std::string> told;
   AtomicFile file(o.out);
@@ -282,16 +232,6 @@ KeepTraces keep_traces_named(const std::string& name) {
   throw UsageError("--keep {}: must be all, verified, first-verified or shortest", printable(name));
 }
 
-std::vector<TraceQuestion> read_trace_questions(std::span<const fs::path> files) {
-  std::vector<TraceQuestion> questions;
-  DocumentReader reader(find_text_files(files));
-  for (Document line; reader.next_line(line);) {
-    questions.push_back(read_question(JsonDocument::parse(line.text, line.where)));
-  }
-  if (questions.empty()) throw Error("{}: there is no question in it", printable(files.front().native()));
-  return questions;
-}
-
 nlohmann::ordered_json TraceCounts::json() const {
   return {{"questions", questions},
           {"asked", asked},
@@ -309,15 +249,18 @@ nlohmann::ordered_json TraceCounts::json() const {
           {"kept_tokens", kept_tokens}};
 }
 
-std::optional<TraceCounts> make_traces(std::span<const TraceQuestion> questions, eval::Answerer& teacher,
+std::optional<TraceCounts> make_traces(std::span<const AskedQuestion> questions, eval::Answerer& teacher,
                                        const TraceOptions& o, const VerifyTrace& verify,
                                        const eval::Interrupted& interrupted) {
   const bool verifies = o.keep != KeepTraces::all;
-  if (verifies &&
-      std::ranges::none_of(questions, [](const TraceQuestion& q) { return q.answer || !q.tests.empty(); })) {
+  if (verifies && std::ranges::none_of(questions, [](const AskedQuestion& q) { return q.answer || q.tests; })) {
     throw UsageError(
         "no question has an \"answer\" or \"tests\", by which right answers are told from wrong ones; --keep all keeps "
         "all of them");
+  }
+  for (const AskedQuestion& q : questions) {
+    if (q.messages.back()["role"] == "user") continue;
+    throw Error("{}: the last of \"messages\" must be the user's, for the teacher to answer", q.where);
   }
   fs::path journal_path = o.out;
   journal_path += ".answers";

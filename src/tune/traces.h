@@ -16,20 +16,9 @@
 #include <vector>
 
 #include "eval/answerer.h"
+#include "tune/questions.h"
 
 namespace fathom::tune {
-
-// A line of .jsonl: {"question" | "prompt": text, or "messages": [{role, content}], "answer"?: text or number,
-// "tests"?: a problem with tests of code, "id"?}. Other keys say nothing.
-struct TraceQuestion {
-  std::string id;                   // without one, "FILE:LINE"
-  nlohmann::ordered_json messages;  // the last one is the user's
-  std::optional<std::string> answer{};
-  std::string tests{};  // JSON; empty without
-};
-// All questions of the files, in their order; .gz and .zst are unpacked. Error that names file and line for what is no
-// such object, and where there is no question.
-std::vector<TraceQuestion> read_trace_questions(std::span<const std::filesystem::path> files);
 
 enum class KeepTraces {
   all,             // every whole answer
@@ -44,10 +33,10 @@ struct TraceVerdict {
   std::optional<bool> right;
   std::string why{};  // not
 };
-using VerifyTrace = std::function<TraceVerdict(const TraceQuestion& question, const eval::Answer& answer)>;
+using VerifyTrace = std::function<TraceVerdict(const AskedQuestion& question, const eval::Answer& answer)>;
 // By the question's tests of code (eval/code_tests.h) where it has some, else by its answer (eval/answers.h). Safe to
 // call from many threads at a time. Error where code cannot be run.
-TraceVerdict verify_trace(const TraceQuestion& question, const eval::Answer& answer);
+TraceVerdict verify_trace(const AskedQuestion& question, const eval::Answer& answer);
 
 struct TraceOptions {
   std::filesystem::path out;  // .jsonl
@@ -79,7 +68,7 @@ struct TraceCounts {
 // Asks, verifies, and writes the traces, each a line as parse_conversation() reads it (tune/conversation.h), in the
 // order of questions and samples; nothing when interrupted, the journal is kept. UsageError where `out` or its journal
 // are of something else; Error where no trace is left to keep. The same journal, the same bytes.
-std::optional<TraceCounts> make_traces(std::span<const TraceQuestion> questions, eval::Answerer& teacher,
+std::optional<TraceCounts> make_traces(std::span<const AskedQuestion> questions, eval::Answerer& teacher,
                                        const TraceOptions& options, const VerifyTrace& verify,
                                        const eval::Interrupted& interrupted);
 

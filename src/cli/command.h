@@ -50,6 +50,7 @@ void add_bench(CLI::App& app, CommonOptions& common);
 void add_serve(CLI::App& app, CommonOptions& common);
 void add_watch(CLI::App& app, CommonOptions& common);
 void add_plan(CLI::App& app, CommonOptions& common);
+void add_eval(CLI::App& app, CommonOptions& common);
 
 // Temperature, filters and penalties, as options of `command`.
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler);

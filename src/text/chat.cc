@@ -247,41 +247,61 @@ class GuardedChat {
   std::string guard_;
 };
 
-// An answer behind the messages that ask for it.
-struct Asked {
-  ordered_json before, answer;
-  std::string own_end;  // of the prompt
+// What a template writes of an answer behind the prompt that asks for it, with all that it puts behind.
+struct Written {
+  std::string text;
+  bool has_thoughts;  // and, where the prompt has begun them, their end; else they are still to be put in front
 };
 
-// What a model writes to give the answer, with all that the template puts behind it; nothing where the template's
-// rendering of it does not go on from the prompt.
-std::optional<std::string> written(const GuardedChat& chat, const Asked& asked, const Tokenizer& tokenizer) {
-  ordered_json all = asked.before, thoughtless = asked.before;
-  all.push_back(asked.answer);
-  thoughtless.push_back(asked.answer);
+// Behind these messages; own_end is of the prompt that they make. Nothing where what the template writes does not go on
+// from there.
+std::optional<Written> written(const GuardedChat& chat, const ordered_json& before, const ordered_json& answer,
+                               std::string_view own_end) {
+  ordered_json all = before, thoughtless = before;
+  all.push_back(answer);
+  thoughtless.push_back(answer);
   thoughtless.back().erase("reasoning_content");
-  const std::string prompt = chat.told(asked.before, true), full = chat.told(all, false);
-  const std::string reasoning = part_of(asked.answer, "reasoning_content");
-  const bool is_dropped = !reasoning.empty() && full == chat.told(thoughtless, false);
-  const bool is_open = ends_in(asked.own_end, kThinkMarks[0]), is_closed = ends_in(asked.own_end, kThinkMarks[1]);
-  if (full.starts_with(prompt) && (!is_dropped || !is_open)) {
-    const std::string rest = full.substr(prompt.size());
-    if (!is_dropped || is_closed) return rest;
-    // As R1 was taught, whose first template ends in <｜Assistant｜>.
-    return fmt::format("{}\n{}\n{}\n\n{}", kThinkMarks[0], tokenizer.guarded(reasoning, chat.guard()), kThinkMarks[1],
-                       rest);
+  const std::string prompt = chat.told(before, true), full = chat.told(all, false);
+  const bool thinks = !part_of(answer, "reasoning_content").empty();
+  const bool is_dropped = thinks && full == chat.told(thoughtless, false);
+  const bool is_open = ends_in(own_end, kThinkMarks[0]);
+  if (full.starts_with(prompt) && !(is_dropped && is_open)) {
+    return Written{full.substr(prompt.size()), is_open || (thinks && !is_dropped)};
   }
-  if (!is_open) return std::nullopt;
-  const size_t at = prompt.rfind(kThinkMarks[0]);
+  const size_t at = is_open ? prompt.rfind(kThinkMarks[0]) : std::string::npos;
   if (at == std::string::npos || !full.starts_with(std::string_view(prompt).substr(0, at))) return std::nullopt;
-  // R1's prompt ends its line, and so do its thoughts; V3.1's does not.
-  const bool has_lines = at + kThinkMarks[0].size() < prompt.size();
   std::string_view rest = std::string_view(full).substr(at);
   for (const std::string_view mark : kThinkMarks) {
     if (rest.starts_with(mark)) rest.remove_prefix(mark.size());
   }
-  return fmt::format("{}{}{}{}{}", tokenizer.guarded(reasoning, chat.guard()), has_lines ? "\n" : "", kThinkMarks[1],
-                     has_lines ? "\n\n" : "", rest);
+  return Written{std::string(rest), false};
+}
+
+// The same behind another question, without thoughts: for templates that tell an answer by what came long before it
+// (V3's and R1's second round of calls).
+std::optional<Written> written_alone(const GuardedChat& chat, const ordered_json& answer) {
+  const ordered_json before = ordered_json::array({{{"role", "user"}, {"content", "Gamma-3"}}});
+  std::optional<Written> alone = written(chat, before, answer, chat.told(before, true));
+  if (!alone || !alone->has_thoughts) return alone;
+  const size_t at = alone->text.find(kThinkMarks[1]);
+  if (at == std::string::npos) return std::nullopt;
+  alone->text.erase(0, at + kThinkMarks[1].size());
+  alone->text.erase(0, alone->text.find_first_not_of('\n'));
+  alone->has_thoughts = false;
+  return alone;
+}
+
+// Puts thoughts where a model thinks behind this prompt.
+std::string with_thoughts(const std::string& reasoning, const std::string& answer, std::string_view own_end) {
+  const auto put = [&](std::string_view begin, std::string_view end, std::string_view behind) {
+    return fmt::format("{}{}{}{}{}{}", begin, reasoning, end, kThinkMarks[1], behind, answer);
+  };
+  if (ends_in(own_end, kThinkMarks[0])) {
+    // R1's prompt ends its line, and so do its thoughts; V3.1's does not.
+    return own_end.ends_with(kThinkMarks[0]) ? put("", "", "") : put("", "\n", "\n\n");
+  }
+  if (reasoning.empty() || ends_in(own_end, kThinkMarks[1])) return answer;
+  return put(fmt::format("{}\n", kThinkMarks[0]), "\n", "\n\n");  // as R1 was taught, whose first prompt ends in a mark
 }
 
 // Up to the token that ends it.
@@ -301,20 +321,6 @@ bool ends_within(std::string_view answer, std::span<const std::string> ends) {
     const size_t at = end.empty() ? std::string_view::npos : answer.find(end);
     return at != std::string_view::npos && at + end.size() < answer.size();
   });
-}
-
-// As written(), up to its end. Templates that tell an answer by what came long before it (V3's and R1's second round of
-// calls) tell it behind another question.
-std::optional<std::string> written_to_end(const GuardedChat& chat, const Asked& asked, const Tokenizer& tokenizer,
-                                          std::span<const std::string> ends) {
-  std::optional<std::string> text = written(chat, asked, tokenizer);
-  if (!text) {
-    Asked alone = asked;
-    alone.before = ordered_json::array({{{"role", "user"}, {"content", "Gamma-3"}}});
-    text = written(chat, alone, tokenizer);
-  }
-  if (text) text = ended(*text, ends);
-  return text;
 }
 
 }  // namespace
@@ -339,27 +345,30 @@ ChatAnswer encode_answer(const Tokenizer& tokenizer, std::string_view chat_templ
   ordered_json before = messages;
   before.erase(before.size() - 1);
   ChatAnswer answer{encode_chat(tokenizer, chat_template, before, options), {}, {}};
+  const std::string& own_end = answer.prompt.own_end;
   const GuardedChat chat(tokenizer, chat_template, messages, options);
-  Asked asked{std::move(before), messages.back(), answer.prompt.own_end};
-  const auto write = [&] { return written_to_end(chat, asked, tokenizer, ends); };
-  std::optional<std::string> text = write();
-  if (text && ends_within(*text, ends) && has_calls_beside(ordered_json::array({asked.answer}), /*text=*/true)) {
+  const std::string reasoning = tokenizer.guarded(part_of(messages.back(), "reasoning_content"), chat.guard());
+  // Up to the end, thoughts in front.
+  const auto write = [&](const ordered_json& message) -> std::optional<std::string> {
+    std::optional<Written> w = written(chat, before, message, own_end);
+    if (!w) w = written_alone(chat, message);
+    if (!w) return std::nullopt;
+    return ended(w->has_thoughts ? w->text : with_thoughts(reasoning, w->text, own_end), ends);
+  };
+  std::optional<std::string> text = write(messages.back());
+  if (text && ends_within(*text, ends) && has_calls_beside(ordered_json::array({messages.back()}), /*text=*/true)) {
     // Two messages of the template's are one answer, which ends once.
-    asked.answer = messages.back();
-    asked.answer.erase("tool_calls");
-    const std::optional<std::string> said = write();
-    asked.answer = messages.back();
-    asked.answer["content"] = nullptr;
-    asked.answer.erase("reasoning_content");
-    std::optional<std::string> called = write();
-    if (called && ends_in(asked.own_end, kThinkMarks[0]) && called->find(kThinkMarks[1]) != std::string::npos) {
-      *called = called->substr(called->find(kThinkMarks[1]) + kThinkMarks[1].size());
-      called->erase(0, called->find_first_not_of('\n'));
-    }
+    ordered_json says = messages.back(), calls = messages.back();
+    says.erase("tool_calls");
+    calls.erase("reasoning_content");
+    calls["content"] = nullptr;
+    const std::optional<std::string> said = write(says);
+    const std::optional<Written> called = written_alone(chat, calls);
     text.reset();
     for (const std::string& end : ends) {
-      if (said && called && said->ends_with(end)) text = said->substr(0, said->size() - end.size()) + *called;
+      if (said && called && said->ends_with(end)) text = said->substr(0, said->size() - end.size()) + called->text;
     }
+    if (text) text = ended(*text, ends);
   }
   if (!text || ends_within(*text, ends)) {
     throw Error(

@@ -90,24 +90,31 @@ ordered_json read_tool_calls(element list, const std::string& name) {
   return read;
 }
 
-std::string_view without_newlines(std::string_view text) {
+std::string_view without_newlines_in_front(std::string_view text) {
   while (text.starts_with('\n')) text.remove_prefix(1);
+  return text;
+}
+
+std::string_view without_newlines(std::string_view text) {
+  text = without_newlines_in_front(text);
   while (text.ends_with('\n')) text.remove_suffix(1);
   return text;
 }
 
-// Data of reasoning models often has thoughts and content in one text, as they were generated.
+// Data of reasoning models often has thoughts and content in one text, as they were generated: behind a prompt that
+// ends in <think> without that.
 void split_thoughts(ordered_json& message) {
   if (!message["content"].is_string() || message.contains("reasoning_content")) return;
   const std::string content = message["content"];
-  const size_t begin = content.find_first_not_of(" \t\r\n");
-  if (begin == std::string::npos || content.compare(begin, kThink.size(), kThink) != 0) return;
-  const size_t thoughts = begin + kThink.size(), end = content.find(kEndThink, thoughts);
+  const size_t end = content.find(kEndThink);
   if (end == std::string::npos) return;
-  message["reasoning_content"] = without_newlines(std::string_view(content).substr(thoughts, end - thoughts));
-  std::string_view rest = std::string_view(content).substr(end + kEndThink.size());
-  while (rest.starts_with('\n')) rest.remove_prefix(1);
-  message["content"] = rest;
+  std::string_view thoughts = std::string_view(content).substr(0, end);
+  if (const size_t begin = thoughts.find(kThink); begin != std::string_view::npos) {
+    if (thoughts.find_first_not_of(" \t\r\n") != begin) return;
+    thoughts.remove_prefix(begin + kThink.size());
+  }
+  message["reasoning_content"] = without_newlines(thoughts);
+  message["content"] = without_newlines_in_front(std::string_view(content).substr(end + kEndThink.size()));
 }
 
 // `weight`: as OpenAI's fine-tuning has it, 0 for an answer that is not to be learned.

@@ -15,8 +15,10 @@ sys.dont_write_bytecode = True
 from program import PROGRAM, Case, fathom  # noqa: E402
 from server import Server  # noqa: E402
 
-TEMPLATE = str(pathlib.Path(__file__).resolve().parents[1] / "data/chat/deepseek-v3.1.jinja")
-CONFIG = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 258, "hidden_size": 64, "num_hidden_layers": 2,
+DATA = pathlib.Path(__file__).resolve().parents[1] / "data"
+TEMPLATE = str(DATA / "chat/deepseek-v3.1.jinja")
+TOKENIZER = str(DATA / "text/tiny")
+CONFIG = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 617, "hidden_size": 64, "num_hidden_layers": 2,
           "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
           "v_head_dim": 16, "intermediate_size": 128, "moe_intermediate_size": 64, "n_routed_experts": 4, "n_shared_experts": 1,
           "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
@@ -42,18 +44,22 @@ class Sft(Case):
         self.config = self.write("config.json", json.dumps(CONFIG))
         self.data = self.write("chats.jsonl", "".join(json.dumps(line) + "\n" for line in CHATS))
 
-    def sft(self, *arguments, data=None, out="out", steps=4, **options):
-        steps = ["--steps", str(steps)] if steps else []
-        return fathom("sft", "--model-config", self.config, "--tokenizer", "bytes", "--template", TEMPLATE, "--data", data or self.data,
-                      "--out", str(self.folder / out), "--batch-size", "5", "--packing", "none", "--seq-len", "128", "--lr", "0.01", "--threads", "2",
-                      *steps, *arguments, **options)
+    def command(self, *arguments, data=None, out="out", steps=4, seq_len=128, packing="none"):
+        return ["sft", "--model-config", self.config, "--tokenizer", TOKENIZER, "--template", TEMPLATE, "--data", data or self.data, "--out",
+                str(self.folder / out), "--batch-size", "5", "--packing", packing, "--seq-len", str(seq_len), "--lr", "0.01", "--steps", str(steps),
+                "--threads", "2", *arguments]
+
+    def sft(self, *arguments, env=None, **options):
+        return fathom(*self.command(*arguments, **options), env=env)
 
     def test_a_model_learns_its_answers_and_gives_them(self):
         told = json.loads(self.assert_done(self.sft("--json", "--micro-batch", "5", "--val-data", self.data, steps=120)))
         self.assertLess(told["val_loss"], 0.05)
         self.assertEqual((told["conversations"], told["sequences"], told["dropped"], told["steps"]), (5, 5, 0, 120))
         answers = ["pong", "loudly</think>PONG!", "me", "formally</think>I, fathom", "pong"]
-        self.assertEqual(told["tokens"], 120 * sum(len(answer) + 1 for answer in answers))  # bytes, and the end
+        lines = "".join(json.dumps({"text": answer + "<｜end▁of▁sentence｜>"}) + "\n" for answer in answers)
+        ids = [json.loads(line) for line in self.assert_done(fathom("tokenize", "--model", TOKENIZER, "--jsonl", stdin=lines)).splitlines()]
+        self.assertEqual(told["tokens"], 120 * sum(map(len, ids)))
         model = str(self.folder / "out")
         log = [json.loads(line) for line in (self.folder / "out/train.jsonl").read_text().splitlines()]
         self.assertEqual(log[-1]["epoch"], 120)
@@ -73,13 +79,13 @@ class Sft(Case):
     def test_it_goes_on_from_a_model_and_from_a_checkpoint(self):
         packed = self.folder / "chats.jsonl.gz"
         packed.write_bytes(gzip.compress(pathlib.Path(self.data).read_bytes()))
-        self.assert_done(self.sft("--packing", "best-fit", "--sample-every", "2", "--sample-tokens", "5", data=str(packed), out="whole"))
+        self.assert_done(self.sft("--sample-every", "2", "--sample-tokens", "5", packing="best-fit", data=str(packed), out="whole"))
         log = [json.loads(line) for line in (self.folder / "whole/train.jsonl").read_text().splitlines()]
         self.assertTrue(log[1]["sample"].startswith("Who are you?") or "Who are you?" in log[1]["sample"])
         whole = (self.folder / "whole/model.safetensors").read_bytes()
-        self.assert_done(self.sft("--packing", "best-fit", data=str(packed), out="cut", steps=2))
+        self.assert_done(self.sft(packing="best-fit", data=str(packed), out="cut", steps=2))
         # Its schedule was for two steps: another rate, and other bits.
-        self.assert_done(self.sft("--packing", "best-fit", "--resume", data=str(packed), out="cut"))
+        self.assert_done(self.sft("--resume", packing="best-fit", data=str(packed), out="cut"))
         self.assertNotEqual((self.folder / "cut/model.safetensors").read_bytes(), whole)
         on = ["sft", "--init", str(self.folder / "whole"), "--data", str(packed), "--seq-len", "128", "--threads", "2", "--quiet", "--out",
               str(self.folder / "on")]
@@ -88,9 +94,8 @@ class Sft(Case):
 
     def test_an_interrupted_run_goes_on_to_the_same_bits(self):
         self.assert_done(self.sft(out="whole", steps=60))
-        command = ["sft", "--model-config", self.config, "--tokenizer", "bytes", "--template", TEMPLATE, "--data", self.data, "--out",
-                   str(self.folder / "cut"), "--batch-size", "5", "--packing", "none", "--seq-len", "128", "--lr", "0.01", "--steps", "60"]
-        process = subprocess.Popen([PROGRAM, *command, "--threads", "1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = self.command(out="cut", steps=60)
+        process = subprocess.Popen([PROGRAM, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         log = self.folder / "cut/train.jsonl"
         for _ in range(1000):
             if process.poll() is not None or (log.exists() and log.read_text().count("\n") >= 3):
@@ -98,7 +103,7 @@ class Sft(Case):
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         self.assertIn(process.wait(timeout=60), (0, 143))
-        self.assert_done(fathom(*command, "--resume", "--threads", "2"))
+        self.assert_done(fathom(*command, "--resume"))
         self.assertEqual((self.folder / "cut/model.safetensors").read_bytes(), (self.folder / "whole/model.safetensors").read_bytes())
 
     def test_what_cannot_be_learned_from_is_refused(self):
@@ -106,8 +111,8 @@ class Sft(Case):
         quiet = ["--quiet"]
         self.assert_refused(self.sft(*quiet, data=bad), 1, "bad.jsonl: line 2: messages[0].role is robot")
         self.assert_done(self.sft(*quiet, "--skip-bad", "1", data=bad, steps=1))
-        self.assert_refused(self.sft(*quiet, "--too-long", "error", "--seq-len", "20", out="other"), 1, "chats.jsonl: line 1: has ", "--seq-len is 20")
-        self.assert_refused(self.sft(*quiet, "--seq-len", "20", out="other"), 1, "nothing is left to learn from")
+        self.assert_refused(self.sft(*quiet, "--too-long", "error", seq_len=5, out="other"), 1, "chats.jsonl: line 1: has ", "--seq-len is 5")
+        self.assert_refused(self.sft(*quiet, seq_len=5, out="other"), 1, "nothing is left to learn from")
         self.assert_refused(self.sft(*quiet, "--epochs", "2"), 2, "--epochs and --steps")
         self.assert_refused(self.sft(*quiet, "--dsa", "warmup", out="other"), 2, "sft: --dsa warmup")
         self.assert_refused(fathom("sft", "--data", self.data, "--out", "x"), 2, "sft: give either --model-config")

@@ -111,7 +111,13 @@ void check_answer(const ConversationTemplate& with, const ChatOptions& chat, con
   // What the server makes of it is the message.
   const ordered_json& message = messages[i];
   const Said said = read_answer(with.chat_template, prompt, text);
-  EXPECT_EQ(trimmed(said.content), trimmed(text_in(message, "content"))) << text;
+  std::string content = trimmed(text_in(message, "content"));
+  const bool is_cut = with.chat_template.find("'</think>' in content") != std::string::npos;
+  if (const size_t end = content.rfind(kEndThink); is_cut && end != std::string::npos) {
+    content = content.substr(end + kEndThink.size());
+  }
+  const bool has_space = prompt.text.ends_with("Assistant:");  // V2 writes one behind its prompt
+  EXPECT_EQ(trimmed(has_space ? said.content.substr(1) : said.content), content) << text;
   const bool is_closed = prompt.own_end.ends_with(kEndThink);
   EXPECT_EQ(trimmed(said.reasoning), is_closed ? "" : trimmed(text_in(message, "reasoning_content"))) << text;
   const ordered_json calls = message.value("tool_calls", ordered_json::array());
@@ -231,13 +237,13 @@ TEST(Conversation, PromptAndAnswerAreTokenizedApart) {
       "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
       "{% endfor %}";
   const ordered_json line = {
-      {"messages", {{{"role", "user"}, {"content", "walk"}}, {{"role", "assistant"}, {"content", "ing on"}}}}};
+      {"messages", {{{"role", "user"}, {"content", "The weath"}}, {{"role", "assistant"}, {"content", "er is"}}}}};
   const auto sequence = encode_conversation(deepseek_v3(), with, parsed(line))[0];
-  std::vector<int32_t> apart = deepseek_v3().encode("walk");
+  std::vector<int32_t> apart = deepseek_v3().encode("The weath");
   EXPECT_THAT(sequence.spans, ElementsAre(TrainingSequence::Span{std::ssize(apart), std::ssize(sequence.ids)}));
-  for (const int32_t id : deepseek_v3().encode(std::string("ing on") + kEnd)) apart.push_back(id);
+  for (const int32_t id : deepseek_v3().encode(std::string("er is") + kEnd)) apart.push_back(id);
   EXPECT_EQ(sequence.ids, apart);
-  EXPECT_NE(sequence.ids, deepseek_v3().encode(std::string("walking on") + kEnd));
+  EXPECT_NE(sequence.ids, deepseek_v3().encode(std::string("The weather is") + kEnd));
 }
 
 TEST(Conversation, MarksThatPeopleSpellAreText) {
@@ -255,11 +261,14 @@ TEST(Conversation, ThoughtsWithinTheContentAreThoughts) {
       parsed({{"messages",
                {{{"role", "user"}, {"content", {{{"type", "text"}, {"text", "a"}}, {{"type", "text"}, {"text", "b"}}}}},
                 {{"role", "assistant"}, {"content", "<think>\nhm,\nwell\n</think>\n\nyes"}},
-                {{"role", "assistant"}, {"content", "no <think>x</think>"}}}}});
+                {{"role", "assistant"}, {"content", "no <think>x</think>"}},
+                {{"role", "assistant"}, {"content", "so\n</think>\n\nyes"}}}}});
   EXPECT_EQ(c.messages[0]["content"], "ab");
   EXPECT_EQ(c.messages[1]["reasoning_content"], "hm,\nwell");
   EXPECT_EQ(c.messages[1]["content"], "yes");
   EXPECT_EQ(c.messages[2]["content"], "no <think>x</think>");
+  EXPECT_EQ(c.messages[3]["reasoning_content"], "so");
+  EXPECT_EQ(c.messages[3]["content"], "yes");
 }
 
 TEST(Conversation, APromptWithItsCompletionNeedsNoTemplate) {

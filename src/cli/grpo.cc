@@ -8,6 +8,7 @@
 #include "base/terminal.h"
 #include "cli/command.h"
 #include "cli/trainer_options.h"
+#include "parallel/mpi.h"
 
 namespace fathom::cli {
 namespace {
@@ -24,7 +25,7 @@ struct Options {
   double off_policy = 0;
 };
 
-tune::QuestionOptions question_options(const Options& options, const TrainOptions& train) {
+tune::QuestionOptions question_options(const Options& options, TrainOptions& train) {
   tune::QuestionOptions questions = options.grpo.questions;
   if (options.plain) {
     if (!options.template_file.empty() || !options.thinking.empty() || !questions.system.empty()) {
@@ -33,8 +34,7 @@ tune::QuestionOptions question_options(const Options& options, const TrainOption
     return questions;
   }
   if (train.init.empty()) return questions;  // which is told with the other options
-  const Tokenizer tokenizer = Tokenizer::load(train.tokenizer.empty() ? train.init : train.tokenizer);
-  questions.chat_template = load_chat_template(options.template_file, tokenizer);
+  questions.chat_template = choose_chat_template(options.template_file, train);
   if (questions.chat_template.empty()) {
     throw UsageError("grpo: the model has no chat template; give --template FILE, or --plain to ask without one");
   }
@@ -45,6 +45,7 @@ tune::QuestionOptions question_options(const Options& options, const TrainOption
 }
 
 void run(const Options& options, const CommonOptions& common) {
+  if (started_by_mpi()) throw UsageError("grpo: runs in one process; leave mpirun out");
   tune::GrpoOptions grpo = options.grpo;
   grpo.train = trainer_options(options.trainer, common);
   grpo.questions = question_options(options, grpo.train);
@@ -153,6 +154,7 @@ void add_grpo(CLI::App& app, CommonOptions& common) {
   o.lr.peak = 1e-6;
   o.weight_decay = 0;
   o.mtp_weight = 0;
+  o.bias_update_speed = 0;
   options->trainer.schedule = "constant";
   CLI::App* c = app.add_subcommand("grpo", "Reinforce what answers are right (GRPO)");
   c->add_option("--init", o.init, "The policy: a model directory or .gguf file")->type_name("MODEL");

@@ -3,34 +3,9 @@
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
-#include "base/terminal.h"
 #include "parallel/mpi.h"
-#include "serve/prompt.h"
 
 namespace fathom::cli {
-namespace {
-
-// The template to tell conversations with, and, where the model is to have it from now on, train.chat_template.
-void choose_template(const SftCommandOptions& options, tune::SftOptions& sft) {
-  TrainOptions& train = sft.train;
-  if (train.tokenizer.empty() && train.init.empty()) return;  // which is said later
-  const Tokenizer tokenizer = Tokenizer::load(train.tokenizer.empty() ? train.init.string() : train.tokenizer);
-  sft.chat_template = load_chat_template(options.template_file, tokenizer);
-  const std::string model_type = read_model_config(train.init.empty() ? train.model_config : train.init).model_type;
-  if (sft.chat_template.empty() && tokenizer.id_of("<｜User｜>") >= 0) {
-    sft.chat_template = serve::default_template(tokenizer, model_type);
-  }
-  if (sft.chat_template == tokenizer.chat_template()) return;
-  if (sft.chat_template != kDeepseekV32Encoding) {
-    train.chat_template = sft.chat_template;
-  } else if (model_type != "deepseek_v32") {
-    log("{} is no template that a model directory can hold: give it to serve and chat with --template, too",
-        kDeepseekV32Encoding);
-  }
-}
-
-}  // namespace
-
 void add_conversation_options(CLI::App& c, SftCommandOptions& options) {
   c.add_option("--template", options.template_file,
                "Jinja file, or deepseek-v3.2-encoding, in place of the model's chat template")
@@ -91,7 +66,9 @@ tune::SftOptions reading_options(const SftCommandOptions& options) {
   if (!options.thinking.empty()) sft.thinking = options.thinking == "on";
   sft.only_last_answer = options.train_on == "last";
   sft.too_long = tune::too_long_named(options.too_long);
-  if (sft.train.model_config.empty() != sft.train.init.empty()) choose_template(options, sft);
+  if (sft.train.model_config.empty() != sft.train.init.empty()) {
+    sft.chat_template = choose_chat_template(options.template_file, sft.train);
+  }
   return sft;
 }
 

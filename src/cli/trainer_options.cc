@@ -7,6 +7,8 @@
 #include "base/terminal.h"
 #include "checkpoint/gguf_model.h"
 #include "infer/generation.h"
+#include "serve/prompt.h"
+#include "text/chat.h"
 
 namespace fathom::cli {
 namespace {
@@ -165,6 +167,22 @@ TrainOptions trainer_options(const TrainerOptions& options, const CommonOptions&
   o.sample = make_sampler(options, common);
   o.check = stop_when_interrupted;
   return o;
+}
+
+std::string choose_chat_template(const std::string& file, TrainOptions& train) {
+  if (train.tokenizer.empty() && train.init.empty()) return {};  // which is said later
+  const Tokenizer tokenizer = Tokenizer::load(train.tokenizer.empty() ? train.init.string() : train.tokenizer);
+  std::string chosen = load_chat_template(file, tokenizer);
+  const std::string model_type = read_model_config(train.init.empty() ? train.model_config : train.init).model_type;
+  if (chosen.empty() && tokenizer.id_of("<｜User｜>") >= 0) chosen = serve::default_template(tokenizer, model_type);
+  if (chosen == tokenizer.chat_template()) return chosen;
+  if (chosen != kDeepseekV32Encoding) {
+    train.chat_template = chosen;
+  } else if (model_type != "deepseek_v32") {
+    log("{} is no template that a model directory can hold: give it to serve and chat with --template, too",
+        kDeepseekV32Encoding);
+  }
+  return chosen;
 }
 
 void report_training(const TrainOptions& options, const TrainResult& result, const CommonOptions& common,

@@ -47,6 +47,10 @@ void add_sample_options(CLI::App& command, TrainerOptions& options, const char* 
 // cannot be.
 TrainOptions trainer_options(const TrainerOptions& options, const CommonOptions& common);
 
+// The template to tell conversations with: of `file`, or the model's, or the family's where the model has its marks and
+// none; and, where the model is to have it from now on, train.chat_template. Empty where there is none.
+std::string choose_chat_template(const std::string& file, TrainOptions& train);
+
 // A result: with --json one object, `more` behind what every run has. Throws Interrupted for a run that was.
 void report_training(const TrainOptions& options, const TrainResult& result, const CommonOptions& common,
                      const nlohmann::ordered_json& more);

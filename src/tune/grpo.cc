@@ -171,7 +171,8 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
   check_options(o);
   check_files(o);
   const double begin_s = monotonic_s();
-  const Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? o.init : fs::path(o.tokenizer));
+  Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? o.init : fs::path(o.tokenizer));
+  if (o.chat_template) tokenizer.set_chat_template(*o.chat_template);
   const ModelConfig config = trained_config(o, tokenizer);
   check_memory(options, config);
   if (tokenizer.vocab_size() > config.vocab_size) {
@@ -206,6 +207,10 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
                      printable(o.out.native()));
   }
   Settings settings = settings_of(o, config, balance, alpha);
+  for (const char* of_packed : {"seq-len", "batch-size", "micro-batch", "batch-start", "batch-ramp", "extend-seq-len",
+                                "extend-at", "mask-documents", "spike-deviations", "ema-decay"}) {
+    settings.erase(of_packed);
+  }
   for (const auto& [name, value] : settings_of(options, questions)) settings[name] = value;
   if (begun && o.resume) log("no checkpoint under {}, starting at the beginning", printable(o.out.native()));
   TrainedState state = begun ? std::move(*begun) : load_newest_checkpoint(o.out, settings, pool);

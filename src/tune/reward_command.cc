@@ -85,6 +85,7 @@ RewardCommand::~RewardCommand() { stop(); }
 std::string RewardCommand::name() const { return fmt::format("--reward-command {}", printable(command_, 100)); }
 
 void RewardCommand::stop() noexcept {
+  if (broken_ && pid_ > 0) kill(-pid_, SIGTERM);  // left in the middle, which it need not complain about
   close_end(to_);
   close_end(from_);
   if (pid_ < 0) return;

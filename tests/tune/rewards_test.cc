@@ -122,6 +122,26 @@ TEST_F(RewardsTest, WhatIsMissingIsToldBeforeAnythingIsJudged) {
   EXPECT_EQ(told("format", bare), "");
 }
 
+TEST_F(RewardsTest, CodeIsWorthSomethingWhereItPassesItsTests) {
+  if (const std::string why = eval::why_no_sandbox(); !why.empty()) GTEST_SKIP() << why;
+  Question twice = question("");
+  twice.answer.reset();
+  twice.tests = std::make_shared<const eval::CodeProblem>(eval::parse_mbpp(
+      R"({"task_id": 1, "text": "t", "code": "", "test_list": ["assert f(2) == 4"], "test_setup_code": ""})", "here"));
+  RewardOptions options;
+  options.weights = parse_reward_weights("code=2");
+  const auto r = judge(
+      options,
+      std::vector<Completion>{{&twice, "<think>```python\nno\n```</think>\n```python\ndef f(x): return 2 * x\n```"},
+                              {&twice, "```python\ndef f(x): return x\n```"},
+                              {&twice, ""}});
+  EXPECT_EQ(r[0].total, 2);
+  EXPECT_EQ(r[0].why, "passed");
+  EXPECT_EQ(r[1].total, 0);
+  EXPECT_THAT(r[1].why, HasSubstr("wrong answer"));
+  EXPECT_EQ(r[2].total, 0);
+}
+
 RewardRequest request(const std::string& id, const std::string& completion) { return {id, "what?", "4", completion}; }
 
 TEST(Command, IsAskedALineAndAnswersALine) {

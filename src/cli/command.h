@@ -38,6 +38,7 @@ struct CommonOptions {
 // UsageError; main.cc alone catches. `common` outlives the parse and is filled before a callback runs.
 void add_train(CLI::App& app, CommonOptions& common);
 void add_sft(CLI::App& app, CommonOptions& common);
+void add_distill(CLI::App& app, CommonOptions& common);
 void add_grpo(CLI::App& app, CommonOptions& common);
 void add_score(CLI::App& app, CommonOptions& common);
 void add_generate(CLI::App& app, CommonOptions& common);

@@ -187,6 +187,7 @@ int parse_and_run(int argc, char** argv) {
   });
   add_train(app, common);
   add_sft(app, common);
+  add_distill(app, common);
   add_grpo(app, common);
   add_score(app, common);
   add_generate(app, common);

@@ -71,7 +71,7 @@ void open_local(const ModelUnderTestOptions& o, const CommonOptions& common, std
 std::unique_ptr<ModelUnderTest> open_model_under_test(const ModelUnderTestOptions& o, const CommonOptions& common,
                                                       std::string_view command) {
   if (o.model.empty() == o.url.empty()) {
-    throw UsageError("{}: give either --model M, a model of this program, or --url URL, a server", command);
+    throw UsageError("{}: give either {} M, a model of this program, or --url URL, a server", command, o.model_option);
   }
   auto opened = std::make_unique<ModelUnderTest>();
   if (o.url.empty()) {
@@ -84,7 +84,8 @@ std::unique_ptr<ModelUnderTest> open_model_under_test(const ModelUnderTestOption
 
 void add_model_under_test_options(CLI::App& command, ModelUnderTestOptions& o) {
   CLI::Option* model =
-      command.add_option("--model", o.model, "Model directory or .gguf file, run in this process")->type_name("MODEL");
+      command.add_option(o.model_option, o.model, "Model directory or .gguf file, run in this process")
+          ->type_name("MODEL");
   CLI::Option* url =
       command.add_option("--url", o.url, "Ask this server of OpenAI's API instead, http://HOST:PORT")->type_name("URL");
   url->excludes(model);
@@ -102,7 +103,7 @@ void add_model_under_test_options(CLI::App& command, ModelUnderTestOptions& o) {
       ->check(CLI::Range(1, 4096));
   constexpr const char* kLocal = "Of a model in this process";
   const auto of_model = [&](CLI::Option* option) { return option->needs(model)->group(kLocal); };
-  of_model(command.add_option("--template", o.template_file,
+  of_model(command.add_option(o.template_option, o.template_file,
                               "Chat template: Jinja file, or deepseek-v3.2-encoding (default: model's)"))
       ->type_name("FILE");
   of_model(command.add_option("--ctx", o.context, "Tokens of one sequence at most (default: the model's, up to 32768)"))

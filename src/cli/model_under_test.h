@@ -19,6 +19,7 @@ struct ModelUnderTestOptions {
   int64_t retries = 8;
   DraftOptions draft;
   PlacementOptions placement;
+  const char *model_option = "--model", *template_option = "--template";  // what a command calls them
 };
 // --model, --url and what belongs to either; a command may leave both out, and must then not open it.
 void add_model_under_test_options(CLI::App& command, ModelUnderTestOptions& options);
@@ -35,7 +36,7 @@ struct ModelUnderTest {
   std::optional<Context> ctx{};
   std::optional<eval::Answerer> answerer{};
 };
-// UsageError of `command` where not exactly one of --model and --url is given. Asks a server for its models, so that
+// UsageError of `command` where not exactly one of the model and --url is given. Asks a server for its models, so that
 // one that is not there is told at once.
 std::unique_ptr<ModelUnderTest> open_model_under_test(const ModelUnderTestOptions& options, const CommonOptions& common,
                                                       std::string_view command);

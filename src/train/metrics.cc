@@ -86,6 +86,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     const double nan = std::numeric_limits<double>::quiet_NaN();  // null in the file
     m.loss = optional_number(root, "loss").value_or(nan);
     m.mtp_loss = optional_number(root, "mtp_loss");
+    m.divergence = optional_number(root, "divergence");
     m.indexer_loss = optional_number(root, "indexer_loss");
     m.indexer_recall = optional_number(root, "indexer_recall");
     m.lr = number<double>(root, "lr");
@@ -137,6 +138,7 @@ void for_each_line(std::string_view content, const Visit& visit) {
 std::string to_json_line(const StepMetrics& m) {
   Json object{{"step", m.step}, {"steps", m.steps}, {"loss", m.loss}};
   if (m.mtp_loss) object["mtp_loss"] = *m.mtp_loss;
+  if (m.divergence) object["divergence"] = *m.divergence;
   if (m.indexer_loss) object["indexer_loss"] = *m.indexer_loss;
   if (m.indexer_recall) object["indexer_recall"] = *m.indexer_recall;
   object["lr"] = m.lr;

@@ -85,21 +85,21 @@ eval::CodeProblem read_tests(simdjson::dom::element tests, const std::string& js
       inside);
 }
 
-Question read_question(const JsonDocument& line, const Tokenizer& tokenizer, const QuestionOptions& options) {
+AskedQuestion read_question(const JsonDocument& line) {
   if (!line.root().is_object()) throw Error("{}: must be an object with \"question\"", line.where());
-  Question q;
-  Json messages = Json::array();
+  AskedQuestion q{.where = line.where(), .id = "", .messages = Json::array(), .text = ""};
   int n_forms = 0;
   for (const char* key : {"question", "prompt"}) {
     const std::optional<std::string> text = text_at(line, key);
     if (!text) continue;
     q.text = *text;
-    messages.push_back({{"role", "user"}, {"content", q.text}});
+    q.messages.push_back({{"role", "user"}, {"content", q.text}});
     ++n_forms;
   }
   if (simdjson::dom::element list; line.root()["messages"].get(list) == simdjson::SUCCESS) {
-    messages = messages_of(line, list);
-    q.text = last_of_user(messages);
+    q.messages = messages_of(line, list);
+    q.has_messages = true;
+    q.text = last_of_user(q.messages);
     ++n_forms;
   }
   if (n_forms != 1) {
@@ -116,15 +116,26 @@ Question read_question(const JsonDocument& line, const Tokenizer& tokenizer, con
     sum.update(json.data(), json.size());
     q.tests_xxh3 = sum.value();
   }
-  errors_at(line.where(), [&] {
+  return q;
+}
+
+Question with_prompt(AskedQuestion asked, const Tokenizer& tokenizer, const QuestionOptions& options) {
+  Question q{.id = std::move(asked.id),
+             .text = std::move(asked.text),
+             .answer = std::move(asked.answer),
+             .tests = std::move(asked.tests),
+             .tests_xxh3 = asked.tests_xxh3,
+             .prompt = {}};
+  errors_at(asked.where, [&] {
     if (options.chat_template.empty()) {
-      if (line.root()["messages"].error() == simdjson::SUCCESS) {
+      if (asked.has_messages) {
         throw Error("\"messages\" need a chat template, and the model has none; give --template FILE");
       }
       q.prompt = plain_prompt(tokenizer, q.text);
       q.begun_thoughts = ends_in_think(q.text);
       return;
     }
+    Json& messages = asked.messages;
     if (!options.system.empty() && messages.front().at("role") != "system") {
       messages.insert(messages.begin(), Json{{"role", "system"}, {"content", options.system}});
     }
@@ -136,15 +147,14 @@ Question read_question(const JsonDocument& line, const Tokenizer& tokenizer, con
     q.prompt = std::move(prompt.ids);
     q.begun_thoughts = ends_in_think(prompt.own_end);
   });
-  if (q.prompt.empty()) throw Error("{}: the question has no tokens", line.where());
+  if (q.prompt.empty()) throw Error("{}: the question has no tokens", asked.where);
   return q;
 }
 
 }  // namespace
 
-std::vector<Question> read_questions(std::span<const fs::path> files, const Tokenizer& tokenizer,
-                                     const QuestionOptions& options, int64_t longest_prompt) {
-  std::vector<Question> questions;
+std::vector<AskedQuestion> read_asked_questions(std::span<const fs::path> files) {
+  std::vector<AskedQuestion> questions;
   for (const fs::path& path : files) {
     const std::string content = unpacked(path);
     int64_t number = 0;
@@ -156,18 +166,28 @@ std::vector<Question> read_questions(std::span<const fs::path> files, const Toke
       if (text.find_first_not_of(" \t\r") == std::string_view::npos) continue;
       const std::string where = fmt::format("{}:{}", printable(path.native()), number);
       if (text.size() > kMaxLineBytes) throw Error("{}: a line of more than 64 MiB", where);
-      Question q = read_question(JsonDocument::parse(text, where), tokenizer, options);
-      if (std::ssize(q.prompt) > longest_prompt) {
-        throw Error(
-            "{}: its prompt has {} tokens, and there is room for {} beside the answer; give a smaller "
-            "--max-tokens or leave it out",
-            where, q.prompt.size(), longest_prompt);
-      }
-      questions.push_back(std::move(q));
+      questions.push_back(read_question(JsonDocument::parse(text, where)));
     }
   }
   if (questions.empty()) {
     throw Error("{}: there is no question in it", files.empty() ? "no file" : printable(files.front().native()));
+  }
+  return questions;
+}
+
+std::vector<Question> read_questions(std::span<const fs::path> files, const Tokenizer& tokenizer,
+                                     const QuestionOptions& options, int64_t longest_prompt) {
+  std::vector<Question> questions;
+  for (AskedQuestion& asked : read_asked_questions(files)) {
+    const std::string where = asked.where;
+    Question q = with_prompt(std::move(asked), tokenizer, options);
+    if (std::ssize(q.prompt) > longest_prompt) {
+      throw Error(
+          "{}: its prompt has {} tokens, and there is room for {} beside the answer; give a smaller "
+          "--max-tokens or leave it out",
+          where, q.prompt.size(), longest_prompt);
+    }
+    questions.push_back(std::move(q));
   }
   return questions;
 }

@@ -18,6 +18,20 @@
 
 namespace fathom::tune {
 
+// As it stands in the file.
+struct AskedQuestion {
+  std::string where, id;                             // "FILE:LINE"; without an id the same
+  nlohmann::ordered_json messages;                   // a question by itself is one of the user
+  bool has_messages = false;                         // they stand there
+  std::string text;                                  // the question, or the last message of the user
+  std::optional<std::string> answer{};               // that is expected
+  std::shared_ptr<const eval::CodeProblem> tests{};  // null without
+  uint64_t tests_xxh3 = 0;                           // of their JSON
+};
+// All questions of the files, in their order; .gz and .zst are unpacked. Error that names file and line for what is no
+// such object, and where there is no question.
+std::vector<AskedQuestion> read_asked_questions(std::span<const std::filesystem::path> files);
+
 struct Question {
   std::string id;                                    // without one, "FILE:LINE"
   std::string text;                                  // the question, or the last message of the user
@@ -34,8 +48,7 @@ struct QuestionOptions {
   nlohmann::ordered_json kwargs = nlohmann::ordered_json::object();  // for the template: thinking, ...
 };
 
-// All questions of the files, in their order; .gz and .zst are unpacked. Error that names file and line for what is no
-// such object, for text that is too long for `longest_prompt` tokens, and where there is no question.
+// The same as a model is to read them. Error for text that is too long for `longest_prompt` tokens, too.
 std::vector<Question> read_questions(std::span<const std::filesystem::path> files, const Tokenizer& tokenizer,
                                      const QuestionOptions& options, int64_t longest_prompt);
 

@@ -48,15 +48,16 @@ std::vector<float> all_values(const LoadedModel& model) {
 
 // What a GGUF file can say of a config: mscale is mscale_all_dim.
 ModelConfig sayable(ModelConfig config) {
-  config.rope_interleave = true;
-  if (config.rope_scaling) config.rope_scaling->mscale = config.rope_scaling->mscale_all_dim = 0.707;
+  config.rope_interleave = config.is_mla();
+  if (config.rope_scaling && config.is_mla()) config.rope_scaling->mscale = config.rope_scaling->mscale_all_dim = 0.707;
   if (config.router.n_routed_experts == 0) config.eos_token_ids = {1};
   return config;
 }
 
 std::vector<ModelConfig> configs() {
   std::vector<ModelConfig> all;
-  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2(), tiny_v32()}) {
+  for (const ModelConfig& config :
+       {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2(), tiny_v32(), tiny_llama(), tiny_qwen2()}) {
     all.push_back(sayable(config));
   }
   all.push_back(all[0]);

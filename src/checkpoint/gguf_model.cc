@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <cstring>
 
 #include "base/arithmetic.h"
 
@@ -10,7 +12,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kDense = "deepseek2", kSparse = "deepseek32";  // architectures
+constexpr std::string_view kDense = "deepseek2", kSparse = "deepseek32";  // architectures, by their attention
+constexpr std::string_view kLlama = "llama", kQwen2 = "qwen2";            // of grouped queries
 constexpr std::string_view kBlock = "blk.", kLayer = "model.layers.";
 
 struct NamePair {
@@ -24,6 +27,11 @@ constexpr NamePair kModelNames[] = {
 constexpr NamePair kLayerNames[] = {
     {"attn_norm.weight", "input_layernorm.weight"},
     {"attn_q.weight", "self_attn.q_proj.weight"},
+    {"attn_k.weight", "self_attn.k_proj.weight"},
+    {"attn_v.weight", "self_attn.v_proj.weight"},
+    {"attn_q.bias", "self_attn.q_proj.bias"},
+    {"attn_k.bias", "self_attn.k_proj.bias"},
+    {"attn_v.bias", "self_attn.v_proj.bias"},
     {"attn_q_a.weight", "self_attn.q_a_proj.weight"},
     {"attn_q_a_norm.weight", "self_attn.q_a_layernorm.weight"},
     {"attn_q_b.weight", "self_attn.q_b_proj.weight"},
@@ -153,11 +161,14 @@ class Keys {
  public:
   // Error for an architecture that is none of the family's.
   explicit Keys(const GgufFile& file) : file_(file), architecture_(file.text("general.architecture")) {
-    if (architecture_ == kDense || is_sparse()) return;
+    if (architecture_ == kDense || is_sparse() || has_grouped_queries()) return;
     throw Error(
-        "{}: general.architecture {} is not supported; supported are {} (DeepSeek-V2, V3, R1, V3.1) and {} (V3.2)",
-        where(), printable(architecture_, 80), kDense, kSparse);
+        "{}: general.architecture {} is not supported; supported are {} (DeepSeek-V2, V3, R1, V3.1), {} (V3.2), {} and "
+        "{}",
+        where(), printable(architecture_, 80), kDense, kSparse, kLlama, kQwen2);
   }
+  bool has_grouped_queries() const { return architecture_ == kLlama || architecture_ == kQwen2; }
+  std::string architecture() const { return std::string(architecture_); }
   bool is_sparse() const { return architecture_ == kSparse; }
   bool has(std::string_view key) const { return file_.has(full(key)); }
   int64_t integer(std::string_view key) const { return file_.integer(full(key)); }
@@ -200,7 +211,6 @@ void parse_router(const Keys& keys, ModelConfig& config) {
 }
 
 void parse_rope(const Keys& keys, ModelConfig& config) {
-  config.qk_rope_head_dim = keys.integer("rope.dimension_count");
   config.rope_theta = keys.number_or("rope.freq_base", 10000);
   const std::string_view type = keys.text_or("rope.scaling.type", "none");
   if (type == "none") return;
@@ -224,6 +234,74 @@ void parse_rope(const Keys& keys, ModelConfig& config) {
   config.rope_scaling = yarn;
 }
 
+// The scaling behind the factors of a file.
+void parse_rope_factors(const GgufFile& file, ModelConfig& config) {
+  const StoredTensor* const stored = file.find(kRopeFactors);
+  if (stored == nullptr || config.model_type != kLlama) return;
+  const std::vector<int64_t> expected{config.head_dim / 2};
+  if (stored->format != Format::f32 || stored->shape != expected) {
+    throw Error("{}: tensor {} is {} {}, must be F32 {}", file.where(), kRopeFactors, stored->dtype,
+                shape_text(stored->shape), shape_text(expected));
+  }
+  std::vector<float> factors(static_cast<size_t>(config.head_dim / 2));
+  std::memcpy(factors.data(), stored->data.data(), stored->data.size());
+  const auto key = [](std::string_view name) { return fmt::format("{}{}", kLlama3Keys, name); };
+  Llama3Scaling scaling;  // 8192 positions, 1 and 4: as all released models have it
+  scaling.factor = file.number_or(key("factor"), static_cast<double>(factors.back()));
+  scaling.low_freq_factor = file.number_or(key("low_freq_factor"), scaling.low_freq_factor);
+  scaling.high_freq_factor = file.number_or(key("high_freq_factor"), scaling.high_freq_factor);
+  scaling.original_max_position_embeddings =
+      file.integer_or(key("original_max_position_embeddings"), scaling.original_max_position_embeddings);
+  config.llama3_scaling = scaling;
+  check_config(config, file.where());
+  const std::vector<float> known = rope_factors(config);
+  for (size_t i = 0; i < factors.size(); ++i) {
+    if (std::abs(factors[i] - known[i]) <= 1e-3f * known[i]) continue;
+    throw Error("{}: tensor {} holds {} at {}, not the {} of Llama 3's rope scaling; other scalings are not supported",
+                file.where(), kRopeFactors, factors[i], i, known[i]);
+  }
+}
+
+// Of the dense families.
+void parse_grouped_attention(const GgufFile& file, const Keys& keys, ModelConfig& config) {
+  config.model_type = keys.architecture();
+  config.attention_bias = config.model_type == kQwen2;
+  config.rope_interleave = false;
+  config.num_key_value_heads = keys.integer_or("attention.head_count_kv", config.num_attention_heads);
+  if (config.num_key_value_heads < 1) {
+    throw Error("{}: {} is {}, must be 1 or more", keys.where(), keys.full("attention.head_count_kv"),
+                config.num_key_value_heads);
+  }
+  const int64_t heads = config.num_attention_heads;
+  config.head_dim = keys.integer_or("attention.key_length", heads > 0 ? config.hidden_size / heads : 0);
+  for (const char* const key : {"attention.value_length", "rope.dimension_count"}) {
+    if (keys.integer_or(key, config.head_dim) == config.head_dim) continue;
+    throw Error("{}: {} is {}; only the heads' size, {}, is supported", keys.where(), keys.full(key), keys.integer(key),
+                config.head_dim);
+  }
+  for (const char* const key : {"expert_count", "nextn_predict_layers"}) {
+    if (keys.integer_or(key, 0) != 0) throw Error("{}: {} is not supported", keys.where(), keys.full(key));
+  }
+  // Parts of a split may have the head elsewhere; then it is taken for a copy.
+  config.tie_word_embeddings = split_count(file) < 2 && file.find("output.weight") == nullptr;
+}
+
+void parse_latent_attention(const Keys& keys, ModelConfig& config) {
+  config.qk_rope_head_dim = keys.integer("rope.dimension_count");
+  config.q_lora_rank = keys.integer_or("attention.q_lora_rank", 0);
+  config.kv_lora_rank = keys.integer("attention.kv_lora_rank");
+  // Older files, with attn_kv_b in one, have the heads' sizes under the shorter names.
+  const bool split = keys.has("attention.key_length_mla");
+  config.qk_nope_head_dim =
+      keys.integer(split ? "attention.key_length_mla" : "attention.key_length") - config.qk_rope_head_dim;
+  config.v_head_dim = keys.integer(split ? "attention.value_length_mla" : "attention.value_length");
+  if (keys.integer_or("expert_count", 0) == 0) return;
+  config.first_k_dense_replace = keys.integer_or("leading_dense_block_count", 0);
+  config.moe_intermediate_size = keys.integer("expert_feed_forward_length");
+  config.n_shared_experts = keys.integer_or("expert_shared_count", 0);
+  parse_router(keys, config);
+}
+
 int64_t token_id(const GgufFile& file, std::string_view key, int64_t vocab_size) {
   const int64_t id = file.integer(key);
   if (id < 0 || id >= vocab_size) {
@@ -234,7 +312,19 @@ int64_t token_id(const GgufFile& file, std::string_view key, int64_t vocab_size)
 
 }  // namespace
 
-std::string_view gguf_architecture(const ModelConfig& config) { return config.is_sparse() ? kSparse : kDense; }
+std::string_view gguf_architecture(const ModelConfig& config) {
+  if (!config.is_mla()) return config.model_type;
+  return config.is_sparse() ? kSparse : kDense;
+}
+
+std::vector<float> rope_factors(const ModelConfig& config) {
+  Rope scaled = make_rope(config.head_dim, config.rope_theta, /*interleaved=*/false, {});
+  const Rope plain = scaled;
+  scale_as_llama3(scaled, *config.llama3_scaling);
+  std::vector<float> factors;
+  for (size_t i = 0; i < plain.inv_freq.size(); ++i) factors.push_back(plain.inv_freq[i] / scaled.inv_freq[i]);
+  return factors;
+}
 
 bool is_gguf_path(const fs::path& path) {
   const std::string extension = path.extension();
@@ -259,25 +349,17 @@ ModelConfig parse_gguf_config(const GgufFile& file) {
                 config.vocab_size);
   }
   config.hidden_size = keys.integer("embedding_length");
-  config.num_nextn_predict_layers = keys.integer_or("nextn_predict_layers", 0);
+  config.num_nextn_predict_layers = keys.has_grouped_queries() ? 0 : keys.integer_or("nextn_predict_layers", 0);
   config.num_hidden_layers = keys.integer("block_count") - config.num_nextn_predict_layers;
   config.num_attention_heads = keys.integer("attention.head_count");
-  config.q_lora_rank = keys.integer_or("attention.q_lora_rank", 0);
-  config.kv_lora_rank = keys.integer("attention.kv_lora_rank");
   config.intermediate_size = keys.integer("feed_forward_length");
   config.max_position_embeddings = keys.integer("context_length");
   config.rms_norm_eps = keys.number("attention.layer_norm_rms_epsilon");
   parse_rope(keys, config);
-  // Older files, with attn_kv_b in one, have the heads' sizes under the shorter names.
-  const bool split = keys.has("attention.key_length_mla");
-  config.qk_nope_head_dim =
-      keys.integer(split ? "attention.key_length_mla" : "attention.key_length") - config.qk_rope_head_dim;
-  config.v_head_dim = keys.integer(split ? "attention.value_length_mla" : "attention.value_length");
-  if (keys.integer_or("expert_count", 0) != 0) {
-    config.first_k_dense_replace = keys.integer_or("leading_dense_block_count", 0);
-    config.moe_intermediate_size = keys.integer("expert_feed_forward_length");
-    config.n_shared_experts = keys.integer_or("expert_shared_count", 0);
-    parse_router(keys, config);
+  if (keys.has_grouped_queries()) {
+    parse_grouped_attention(file, keys, config);
+  } else {
+    parse_latent_attention(keys, config);
   }
   if (keys.is_sparse()) {
     config.model_type = "deepseek_v32";
@@ -289,6 +371,7 @@ ModelConfig parse_gguf_config(const GgufFile& file) {
     }
   }
   check_config(config, file.where());
+  parse_rope_factors(file, config);
 
   if (file.has("tokenizer.ggml.bos_token_id")) {
     config.bos_token_id = token_id(file, "tokenizer.ggml.bos_token_id", config.vocab_size);
@@ -344,6 +427,7 @@ std::string gguf_name(std::string_view hf_name) {
 Checkpoint open_gguf(const fs::path& path) {
   GgufFile opened(path);
   Checkpoint checkpoint;
+  checkpoint.is_gguf = true;
   const int64_t count = split_count(opened);
   checkpoint.where = opened.where();
   if (count < 2) {

@@ -1,5 +1,5 @@
-// A model of the family as a GGUF file of the architecture deepseek2, or with an indexer deepseek32: its metadata as a
-// ModelConfig, its tensors under their Hugging Face names, its tokenizer as lists.
+// A model of the family as a GGUF file of the architecture deepseek2, with an indexer deepseek32, or of the dense ones
+// llama and qwen2: its metadata as a ModelConfig, its tensors under their Hugging Face names, its tokenizer as lists.
 #pragma once
 
 #include <filesystem>
@@ -24,7 +24,8 @@ bool is_gguf_path(const std::filesystem::path& path);
 GgufFile open_gguf_metadata(const std::filesystem::path& path);
 
 // The model that the metadata describe, passed through check_config. Other architectures, and what this engine does not
-// do, are refused by name.
+// do, are refused by name. Llama 3's rope scaling, which has no keys, is what the tensor rope_freqs.weight says: by our
+// own keys beside it, or by the numbers that all released models have.
 ModelConfig parse_gguf_config(const GgufFile& file);
 
 // The weights of a file and of the others of its split (NAME-00001-of-00003.gguf, any of them).
@@ -38,6 +39,11 @@ WeightFile gguf_weights(GgufFile file);
 // The same names from the other side: "blk.3.attn_norm.weight" for "model.layers.3.input_layernorm.weight"; an expert's
 // is that of its stack.
 std::string gguf_name(std::string_view hf_name);
+
+// Llama 3's scaling as GGUF files have it: by what each frequency is divided. [head_dim / 2]
+inline constexpr std::string_view kRopeFactors = "rope_freqs.weight";
+std::vector<float> rope_factors(const ModelConfig& config);
+inline constexpr std::string_view kLlama3Keys = "fathom.rope_scaling.";  // before the keys of config.json
 
 // What stands under tokenizer.ggml, for text/vocabulary.h. Views into the file.
 struct GgufTokenizer {

@@ -14,8 +14,9 @@ namespace {
 
 constexpr int64_t kPieceNumbers = int64_t{1} << 20;
 
-// How a tensor of the file is made of weights: of them all, one behind the other, or of a half of each head of one.
-enum class Content { whole, k_half, v_half };
+// How a tensor of the file is made of weights: of them all, one behind the other, of a half of each head of one, of the
+// rows of one in pairs; or of the config alone.
+enum class Content { whole, k_half, v_half, paired, rope_factors };
 
 struct PlannedTensor {
   GgufTensor gguf;
@@ -26,10 +27,11 @@ struct PlannedTensor {
 // What GGUF has no key for.
 void check_expressible(const ModelConfig& c) {
   const auto refuse = [](std::string_view what) { throw Error("a GGUF file cannot hold this model: {}", what); };
-  if (!c.rope_interleave) refuse("rope_interleave is false");
+  if (c.is_mla() && !c.rope_interleave) refuse("rope_interleave is false");
   if (c.rope_scaling && c.rope_scaling->mscale != c.rope_scaling->mscale_all_dim) {
     refuse("rope_scaling.mscale and mscale_all_dim differ");
   }
+  if (!c.is_mla() && c.rope_scaling && c.rope_scaling->mscale != 0) refuse("rope_scaling.mscale is not 0");
   const RouterConfig& r = c.router;
   if (r.n_routed_experts == 0) return;
   const bool grouped = r.method == TopkMethod::group_limited_greedy;
@@ -54,15 +56,21 @@ std::vector<PlannedTensor> plan_tensors(const ModelConfig& config, const ChooseF
     const Format format = always_f32 ? Format::f32 : gguf_format(choose(name, shape), shape.back());
     plan.push_back({{std::move(name), std::move(shape), format}, content, {part}});
   };
+  if (config.llama3_scaling) {
+    plan.push_back({{std::string(kRopeFactors), {config.head_dim / 2}, Format::f32}, Content::rope_factors, {}});
+  }
   for_each_tensor(weight_shapes(config), config, [&](const NamedTensor& named) {
     const Tensor& view = named.view;
     std::vector<int64_t> shape(view.shape, view.shape + view.rank);
+    const bool rotated = named.name.ends_with(".q_proj.weight") || named.name.ends_with(".k_proj.weight");
     if (named.name.ends_with("kv_b_proj.weight")) {
       const std::string name = gguf_name(named.name);  // blk.0.attn_kv_b.weight
       const std::string prefix = name.substr(0, name.rfind("attn_kv_b"));
       const int64_t heads = config.num_attention_heads, rank = config.kv_lora_rank;
       add(prefix + "attn_k_b.weight", {heads, rank, config.qk_nope_head_dim}, Content::k_half, named);
       add(prefix + "attn_v_b.weight", {heads, config.v_head_dim, rank}, Content::v_half, named);
+    } else if (config.model_type == "llama" && rotated) {
+      add(gguf_name(named.name), std::move(shape), Content::paired, named);
     } else if (named.name.find(".mlp.experts.") != std::string::npos) {
       const std::string name = gguf_name(named.name);
       const auto [stack, is_new] = stacks.try_emplace(name, plan.size());
@@ -103,6 +111,14 @@ uint32_t file_type(const std::vector<PlannedTensor>& plan) {
   }
 }
 
+void add_llama3_scaling(GgufMetadata& out, const Llama3Scaling& s) {
+  const auto key = [](std::string_view name) { return fmt::format("{}{}", kLlama3Keys, name); };
+  out.f32(key("factor"), s.factor);
+  out.f32(key("low_freq_factor"), s.low_freq_factor);
+  out.f32(key("high_freq_factor"), s.high_freq_factor);
+  out.u32(key("original_max_position_embeddings"), s.original_max_position_embeddings);
+}
+
 void add_config(GgufMetadata& out, const ModelConfig& c) {
   const auto key = [&c](std::string_view name) { return fmt::format("{}.{}", gguf_architecture(c), name); };
   out.u32(key("vocab_size"), c.vocab_size);
@@ -112,20 +128,26 @@ void add_config(GgufMetadata& out, const ModelConfig& c) {
   out.u32(key("embedding_length"), c.hidden_size);
   out.u32(key("feed_forward_length"), c.intermediate_size);
   out.u32(key("attention.head_count"), c.num_attention_heads);
-  out.u32(key("attention.head_count_kv"), 1);  // latent attention, as others see it
+  out.u32(key("attention.head_count_kv"), c.is_mla() ? 1 : c.num_key_value_heads);  // latents are one to others
   out.f32(key("attention.layer_norm_rms_epsilon"), c.rms_norm_eps);
-  out.u32(key("attention.q_lora_rank"), c.q_lora_rank);
-  out.u32(key("attention.kv_lora_rank"), c.kv_lora_rank);
-  out.u32(key("attention.key_length"), c.cache_row());
-  out.u32(key("attention.value_length"), c.kv_lora_rank);
-  out.u32(key("attention.key_length_mla"), c.qk_head_dim());
-  out.u32(key("attention.value_length_mla"), c.v_head_dim);
+  if (c.is_mla()) {
+    out.u32(key("attention.q_lora_rank"), c.q_lora_rank);
+    out.u32(key("attention.kv_lora_rank"), c.kv_lora_rank);
+    out.u32(key("attention.key_length"), c.cache_row());
+    out.u32(key("attention.value_length"), c.kv_lora_rank);
+    out.u32(key("attention.key_length_mla"), c.qk_head_dim());
+    out.u32(key("attention.value_length_mla"), c.v_head_dim);
+  } else {
+    out.u32(key("attention.key_length"), c.head_dim);
+    out.u32(key("attention.value_length"), c.head_dim);
+  }
   if (c.is_sparse()) {
     out.u32(key("attention.indexer.head_count"), c.indexer.n_heads);
     out.u32(key("attention.indexer.key_length"), c.indexer.head_dim);
     out.u32(key("attention.indexer.top_k"), c.indexer.topk);
   }
-  out.u32(key("rope.dimension_count"), c.qk_rope_head_dim);
+  out.u32(key("rope.dimension_count"), c.is_mla() ? c.qk_rope_head_dim : c.head_dim);
+  if (c.llama3_scaling) add_llama3_scaling(out, *c.llama3_scaling);
   out.f32(key("rope.freq_base"), c.rope_theta);
   if (c.rope_scaling) {
     const YarnScaling& y = *c.rope_scaling;
@@ -134,8 +156,9 @@ void add_config(GgufMetadata& out, const ModelConfig& c) {
     out.u32(key("rope.scaling.original_context_length"), y.original_max_position_embeddings);
     out.f32(key("rope.scaling.yarn_beta_fast"), y.beta_fast);
     out.f32(key("rope.scaling.yarn_beta_slow"), y.beta_slow);
-    out.f32(key("rope.scaling.yarn_log_multiplier"), 0.1 * y.mscale_all_dim);
+    if (c.is_mla()) out.f32(key("rope.scaling.yarn_log_multiplier"), 0.1 * y.mscale_all_dim);
   }
+  if (!c.is_mla()) return;
   const RouterConfig& r = c.router;
   const bool has_experts = r.n_routed_experts > 0;
   // Readers of this architecture demand the number of shared experts even where there are none.
@@ -220,6 +243,15 @@ struct Writer {
       }
     }
   }
+  void paired(const PlannedTensor& tensor) {
+    const NamedTensor& part = tensor.parts[0];
+    const int64_t cols = part.view.cols(), half = config.head_dim / 2;
+    for (int64_t first = 0; first < part.view.rows(); first += config.head_dim) {
+      rows.resize(static_cast<size_t>(config.head_dim * cols));
+      for (int64_t i = 0; i < config.head_dim; ++i) read(part, first + i / 2 + i % 2 * half, 1, rows.data() + i * cols);
+      write(tensor, 0);
+    }
+  }
   // Of each head its rows of keys, transposed, or its rows of values.
   void half(const PlannedTensor& tensor) {
     const int64_t rank = config.kv_lora_rank, nope = config.qk_nope_head_dim, v = config.v_head_dim;
@@ -269,10 +301,21 @@ void save_gguf(const std::filesystem::path& path, const ModelConfig& config, con
   write_gguf_header(file, metadata, tensors_of(plan));
   Writer writer{file, pool, config, read, importance};
   for (const PlannedTensor& tensor : plan) {
-    if (tensor.content == Content::whole) {
-      writer.whole(tensor);
-    } else {
-      writer.half(tensor);
+    switch (tensor.content) {
+      case Content::whole:
+        writer.whole(tensor);
+        break;
+      case Content::k_half:
+      case Content::v_half:
+        writer.half(tensor);
+        break;
+      case Content::paired:
+        writer.paired(tensor);
+        break;
+      case Content::rope_factors:
+        writer.rows = rope_factors(config);
+        writer.write(tensor, 0);
+        break;
     }
     pad_gguf(file, tensor.gguf.n_bytes());
   }

@@ -1,5 +1,5 @@
-// Writes a model as a GGUF file of the architecture deepseek2 or deepseek32, tensor by tensor: a model of any size
-// passes through a few megabytes.
+// Writes a model as a GGUF file of the architecture deepseek2, deepseek32, llama or qwen2, tensor by tensor: a model of
+// any size passes through a few megabytes.
 #pragma once
 
 #include <filesystem>
@@ -28,7 +28,8 @@ using ImportanceOf = std::function<const float*(std::string_view gguf_name, int6
 // Error for a config that the format cannot express.
 std::vector<GgufTensor> gguf_tensors(const ModelConfig& config, const ChooseFormat& choose);
 
-// Experts are stacked, kv_b_proj is stored in its two halves, without MTP's copies of embedding and head. `tokenizer`
+// Experts are stacked, kv_b_proj is stored in its two halves, without MTP's copies of embedding and head; of llama the
+// rows of queries and keys are in pairs (MatchedTensor::paired_rows), and Llama 3's scaling is a tensor. `tokenizer`
 // may be null; its lists are filled up with unused ids to the model's vocabulary. Error as of gguf_tensors. The
 // file appears whole or not at all.
 void save_gguf(const std::filesystem::path& path, const ModelConfig& config, const GgufTokenizer* tokenizer,

@@ -111,9 +111,12 @@ class Keys {
 
 void check_family(const Keys& keys) {
   const std::string type = keys.text("model_type");
-  if (type == "deepseek_v2" || type == "deepseek_v3" || type == "deepseek_v32") return;
-  throw Error("{}: model_type {} is not supported; supported are deepseek_v2, deepseek_v3 and deepseek_v32",
-              keys.where(), printable(type, 80));
+  for (const std::string_view known : {"deepseek_v2", "deepseek_v3", "deepseek_v32", "llama", "qwen2"}) {
+    if (type == known) return;
+  }
+  throw Error(
+      "{}: model_type {} is not supported; supported are deepseek_v2, deepseek_v3, deepseek_v32, llama and qwen2",
+      keys.where(), printable(type, 80));
 }
 
 RouterConfig parse_router(const Keys& keys, bool is_v3) {
@@ -161,7 +164,9 @@ void parse_rope(const Keys& keys, ModelConfig& config) {
       throw Error("{}: rope_theta and rope_parameters.rope_theta differ; keep one", keys.where());
     }
   } else {
-    config.rope_theta = keys.number("rope_theta");
+    // Older files of llama leave it out.
+    const bool needs_theta = config.is_mla();
+    config.rope_theta = needs_theta ? keys.number("rope_theta") : keys.number_or("rope_theta", config.rope_theta);
     if (!keys.has("rope_scaling")) return;
     scaling = keys.object("rope_scaling");
   }
@@ -171,9 +176,14 @@ void parse_rope(const Keys& keys, ModelConfig& config) {
     throw Error("{}: {} and {} differ; keep one", keys.where(), scaling->full("rope_type"), scaling->full("type"));
   }
   if (type == "default") return;
+  if (type == "llama3" && config.model_type == "llama") {
+    config.llama3_scaling = {scaling->number("factor"), scaling->number("low_freq_factor"),
+                             scaling->number("high_freq_factor"), scaling->integer("original_max_position_embeddings")};
+    return;
+  }
   if (type != "yarn") {
-    throw Error("{}: {} is \"{}\"; only \"yarn\" and \"default\" are supported", keys.where(), scaling->full(type_key),
-                printable(type, 80));
+    throw Error("{}: {} is \"{}\"; only \"yarn\" and \"default\" are supported, of llama also \"llama3\"", keys.where(),
+                scaling->full(type_key), printable(type, 80));
   }
   scaling->expect_absent("attention_factor");
   scaling->expect_flag("truncate", true);
@@ -257,25 +267,29 @@ nlohmann::ordered_json bos_json(const ModelConfig& config) {
   return config.bos_token_id;
 }
 
-}  // namespace
+void parse_grouped_attention(const Keys& keys, ModelConfig& config) {
+  config.attention_bias = config.model_type == "qwen2";
+  if (!config.attention_bias) keys.expect_flag("attention_bias", false);
+  keys.expect_flag("use_sliding_window", false);
+  config.tie_word_embeddings = keys.boolean_or("tie_word_embeddings", false);
+  config.num_key_value_heads = keys.integer_or("num_key_value_heads", config.num_attention_heads);
+  if (config.num_key_value_heads < 1) {
+    throw Error("{}: num_key_value_heads is {}, must be 1 or more", keys.where(), config.num_key_value_heads);
+  }
+  if (keys.has("head_dim")) {
+    config.head_dim = keys.integer("head_dim");
+    return;
+  }
+  if (config.num_attention_heads < 1 || config.hidden_size % config.num_attention_heads != 0) {
+    throw Error("{}: head_dim is missing, and num_attention_heads ({}) does not divide hidden_size ({})", keys.where(),
+                config.num_attention_heads, config.hidden_size);
+  }
+  config.head_dim = config.hidden_size / config.num_attention_heads;
+}
 
-ModelConfig parse_config(const JsonDocument& document) {
-  const Keys keys(document.root(), document.where());
-  check_family(keys);
-  ModelConfig config;
-  config.model_type = keys.text("model_type");
-  const bool is_v3 = config.model_type != "deepseek_v2";
-  keys.expect_text("hidden_act", "silu");
+void parse_latent_attention(const Keys& keys, ModelConfig& config) {
   keys.expect_flag("attention_bias", false);
-  keys.expect_flag("mlp_bias", false);
   keys.expect_flag("tie_word_embeddings", false);
-  if (keys.integer_or("moe_layer_freq", 1) != 1)
-    throw Error("{}: moe_layer_freq is {}; only 1 is supported", keys.where(), keys.integer("moe_layer_freq"));
-
-  config.vocab_size = keys.integer("vocab_size");
-  config.hidden_size = keys.integer("hidden_size");
-  config.num_hidden_layers = keys.integer("num_hidden_layers");
-  config.num_attention_heads = keys.integer("num_attention_heads");
   const int64_t kv_heads = keys.integer_or("num_key_value_heads", config.num_attention_heads);
   if (kv_heads != config.num_attention_heads) {
     throw Error("{}: num_key_value_heads is {}, must be num_attention_heads ({}): latent attention has no other",
@@ -290,14 +304,39 @@ ModelConfig parse_config(const JsonDocument& document) {
   config.qk_nope_head_dim = keys.integer("qk_nope_head_dim");
   config.qk_rope_head_dim = keys.integer("qk_rope_head_dim");
   config.v_head_dim = keys.integer("v_head_dim");
+}
+
+}  // namespace
+
+ModelConfig parse_config(const JsonDocument& document) {
+  const Keys keys(document.root(), document.where());
+  check_family(keys);
+  ModelConfig config;
+  config.model_type = keys.text("model_type");
+  const bool is_v3 = config.model_type != "deepseek_v2";
+  const bool is_dense = config.model_type == "llama" || config.model_type == "qwen2";
+  keys.expect_text("hidden_act", "silu");
+  keys.expect_flag("mlp_bias", false);
+  if (keys.integer_or("moe_layer_freq", 1) != 1)
+    throw Error("{}: moe_layer_freq is {}; only 1 is supported", keys.where(), keys.integer("moe_layer_freq"));
+
+  config.vocab_size = keys.integer("vocab_size");
+  config.hidden_size = keys.integer("hidden_size");
+  config.num_hidden_layers = keys.integer("num_hidden_layers");
+  config.num_attention_heads = keys.integer("num_attention_heads");
+  if (is_dense) {
+    parse_grouped_attention(keys, config);
+  } else {
+    parse_latent_attention(keys, config);
+  }
   config.intermediate_size = keys.integer("intermediate_size");
   config.max_position_embeddings = keys.integer("max_position_embeddings");
   config.rms_norm_eps = keys.number("rms_norm_eps");
   config.initializer_range = keys.number_or("initializer_range", config.initializer_range);
-  config.num_nextn_predict_layers = keys.integer_or("num_nextn_predict_layers", 0);
+  config.num_nextn_predict_layers = is_dense ? 0 : keys.integer_or("num_nextn_predict_layers", 0);
 
   // Without routed experts (null or 0) every layer is dense.
-  const bool has_experts = !keys.is_null("n_routed_experts") && keys.integer("n_routed_experts") != 0;
+  const bool has_experts = !is_dense && !keys.is_null("n_routed_experts") && keys.integer("n_routed_experts") != 0;
   if (has_experts) {
     config.first_k_dense_replace = keys.integer("first_k_dense_replace");
     config.moe_intermediate_size = keys.integer("moe_intermediate_size");
@@ -313,8 +352,12 @@ ModelConfig parse_config(const JsonDocument& document) {
     keys.expect_flag("indexer_rope_interleave", false);
   }
   parse_rope(keys, config);
-  config.rope_interleave = keys.boolean_or("rope_interleave", true);
-  if (!is_v3) keys.expect_flag("rope_interleave", true);
+  if (is_dense) {
+    config.rope_interleave = false;
+  } else {
+    config.rope_interleave = keys.boolean_or("rope_interleave", true);
+    if (!is_v3) keys.expect_flag("rope_interleave", true);
+  }
   parse_quantization(keys, config);
   check_config(config, keys.where());
   parse_tokens(keys, config);
@@ -334,10 +377,82 @@ ModelConfig read_model_config(const fs::path& path) {
   return config;
 }
 
-std::string config_json(const ModelConfig& c, Format stored) {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json rope_scaling_json(const ModelConfig& c) {
+  if (c.llama3_scaling) {
+    const Llama3Scaling& l = *c.llama3_scaling;
+    return {{"factor", l.factor},
+            {"low_freq_factor", l.low_freq_factor},
+            {"high_freq_factor", l.high_freq_factor},
+            {"original_max_position_embeddings", l.original_max_position_embeddings},
+            {"rope_type", "llama3"}};
+  }
+  if (!c.rope_scaling) return nullptr;
+  const YarnScaling& y = *c.rope_scaling;
+  Json scaling;
+  scaling["type"] = "yarn";
+  scaling["factor"] = y.factor;
+  scaling["original_max_position_embeddings"] = y.original_max_position_embeddings;
+  scaling["beta_fast"] = y.beta_fast;
+  scaling["beta_slow"] = y.beta_slow;
+  if (y.mscale != 0) scaling["mscale"] = y.mscale;
+  if (y.mscale_all_dim != 0) scaling["mscale_all_dim"] = y.mscale_all_dim;
+  return scaling;
+}
+
+// What all families have, behind what says their shape.
+void add_common(Json& json, const ModelConfig& c, Format stored) {
+  json["hidden_act"] = "silu";
+  json["attention_dropout"] = 0.0;
+  json["tie_word_embeddings"] = c.tie_word_embeddings;
+  json["rms_norm_eps"] = c.rms_norm_eps;
+  json["rope_theta"] = c.rope_theta;
+  json["rope_scaling"] = rope_scaling_json(c);
+  json["max_position_embeddings"] = c.max_position_embeddings;
+  json["initializer_range"] = c.initializer_range;
+  json["bos_token_id"] = bos_json(c);
+  json["eos_token_id"] = eos_json(c);
+  const bool in_f32 = stored == Format::f32, in_fp8 = stored == Format::f8_e4m3;
+  json["torch_dtype"] = in_f32 ? "float32" : stored == Format::f16 ? "float16" : "bfloat16";
+  json["use_cache"] = true;
+  if (in_fp8) {
+    json["quantization_config"] = {{"activation_scheme", "dynamic"},
+                                   {"fmt", "e4m3"},
+                                   {"quant_method", "fp8"},
+                                   {"weight_block_size", {c.weight_block_rows, c.weight_block_cols}}};
+    if (c.scale_ue8m0) json["quantization_config"]["scale_fmt"] = "ue8m0";
+  }
+  if (c.packed) json["quantization_config"] = {{"quant_method", kPackedMethod}, {"version", kPackedVersion}};
+}
+
+Json dense_config_json(const ModelConfig& c) {
+  const bool is_qwen2 = c.model_type == "qwen2";
+  Json json;
+  json["architectures"] = {is_qwen2 ? "Qwen2ForCausalLM" : "LlamaForCausalLM"};
+  json["model_type"] = c.model_type;
+  json["vocab_size"] = c.vocab_size;
+  json["hidden_size"] = c.hidden_size;
+  json["intermediate_size"] = c.intermediate_size;
+  json["num_hidden_layers"] = c.num_hidden_layers;
+  json["num_attention_heads"] = c.num_attention_heads;
+  json["num_key_value_heads"] = c.num_key_value_heads;
+  json["head_dim"] = c.head_dim;
+  if (is_qwen2) {
+    json["use_sliding_window"] = false;
+  } else {
+    json["attention_bias"] = false;
+    json["mlp_bias"] = false;
+  }
+  return json;
+}
+
+Json latent_config_json(const ModelConfig& c) {
   const bool is_v3 = c.model_type != "deepseek_v2";
   const RouterConfig& r = c.router;
-  nlohmann::ordered_json json;
+  Json json;
   json["architectures"] = {c.is_sparse() ? "DeepseekV32ForCausalLM"
                            : is_v3       ? "DeepseekV3ForCausalLM"
                                          : "DeepseekV2ForCausalLM"};
@@ -347,7 +462,7 @@ std::string config_json(const ModelConfig& c, Format stored) {
   json["num_hidden_layers"] = c.num_hidden_layers;
   json["num_attention_heads"] = c.num_attention_heads;
   json["num_key_value_heads"] = c.num_attention_heads;
-  json["q_lora_rank"] = c.q_lora_rank > 0 ? nlohmann::ordered_json(c.q_lora_rank) : nullptr;
+  json["q_lora_rank"] = c.q_lora_rank > 0 ? Json(c.q_lora_rank) : nullptr;
   json["kv_lora_rank"] = c.kv_lora_rank;
   json["qk_nope_head_dim"] = c.qk_nope_head_dim;
   json["qk_rope_head_dim"] = c.qk_rope_head_dim;
@@ -377,41 +492,16 @@ std::string config_json(const ModelConfig& c, Format stored) {
     json["routed_scaling_factor"] = std::stod(fmt::format("{}", r.routed_scaling_factor));
   }
   if (is_v3) json["num_nextn_predict_layers"] = c.num_nextn_predict_layers;
-  json["hidden_act"] = "silu";
   json["attention_bias"] = false;
-  json["attention_dropout"] = 0.0;
-  json["tie_word_embeddings"] = false;
-  json["rms_norm_eps"] = c.rms_norm_eps;
-  json["rope_theta"] = c.rope_theta;
-  json["rope_scaling"] = nullptr;
-  if (c.rope_scaling) {
-    const YarnScaling& y = *c.rope_scaling;
-    nlohmann::ordered_json scaling;
-    scaling["type"] = "yarn";
-    scaling["factor"] = y.factor;
-    scaling["original_max_position_embeddings"] = y.original_max_position_embeddings;
-    scaling["beta_fast"] = y.beta_fast;
-    scaling["beta_slow"] = y.beta_slow;
-    if (y.mscale != 0) scaling["mscale"] = y.mscale;
-    if (y.mscale_all_dim != 0) scaling["mscale_all_dim"] = y.mscale_all_dim;
-    json["rope_scaling"] = scaling;
-  }
   if (is_v3) json["rope_interleave"] = c.rope_interleave;
-  json["max_position_embeddings"] = c.max_position_embeddings;
-  json["initializer_range"] = c.initializer_range;
-  json["bos_token_id"] = bos_json(c);
-  json["eos_token_id"] = eos_json(c);
-  const bool in_f32 = stored == Format::f32, in_fp8 = stored == Format::f8_e4m3;
-  json["torch_dtype"] = in_f32 ? "float32" : stored == Format::f16 ? "float16" : "bfloat16";
-  json["use_cache"] = true;
-  if (in_fp8) {
-    json["quantization_config"] = {{"activation_scheme", "dynamic"},
-                                   {"fmt", "e4m3"},
-                                   {"quant_method", "fp8"},
-                                   {"weight_block_size", {c.weight_block_rows, c.weight_block_cols}}};
-    if (c.scale_ue8m0) json["quantization_config"]["scale_fmt"] = "ue8m0";
-  }
-  if (c.packed) json["quantization_config"] = {{"quant_method", kPackedMethod}, {"version", kPackedVersion}};
+  return json;
+}
+
+}  // namespace
+
+std::string config_json(const ModelConfig& c, Format stored) {
+  Json json = c.is_mla() ? latent_config_json(c) : dense_config_json(c);
+  add_common(json, c, stored);
   return json.dump(2) + "\n";
 }
 

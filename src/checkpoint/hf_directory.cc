@@ -121,6 +121,8 @@ int64_t layer_of(std::string_view name) {
 // and head.
 bool is_redundant(std::string_view name, const ModelConfig& config) {
   if (name.ends_with(".rotary_emb.inv_freq")) return true;
+  if (config.llama3_scaling && name == "rope_freqs.weight") return true;  // of GGUF files, see parse_gguf_config
+  if (config.tie_word_embeddings && name == "lm_head.weight") return true;
   if (layer_of(name) < config.num_hidden_layers) return false;
   return name.ends_with(".embed_tokens.weight") || name.ends_with(".shared_head.head.weight");
 }
@@ -301,6 +303,8 @@ std::vector<MatchedTensor> match_tensors(const Checkpoint& checkpoint, ModelConf
     MatchedTensor tensor{named.name, named.view, found->second.tensor, nullptr, found->second.file};
     check_stored(*tensor.stored, std::span(named.view.shape, static_cast<size_t>(named.view.rank)),
                  tensor.file->where());
+    const bool rotated = named.name.ends_with(".q_proj.weight") || named.name.ends_with(".k_proj.weight");
+    if (checkpoint.is_gguf && config.model_type == "llama" && rotated) tensor.paired_rows = config.head_dim;
     if (tensor.stored->format == Format::f8_e4m3) tensor.scale = find_scale(checkpoint, config, tensor);
     matched.push_back(std::move(tensor));
   });

@@ -40,6 +40,7 @@ struct Checkpoint {
     const StoredTensor* tensor;
   };
   std::string where;  // the directory or file, for messages
+  bool is_gguf = false;
   std::deque<WeightFile> files;
   std::unordered_map<std::string_view, Place> tensors;
 
@@ -67,6 +68,15 @@ struct MatchedTensor {
   // kv_b_proj as GGUF files have it, in two:
   const StoredTensor* k_b = nullptr;  // [heads * kv_lora_rank, nope]: a head's rows of kv_b_proj, transposed
   const StoredTensor* v_b = nullptr;  // [heads * v, kv_lora_rank]
+  // head_dim, where the rows of each head are stored in the pairs (x0, x_{d/2}), (x1, x_{d/2+1}), ..: as GGUF files of
+  // the architecture llama have queries and keys. 0: as they are.
+  int64_t paired_rows = 0;
+
+  int64_t stored_row(int64_t row) const {  // of a row
+    if (paired_rows == 0) return row;
+    const int64_t half = paired_rows / 2, d = row % paired_rows;
+    return row - d + 2 * (d % half) + d / half;
+  }
 };
 
 // Every weight of the model with its stored tensor: Error when one is missing, misshapen or of a type that cannot be

@@ -52,6 +52,7 @@ Format format_of(WeightKind kind, Format stored, Format wanted) {
   switch (kind) {
     case norm:
     case norm_bias:
+    case bias:
     case head_weights:
     case router:
       return stored == Format::f32 ? Format::f32 : Format::bf16;

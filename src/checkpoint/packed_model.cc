@@ -25,8 +25,8 @@ using enum Format;
 
 // Router, the indexer's head weights, biases and norms are f32 always, k_b is as kv_b, an MTP module's projection as
 // the attention. What is read for every token costs little and is kept finer: the head, and the projections that
-// attention is absorbed into. An indexer is small and its errors choose other tokens: it is as the attention, but 8
-// bits or more.
+// attention is absorbed into. Values of grouped-query attention are as the experts' down. An indexer is small and its
+// errors choose other tokens: it is as the attention, but 8 bits or more.
 constexpr Recipe kRecipes[] = {
     // name      embedding attention kv_b  dense shared experts down  head
     {"f32", f32, f32, f32, f32, f32, f32, f32, f32},
@@ -301,6 +301,7 @@ Format recipe_format(const Recipe& recipe, WeightKind kind) {
       return recipe.embedding;
     case WeightKind::norm:
     case WeightKind::norm_bias:
+    case WeightKind::bias:
     case WeightKind::head_weights:
     case WeightKind::router:
     case WeightKind::router_bias:
@@ -320,6 +321,7 @@ Format recipe_format(const Recipe& recipe, WeightKind kind) {
     case WeightKind::experts:
       return recipe.experts;
     case WeightKind::experts_down:
+    case WeightKind::values:
       return recipe.experts_down;
     case WeightKind::head:
       return recipe.head;
@@ -388,7 +390,9 @@ ChooseFormat gguf_formats(const Plan& plan, const Recipe& recipe) {
     const Format format = recipe_format(recipe, weight.kind);
     if (format == f8_e4m3) throw Error("GGUF has no FP8; take another format");
     for (const RowSource* source : weight.sources) {
-      if (weight.kind != WeightKind::k_b) by_name.emplace(gguf_name(source->tensor->name), format);
+      if (weight.kind == WeightKind::k_b) continue;
+      const auto [entry, is_new] = by_name.emplace(gguf_name(source->tensor->name), format);
+      if (!is_new) entry->second = format;  // an embedding that is the head, too, is as the head
     }
   }
   return [by_name = std::move(by_name), kv_b = recipe.kv_b](std::string_view name, std::span<const int64_t>) {

@@ -12,7 +12,8 @@ namespace fathom {
 namespace {
 
 bool is_vector(WeightKind kind) {
-  return kind == WeightKind::norm || kind == WeightKind::norm_bias || kind == WeightKind::router_bias;
+  using enum WeightKind;
+  return kind == norm || kind == norm_bias || kind == router_bias || kind == bias;
 }
 
 // The absorbed form reads a head's part of kv_b by panels.
@@ -54,7 +55,8 @@ Place place_of(const PackedWeight& weight, int64_t row) {
 
 const uint8_t* stored_row(const RowSource& source, int64_t row, int64_t cols) {
   const StoredTensor& stored = *source.tensor->stored;
-  return reinterpret_cast<const uint8_t*>(stored.data.data()) + format_bytes(*stored.format, row * cols);
+  return reinterpret_cast<const uint8_t*>(stored.data.data()) +
+         format_bytes(*stored.format, source.tensor->stored_row(row) * cols);
 }
 
 // d and dmin of blocks that are taken over as they stand.
@@ -264,6 +266,7 @@ std::vector<PackedWeight> plan_packing(ModelWeights& weights, const ModelConfig&
       }
       FATHOM_CHECK(!weight.sources.empty());
       weight.name = fused_name(weight.sources[0]->tensor->name, weight.sources.size());
+      if (kind == WeightKind::head) weight.name = "lm_head";  // where it is the embedding too
       if (kind == WeightKind::kv_b) kv_b = weight.sources[0];
     }
     const MatchedTensor& first = *weight.sources[0]->tensor;

@@ -71,6 +71,8 @@ void read_rows(float* out, const RowSource& source, const ModelConfig& config, i
     const auto* codes = reinterpret_cast<const uint8_t*>(tensor.stored->data.data()) + begin;
     dequantize_f8_blocks(out, codes, source.scales.data(), first, n, cols,
                          {config.weight_block_rows, config.weight_block_cols});
+  } else if (tensor.paired_rows > 0) {
+    for (int64_t i = 0; i < n; ++i) decode(out + i * cols, *tensor.stored, tensor.stored_row(first + i) * cols, cols);
   } else {
     decode(out, *tensor.stored, begin, n * cols);
   }

@@ -28,7 +28,8 @@ std::map<uintptr_t, Fused> fused_weights(ModelWeights& shapes, ModelWeights* pac
   size_t i = 0;
   for_each_weight(shapes, [&](WeightKind kind, Tensor& shape) {
     const Tensor* slot = packed != nullptr ? slots.at(i++) : nullptr;
-    if (shape) fused[reinterpret_cast<uintptr_t>(shape.data)] = {kind, shape, slot};
+    if (shape)
+      fused.try_emplace(reinterpret_cast<uintptr_t>(shape.data), Fused{kind, shape, slot});  // a tied head goes
   });
   return fused;
 }

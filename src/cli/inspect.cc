@@ -78,6 +78,9 @@ Subject open_subject(const fs::path& path) {
 int64_t size(Tensor t) { return t ? t.size() : 0; }
 int64_t size(const MlpWeights& w) { return size(w.gate_up) + size(w.down); }
 int64_t size(const MlaWeights& w) { return size(w.q_a) + size(w.q_b) + size(w.kv_a) + size(w.kv_b) + size(w.o); }
+int64_t size(const GqaWeights& w) {
+  return size(w.q) + size(w.k) + size(w.v) + size(w.q_bias) + size(w.k_bias) + size(w.v_bias) + size(w.o);
+}
 int64_t norms(const LayerWeights& w) {
   return size(w.input_norm) + size(w.post_attention_norm) + size(w.attention.q_a_norm) + size(w.attention.kv_a_norm);
 }
@@ -92,9 +95,9 @@ std::vector<Part> count_parts(const ModelConfig& config) {
   const ModelWeights w = weight_shapes(config);
   Part embedding{"embedding", size(w.embed)}, attention{"attention"}, indexer{"indexer"}, dense{"dense_mlp"},
       experts{"routed_experts"}, shared{"shared_experts"}, gates{"router"}, norm{"norms", size(w.norm)},
-      head{"head", size(w.head)}, mtp{"mtp"};
+      head{"head", config.tie_word_embeddings ? 0 : size(w.head)}, mtp{"mtp"};
   for (const LayerWeights& layer : w.layers) {
-    attention.total += size(layer.attention);
+    attention.total += size(layer.attention) + size(layer.gqa);
     indexer.total += size(layer.attention.indexer);
     dense.total += size(layer.mlp);
     experts.total += routed(layer.moe);
@@ -102,7 +105,8 @@ std::vector<Part> count_parts(const ModelConfig& config) {
     gates.total += router(layer.moe);
     norm.total += norms(layer);
   }
-  for (Part* part : {&attention, &indexer, &dense, &shared, &gates, &norm, &head}) part->active = part->total;
+  for (Part* part : {&attention, &indexer, &dense, &shared, &gates, &norm}) part->active = part->total;
+  head.active = size(w.head);
   if (config.router.n_routed_experts > 0) {
     experts.active = experts.total / config.router.n_routed_experts * config.router.num_experts_per_tok;
   }
@@ -116,7 +120,7 @@ std::vector<Part> count_parts(const ModelConfig& config) {
 }
 
 int64_t cache_bytes_per_token(const ModelConfig& config, Format format) {
-  int64_t bytes = latent_row_bytes(config.mla().cached_row(format));
+  int64_t bytes = latent_row_bytes(config.cached_row(format));
   if (config.is_sparse()) bytes += index_block_bytes({index_format(format), config.indexer.head_dim}) / kIndexBlock;
   return config.num_hidden_layers * bytes;
 }
@@ -212,8 +216,14 @@ Json config_summary(const ModelConfig& c) {
   json["num_hidden_layers"] = c.num_hidden_layers;
   json["hidden_size"] = c.hidden_size;
   json["num_attention_heads"] = c.num_attention_heads;
-  json["q_lora_rank"] = c.q_lora_rank > 0 ? Json(c.q_lora_rank) : Json(nullptr);
-  json["kv_lora_rank"] = c.kv_lora_rank;
+  if (c.is_mla()) {
+    json["q_lora_rank"] = c.q_lora_rank > 0 ? Json(c.q_lora_rank) : Json(nullptr);
+    json["kv_lora_rank"] = c.kv_lora_rank;
+  } else {
+    json["num_key_value_heads"] = c.num_key_value_heads;
+    json["head_dim"] = c.head_dim;
+    json["tie_word_embeddings"] = c.tie_word_embeddings;
+  }
   json["n_routed_experts"] = c.router.n_routed_experts;
   json["num_experts_per_tok"] = c.router.num_experts_per_tok;
   json["n_shared_experts"] = c.n_shared_experts;
@@ -290,6 +300,9 @@ std::string config_text(const ModelConfig& c) {
   std::string text = fmt::format("{}: {} layers ({} dense, {} MoE), hidden size {}, {} heads, vocabulary {}\n",
                                  c.model_type, c.num_hidden_layers, c.num_hidden_layers - n_moe, n_moe, c.hidden_size,
                                  c.num_attention_heads, c.vocab_size);
+  if (!c.is_mla()) {
+    text += fmt::format("keys, values  {} heads of {} each\n", c.num_key_value_heads, c.head_dim);
+  }
   if (n_moe > 0) {
     text += fmt::format("experts       {} routed in {} groups, {} chosen from {} groups, {} shared\n",
                         c.router.n_routed_experts, c.router.n_group, c.router.num_experts_per_tok, c.router.topk_group,
@@ -302,7 +315,7 @@ std::string config_text(const ModelConfig& c) {
   int64_t total = 0, active = 0;
   std::string lines;
   for (const Part& part : count_parts(c)) {
-    if (part.total == 0) continue;
+    if (part.total == 0 && part.active == 0) continue;
     const bool is_mtp = std::string_view(part.name) == "mtp";
     if (!is_mtp) total += part.total;
     active += part.active;

@@ -109,6 +109,9 @@ ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& commo
 }
 
 void require_dense_attention(const ModelConfig& config) {
+  if (!config.is_mla()) {
+    throw UsageError("models of the kind {} run on the CPU alone so far, leave --device out", config.model_type);
+  }
   if (!config.is_sparse()) return;
   throw UsageError("sparse attention ({}) runs on the CPU alone so far, leave --device out", config.model_type);
 }

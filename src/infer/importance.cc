@@ -56,9 +56,7 @@ struct Sums {
     });
   }
 
-  void add_layer(const ModelConfig& config, int64_t layer, const LayerSaved& s) {
-    const std::string prefix = fmt::format("model.layers.{}.", layer), attention = prefix + "self_attn.";
-    const MlaSaved& a = s.attention;
+  void add_latent_attention(const ModelConfig& config, const std::string& attention, const MlaSaved& a) {
     if (config.q_lora_rank > 0) {
       add(attention + "q_a_proj.weight", a.input);
       add(attention + "q_b_proj.weight", a.q_latent);
@@ -75,6 +73,18 @@ struct Sums {
     for (int64_t h = 0; h < config.num_attention_heads; ++h) {
       add(attention + "k_b_proj.weight", a.q.columns(h * config.qk_head_dim(), config.qk_nope_head_dim),
           config.num_attention_heads, h);
+    }
+  }
+
+  void add_layer(const ModelConfig& config, int64_t layer, const LayerSaved& s) {
+    const std::string prefix = fmt::format("model.layers.{}.", layer), attention = prefix + "self_attn.";
+    const MlaSaved& a = s.attention;
+    if (config.is_mla()) {
+      add_latent_attention(config, attention, a);
+    } else {
+      for (const char* const matrix : {"q_proj.weight", "k_proj.weight", "v_proj.weight"}) {
+        add(attention + matrix, a.input);
+      }
     }
     add(attention + "o_proj.weight", a.o);
     const auto add_mlp = [&](const std::string& mlp, const MlpSaved& saved) {

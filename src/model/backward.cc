@@ -3,6 +3,7 @@
 #include "model/layer.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
+#include "ops/gqa_attention.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
 #include "ops/swiglu.h"
@@ -58,6 +59,39 @@ void attention_backward_weight(Context& ctx, const Model& model, MlaWeights& dw,
                                {dw.q_a, g.q_a, s.input, {}, rounding}});
   rms_norm_backward_weight(ctx, dw.kv_a_norm, g.latent, s.kv_a.columns(0, rank), s.kv_a_rms);
   if (dw.q_a) rms_norm_backward_weight(ctx, dw.q_a_norm, g.q_latent, s.q_a, s.q_a_rms);
+}
+
+void gqa_backward_input(Context& ctx, const Model& model, const GqaWeights& w, const Batch& batch, const MlaSaved& s,
+                        Tensor d_input, Tensor d_out, MlaGrads& g) {
+  const GqaDims dims = model.config.gqa();
+  const int64_t kv_columns = dims.n_kv_heads * dims.head_dim;
+  const Rounding rounding{model.precision};
+  g.out = d_out;
+  g.o = new_like(ctx, s.o);
+  linear_backward_input(ctx, g.o, d_out, w.o, /*accumulate=*/false, attention_out_rounding(model));
+  g.q = new_like(ctx, s.q);
+  g.kv = new_like(ctx, s.kv);
+  gqa_attention_backward(ctx, g.q, g.kv, g.o, s.o, s.q, s.kv, s.lse, batch.seq_offsets, dims, model.softmax_scale);
+  const Tensor d_k = g.kv.columns(0, kv_columns), d_v = g.kv.columns(kv_columns, kv_columns);
+  rope_backward(ctx, model.rope, g.q, batch.positions, {dims.n_heads, dims.head_dim, 0});
+  rope_backward(ctx, model.rope, d_k, batch.positions, {dims.n_kv_heads, dims.head_dim, 0});
+  linear_backward_input(ctx, d_input, g.q, w.q, /*accumulate=*/false, rounding);
+  linear_backward_input(ctx, d_input, d_k, w.k, /*accumulate=*/true, rounding);
+  linear_backward_input(ctx, d_input, d_v, w.v, /*accumulate=*/true, rounding);
+}
+
+void gqa_backward_weight(Context& ctx, const Model& model, GqaWeights& dw, const MlaSaved& s, const MlaGrads& g) {
+  const int64_t kv_columns = dw.k.rows();
+  const Tensor d_k = g.kv.columns(0, kv_columns), d_v = g.kv.columns(kv_columns, kv_columns);
+  const Rounding rounding{model.precision};
+  linear_backward_weight(ctx, {{dw.o, g.out, s.o, {}, attention_out_rounding(model)},
+                               {dw.q, g.q, s.input, {}, rounding},
+                               {dw.k, d_k, s.input, {}, rounding},
+                               {dw.v, d_v, s.input, {}, rounding}});
+  if (!dw.q_bias) return;
+  add_bias_backward(ctx, dw.q_bias, g.q);
+  add_bias_backward(ctx, dw.k_bias, d_k);
+  add_bias_backward(ctx, dw.v_bias, d_v);
 }
 
 // What SwiGLU's backward pass reads, and the second matrix' input, made again where it was not kept: FP8 knows the
@@ -167,7 +201,11 @@ void layer_attention_backward_input(Context& ctx, const Model& model, const Laye
   add(ctx, d_mid, d_mid, d_out);
 
   g.attention_normed = new_like(ctx, s.x);
-  attention_backward_input(ctx, model, w.attention, batch, s.attention, g.attention_normed, d_mid, g.attention);
+  if (w.gqa.q) {
+    gqa_backward_input(ctx, model, w.gqa, batch, s.attention, g.attention_normed, d_mid, g.attention);
+  } else {
+    attention_backward_input(ctx, model, w.attention, batch, s.attention, g.attention_normed, d_mid, g.attention);
+  }
   rms_norm_backward_input(ctx, dx, g.attention_normed, s.x, w.input_norm, s.x_rms, /*accumulate=*/false);
   add(ctx, dx, dx, d_mid);
 }
@@ -175,7 +213,11 @@ void layer_attention_backward_input(Context& ctx, const Model& model, const Laye
 void layer_attention_backward_weight(Context& ctx, const Model& model, LayerWeights& dw, const LayerSaved& s,
                                      const LayerGrads& g) {
   rms_norm_backward_weight(ctx, dw.post_attention_norm, g.mlp_normed, s.mid, s.mid_rms);
-  attention_backward_weight(ctx, model, dw.attention, s.attention, g.attention);
+  if (dw.gqa.q) {
+    gqa_backward_weight(ctx, model, dw.gqa, s.attention, g.attention);
+  } else {
+    attention_backward_weight(ctx, model, dw.attention, s.attention, g.attention);
+  }
   rms_norm_backward_weight(ctx, dw.input_norm, g.attention_normed, s.x, s.x_rms);
 }
 

@@ -8,7 +8,7 @@ namespace fathom {
 
 // What a block's input gradient leaves for its weight gradient: the gradients of its inner values, shaped as those.
 struct MlaGrads {
-  Tensor out, o, q, q_latent, q_a, kv, latent, kv_a;
+  Tensor out, o, q, q_latent, q_a, kv, latent, kv_a;  // grouped-query attention has out, o, q and kv
 };
 struct MlpGrads {
   Tensor out, gate_up;

@@ -8,7 +8,7 @@ namespace {
 // Without memory: layers of so many rows.
 LatentCache layers_of(const ModelConfig& config, int64_t rows, Format format) {
   LatentCache cache;
-  cache.layout = config.mla().cached_row(format);
+  cache.layout = config.cached_row(format);
   constexpr auto kLine = static_cast<int64_t>(kAlignment);
   cache.layer_bytes = round_up(rows * latent_row_bytes(cache.layout), kLine);
   if (!config.is_sparse()) return cache;

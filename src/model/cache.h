@@ -1,5 +1,6 @@
 // The latent cache of one sequence (V2 section 2.1.2): for every layer and token [c | k_rope], kv_lora_rank + rope
-// values, whatever the number of heads; and with sparse attention the token's index key (V3.2 section 2.1.1).
+// values, whatever the number of heads; and with sparse attention the token's index key (V3.2 section 2.1.1). Of
+// grouped-query attention [k | v] of the heads that have their own.
 #pragma once
 
 #include <vector>

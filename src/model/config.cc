@@ -17,32 +17,74 @@ struct Range {
 constexpr int64_t kMaxSize = int64_t{1} << 24;
 constexpr double kMaxParameters = 1e14;
 
-}  // namespace
+using Ranges = std::initializer_list<Range>;
 
-void check_config(const ModelConfig& c, const std::string& where) {
-  const RouterConfig& r = c.router;
-  const Range ranges[] = {
-      {"vocab_size", c.vocab_size, 1, kMaxSize},
-      {"hidden_size", c.hidden_size, 1, kMaxSize},
-      {"num_hidden_layers", c.num_hidden_layers, 1, 10000},
-      {"num_attention_heads", c.num_attention_heads, 1, 65536},
-      {"q_lora_rank", c.q_lora_rank, 0, kMaxSize},
-      {"kv_lora_rank", c.kv_lora_rank, 1, kMaxSize},
-      {"qk_nope_head_dim", c.qk_nope_head_dim, 1, 65536},
-      {"qk_rope_head_dim", c.qk_rope_head_dim, 2, 65536},
-      {"v_head_dim", c.v_head_dim, 1, 65536},
-      {"intermediate_size", c.intermediate_size, 1, kMaxSize},
-      {"max_position_embeddings", c.max_position_embeddings, 1, int64_t{1} << 31},
-      {"num_nextn_predict_layers", c.num_nextn_predict_layers, 0, kMaxMtpModules},
-      {"first_k_dense_replace", c.first_k_dense_replace, 0, 10000},
-      {"n_routed_experts", r.n_routed_experts, 0, 65536},
-  };
+void check_ranges(const Ranges& ranges, const std::string& where) {
   for (const auto& [key, value, low, high] : ranges) {
     if (value < low || value > high)
       throw Error("{}: {} is {}, must be between {} and {}", where, key, value, low, high);
   }
+}
+
+void check_latent_attention(const ModelConfig& c, const std::string& where) {
+  check_ranges({{"q_lora_rank", c.q_lora_rank, 0, kMaxSize},
+                {"kv_lora_rank", c.kv_lora_rank, 1, kMaxSize},
+                {"qk_nope_head_dim", c.qk_nope_head_dim, 1, 65536},
+                {"qk_rope_head_dim", c.qk_rope_head_dim, 2, 65536},
+                {"v_head_dim", c.v_head_dim, 1, 65536}},
+               where);
   if (c.qk_rope_head_dim % 2 != 0) {
     throw Error("{}: qk_rope_head_dim is {}, must be even: rotary embedding turns pairs", where, c.qk_rope_head_dim);
+  }
+}
+
+void check_grouped_attention(const ModelConfig& c, const std::string& where) {
+  check_ranges(
+      {{"num_key_value_heads", c.num_key_value_heads, 1, c.num_attention_heads}, {"head_dim", c.head_dim, 2, 65536}},
+      where);
+  if (c.num_attention_heads % c.num_key_value_heads != 0) {
+    throw Error("{}: num_key_value_heads is {}, must divide num_attention_heads ({})", where, c.num_key_value_heads,
+                c.num_attention_heads);
+  }
+  if (c.head_dim % 2 != 0) {
+    throw Error("{}: head_dim is {}, must be even: rotary embedding turns pairs", where, c.head_dim);
+  }
+  const bool plain = c.kv_lora_rank == 0 && c.q_lora_rank == 0 && c.router.n_routed_experts == 0 &&
+                     c.num_nextn_predict_layers == 0 && !c.is_sparse();
+  FATHOM_CHECK(plain && !c.rope_interleave, "{}", where);
+}
+
+void check_llama3_scaling(const Llama3Scaling& s, const std::string& where) {
+  if (!(s.factor >= 1 && s.factor <= 1e6)) {
+    throw Error("{}: rope_scaling.factor is {}, must be between 1 and 1e6", where, s.factor);
+  }
+  if (!(s.low_freq_factor > 0 && s.high_freq_factor > s.low_freq_factor && s.high_freq_factor < 1e6)) {
+    throw Error("{}: rope_scaling.low_freq_factor and high_freq_factor are {} and {}, must be positive and grow", where,
+                s.low_freq_factor, s.high_freq_factor);
+  }
+  check_ranges(
+      {{"rope_scaling.original_max_position_embeddings", s.original_max_position_embeddings, 1, int64_t{1} << 31}},
+      where);
+}
+
+}  // namespace
+
+void check_config(const ModelConfig& c, const std::string& where) {
+  const RouterConfig& r = c.router;
+  check_ranges({{"vocab_size", c.vocab_size, 1, kMaxSize},
+                {"hidden_size", c.hidden_size, 1, kMaxSize},
+                {"num_hidden_layers", c.num_hidden_layers, 1, 10000},
+                {"num_attention_heads", c.num_attention_heads, 1, 65536},
+                {"intermediate_size", c.intermediate_size, 1, kMaxSize},
+                {"max_position_embeddings", c.max_position_embeddings, 1, int64_t{1} << 31},
+                {"num_nextn_predict_layers", c.num_nextn_predict_layers, 0, kMaxMtpModules},
+                {"first_k_dense_replace", c.first_k_dense_replace, 0, 10000},
+                {"n_routed_experts", r.n_routed_experts, 0, 65536}},
+               where);
+  if (c.is_mla()) {
+    check_latent_attention(c, where);
+  } else {
+    check_grouped_attention(c, where);
   }
   if (!(c.rms_norm_eps > 0 && c.rms_norm_eps < 1)) {
     throw Error("{}: rms_norm_eps is {}, must be between 0 and 1", where, c.rms_norm_eps);
@@ -70,6 +112,7 @@ void check_config(const ModelConfig& c, const std::string& where) {
       if (!(m >= 0 && m < 1000)) throw Error("{}: rope_scaling.mscale is {}, must be between 0 and 1000", where, m);
     }
   }
+  if (c.llama3_scaling) check_llama3_scaling(*c.llama3_scaling, where);
   const bool has_moe = r.n_routed_experts > 0 && c.first_k_dense_replace < c.num_hidden_layers;
   if (c.num_nextn_predict_layers > 0 && r.n_routed_experts == 0) {
     throw Error("{}: num_nextn_predict_layers is {} but n_routed_experts is 0: an MTP layer is an MoE layer", where,
@@ -108,13 +151,10 @@ void check_config(const ModelConfig& c, const std::string& where) {
   }
   if (c.is_sparse()) {
     const IndexerDims& i = c.indexer;
-    const Range of_indexer[] = {{"index_n_heads", i.n_heads, 1, 65536},
-                                {"index_head_dim", i.head_dim, 1, 65536},
-                                {"index_topk", i.topk, 1, int64_t{1} << 31}};
-    for (const auto& [key, value, low, high] : of_indexer) {
-      if (value < low || value > high)
-        throw Error("{}: {} is {}, must be between {} and {}", where, key, value, low, high);
-    }
+    check_ranges({{"index_n_heads", i.n_heads, 1, 65536},
+                  {"index_head_dim", i.head_dim, 1, 65536},
+                  {"index_topk", i.topk, 1, int64_t{1} << 31}},
+                 where);
     if (c.q_lora_rank == 0) {
       throw Error("{}: q_lora_rank is null, but index_n_heads is {}: an indexer reads the query's latent", where,
                   i.n_heads);
@@ -126,8 +166,9 @@ void check_config(const ModelConfig& c, const std::string& where) {
   }
   // In floating point: the sizes above may not fit 64 bits when multiplied together.
   const double h = static_cast<double>(c.hidden_size), heads = static_cast<double>(c.num_attention_heads);
+  const auto grouped = static_cast<double>(c.num_attention_heads + c.num_key_value_heads);
   const double attention =
-      h * static_cast<double>(c.q_lora_rank + c.cache_row()) +
+      2 * h * grouped * static_cast<double>(c.head_dim) + h * static_cast<double>(c.q_lora_rank + c.cache_row()) +
       static_cast<double>(std::max(c.q_lora_rank, c.q_lora_rank > 0 ? 1 : c.hidden_size)) * heads *
           static_cast<double>(c.qk_head_dim()) +
       static_cast<double>(c.kv_lora_rank) * heads * static_cast<double>(c.qk_nope_head_dim + c.v_head_dim) +
@@ -146,6 +187,13 @@ void check_config(const ModelConfig& c, const std::string& where) {
 
 ParameterCount count_parameters(const ModelConfig& c) {
   const int64_t h = c.hidden_size, heads = c.num_attention_heads, rank = c.q_lora_rank;
+  if (!c.is_mla()) {
+    const int64_t q_rows = heads * c.head_dim, kv_rows = c.cache_row(), embedding = c.vocab_size * h;
+    const int64_t biases = c.attention_bias ? q_rows + kv_rows : 0;
+    const int64_t layers =
+        c.num_hidden_layers * (h * (2 * q_rows + kv_rows) + biases + 2 * h + 3 * h * c.intermediate_size);
+    return {layers + h + (c.tie_word_embeddings ? 1 : 2) * embedding, layers + h + embedding};
+  }
   const int64_t q_rows = heads * c.qk_head_dim();
   const int64_t q = rank > 0 ? h * rank + rank + rank * q_rows : h * q_rows;
   const int64_t kv = h * c.cache_row() + c.kv_lora_rank + c.kv_lora_rank * heads * (c.qk_nope_head_dim + c.v_head_dim);
@@ -177,8 +225,9 @@ double training_flops_a_token(const ModelConfig& config, int64_t seq_len, bool w
     layers += modules;
   }
   const double pairs = (static_cast<double>(seq_len) + 1) / 2;
-  return 6 * parameters + 6 * pairs * layers * static_cast<double>(config.num_attention_heads) *
-                              static_cast<double>(config.qk_head_dim() + config.v_head_dim);
+  const int64_t of_head = config.is_mla() ? config.qk_head_dim() + config.v_head_dim : 2 * config.head_dim;
+  return 6 * parameters +
+         6 * pairs * layers * static_cast<double>(config.num_attention_heads) * static_cast<double>(of_head);
 }
 
 }  // namespace fathom

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ops/attention.h"
+#include "ops/gqa_attention.h"
 #include "ops/indexer.h"
 #include "ops/rope.h"
 #include "ops/router.h"
@@ -16,13 +17,17 @@ namespace fathom {
 inline constexpr int64_t kMaxMtpModules = 16;
 
 struct ModelConfig {
-  std::string model_type = "deepseek_v3";  // deepseek_v2, deepseek_v3 or deepseek_v32
+  std::string model_type = "deepseek_v3";  // deepseek_v2, deepseek_v3 or deepseek_v32; dense: llama or qwen2
   int64_t vocab_size = 0;
   int64_t hidden_size = 0;
   int64_t num_hidden_layers = 0;
   int64_t num_attention_heads = 0;
   int64_t q_lora_rank = 0;  // 0: queries are projected directly (null in the file)
   int64_t kv_lora_rank = 0;
+  // Grouped-query attention of the dense families, which have nothing of the latent kind's; 0: latent attention.
+  int64_t num_key_value_heads = 0;
+  int64_t head_dim = 0;
+  bool attention_bias = false;  // of queries, keys and values
   int64_t qk_nope_head_dim = 0;
   int64_t qk_rope_head_dim = 0;
   int64_t v_head_dim = 0;
@@ -37,7 +42,9 @@ struct ModelConfig {
   double rms_norm_eps = 1e-6;
   double rope_theta = 10000;
   std::optional<YarnScaling> rope_scaling;
+  std::optional<Llama3Scaling> llama3_scaling;
   bool rope_interleave = true;
+  bool tie_word_embeddings = false;  // the head is the embedding
   double initializer_range = 0.02;
   int64_t bos_token_id = -1;           // -1: none
   std::vector<int64_t> eos_token_ids;  // from config.json, or generation_config.json where it says more
@@ -50,9 +57,16 @@ struct ModelConfig {
   bool is_moe(int64_t layer) const { return router.n_routed_experts > 0 && layer >= first_k_dense_replace; }
   bool is_sparse() const { return indexer.n_heads > 0; }  // DeepSeek Sparse Attention
   int64_t qk_head_dim() const { return qk_nope_head_dim + qk_rope_head_dim; }
-  int64_t cache_row() const { return kv_lora_rank + qk_rope_head_dim; }  // values cached for a token and layer
+  bool is_mla() const { return num_key_value_heads == 0; }
+  int64_t cache_row() const {  // values cached for a token and layer
+    return is_mla() ? kv_lora_rank + qk_rope_head_dim : gqa().row();
+  }
   bool operator==(const ModelConfig&) const = default;
   MlaDims mla() const { return {num_attention_heads, qk_nope_head_dim, qk_rope_head_dim, v_head_dim, kv_lora_rank}; }
+  GqaDims gqa() const { return {num_attention_heads, num_key_value_heads, head_dim}; }
+  LatentRowLayout cached_row(Format format) const {
+    return is_mla() ? mla().cached_row(format) : gqa().cached_row(format);
+  }
 };
 
 // Throws Error, naming the keys, for numbers that make no model: a size that is zero or absurd, k > experts, groups
@@ -68,8 +82,8 @@ ParameterCount count_parameters(const ModelConfig& config);
 
 // Floating-point operations a token of a training step, as PaLM's appendix B counts them for MFU: 6 for each parameter
 // that a token meets, and for attention over itself and what stands before it in its sequence 6 (qk_head_dim +
-// v_head_dim) a pair. What is recomputed does not count. with_mtp: and its MTP modules with their passes through the
-// head.
+// v_head_dim, or twice head_dim) a pair and head. What is recomputed does not count. with_mtp: and its MTP modules with
+// their passes through the head.
 double training_flops_a_token(const ModelConfig& config, int64_t seq_len, bool with_mtp);
 
 }  // namespace fathom

@@ -8,6 +8,7 @@
 #include "ops/attention.h"
 #include "ops/device.h"
 #include "ops/embedding.h"
+#include "ops/gqa_attention.h"
 #include "ops/linear.h"
 #include "ops/rms_norm.h"
 #include "ops/rows.h"
@@ -245,6 +246,49 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
   return out;
 }
 
+// The packed sequences as caches of their own keys and values.
+std::vector<LatentCacheView> views_of(const Batch& batch, Tensor kv) {
+  std::vector<LatentCacheView> views;
+  for (int64_t s = 0; s < batch.n_sequences(); ++s) {
+    const int64_t first = sequence_begin(batch, s), n = sequence_begin(batch, s + 1) - first;
+    views.push_back({kv.f32_row(first), n, n});
+  }
+  return views;
+}
+
+// Grouped-query attention (ops/gqa_attention.h), of the dense families. Returns [tokens, hidden].
+Tensor gqa_block(Context& ctx, const Model& model, const GqaWeights& w, const Pass& pass, Tensor input,
+                 const LinearInput& hidden, size_t layer, MlaSaved& s) {
+  const Batch& batch = pass.batch;
+  const GqaDims dims = model.config.gqa();
+  const int64_t tokens = batch.n_tokens(), kv_columns = dims.n_kv_heads * dims.head_dim;
+  s.input = input;
+  s.q = new_f32(ctx, {tokens, dims.n_heads * dims.head_dim});
+  s.kv = new_f32(ctx, {tokens, dims.row()});
+  const Tensor k = s.kv.columns(0, kv_columns), v = s.kv.columns(kv_columns, kv_columns);
+  linear(ctx, {call(model, s.q, hidden, w.q), call(model, k, hidden, w.k), call(model, v, hidden, w.v)});
+  if (w.q_bias) {
+    add_bias(ctx, s.q, w.q_bias);
+    add_bias(ctx, k, w.k_bias);
+    add_bias(ctx, v, w.v_bias);
+  }
+  rope(ctx, model.rope, s.q, batch.positions, {dims.n_heads, dims.head_dim, 0});
+  rope(ctx, model.rope, k, batch.positions, {dims.n_kv_heads, dims.head_dim, 0});
+
+  const std::span<LatentCache* const> caches = pass.options.caches;
+  const Tensor no_key = s.kv.columns(0, 0);
+  const std::vector<LatentCacheView> seen =
+      caches.empty() ? views_of(batch, s.kv)
+                     : extend_caches(ctx, batch, static_cast<int64_t>(layer), s.kv, no_key, caches);
+  s.o = new_f32(ctx, {tokens, s.q.cols()});
+  s.lse = new_f32(ctx, {tokens, dims.n_heads});
+  gqa_attention(ctx, s.o, s.q, seen, dims, model.softmax_scale, s.lse);
+  if (is_fp8(model.precision)) round_to_e5m6(ctx, s.o);
+  Tensor out = new_f32(ctx, {tokens, model.config.hidden_size});
+  linear(ctx, {{out, matrix_input(ctx, model, s.o, {w.o}), w.o, {}, {}, attention_out_rounding(model)}});
+  return out;
+}
+
 // out = W_down(silu(W_gate x) * W_up x)
 void mlp_block(Context& ctx, const Model& model, const MlpWeights& w, Context& made_again, Tensor out,
                const MlpInput& input, MlpSaved& s) {
@@ -380,8 +424,10 @@ MlpInput attention_half(Context& ctx, const Model& model, const LayerWeights& w,
   const MlaWeights& mla = w.attention;
   const Tensor normed = new_f32(pass.made_again, {tokens, hidden});
   const LinearInput attention_input =
-      norm_input(ctx, model, normed, x, x, {}, w.input_norm, eps, s.x_rms, {mla.q_a, mla.q_b, mla.kv_a, mla.indexer.k});
-  s.attention_out = attention_block(ctx, model, mla, pass, normed, attention_input, layer, s.attention);
+      norm_input(ctx, model, normed, x, x, {}, w.input_norm, eps, s.x_rms,
+                 {mla.q_a, mla.q_b, mla.kv_a, mla.indexer.k, w.gqa.q, w.gqa.k, w.gqa.v});
+  s.attention_out = w.gqa.q ? gqa_block(ctx, model, w.gqa, pass, normed, attention_input, layer, s.attention)
+                            : attention_block(ctx, model, mla, pass, normed, attention_input, layer, s.attention);
 
   s.mid = pass.options.taps ? new_f32(ctx, {tokens, hidden}) : s.attention_out;
   s.mid_rms = new_f32(ctx, {tokens});
@@ -417,10 +463,14 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
 }  // namespace
 
 Model make_model(const ModelConfig& config, const ModelWeights& weights) {
-  Model model{
-      config, make_rope(config.qk_rope_head_dim, config.rope_theta, config.rope_interleave, config.rope_scaling),
-      make_rope(config.qk_rope_head_dim, config.rope_theta, /*interleaved=*/false, config.rope_scaling), 0, weights};
-  model.softmax_scale = model.rope.softmax_scale_factor / std::sqrt(static_cast<float>(config.qk_head_dim()));
+  const int64_t rotated = config.is_mla() ? config.qk_rope_head_dim : config.head_dim;
+  const int64_t width = config.is_mla() ? config.qk_head_dim() : config.head_dim;
+  Model model{config, make_rope(rotated, config.rope_theta, config.rope_interleave, config.rope_scaling),
+              make_rope(rotated, config.rope_theta, /*interleaved=*/false, config.rope_scaling), 0, weights};
+  if (config.llama3_scaling) scale_as_llama3(model.rope, *config.llama3_scaling);
+  // Dense families have YaRN's magnitude in cos and sin alone.
+  const float factor = config.is_mla() ? model.rope.softmax_scale_factor : 1;
+  model.softmax_scale = factor / std::sqrt(static_cast<float>(width));
   return model;
 }
 
@@ -521,8 +571,9 @@ int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute, Precisio
   const IndexerDims& i = c.indexer;
   const int64_t indexer =
       c.is_sparse() ? i.n_heads * (i.head_dim + 1) + 2 * i.head_dim + std::min(i.topk, c.max_position_embeddings) : 0;
-  const int64_t kept = 2 * hidden + c.q_lora_rank + c.cache_row() + heads * c.v_head_dim + indexer;
-  // Both norms' outputs, latents behind theirs, queries, keys and values.
+  const int64_t of_heads = c.is_mla() ? heads * c.v_head_dim : 2 * heads * c.head_dim;  // grouped queries stay too
+  const int64_t kept = 2 * hidden + c.q_lora_rank + c.cache_row() + of_heads + indexer;
+  // Both norms' outputs, latents behind theirs, their queries, keys and values.
   const int64_t attention =
       2 * hidden + c.q_lora_rank + c.kv_lora_rank + heads * (c.qk_head_dim() + c.qk_nope_head_dim + c.v_head_dim);
   const int64_t inter = (k + c.n_shared_experts) * c.moe_intermediate_size;
@@ -536,6 +587,25 @@ int64_t saved_floats_a_token(const ModelConfig& c, Recompute recompute, Precisio
   }
   return recompute == Recompute::full ? c.num_hidden_layers * hidden + most : floats;
 }
+
+namespace {
+
+// The queries, keys and values of latent attention from the latents that were kept.
+template <class NormAgain>
+void recompute_latents(Context& ctx, const Model& model, const MlaWeights& w, const Batch& batch, MlaSaved& a,
+                       const NormAgain& norm_again) {
+  const MlaDims dims = model.config.mla();
+  const int64_t tokens = a.input.rows();
+  if (w.q_a) a.q_latent = norm_again(a.q_a, w.q_a_norm, kLatentNormEps);
+  a.latent = norm_again(a.kv_a.columns(0, dims.kv_lora_rank), w.kv_a_norm, kLatentNormEps);
+  const int64_t qk = dims.qk_nope_head_dim + dims.qk_rope_head_dim;
+  a.q = new_f32(ctx, {tokens, dims.n_heads * qk});
+  a.kv = new_f32(ctx, {tokens, w.kv_b.shape[0]});
+  linear(ctx, {call(model, a.q, w.q_a ? a.q_latent : a.input, w.q_b), call(model, a.kv, a.latent, w.kv_b)});
+  rope(ctx, model.rope, a.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
+}
+
+}  // namespace
 
 void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, const Batch& batch, Recompute what,
                      LayerSaved& s) {
@@ -553,17 +623,8 @@ void recompute_layer(Context& ctx, const Model& model, const LayerWeights& w, co
     rms_norm(ctx, y, of, weight, epsilon);
     return y;
   };
-  const MlaDims dims = model.config.mla();
-  MlaSaved& a = s.attention;
-  a.input = norm_again(x, w.input_norm, eps);
-  if (w.attention.q_a) a.q_latent = norm_again(a.q_a, w.attention.q_a_norm, kLatentNormEps);
-  a.latent = norm_again(a.kv_a.columns(0, dims.kv_lora_rank), w.attention.kv_a_norm, kLatentNormEps);
-  const int64_t qk = dims.qk_nope_head_dim + dims.qk_rope_head_dim;
-  a.q = new_f32(ctx, {tokens, dims.n_heads * qk});
-  a.kv = new_f32(ctx, {tokens, w.attention.kv_b.shape[0]});
-  linear(ctx, {call(model, a.q, w.attention.q_a ? a.q_latent : a.input, w.attention.q_b),
-               call(model, a.kv, a.latent, w.attention.kv_b)});
-  rope(ctx, model.rope, a.q, batch.positions, {dims.n_heads, qk, dims.qk_nope_head_dim});
+  s.attention.input = norm_again(x, w.input_norm, eps);
+  if (!w.gqa.q) recompute_latents(ctx, model, w.attention, batch, s.attention, norm_again);
 
   const Tensor mlp_input = norm_again(s.mid, w.post_attention_norm, eps);
   if (!w.moe.gate) {

@@ -26,7 +26,7 @@ struct Model {
   ModelConfig config;
   Rope rope;
   Rope index_rope;      // of the indexer: the same angles, halves instead of pairs
-  float softmax_scale;  // (nope + rope)^-1/2 * rope.softmax_scale_factor
+  float softmax_scale;  // (nope + rope, or head_dim)^-1/2 * rope.softmax_scale_factor
   ModelWeights weights;
   Precision precision = Precision::f32;  // of the operands of all linear layers but router and head; f32 weights alone
   bool fp8_activations = false;      // round the inputs of FP8 matrices to e4m3 too, a scale each 128 (V3 section 3.3)
@@ -56,6 +56,7 @@ struct Batch {
   std::vector<int32_t> tokens, offsets;  // ids and seq_offsets, for the host to read
   // [sequences], or nothing: how many tokens of each were its prompt, where the others were generated. Without caches
   // these attend in the absorbed form, as they did then, so that training on them has the bits of sampling them.
+  // Grouped-query attention has one form, and those bits in any case.
   std::vector<int32_t> prompts{};
   // [layers], or nothing: [tokens, k] i32, the experts that the routers are to take (V3.2 section 3.1, "keep routing"),
   // absent for layers that choose.
@@ -94,6 +95,8 @@ struct MlaSaved {
   Tensor kv;      // [tokens, heads * (nope + v)]
   Tensor o, lse;  // [tokens, heads * v]; [tokens, heads]
   IndexerSaved indexer;
+  // Of grouped-query attention: input; q [tokens, heads * head_dim], rotated; kv [tokens, 2 * kv_heads * head_dim],
+  // keys rotated, then values; o and lse.
 };
 struct MlpSaved {
   Tensor input, gate_up, activated;  // [tokens, hidden], [tokens, 2 * inter], [tokens, inter] or absent (FP8)

@@ -40,6 +40,21 @@ MlaWeights take_attention(Layout& layout, const ModelConfig& c) {
   return w;
 }
 
+GqaWeights take_grouped_attention(Layout& layout, const ModelConfig& c) {
+  const int64_t h = c.hidden_size, q = c.num_attention_heads * c.head_dim, kv = c.num_key_value_heads * c.head_dim;
+  GqaWeights w;
+  w.q = layout.take({q, h});
+  w.k = layout.take({kv, h});
+  w.v = layout.take({kv, h});
+  if (c.attention_bias) {
+    w.q_bias = layout.take({q});
+    w.k_bias = layout.take({kv});
+    w.v_bias = layout.take({kv});
+  }
+  w.o = layout.take({h, q});
+  return w;
+}
+
 void take_indexer(Layout& layout, const ModelConfig& c, LayerWeights& layer) {
   if (!c.is_sparse() || !layer.input_norm) return;
   const auto& [n_heads, head_dim, topk] = c.indexer;
@@ -70,7 +85,11 @@ LayerWeights take_layer(Layout& layout, const ModelConfig& c, bool is_moe, const
   LayerWeights w;
   const int64_t h = c.hidden_size, inter = c.moe_intermediate_size, experts = c.router.n_routed_experts;
   w.input_norm = layout.take({h});
-  w.attention = take_attention(layout, c);
+  if (c.is_mla()) {
+    w.attention = take_attention(layout, c);
+  } else {
+    w.gqa = take_grouped_attention(layout, c);
+  }
   w.post_attention_norm = layout.take({h});
   if (!is_moe) {
     w.mlp = take_mlp(layout, h, c.intermediate_size);
@@ -94,7 +113,8 @@ ModelWeights take_trained(Layout& layout, const ModelConfig& c, const WeightPart
   }
   if (part.head) {
     w.norm = layout.take({c.hidden_size});
-    w.head = layout.take({c.vocab_size, c.hidden_size});
+    FATHOM_CHECK(part.embed || !c.tie_word_embeddings);
+    w.head = c.tie_word_embeddings ? w.embed : layout.take({c.vocab_size, c.hidden_size});
     for (int64_t m = 0; m < c.num_nextn_predict_layers; ++m) {
       MtpWeights mtp;
       mtp.enorm = layout.take({c.hidden_size});
@@ -135,10 +155,19 @@ void visit_mlp(const MlpWeights& w, const std::string& prefix, const Visit& visi
   visit({prefix + "down_proj.weight", w.down, true});
 }
 
-void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& visit) {
-  const MlaWeights& a = w.attention;
-  const std::string attention = prefix + "self_attn.";
-  visit({prefix + "input_layernorm.weight", w.input_norm, true});
+void visit_grouped_attention(const GqaWeights& w, const std::string& attention, const Visit& visit) {
+  visit({attention + "q_proj.weight", w.q, true});
+  visit({attention + "k_proj.weight", w.k, true});
+  visit({attention + "v_proj.weight", w.v, true});
+  if (w.q_bias) {
+    visit({attention + "q_proj.bias", w.q_bias, true});
+    visit({attention + "k_proj.bias", w.k_bias, true});
+    visit({attention + "v_proj.bias", w.v_bias, true});
+  }
+  visit({attention + "o_proj.weight", w.o, true});
+}
+
+void visit_latent_attention(const MlaWeights& a, const std::string& attention, const Visit& visit) {
   if (a.q_a) {
     visit({attention + "q_a_proj.weight", a.q_a, true});
     visit({attention + "q_a_layernorm.weight", a.q_a_norm, true});
@@ -155,6 +184,15 @@ void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& 
     visit({indexer + "k_norm.weight", a.indexer.k_norm, true});
     visit({indexer + "k_norm.bias", a.indexer.k_bias, true});
     visit({indexer + "weights_proj.weight", a.indexer.head_weights, true});
+  }
+}
+
+void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& visit) {
+  visit({prefix + "input_layernorm.weight", w.input_norm, true});
+  if (w.gqa.q) {
+    visit_grouped_attention(w.gqa, prefix + "self_attn.", visit);
+  } else {
+    visit_latent_attention(w.attention, prefix + "self_attn.", visit);
   }
   visit({prefix + "post_attention_layernorm.weight", w.post_attention_norm, true});
   if (!w.moe.gate) {
@@ -216,8 +254,17 @@ void for_each_weight(ModelWeights& weights, const std::function<void(WeightKind,
     visit_present(attention, a.q_b);
     visit_present(attention, a.kv_a);
     visit_present(norm, a.kv_a_norm);
-    visit(kv_b, a.kv_b);
-    visit(k_b, a.k_b);
+    if (!w.gqa.q) {
+      visit(kv_b, a.kv_b);
+      visit(k_b, a.k_b);
+    }
+    visit_present(attention, w.gqa.q);
+    visit_present(attention, w.gqa.k);
+    visit_present(values, w.gqa.v);
+    visit_present(bias, w.gqa.q_bias);
+    visit_present(bias, w.gqa.k_bias);
+    visit_present(bias, w.gqa.v_bias);
+    visit_present(attention, w.gqa.o);
     visit_present(attention, a.o);
     visit_present(indexer, a.indexer.q_b);
     visit_present(indexer, a.indexer.k);
@@ -253,7 +300,7 @@ void for_each_tensor(const ModelWeights& w, const ModelConfig& config, const Vis
     if (w.layers[l].input_norm) visit_layer(w.layers[l], fmt::format("model.layers.{}.", l), visit);
   }
   if (w.norm) visit({"model.norm.weight", w.norm, true});
-  if (w.head) visit({"lm_head.weight", w.head, true});
+  if (w.head && !config.tie_word_embeddings) visit({"lm_head.weight", w.head, true});
   for (size_t m = 0; m < w.mtp.size(); ++m) {
     const MtpWeights& mtp = w.mtp[m];
     const std::string prefix = fmt::format("model.layers.{}.", config.num_hidden_layers + static_cast<int64_t>(m));

@@ -36,6 +36,14 @@ struct MlaWeights {
   IndexerWeights indexer;
 };
 
+// Grouped-query attention (ops/gqa_attention.h), where MlaWeights are absent.
+struct GqaWeights {
+  Tensor q;                       // [heads * head_dim, hidden]
+  Tensor k, v;                    // [kv_heads * head_dim, hidden]
+  Tensor q_bias, k_bias, v_bias;  // [their rows]; absent without attention_bias
+  Tensor o;                       // [hidden, heads * head_dim]
+};
+
 struct MlpWeights {
   Tensor gate_up;  // [2 * inter, hidden]: gate rows, then up rows
   Tensor down;     // [hidden, inter]
@@ -53,6 +61,7 @@ struct MoeWeights {
 struct LayerWeights {
   Tensor input_norm;  // [hidden]
   MlaWeights attention;
+  GqaWeights gqa;              // dense families: gqa.q is present
   Tensor post_attention_norm;  // [hidden]
   MlpWeights mlp;              // dense layers
   MoeWeights moe;              // MoE layers: moe.gate is present
@@ -69,7 +78,7 @@ struct ModelWeights {
   Tensor embed;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   Tensor norm;  // [hidden]
-  Tensor head;  // [vocab, hidden]
+  Tensor head;  // [vocab, hidden]; with tie_word_embeddings the embedding's memory, in panels a copy
   std::vector<MtpWeights> mtp;
 };
 
@@ -78,7 +87,9 @@ enum class WeightKind {
   embedding,
   norm,
   norm_bias,  // of an index key's norm, the only one that has one
-  attention,  // all projections but the next two
+  bias,       // of queries, keys and values
+  attention,  // all projections but the next three
+  values,     // of grouped queries: few, and every head of a group reads them
   kv_b,
   k_b,
   indexer,       // its projections of queries and keys
@@ -138,7 +149,7 @@ struct NamedTensor {
 };
 
 // Every tensor of the model that is present, in the order of the layers: the one walk over parameters. MTP's stored
-// copies of embedding and head are not in it.
+// copies of embedding and head are not in it, nor is a head that is the embedding.
 void for_each_tensor(const ModelWeights& weights, const ModelConfig& config,
                      const std::function<void(const NamedTensor&)>& visit);
 

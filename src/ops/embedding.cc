@@ -64,6 +64,24 @@ void add(Context& ctx, Tensor out, Tensor a, Tensor b) {
   });
 }
 
+void add_bias(Context& ctx, Tensor x, Tensor bias) {
+  const int64_t cols = x.cols();
+  FATHOM_CHECK(ctx.device == nullptr && bias.rank == 1 && bias.cols() == cols);
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, x.rows(), row_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) kernel.add(x.f32_row(t), x.f32_row(t), bias.f32(), cols);
+  });
+}
+
+void add_bias_backward(Context& ctx, Tensor d_bias, Tensor dx) {
+  FATHOM_CHECK(d_bias.rank == 1 && d_bias.cols() == dx.cols());
+  const auto& kernel = kernels();
+  ctx.pool.parallel_for(0, dx.cols(), column_grain(dx.rows()), [&](int64_t begin, int64_t end) {
+    float* const sums = d_bias.f32() + begin;
+    for (int64_t t = 0; t < dx.rows(); ++t) kernel.add(sums, sums, dx.f32_row(t) + begin, end - begin);
+  });
+}
+
 void fill_zero(Context& ctx, Tensor x) {
   FATHOM_CHECK(x.contiguous());
   const auto bytes = static_cast<size_t>(x.size_bytes());

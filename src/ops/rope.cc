@@ -91,6 +91,23 @@ Rope make_rope(int64_t dim, double theta, bool interleaved, const std::optional<
   return rope;
 }
 
+void scale_as_llama3(Rope& rope, const Llama3Scaling& s) {
+  // In f32, as transformers computes them.
+  const auto context = static_cast<float>(s.original_max_position_embeddings);
+  const auto factor = static_cast<float>(s.factor);
+  const auto low = static_cast<float>(s.low_freq_factor), high = static_cast<float>(s.high_freq_factor);
+  const auto turn = static_cast<float>(2 * std::numbers::pi);
+  for (float& frequency : rope.inv_freq) {
+    const float wave = turn / frequency;
+    if (wave > context / low) {
+      frequency /= factor;
+    } else if (wave >= context / high) {
+      const float smooth = (context / wave - low) / (high - low);
+      frequency = (1 - smooth) * frequency / factor + smooth * frequency;
+    }
+  }
+}
+
 void rope(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout) {
   check_shapes(rope, x, positions, layout);
   if (ctx.device != nullptr) return ctx.device->operators.rope(ctx, rope, x, positions, layout);

@@ -1,4 +1,5 @@
-// Rotary position embedding with YaRN scaling, on the rope part of queries and keys (V2 section 3.1.4, V3 section 4.3).
+// Rotary position embedding with YaRN or Llama 3's scaling, on the rope part of queries and keys (V2 section 3.1.4,
+// V3 section 4.3).
 #pragma once
 
 #include <optional>
@@ -16,6 +17,14 @@ struct YarnScaling {
   bool operator==(const YarnScaling&) const = default;
 };
 
+// Llama 3.1's: waves longer than original / low_freq_factor positions are stretched by `factor`, those shorter than
+// original / high_freq_factor stay, and between the two the frequency changes evenly.
+struct Llama3Scaling {
+  double factor = 8, low_freq_factor = 1, high_freq_factor = 4;
+  int64_t original_max_position_embeddings = 8192;
+  bool operator==(const Llama3Scaling&) const = default;
+};
+
 struct Rope {
   int64_t dim = 0;                 // qk_rope_head_dim, even
   bool interleaved = true;         // pairs (x0, x1), (x2, x3), ... share an angle; else (x0, x_{d/2}), ...
@@ -27,6 +36,9 @@ struct Rope {
 // The frequencies f_i = theta^(-2i/dim), stretched by YaRN where given:
 //   ramp_i = clamp((i - low) / (high - low), 0, 1),  f_i <- f_i / factor * ramp_i + f_i * (1 - ramp_i)
 Rope make_rope(int64_t dim, double theta, bool interleaved, const std::optional<YarnScaling>& yarn);
+
+// rope.inv_freq, before any scaling, by Llama 3.1's rule.
+void scale_as_llama3(Rope& rope, const Llama3Scaling& scaling);
 
 // Rotates in place. x: [tokens, heads * head_stride], each head's dim values to rotate begin at h * head_stride +
 // offset; positions: [tokens] i32. Angles are position * inv_freq in f32, as transformers has them.

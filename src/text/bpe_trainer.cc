@@ -62,7 +62,7 @@ struct WordHash {
 };
 
 std::vector<Word> count_words(DocumentReader& documents, int32_t first_byte_id) {
-  const Pretokenizer pretokenizer(*find_pretokenizer("deepseek-v3"), "split patterns");
+  const Pretokenizer pretokenizer(find_pretokenizer("deepseek-v3")->splits, "split patterns");
   Pretokenizer::Cutter cutter(pretokenizer);
   std::unordered_map<std::string, int64_t, WordHash, std::equal_to<>> counts;
   for (Document document; documents.next(document);) {
@@ -184,7 +184,7 @@ std::string train_bpe(DocumentReader& documents, int64_t vocab_size) {
   }
   // write_tokenizer_json puts the special tokens first itself.
   tokens.erase(tokens.begin(), tokens.begin() + first_byte_id);
-  return write_tokenizer_json(*find_pretokenizer("deepseek-v3"), tokens, merges, special);
+  return write_tokenizer_json(find_pretokenizer("deepseek-v3")->splits, tokens, merges, special);
 }
 
 }  // namespace fathom

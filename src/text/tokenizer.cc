@@ -1,5 +1,7 @@
 #include "text/tokenizer.h"
 
+#include <utf8proc.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -90,6 +92,21 @@ void for_each_between(const AddedTokenFinder* added, std::string_view text, std:
   if (done < text.size()) plain(text.substr(done));
 }
 
+// Unicode's normalization form C.
+std::string composed(std::string_view text) {
+  utf8proc_uint8_t* made = nullptr;
+  constexpr auto kOptions = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+  const utf8proc_ssize_t n = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
+                                          static_cast<utf8proc_ssize_t>(text.size()), &made, kOptions);
+  const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> memory(made, std::free);
+  if (n < 0) throw Error("the text cannot be normalized: {}", utf8proc_errmsg(n));
+  return {reinterpret_cast<const char*>(made), static_cast<size_t>(n)};
+}
+
+bool is_ascii(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+}
+
 bool names_bytes_class(const std::string& config, const std::string& where) {
   const JsonDocument document = JsonDocument::parse(config, where);
   dom::element value;
@@ -133,7 +150,7 @@ bool is_bytes_vocabulary(const Vocabulary& v) {
 
 struct Tokenizer::Data {
   bool bytes = false;
-  bool ignore_merges = false;
+  bool ignore_merges = false, nfc = false;
   std::vector<std::string> tokens;   // [id]: what decoding emits
   std::vector<bool> special, marks;  // [id]
   std::unordered_map<std::string_view, int32_t> id_by_content;
@@ -176,6 +193,7 @@ void Tokenizer::Data::read_vocabulary(std::string json_text, const std::string& 
   tokenizer_json = std::move(json_text);
   TokenizerJson json = parse_tokenizer_json(tokenizer_json, where);
   ignore_merges = json.ignore_merges;
+  nfc = json.nfc;
   pretokenizer = Pretokenizer(std::move(json.splits), where);
   bpe = Bpe(json.byte_ids, std::move(json.merges));
   set_tokens(std::move(json.tokens), json.added);
@@ -384,11 +402,12 @@ std::vector<int32_t> Tokenizer::encode_text(std::string_view text, bool parse_sp
   }
   WordCache cache(data.bytes ? 0 : text.size());
   Pretokenizer::Cutter cutter(data.pretokenizer);
-  std::deque<std::string> cleared;  // the cache refers to them
+  std::deque<std::string> changed;  // the cache refers to them
   const auto plain = [&](std::string_view piece) {
     if (!guard.empty() && piece.find(guard) != std::string_view::npos) {
-      piece = cleared.emplace_back(without_guards(piece, guard));
+      piece = changed.emplace_back(without_guards(piece, guard));
     }
+    if (data.nfc && !is_ascii(piece)) piece = changed.emplace_back(composed(piece));
     if (data.bytes) {
       for (const char c : piece) ids.push_back(static_cast<uint8_t>(c));
     } else {

@@ -29,7 +29,8 @@ class Tokenizer {
   ~Tokenizer();
 
   // No special token is added. Added tokens standing in the text become their ids unless parse_special is false.
-  // Text that is not UTF-8 throws Error with the position of the first bad byte (bytes tokenizer: any text is fine).
+  // A tokenizer that normalizes does so with what lies between added tokens. Text that is not UTF-8 throws Error with
+  // the position of the first bad byte (bytes tokenizer: any text is fine).
   std::vector<int32_t> encode(std::string_view text, bool parse_special = true) const;
 
   // Text from outside that is to become a part of a prompt: with `guard`, a text that stands nowhere else, put into

@@ -81,12 +81,16 @@ int32_t checked_id(dom::element value, const std::string& where, std::string_vie
   return static_cast<int32_t>(id);
 }
 
-void read_normalizer(const Reader& normalizer) {
+void read_normalizer(const Reader& normalizer, TokenizerJson& out) {
   const std::string_view type = normalizer.text("type");
+  if (type == "NFC") {
+    out.nfc = true;
+    return;
+  }
   if (type != "Sequence") {
     throw Error("{}: the normalizer \"{}\" is not supported", normalizer.where(), printable(type, 80));
   }
-  normalizer.for_each_object("normalizers", read_normalizer);
+  normalizer.for_each_object("normalizers", [&](const Reader& part) { read_normalizer(part, out); });
 }
 
 SplitBehavior read_behavior(const Reader& step) {
@@ -304,7 +308,7 @@ TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& whe
   const Reader root = Reader::of(document.root(), where);
   TokenizerJson out;
   dom::element value;
-  if (root.get("normalizer", value)) read_normalizer(root.object("normalizer"));
+  if (root.get("normalizer", value)) read_normalizer(root.object("normalizer"), out);
   PretokenizerSteps steps;
   read_pretokenizer(root.object("pre_tokenizer"), steps);
   if (!steps.byte_level)
@@ -331,10 +335,10 @@ std::string write_tokenizer_json(const std::vector<SplitRule>& splits, const std
   for (const Merge& merge : merges) {
     merge_texts.push_back(spelled[static_cast<size_t>(merge.left)] + " " + spelled[static_cast<size_t>(merge.right)]);
   }
-  return spelled_tokenizer_json(splits, spelled, merge_texts, added);
+  return spelled_tokenizer_json({splits}, spelled, merge_texts, added);
 }
 
-std::string spelled_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
+std::string spelled_tokenizer_json(const TextRules& rules, const std::vector<std::string>& tokens,
                                    const std::vector<std::string>& merges, const std::vector<AddedToken>& added) {
   using Json = nlohmann::ordered_json;
   const auto byte_level = [](bool add_prefix_space, bool trim_offsets, bool use_regex) {
@@ -354,7 +358,7 @@ std::string spelled_tokenizer_json(const std::vector<SplitRule>& splits, const s
                             {"special", token.special}});
   }
   Json steps = Json::array();
-  for (const SplitRule& split : splits) {
+  for (const SplitRule& split : rules.splits) {
     steps.push_back({{"type", "Split"},
                      {"pattern", {{split.literal ? "String" : "Regex", split.pattern}}},
                      {"behavior", behavior_name(split.behavior)},
@@ -376,7 +380,7 @@ std::string spelled_tokenizer_json(const std::vector<SplitRule>& splits, const s
                   {"truncation", nullptr},
                   {"padding", nullptr},
                   {"added_tokens", added_tokens},
-                  {"normalizer", nullptr},
+                  {"normalizer", rules.nfc ? Json{{"type", "NFC"}} : Json()},
                   {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", steps}}},
                   {"post_processor", byte_level(true, false, true)},
                   {"decoder", byte_level(true, true, true)}};
@@ -384,8 +388,9 @@ std::string spelled_tokenizer_json(const std::vector<SplitRule>& splits, const s
   out.resize(out.size() - 2);  // the closing "\n}"
   out += R"(,
  "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": {
-)";
+  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,)";
+  if (rules.ignore_merges) out += " \"ignore_merges\": true,";
+  out += " \"vocab\": {\n";
   return out + vocab + "},\n\"merges\": [\n" + merge_list + "]}}\n";
 }
 

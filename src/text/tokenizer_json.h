@@ -32,6 +32,7 @@ struct TokenizerJson {
   std::array<int32_t, 256> byte_ids;
   std::vector<Merge> merges;   // lowest rank first
   bool ignore_merges = false;  // a word that is a token becomes that token
+  bool nfc = false;            // text is put into Unicode's normalization form C first
 };
 
 // `where` begins every message. Unknown kinds of components are refused by name.
@@ -42,8 +43,15 @@ TokenizerJson parse_tokenizer_json(std::string_view text, const std::string& whe
 std::string write_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
                                  const std::vector<Merge>& merges, const std::vector<AddedToken>& added);
 
+// What a tokenizer does to a text before it looks for merges.
+struct TextRules {
+  std::vector<SplitRule> splits;
+  bool nfc = false, ignore_merges = false;  // see TokenizerJson
+  bool operator==(const TextRules&) const = default;
+};
+
 // The same from lists: `tokens` by id, spelled in the byte alphabet (empty: not in the vocabulary), merges "a b".
-std::string spelled_tokenizer_json(const std::vector<SplitRule>& splits, const std::vector<std::string>& tokens,
+std::string spelled_tokenizer_json(const TextRules& rules, const std::vector<std::string>& tokens,
                                    const std::vector<std::string>& merges, const std::vector<AddedToken>& added);
 
 }  // namespace fathom

@@ -38,11 +38,30 @@ std::vector<SplitRule> deepseek_llm() {
           {"\\p{N}"}};
 }
 
+// Llama 3's, and but for the digits Qwen 2's.
+std::vector<SplitRule> words_of_tiktoken(const char* digits) {
+  return {
+      {fmt::format("(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\\p{{L}}\\p{{N}}]?\\p{{L}}+|{}| ?[^\\s\\p{{L}}\\p{{N}}]+[\r\n]*"
+                   "|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+                   digits)}};
+}
+std::vector<SplitRule> llama_3() { return words_of_tiktoken("\\p{N}{1,3}"); }
+std::vector<SplitRule> qwen_2() { return words_of_tiktoken("\\p{N}"); }
+
+// The first that does what a tokenizer does gives it its name in files; llama.cpp has several for some.
 struct Named {
   const char* name;
   std::vector<SplitRule> (*splits)();
+  bool nfc = false, ignore_merges = false;
+
+  TextRules rules() const { return {splits(), nfc, ignore_merges}; }
 };
-constexpr Named kPretokenizers[] = {{"deepseek-v3", deepseek_v3}, {"deepseek-llm", deepseek_llm}};
+constexpr Named kPretokenizers[] = {{"deepseek-v3", deepseek_v3},
+                                    {"deepseek-llm", deepseek_llm},
+                                    {"llama-bpe", llama_3, false, true},
+                                    {"qwen2", qwen_2, true},
+                                    {"deepseek-r1-qwen", qwen_2, true}};
+constexpr const char* kNames = "deepseek-v3, deepseek-llm, llama-bpe, qwen2 and deepseek-r1-qwen";
 
 // Some files have line ends as escapes in the regex, others as they are.
 std::vector<SplitRule> without_escapes(std::vector<SplitRule> splits) {
@@ -61,16 +80,17 @@ std::vector<SplitRule> without_escapes(std::vector<SplitRule> splits) {
 
 std::string unused_token(size_t id) { return fmt::format("[PAD{}]", id); }
 
-std::optional<std::vector<SplitRule>> find_pretokenizer(std::string_view name) {
+std::optional<TextRules> find_pretokenizer(std::string_view name) {
   for (const Named& known : kPretokenizers) {
-    if (known.name == name) return known.splits();
+    if (known.name == name) return known.rules();
   }
   return std::nullopt;
 }
 
-std::optional<std::string> name_of_pretokenizer(const std::vector<SplitRule>& splits) {
+std::optional<std::string> name_of_pretokenizer(const TextRules& rules) {
+  const TextRules plain{without_escapes(rules.splits), rules.nfc, rules.ignore_merges};
   for (const Named& known : kPretokenizers) {
-    if (known.splits() == without_escapes(splits)) return known.name;
+    if (known.rules() == plain) return known.name;
   }
   return std::nullopt;
 }
@@ -78,13 +98,14 @@ std::optional<std::string> name_of_pretokenizer(const std::vector<SplitRule>& sp
 Vocabulary vocabulary_of(const TokenizerJson& json, const std::string& where) {
   Vocabulary v;
   // Without merges every byte is a token, wherever the text is cut.
-  const auto name = json.merges.empty() ? kPretokenizers[0].name : name_of_pretokenizer(json.splits);
+  const auto name =
+      json.merges.empty() ? kPretokenizers[0].name : name_of_pretokenizer({json.splits, json.nfc, json.ignore_merges});
   if (!name) {
     throw Error(
-        "{}: its pre-tokenizer has no name that a GGUF file could give; those of DeepSeek-V3 and DeepSeek-LLM do",
+        "{}: its normalizer, pre-tokenizer and ignore_merges together have no name that a GGUF file could give; those "
+        "of DeepSeek-V3, DeepSeek-LLM, Llama 3 and Qwen 2 do",
         where);
   }
-  if (json.ignore_merges) throw Error("{}: ignore_merges cannot be said in a GGUF file", where);
   v.pretokenizer = *name;
   for (size_t id = 0; id < json.tokens.size(); ++id) {
     v.tokens.push_back(json.present[id] ? spell_bytes(json.tokens[id]) : unused_token(id));
@@ -107,10 +128,10 @@ Vocabulary vocabulary_of(const TokenizerJson& json, const std::string& where) {
 }
 
 std::string tokenizer_json_of(const Vocabulary& v, const std::string& where) {
-  const auto splits = find_pretokenizer(v.pretokenizer);
-  if (!splits) {
-    throw Error("{}: the pre-tokenizer {} is not supported; supported are deepseek-v3 and deepseek-llm", where,
-                printable(v.pretokenizer, 80));
+  const auto rules = find_pretokenizer(v.pretokenizer);
+  if (!rules) {
+    throw Error("{}: the pre-tokenizer {} is not supported; supported are {}", where, printable(v.pretokenizer, 80),
+                kNames);
   }
   FATHOM_CHECK(v.kinds.size() == v.tokens.size());
   if (static_cast<int64_t>(v.tokens.size()) > kMaxVocabSize) {
@@ -140,7 +161,7 @@ std::string tokenizer_json_of(const Vocabulary& v, const std::string& where) {
     }
     throw Error("{}: the token of id {} is of the kind {}; byte-level BPE has kinds 1 to 5", where, id, v.kinds[id]);
   }
-  return spelled_tokenizer_json(*splits, spelled, v.merges, added);
+  return spelled_tokenizer_json(*rules, spelled, v.merges, added);
 }
 
 }  // namespace fathom

@@ -28,11 +28,11 @@ struct Vocabulary {
 // What stands for an id that no text becomes.
 std::string unused_token(size_t id);
 
-// The splits that go by a name, and the name that splits go by; nothing for unknown ones.
-std::optional<std::vector<SplitRule>> find_pretokenizer(std::string_view name);
-std::optional<std::string> name_of_pretokenizer(const std::vector<SplitRule>& splits);
+// What is done to texts by a name of llama.cpp's ("deepseek-v3"), and the name of that; nothing for unknown ones.
+std::optional<TextRules> find_pretokenizer(std::string_view name);
+std::optional<std::string> name_of_pretokenizer(const TextRules& rules);
 
-// The splits, tokens and merges of a tokenizer.json. Error where lists cannot say what it does.
+// The rules, tokens and merges of a tokenizer.json. Error where lists cannot say what it does.
 Vocabulary vocabulary_of(const TokenizerJson& json, const std::string& where);
 
 // The tokenizer.json of the same tokenizer. Unused ids are left out. Error, beginning with `where`, for a kind of token

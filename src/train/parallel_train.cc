@@ -112,6 +112,9 @@ StepMetrics train_step(ParallelRun& run, int64_t step) {
 }
 
 void check_attention(const ModelConfig& config) {
+  if (!config.is_mla()) {
+    throw UsageError("train: models of the kind {} train in one process so far; leave mpirun out", config.model_type);
+  }
   if (!config.is_sparse()) return;
   throw UsageError("train: a model with an indexer (deepseek_v32) trains in one process so far; leave mpirun out");
 }

@@ -30,6 +30,10 @@ void give_indexer(const TrainOptions& o, ModelConfig& config) {
 
 // As V3 section 4.3 has it.
 void extend_by_yarn(const TrainOptions& o, ModelConfig& config) {
+  if (config.llama3_scaling) {
+    throw UsageError(
+        "train: the model of --init is extended already, by Llama 3's rope scaling: leave --yarn-factor out");
+  }
   if (config.rope_scaling && o.yarn_original == 0) {
     throw UsageError(
         "{}: the model of --init is extended already, by {} from {} tokens; say with --yarn-original how many "
@@ -43,6 +47,7 @@ void extend_by_yarn(const TrainOptions& o, ModelConfig& config) {
   }
   config.rope_scaling = YarnScaling{
       .factor = o.yarn_factor, .original_max_position_embeddings = original, .mscale = 1, .mscale_all_dim = 1};
+  if (!config.is_mla()) config.rope_scaling->mscale = config.rope_scaling->mscale_all_dim = 0;  // as Qwen 2 has it
   config.max_position_embeddings = static_cast<int64_t>(longest);
 }
 

@@ -48,15 +48,16 @@ std::vector<float> all_values(const LoadedModel& model) {
 
 // What a GGUF file can say of a config: mscale is mscale_all_dim.
 ModelConfig sayable(ModelConfig config) {
-  config.rope_interleave = true;
-  if (config.rope_scaling) config.rope_scaling->mscale = config.rope_scaling->mscale_all_dim = 0.707;
+  config.rope_interleave = config.is_mla();
+  if (config.rope_scaling && config.is_mla()) config.rope_scaling->mscale = config.rope_scaling->mscale_all_dim = 0.707;
   if (config.router.n_routed_experts == 0) config.eos_token_ids = {1};
   return config;
 }
 
 std::vector<ModelConfig> configs() {
   std::vector<ModelConfig> all;
-  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2(), tiny_v32()}) {
+  for (const ModelConfig& config :
+       {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2(), tiny_v32(), tiny_llama(), tiny_qwen2()}) {
     all.push_back(sayable(config));
   }
   all.push_back(all[0]);
@@ -274,7 +275,7 @@ TEST(MalformedGgufModel, MetadataAreRefusedByTheirKey) {
       {"general.name", text("a"), "(accepted)"},
       {"general.architecture", "", "the metadata key general.architecture is missing"},
       {"general.architecture", u32(2), "general.architecture is u32, not a text"},
-      {"general.architecture", text("llama"), "general.architecture llama is not supported; supported are deepseek2 "},
+      {"general.architecture", text("gemma"), "general.architecture gemma is not supported; supported are deepseek2 "},
       {"general.architecture", text("deepseek"), "general.architecture deepseek is not supported"},
       {"general.architecture", text("deepseek32"), "the metadata key deepseek32.embedding_length is missing"},
       {"general.architecture", text("deepseek4"), "general.architecture deepseek4 is not supported"},
@@ -324,6 +325,45 @@ TEST(MalformedGgufModel, MetadataAreRefusedByTheirKey) {
                 HasSubstr(c.message))
         << c.key;
   }
+}
+
+TEST(MalformedGgufModel, GroupedQueriesAreRefusedByTheirKey) {
+  using test::f32, test::u32, test::text;
+  struct Case {
+    std::string key, value, message;
+  };
+  const LoadedModel llama = random_model(tiny_llama()), qwen2 = random_model(tiny_qwen2());
+  for (const Case& c :
+       {Case{"llama.attention.head_count_kv", u32(0), "llama.attention.head_count_kv is 0, must be 1 or more"},
+        {"llama.attention.head_count_kv", u32(4), "num_key_value_heads is 4, must divide num_attention_heads (6)"},
+        {"llama.attention.head_count_kv", u32(2), "k_proj.weight has shape [24, 24], the config asks for [16, 24]"},
+        {"llama.attention.head_count_kv", "", "k_proj.weight has shape [24, 24], the config asks for [48, 24]"},
+        {"llama.attention.key_length", u32(6), "llama.attention.value_length is 8; only the heads' size, 6"},
+        {"llama.rope.dimension_count", u32(4), "llama.rope.dimension_count is 4; only the heads' size, 8"},
+        {"llama.expert_count", u32(8), "llama.expert_count is not supported"},
+        {"llama.rope.scaling.type", text("longrope"), "llama.rope.scaling.type is \"longrope\""},
+        {"fathom.rope_scaling.factor", f32(16), "tensor rope_freqs.weight holds "},
+        {"fathom.rope_scaling.factor", f32(0), "rope_scaling.factor is 0"},
+        {"fathom.rope_scaling.original_max_position_embeddings", "", "tensor rope_freqs.weight holds "},
+        {"general.name", text("a"), "(accepted)"}}) {
+    EXPECT_THAT(refusal(llama, [&](GgufParts& parts) { set_or_erase(parts, c.key, c.value); }), HasSubstr(c.message))
+        << c.key;
+  }
+  EXPECT_THAT(refusal(qwen2, [](GgufParts& parts) { parts.tensors.erase("blk.1.attn_k.bias"); }),
+              HasSubstr("missing tensors: model.layers.1.self_attn.k_proj.bias"));
+}
+
+// Files of llama.cpp have the numbers of all released models, and no keys for them.
+TEST(GgufModel, Llama3ScalingFollowsFromItsFactors) {
+  ModelConfig config = tiny_llama();
+  config.head_dim = 64;
+  config.rope_theta = 500000;
+  config.llama3_scaling = Llama3Scaling{.factor = 8};
+  GgufParts parts(saved(random_model(config)));
+  for (const char* const key : {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}) {
+    parts.values.erase(std::string("fathom.rope_scaling.") + key);
+  }
+  EXPECT_EQ(load(parts.bytes()).config, config);
 }
 
 TEST(MalformedGgufModel, AnIndexerIsRefusedByItsKey) {

@@ -45,7 +45,8 @@ std::vector<float> rounded(const LoadedModel& model, Format format) {
 
 TEST(HfModel, SaveThenLoadIsTheSameModel) {
   ThreadPool pool(3);
-  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2(), tiny_v32()}) {
+  for (const ModelConfig& config :
+       {tiny_v3(), tiny_v2(), tiny_dense(), tiny_mtp(3), tiny_greedy_v2(), tiny_v32(), tiny_llama(), tiny_qwen2()}) {
     const LoadedModel model = random_model(config);
     for (const Format format : {Format::f32, Format::bf16}) {
       for (const int64_t max_shard_bytes : {int64_t{1} << 30, int64_t{20000}}) {

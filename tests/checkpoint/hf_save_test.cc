@@ -48,9 +48,9 @@ class HfSave : public testing::Test {
 };
 
 TEST_F(HfSave, GivesTheFilesThatATrainedModelIsSavedAs) {
-  const std::pair<const char*, ModelConfig> configs[] = {{"v3", tiny_v3()},       {"mtp", tiny_mtp(3)},
-                                                         {"v2", tiny_v2()},       {"greedy", tiny_greedy_v2()},
-                                                         {"dense", tiny_dense()}, {"v32", tiny_v32()}};
+  const std::pair<const char*, ModelConfig> configs[] = {
+      {"v3", tiny_v3()},       {"mtp", tiny_mtp(3)}, {"v2", tiny_v2()},       {"greedy", tiny_greedy_v2()},
+      {"dense", tiny_dense()}, {"v32", tiny_v32()},  {"llama", tiny_llama()}, {"qwen2", tiny_qwen2()}};
   for (const auto& [name, config] : configs) {
     const LoadedModel model = random_model(config);
     save_model(at("source"), config, model.parameters.weights, {f32});

@@ -32,8 +32,8 @@ struct ConfigCase {
 const ConfigCase kV3Cases[] = {
     {"/model_type", "\"deepseek_v32\"", "index_n_heads is missing"},
     {"/model_type", "\"deepseek_v4\"",
-     "deepseek_v4 is not supported; supported are deepseek_v2, deepseek_v3 and deepseek_v32"},
-    {"/model_type", "\"llama\"", "llama is not supported"},
+     "deepseek_v4 is not supported; supported are deepseek_v2, deepseek_v3, deepseek_v32, llama and qwen2"},
+    {"/model_type", "\"mistral\"", "mistral is not supported"},
     {"/model_type", "\"a\\nb\"", "a\\x0ab is not supported"},
     {"/model_type", "3", "model_type is not a string"},
     {"/model_type", "null", "model_type is not a string"},

@@ -157,7 +157,7 @@ struct Subject {
 
 bool fits_gguf(const ModelConfig& config) {
   const auto& yarn = config.rope_scaling;
-  return config.rope_interleave && !(yarn && yarn->mscale != yarn->mscale_all_dim);
+  return (config.rope_interleave || !config.is_mla()) && !(yarn && yarn->mscale != yarn->mscale_all_dim);
 }
 
 // The fixtures, and models that fit nowhere: odd rows, heads that fill no panels, MTP modules.
@@ -174,6 +174,11 @@ class PackedModels : public testing::Test {
     blocks.hidden_size = 256;
     blocks.moe_intermediate_size = 32;
     add("blocks", blocks);
+    ModelConfig llama = tiny_llama();
+    llama.hidden_size = 256;
+    llama.intermediate_size = 64;
+    add("llama", llama);
+    add("qwen2", tiny_qwen2());
   }
   void add(const std::string& name, ModelConfig config) {
     config.initializer_range = 0.2;
@@ -285,7 +290,8 @@ void check_formats(PackedModel& packed, const ModelConfig& config, const Recipe&
     }
     ASSERT_EQ(t.rank, want.rank);
     EXPECT_TRUE(std::equal(t.shape, t.shape + t.rank, want.shape));
-    const bool vector = kind == WeightKind::norm || kind == WeightKind::norm_bias || kind == WeightKind::router_bias;
+    const bool vector = kind == WeightKind::norm || kind == WeightKind::norm_bias || kind == WeightKind::router_bias ||
+                        kind == WeightKind::bias;
     EXPECT_EQ(t.panels, !vector && kind != WeightKind::embedding && (!is_kv_b || panels_in_heads));
     Format format = fitting(recipe_format(recipe, kind), t.cols());
     EXPECT_TRUE(kind != WeightKind::indexer || bits_of(t.format) >= 8);

@@ -70,6 +70,28 @@ inline ModelConfig tiny_dense() {
   return c;
 }
 
+// Of the dense families.
+inline ModelConfig tiny_llama() {
+  ModelConfig c = tiny_dense();
+  c.model_type = "llama";
+  c.q_lora_rank = c.kv_lora_rank = c.qk_nope_head_dim = c.qk_rope_head_dim = c.v_head_dim = 0;
+  c.num_attention_heads = 6;
+  c.num_key_value_heads = 3;
+  c.head_dim = 8;
+  c.rope_interleave = false;
+  c.rope_scaling.reset();
+  c.llama3_scaling = Llama3Scaling{.factor = 32, .original_max_position_embeddings = 128};
+  return c;
+}
+inline ModelConfig tiny_qwen2() {
+  ModelConfig c = tiny_llama();
+  c.model_type = "qwen2";
+  c.attention_bias = c.tie_word_embeddings = true;
+  c.llama3_scaling.reset();
+  c.rope_scaling = YarnScaling{.factor = 4, .original_max_position_embeddings = 512};
+  return c;
+}
+
 inline ModelConfig tiny_v32() {
   ModelConfig c = tiny_mtp();
   c.model_type = "deepseek_v32";

@@ -70,7 +70,7 @@ def check_fp8(name, scratch):
 
 
 def compare(name, out, scratch):
-    ids = [[0, 5, 77, 300, 12, 9, 450, 2, 31, 8], [0, 3, 99]]
+    ids = [[0, 5, 77, 300, 12, 9, 45, 2, 31, 8], [0, 3, 99]]
     (scratch / "tokens.json").write_text(json.dumps(ids))
     fathom("score", "--quiet", "--model", out, "--tokens", scratch / "tokens.json", "--out", scratch / "got.safetensors")
     got = load_file(scratch / "got.safetensors")["logits"]
@@ -136,7 +136,7 @@ def check_tensorboard(scratch):
 with tempfile.TemporaryDirectory() as folder:
     for precision in ["f32", "fp8"]:
         check_held_out_loss(precision, pathlib.Path(folder))
-    for fixture in ["v3_tiny", "v3_mtp", "v2_lite_like", "v2_group_limited", "v3_rope_half", "moonlight_like"]:
+    for fixture in ["v3_tiny", "v3_mtp", "v2_lite_like", "v2_group_limited", "v3_rope_half", "moonlight_like", "llama_like", "qwen2_like"]:
         check(fixture, pathlib.Path(folder))
     for fixture in ["v3_tiny", "v3_mtp", "v2_lite_like", "v3_fp8"]:
         check_fp8(fixture, pathlib.Path(folder))

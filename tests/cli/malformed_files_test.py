@@ -66,7 +66,7 @@ def config_cases():
     def at(key, value, expected, base=TINY, command=INSPECT):
         return Case(base, config((key, value)), command, expected)
 
-    for kind in ("llama", "deepseek_v4", "glm4_moe", "kimi_k2", "qwen3_moe", "deepseek_v3\n"):
+    for kind in ("mistral", "deepseek_v4", "glm4_moe", "kimi_k2", "qwen3_moe", "deepseek_v3\n"):
         yield at("model_type", kind, f"config.json: model_type {kind.strip()}")
     yield at("model_type", "a\x1b[31m\nb", "model_type a\\x1b[31m\\x0ab is not supported")
     yield at("model_type", "deepseek_v32", "index_n_heads is missing")

@@ -106,6 +106,8 @@ void expect_agreement(const ModelConfig& config, int64_t draft_tokens = 0) {
 TEST(Agreement, LogProbabilitiesOfSamplingAreThoseOfTraining) { expect_agreement(tiny_v3()); }
 TEST(Agreement, WithoutLatentQueries) { expect_agreement(tiny_v2()); }
 TEST(Agreement, OfDenseModels) { expect_agreement(tiny_dense()); }
+TEST(Agreement, OfGroupedQueries) { expect_agreement(tiny_llama()); }
+TEST(Agreement, OfTiedHeadsWithBiases) { expect_agreement(tiny_qwen2()); }
 TEST(Agreement, OfSparseAttention) { expect_agreement(tiny_v32()); }
 TEST(Agreement, WithDrafts) { expect_agreement(tiny_v3(), 2); }
 

@@ -11,7 +11,8 @@ namespace fathom {
 namespace {
 
 TEST(Config, TinyModelsAreFine) {
-  for (const auto& config : {tiny_v3(), tiny_v2(), tiny_dense()}) EXPECT_NO_THROW(check_config(config, "x"));
+  for (const auto& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_llama(), tiny_qwen2()})
+    EXPECT_NO_THROW(check_config(config, "x"));
 }
 
 TEST(Config, ImpossibleNumbersAreRefusedByKey) {
@@ -42,6 +43,35 @@ TEST(Config, ImpossibleNumbersAreRefusedByKey) {
   };
   for (const auto& [key, spoil] : cases) {
     ModelConfig config = tiny_v3();
+    spoil(config);
+    try {
+      check_config(config, "config.json");
+      ADD_FAILURE() << key << " was accepted";
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), testing::StartsWith("config.json: "));
+      EXPECT_THAT(error.what(), testing::HasSubstr(key));
+    }
+  }
+}
+
+TEST(Config, ImpossibleNumbersOfGroupedQueriesAreRefusedByKey) {
+  struct Case {
+    const char* key;
+    std::function<void(ModelConfig&)> spoil;
+  };
+  const Case cases[] = {
+      {"num_key_value_heads is 7", [](auto& c) { c.num_key_value_heads = 7; }},
+      {"num_key_value_heads is 4, must divide", [](auto& c) { c.num_key_value_heads = 4; }},
+      {"num_key_value_heads is -1", [](auto& c) { c.num_key_value_heads = -1; }},
+      {"head_dim is 0", [](auto& c) { c.head_dim = 0; }},
+      {"head_dim is 5, must be even", [](auto& c) { c.head_dim = 5; }},
+      {"rope_scaling.factor", [](auto& c) { c.llama3_scaling->factor = 0; }},
+      {"low_freq_factor", [](auto& c) { c.llama3_scaling->low_freq_factor = 4; }},
+      {"rope_scaling.original", [](auto& c) { c.llama3_scaling->original_max_position_embeddings = 0; }},
+      {"parameters", [](auto& c) { c.hidden_size = c.intermediate_size = c.vocab_size = 1 << 24; }},
+  };
+  for (const auto& [key, spoil] : cases) {
+    ModelConfig config = tiny_llama();
     spoil(config);
     try {
       check_config(config, "config.json");
@@ -86,10 +116,33 @@ TEST(Config, ParameterCountsOfReleasedModels) {
       .n_routed_experts = 64, .num_experts_per_tok = 6, .scoring = Scoring::softmax, .method = TopkMethod::greedy};
   EXPECT_EQ(count_parameters(lite).total, 15706484224);
   EXPECT_EQ(count_parameters(lite).active, 2451435008);
+
+  ModelConfig llama_8b = tiny_llama();
+  llama_8b.vocab_size = 128256;
+  llama_8b.hidden_size = 4096;
+  llama_8b.num_hidden_layers = 32;
+  llama_8b.num_attention_heads = 32;
+  llama_8b.num_key_value_heads = 8;
+  llama_8b.head_dim = 128;
+  llama_8b.intermediate_size = 14336;
+  EXPECT_EQ(count_parameters(llama_8b).total, 8030261248);
+
+  ModelConfig qwen_1_5b = tiny_qwen2();
+  qwen_1_5b.vocab_size = 151936;
+  qwen_1_5b.hidden_size = 1536;
+  qwen_1_5b.num_hidden_layers = 28;
+  qwen_1_5b.num_attention_heads = 12;
+  qwen_1_5b.num_key_value_heads = 2;
+  qwen_1_5b.head_dim = 128;
+  qwen_1_5b.intermediate_size = 8960;
+  EXPECT_EQ(count_parameters(qwen_1_5b).total, 1543714304);  // of Qwen2.5
+  EXPECT_EQ(count_parameters(qwen_1_5b).active, 1543714304);
+  qwen_1_5b.tie_word_embeddings = false;
+  EXPECT_EQ(count_parameters(qwen_1_5b).total, 1777088000);  // of the distilled one
 }
 
 TEST(Weights, CountAgreesWithTheWalk) {
-  for (auto config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+  for (auto config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_llama(), tiny_qwen2()}) {
     config.num_nextn_predict_layers = 0;
     const Parameters p = allocate_parameters(config);
     int64_t n = 0;

@@ -89,6 +89,8 @@ TEST(Gradient, SeveralMtpModules) {
 }
 TEST(Gradient, V2WithoutQueryLatent) { check_gradient(tiny_v2(), {}); }
 TEST(Gradient, DenseOnly) { check_gradient(tiny_dense(), {}); }
+TEST(Gradient, GroupedQueries) { check_gradient(tiny_llama(), {}); }
+TEST(Gradient, GroupedQueriesWithBiasesAndTiedHead) { check_gradient(tiny_qwen2(), {}); }
 
 TEST(Gradient, MicroBatchesAddUpToTheBatch) {
   Machine machine;
@@ -118,7 +120,7 @@ TEST(Gradient, RoundedOperandsStayNearF32) {
     Precision precision;
     double loss, gradient;  // relative differences
   };
-  for (ModelConfig config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+  for (ModelConfig config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_llama()}) {
     // Every token goes to every expert: a choice that rounding turns is a jump.
     config.router.n_group = config.router.topk_group = 1;
     config.router.num_experts_per_tok = config.router.n_routed_experts;
@@ -301,6 +303,7 @@ TEST(Forward, APromptHasTheSameBitsInAnyPiecesAndAnyBatch) {
   };
   for (const auto& [config, kv_type] :
        {Case{tiny_v3(), Format::f32}, Case{tiny_v2(), Format::f32}, Case{tiny_dense(), Format::f32},
+        Case{tiny_llama(), Format::f32}, Case{tiny_qwen2(), Format::bf16}, Case{tiny_llama(), Format::q8_0},
         Case{tiny_v3(), Format::bf16}, Case{tiny_v3(), Format::f8_e4m3}, Case{tiny_v2(), Format::q8_0}}) {
     Machine machine;
     Parameters p = tiny_parameters(config);
@@ -395,7 +398,7 @@ TEST(Forward, PromptsBesideGenerationInPagesChangeNoBit) {
 }
 
 TEST(Loss, KeepsWhatSavedFloatsATokenSays) {
-  for (ModelConfig config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+  for (ModelConfig config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_llama()}) {
     config.num_hidden_layers = 12;  // the last layers' gradients in flight count for little then
     Machine machine;
     Parameters p = tiny_parameters(config), grads = allocate_parameters(config, false);
@@ -425,7 +428,7 @@ TEST(Loss, KeepsWhatSavedFloatsATokenSays) {
 
 // What is made again has the bits that it had.
 TEST(Gradient, RecomputingChangesNoBit) {
-  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense()}) {
+  for (const ModelConfig& config : {tiny_v3(), tiny_v2(), tiny_dense(), tiny_llama(), tiny_qwen2()}) {
     Parameters p = tiny_parameters(config);
     Model model = make_model(config, p.weights);
     const std::vector<std::vector<int32_t>> sequences{random_ids(50, config.vocab_size, 1),

@@ -57,6 +57,35 @@ inline ModelConfig tiny_dense() {
   return c;
 }
 
+// Grouped-query attention, with heads that are no part of the hidden size.
+inline ModelConfig tiny_llama() {
+  ModelConfig c;
+  c.model_type = "llama";
+  c.vocab_size = 37;
+  c.hidden_size = 20;
+  c.num_hidden_layers = 3;
+  c.num_attention_heads = 6;
+  c.num_key_value_heads = 2;
+  c.head_dim = 6;
+  c.intermediate_size = 28;
+  c.max_position_embeddings = 256;
+  c.router.n_routed_experts = 0;
+  c.rope_interleave = false;
+  c.llama3_scaling = Llama3Scaling{.factor = 4, .original_max_position_embeddings = 64};
+  c.initializer_range = 0.3;
+  return c;
+}
+
+inline ModelConfig tiny_qwen2() {
+  ModelConfig c = tiny_llama();
+  c.model_type = "qwen2";
+  c.num_key_value_heads = 1;
+  c.head_dim = 4;
+  c.attention_bias = c.tie_word_embeddings = true;
+  c.llama3_scaling.reset();
+  return c;
+}
+
 // Sparse attention to a tenth of what its contexts hold.
 inline ModelConfig tiny_v32() {
   ModelConfig c = tiny_v3();

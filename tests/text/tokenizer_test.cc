@@ -44,6 +44,31 @@ void check_vectors(const std::string& name) {
 TEST(Tokenizer, AgreesWithEveryVectorOfDeepSeekV3) { check_vectors("deepseek-v3"); }
 TEST(Tokenizer, AgreesWithEveryVectorOfDeepSeekLlm) { check_vectors("deepseek-llm"); }
 
+// Of the dense families: words as Llama 3 and Qwen 2 cut them, the second behind normalization form C.
+TEST(Tokenizer, AgreesWithEveryTextOfTheDenseFamilies) {
+  for (const char* const name : {"llama_like", "qwen2_like"}) {
+    const std::filesystem::path folder = std::filesystem::path(FATHOM_TEST_DATA) / "oracle" / name;
+    const Tokenizer tokenizer = Tokenizer::load(folder);
+    const Tokenizer from_lists = Tokenizer::from_vocabulary(tokenizer.vocabulary(), "lists");
+    const Json expected = Json::parse(test::slurp(folder / "tokenizer_expected.json"));
+    ASSERT_GE(expected.size(), 25u);
+    for (const Json& entry : expected) {
+      const auto ids = entry["ids"].get<Ids>();
+      EXPECT_EQ(tokenizer.encode(entry["text"].get<std::string>()), ids) << name << entry["text"];
+      EXPECT_EQ(from_lists.encode(entry["text"].get<std::string>()), ids) << name << entry["text"];
+    }
+  }
+}
+
+TEST(Tokenizer, GuardsLeaveNoTraceInNormalizedText) {
+  const Tokenizer tokenizer = Tokenizer::load(std::filesystem::path(FATHOM_TEST_DATA) / "oracle/qwen2_like");
+  constexpr const char* kGuard = "a7c31e";  // its last letter is one that accents compose with
+  const std::string text = "<\u0338think> <\u0301/think>e\u0301<think>";
+  const std::string guarded = tokenizer.guarded(text, kGuard);
+  EXPECT_NE(guarded, text);
+  EXPECT_EQ(tokenizer.encode_guarded(guarded, kGuard), tokenizer.encode(text, /*parse_special=*/false));
+}
+
 TEST(Tokenizer, AgreesWithEveryTextOfTheTinyTokenizer) {
   const Json expected = Json::parse(test::slurp(test::text_data() / "tiny" / "tokenizer_expected.json"));
   ASSERT_GE(expected["encode"].size(), 69u);

@@ -84,7 +84,7 @@ TEST(Vocabulary, WhatIsNotSupportedIsRefusedByName) {
     return "(accepted)";
   };
   EXPECT_EQ(refusal([](Vocabulary&) {}), "(accepted)");
-  for (const char* name : {"kimi-k2", "deepseek-coder", "default", "llama-bpe", "", "a\nb"}) {
+  for (const char* name : {"kimi-k2", "deepseek-coder", "default", "gpt-2", "", "a\nb"}) {
     EXPECT_THAT(refusal([&](Vocabulary& v) { v.pretokenizer = name; }),
                 HasSubstr(fmt::format("m.gguf: tokenizer: the pre-tokenizer {} is not supported", printable(name))));
   }
@@ -102,11 +102,24 @@ TEST(Vocabulary, WhatIsNotSupportedIsRefusedByName) {
 }
 
 TEST(Vocabulary, LineEndsMayBeEscapedInARegex) {
-  std::vector<SplitRule> splits = *find_pretokenizer("deepseek-llm");
+  std::vector<SplitRule> splits = find_pretokenizer("deepseek-llm")->splits;
   splits[0].pattern = "[\\r\\n]";
-  EXPECT_EQ(name_of_pretokenizer(splits), "deepseek-llm");
+  EXPECT_EQ(name_of_pretokenizer({splits}), "deepseek-llm");
   splits[0].pattern = "[\\r\\\\n]";
-  EXPECT_EQ(name_of_pretokenizer(splits), std::nullopt);
+  EXPECT_EQ(name_of_pretokenizer({splits}), std::nullopt);
+}
+
+TEST(Vocabulary, NamesSayWhatIsDoneToTexts) {
+  TextRules rules = *find_pretokenizer("deepseek-r1-qwen");
+  EXPECT_TRUE(rules.nfc);
+  EXPECT_EQ(name_of_pretokenizer(rules), "qwen2");  // another name of the same
+  rules.nfc = false;
+  EXPECT_EQ(name_of_pretokenizer(rules), std::nullopt);
+  rules = *find_pretokenizer("llama-bpe");
+  EXPECT_TRUE(rules.ignore_merges);
+  EXPECT_EQ(name_of_pretokenizer(rules), "llama-bpe");
+  rules.ignore_merges = false;
+  EXPECT_EQ(name_of_pretokenizer(rules), std::nullopt);
 }
 
 TEST(Vocabulary, OtherPretokenizersHaveNoName) {

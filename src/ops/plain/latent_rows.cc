@@ -9,6 +9,11 @@
 namespace fathom::plain {
 
 void read_latent_rows(const LatentRowLayout& layout, float* out, const void* rows, int64_t n) {
+  if (layout.parts > 1) {  // each is a row by itself
+    LatentRowLayout one = layout;
+    one.parts = 1;
+    return plain::read_latent_rows(one, out, rows, n * layout.parts);
+  }
   const int64_t rank = layout.kv_lora_rank;
   const bool narrow = layout.format == Format::f8_e4m3 || layout.format == Format::q8_0;
   for (int64_t i = 0; i < n; ++i, out += layout.dim()) {

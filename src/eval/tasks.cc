@@ -69,6 +69,7 @@ const std::vector<Task>& task_table() {
        read_livecodebench,
        nullptr,
        livecodebench_program},
+      {"questions", "Questions of your own", answers, 0, 0, true, 1024, kLong, {}, read_questions, judge_math},
       {"ppl", "Perplexity of a text", perplexity, 0, 0, false, 0, 0, {}, read_text_items, nullptr},
   };
   return table;

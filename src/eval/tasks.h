@@ -103,6 +103,8 @@ std::string humaneval_program(const Item& item, std::string_view answer, bool ch
 std::string mbpp_program(const Item& item, std::string_view answer, bool chats);
 std::string livecodebench_program(const Item& item, std::string_view answer, bool chats);
 
+std::vector<Item> read_questions(const TaskFiles& files);  // tasks_questions.cc
+
 std::vector<Item> read_text_items(const TaskFiles& files);  // tasks.cc: the text stands in `prompt`
 
 // How DeepSeek's releases say to ask for mathematics.

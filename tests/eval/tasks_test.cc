@@ -158,6 +158,24 @@ TEST(Gsm8k, AnswersAreTakenAsTheHarnessTakesThem) {
   EXPECT_EQ(scores("-1198"), Pair(0, 0));
 }
 
+TEST(Questions, AnswersMayBeWholeSolutions) {
+  const Files files;
+  files.write(
+      "questions.jsonl",
+      "{\"question\": \"1+1\", \"answer\": 2}\n{\"prompt\": \"half\", \"answer\": \"So $\\\\boxed{\\\\frac12}$ it "
+      "is.\", \"id\": \"b\", \"subject\": \"s\"}\n{\"question\": \"where\", \"answer\": \"Chapter 3\"}\n");
+  const std::vector<Item> items = read_questions({.data = files.folder.path()});
+  ASSERT_EQ(items.size(), 3);
+  EXPECT_EQ(items[0].expected, "2");
+  EXPECT_EQ(items[1].expected, "\\frac12");
+  EXPECT_EQ(items[1].id + items[1].subject + items[1].prompt, "bshalf");
+  EXPECT_EQ(items[2].expected, "Chapter 3");
+  EXPECT_EQ(judge_math(items[1], "thus 0.5", true).scores[0].second, 1);
+  EXPECT_EQ(judge_math(items[2], "Chapter 4", true).scores[0].second, 0);
+  const auto path = files.write("other.jsonl", "{\"question\": \"1+1\"}");
+  EXPECT_NE(refusal([&] { read_questions({.data = path}); }).find("line 1: there is no answer"), std::string::npos);
+}
+
 TEST(Tasks, NamesAreToldWhereOneIsWrong) {
   const std::string said = refusal([] { find_task("mmmlu"); });
   for (const Task& task : all_tasks()) EXPECT_NE(said.find(task.name), std::string::npos) << task.name;

@@ -101,7 +101,7 @@ def sympy_ways(answer):
     from math_verify import parse
     import sympy
     read = parse(f"${answer}$")
-    if not read or not isinstance(read[0], sympy.Expr) or INTEGER.match(answer) or re.search(r"[{(]?,|_|\\text|\\mbox|\^\\circ|\\%|\\\$", answer):
+    if not read or not isinstance(read[0], sympy.Expr) or INTEGER.match(answer) or re.search(r"[{(]?,|_|[A-Z:]|\\text|\\mbox|\^\\circ|\\%|\\\$", answer):
         return []
     out = []
     for write in (lambda e: sympy.latex(sympy.expand(e.doit())), lambda e: sympy.latex(sympy.factor(e.doit())), lambda e: sympy.latex(sympy.together(e.doit()))):

@@ -449,7 +449,8 @@ bool same_collections(const MathNode& a, const MathNode& b, Work& work) {
     }
     return same_ordered(values, pointers(b.parts), work);
   }
-  if (a.kind == MathKind::ratio && b.kind == MathKind::ratio)
+  const bool ratios = a.kind == MathKind::ratio && (b.kind == MathKind::ratio || b.kind == MathKind::quotient);
+  if (ratios || (a.kind == MathKind::quotient && b.kind == MathKind::ratio))
     return same_ordered(pointers(a.parts), pointers(b.parts), work);
   const auto may_be_set = [](const MathNode& node) {
     return node.kind == MathKind::constant || node.kind == MathKind::tuple || node.kind == MathKind::set ||

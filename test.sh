@@ -45,8 +45,8 @@ else
   echo "SKIPPED: Arm's libraries cannot be loaded"
 fi
 
-say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP both ways"
-scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s http_fuzz=6s reply_fuzz=6s
+say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, requests, HTTP both ways, mathematics"
+scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s http_fuzz=6s reply_fuzz=6s same_answer_fuzz=6s
 
 say "Release: every test"
 build release

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How fathom compares mathematical answers beside the package math-verify (0.9; docs/evaluation_answers.md has the figures).
 
-  bench/answers_vs_math_verify.py PROBE MATH.jsonl [--pairs 4000] [--part 0/1] [--list FILE]
+  bench/answers_vs_math_verify.py PROBE MATH.jsonl [--pairs 5000] [--part 0/1] [--list FILE]
 
 PROBE is build/release/tests/answers_probe; MATH.jsonl has a solution with \\boxed{} a line (MATH's test set). Needs a Python with the
 package math-verify, which it does not install. Makes pairs (given, expected) from the answers of the file: other ways to write
@@ -82,7 +82,7 @@ def same_ways(answer, rng):
         out += [answer.replace(",\\!", ","), answer.replace(",\\!", "")]
     if "^\\circ" in answer: out += [answer.replace("^\\circ", ""), answer.replace("^\\circ", "^{\\circ}")]
     if answer.startswith("\\$"): out.append(answer[2:].strip())
-    if m := re.match(r"^(\d[\d.]*)\s*(\\text|\\mbox)\s*\{.*$", answer): out.append(m[1])
+    if m := re.match(r"^(\d[\d.]*)\s*(\\text|\\mbox)\s*\{(?! *and).*$", answer): out.append(m[1])
     if m := re.match(r"^\\text\{(.*)\}$", answer): out += [m[1], f"\\mbox{{{m[1]}}}", f"\\text{{ {m[1]}}}"]
     if m := re.match(r"^([a-z]) = (.*)$", answer): out.append(m[2])
     if re.match(r"^[\w\s^+\-]+$", answer) and TERMS.search(answer) and not INTEGER.match(answer) and re.search(r"[a-z]", answer):
@@ -93,6 +93,22 @@ def same_ways(answer, rng):
     if "pmatrix" in answer: out.append(answer.replace("pmatrix", "bmatrix"))
     out.append(f"${answer}$")
     out.append(answer.replace(" ", "") if "\\text" not in answer and not re.search(r"\\[a-z]* [a-z\d]", answer) else "  " + answer)
+    return [(way, True) for way in dict.fromkeys(out) if way != answer]
+
+
+def sympy_ways(answer):
+    """As SymPy writes what math-verify reads: expanded, factored, over one denominator."""
+    from math_verify import parse
+    import sympy
+    read = parse(f"${answer}$")
+    if not read or not isinstance(read[0], sympy.Expr) or INTEGER.match(answer) or re.search(r"[{(]?,|_|\\text|\\mbox|\^\\circ|\\%|\\\$", answer):
+        return []
+    out = []
+    for write in (lambda e: sympy.latex(sympy.expand(e.doit())), lambda e: sympy.latex(sympy.factor(e.doit())), lambda e: sympy.latex(sympy.together(e.doit()))):
+        try:
+            out.append(write(read[0]))
+        except Exception:  # what SymPy cannot do says nothing about answers
+            pass
     return [(way, True) for way in dict.fromkeys(out) if way != answer]
 
 
@@ -150,7 +166,8 @@ def pairs_from(path, count, seed):
     out = []
     for answer in answers:
         ways, misses = same_ways(answer, rng), near_misses(answer, rng)
-        for given, same in rng.sample(ways, min(2, len(ways))) + rng.sample(misses, min(2, len(misses))):
+        more = sympy_ways(answer)
+        for given, same in rng.sample(ways, min(2, len(ways))) + rng.sample(more, min(2, len(more))) + rng.sample(misses, min(2, len(misses))):
             out.append((given, answer, same))
     return out[:count]
 
@@ -159,7 +176,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("probe")
     arguments.add_argument("math")
-    arguments.add_argument("--pairs", type=int, default=4000)
+    arguments.add_argument("--pairs", type=int, default=5000)
     arguments.add_argument("--part", default="0/1", help="I/N: the I-th of N parts of the pairs")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--list")

@@ -117,10 +117,14 @@ std::optional<std::string_view> behind_phrase(std::string_view text) {
        {std::pair<std::string_view, std::string_view>{"$$", "$$"}, {"\\(", "\\)"}, {"\\[", "\\]"}}) {
     if (!rest.starts_with(open)) continue;
     const size_t end = rest.find(close, open.size());
-    if (end != kNone) return trimmed(rest.substr(open.size(), end - open.size()));
+    if (end != kNone && !trimmed(rest.substr(open.size(), end - open.size())).empty()) {
+      return trimmed(rest.substr(open.size(), end - open.size()));
+    }
   }
   const size_t dollar = rest.find('$', 1);
-  if (rest.starts_with('$') && dollar != kNone) return trimmed(rest.substr(1, dollar - 1));
+  if (rest.starts_with('$') && dollar != kNone && !trimmed(rest.substr(1, dollar - 1)).empty()) {
+    return trimmed(rest.substr(1, dollar - 1));
+  }
   for (size_t i = 0; i + 1 < rest.size(); ++i) {
     const bool ends = (rest[i] == '.' || rest[i] == ';') && is_space(rest[i + 1]);
     if (ends) rest = rest.substr(0, i);
@@ -236,9 +240,9 @@ std::string plain(std::string_view text) {
       space = false;
       continue;
     }
-    // "1 2" is not 12.
-    if (space && !out.empty() && (is_digit(c) || is_letter(c)) && (is_digit(out.back()) || is_letter(out.back())))
-      out += ' ';
+    // "1 2" is not 12, nor "a b" the word "ab".
+    const char before = out.empty() ? '\0' : out.back();
+    if (space && ((is_digit(c) && is_digit(before)) || (is_letter(c) && is_letter(before)))) out += ' ';
     space = false;
     out += c;
   }

@@ -221,7 +221,7 @@ struct Lexer {
       // Between brackets, "(1, 2) U (3, 4)".
       if (run == "U" && !out.empty() && (out.back().text == ")" || out.back().text == "]")) return symbol("\\cup");
       if ((run == "m" || run == "g" || run == "s" || run == "h" || run == "L") && space && !out.empty() &&
-          out.back().kind == Kind::number) {
+          out.back().kind == Kind::number && trimmed(text.substr(at)).size() <= 1) {  // "5 m", but not "5 m + 1"
         return put(Kind::word, std::string(run));
       }
       return put(Kind::letter, std::string(run));

@@ -345,11 +345,11 @@ Value factorial(const Value& of_what, Work& work) {
   for (int64_t i = 2; i <= last; ++i) residue = times(residue, static_cast<uint64_t>(i));
   out.residue = Residue{residue, 0};
   Real real = 1;
-  for (int64_t i = 2; i <= last; ++i) {
+  for (int64_t i = 2; i <= std::min<int64_t>(last, 3000); ++i) {
     if (out.exact) out.exact = multiply(*out.exact, Fraction{i, 1});
     real *= i;
   }
-  out.number = checked(Number{real, 0, real * kRounding * (last + 1)});
+  out.number = last <= 3000 ? checked(Number{real, 0, real * kRounding * (last + 1)}) : std::nullopt;
   return out;
 }
 

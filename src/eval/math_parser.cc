@@ -198,8 +198,8 @@ struct Parser {
           left = mixed_or_fail(std::move(left));  // "1 1/2"
         } else if (is("\\frac") && is_whole(left)) {
           MathNode fraction = factor();
-          left = is_proper(fraction) ? make(MathKind::sum, parts_of(std::move(left), std::move(fraction)))
-                                     : product(std::move(left), std::move(fraction));
+          left = is_whole_fraction(fraction) ? make(MathKind::sum, parts_of(std::move(left), std::move(fraction)))
+                                             : product(std::move(left), std::move(fraction));
         } else {
           left = product(std::move(left), factor());
         }
@@ -209,9 +209,8 @@ struct Parser {
     }
   }
 
-  static bool is_proper(const MathNode& node) {
-    return node.kind == MathKind::quotient && is_whole(node.parts[0]) && is_whole(node.parts[1]) &&
-           smaller(node.parts[0].text, node.parts[1].text);
+  static bool is_whole_fraction(const MathNode& node) {
+    return node.kind == MathKind::quotient && is_whole(node.parts[0]) && is_whole(node.parts[1]);
   }
 
   MathNode mixed_or_fail(MathNode whole) {

@@ -113,6 +113,7 @@ TEST(Answers, DifferentNumbersAreDifferent) {
                         {"2/3", "3/2"},
                         {"1\\frac{1}{4}", "1/4"},
                         {"1\\frac{1}{4}", "11/4"},
+                        {"1\\frac{11}{10}", "1\\frac{1}{10}"},
                         {"10,080", "10,081"},
                         {"10,080", "1080"},
                         {"1,234", "1.234"},
@@ -163,7 +164,7 @@ TEST(Answers, UnitsMayBeLeftOutButNotExchanged) {
                        {"50 cents", "\\$0.50"},
                        {"60\\text{ minutes}", "1 hour"},
                        {"100 cm", "1 m"},
-                       {"1 km^2", "1000000 m^2"},
+                       {"1 km^2", "1000000\\text{ m}^2"},
                        {"12 inches", "1 foot"},
                        {"60 mph", "60 miles per hour"},
                        {"10\\text{ m/s}", "36\\text{ km/h}"},
@@ -251,6 +252,9 @@ TEST(Answers, ExpressionsAreEqualWhereTheirValuesAre) {
                        {"\\frac{1}{y}+y", "\\frac{1+y^2}{y}"},
                        {"\\frac{1}{2-x}", "-\\frac1{x-2}"},
                        {"x^2y", "yx^2"},
+                       {"3 s^{2}", "3s^2"},
+                       {"5 m + 1", "1+5m"},
+                       {"5 m", "5m"},
                        {"2x*3", "6x"},
                        {"36x \\sqrt{35x}", "36\\sqrt{35}x\\sqrt{x}"},
                        {"x_1+x_2", "x_{2}+x_{1}"},
@@ -624,6 +628,7 @@ TEST(Answers, WithoutABoxTheSentenceThenTheLastNumberCounts) {
   EXPECT_EQ(final_answer("It costs $-5."), "-5");
   EXPECT_EQ(final_answer("from 3-4"), "4");
   EXPECT_EQ(final_answer("it is -4"), "-4");
+  EXPECT_EQ(final_answer("Answer: $$"), std::nullopt);
   EXPECT_EQ(final_answer("nothing"), std::nullopt);
   EXPECT_EQ(final_answer(""), std::nullopt);
 }

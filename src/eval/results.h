@@ -28,7 +28,7 @@ struct TaskResult {
   int64_t failed = 0, cut = 0,
           truncated = 0;  // answers: not asked; ended by a limit of tokens; prompt without its begin
   int64_t prompt_tokens = 0, tokens = 0;
-  double seconds = 0;  // that answers took, one behind the other
+  double seconds = 0;  // that answers took, added up: more than went by where several were written at a time
   nlohmann::ordered_json settings;
 };
 

@@ -6,10 +6,12 @@
 #include <deque>
 #include <exception>
 #include <thread>
+#include <utility>
 
 #include "base/checksum.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/terminal.h"
 #include "infer/score.h"
 
 namespace fathom::eval {
@@ -163,6 +165,7 @@ void run_choices(Answerer& answerer, const TaskPlan& plan, Ledger& ledger, const
     whose.push_back(i);
   }
   const bool with_norm = has_norm(*plan.task);
+  double told_s = monotonic_s();  // many are scored together: the time since the last one was told
   score_choices(
       answerer, questions,
       [&](size_t q, ChoiceAnswer answer) {
@@ -172,6 +175,7 @@ void run_choices(Answerer& answerer, const TaskPlan& plan, Ledger& ledger, const
         record.error = answer.error;
         record.truncated = answer.truncated;
         record.prompt_tokens = answer.context_tokens;
+        record.seconds = monotonic_s() - std::exchange(told_s, monotonic_s());
         if (answer.error.empty()) {
           std::vector<double> logprobs;
           ordered_json greedy = ordered_json::array(), tokens = ordered_json::array();
@@ -356,12 +360,14 @@ void run_text(Answerer& answerer, const RunOptions& o, const TaskPlan& plan, Led
     wanted.push_back(windows[i]);
     whose.push_back(i);
   }
+  double told_s = monotonic_s();
   score_windows(
       answerer, wanted,
       [&](size_t w, double logprob) {
         Record record{.item = static_cast<int64_t>(whose[w]), .id = fmt::format("window/{}", whose[w])};
         record.scores = {{"logprob", logprob}};
         record.tokens = std::ssize(wanted[w]) - 1;
+        record.seconds = monotonic_s() - std::exchange(told_s, monotonic_s());
         ledger.add(std::move(record), ordered_json::object());
       },
       interrupted);

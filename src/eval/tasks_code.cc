@@ -1,6 +1,7 @@
 // Tasks whose answers are programs: HumanEval, MBPP, LiveCodeBench (eval/code_tests.h).
 #include <algorithm>
 #include <cctype>
+#include <map>
 
 #include "base/error.h"
 #include "eval/code_tests.h"
@@ -68,14 +69,21 @@ std::vector<Item> read_mbpp(const TaskFiles& files) {
   constexpr int64_t kFirstTest = 11, kLastTest = 510, kFirstExample = 2, kMostExamples = 3;
   if (files.shots > kMostExamples)
     throw UsageError("mbpp: --shots {}: there are {} examples", files.shots, kMostExamples);
-  std::vector<CodeProblem> problems =
-      read_code_problems(find_task_file(files.data, "mbpp", {"mbpp.jsonl", "mbpp_test.jsonl"}), parse_mbpp);
+  const auto path = find_task_file(files.data, "mbpp", {"mbpp.jsonl", "mbpp_test.jsonl"});
+  std::vector<CodeProblem> problems = read_code_problems(path, parse_mbpp);
+  std::map<int64_t, std::string> written;  // the examples' programs as they stand in the file, with its line ends
+  if (files.shots > 0) {
+    for_each_object(path, [&](simdjson::dom::element object, const std::string& where) {
+      const int64_t n = integer_field(object, "task_id", where);
+      if (n < kFirstExample + kMostExamples) written[n] = text_field(object, "code", where);
+    });
+  }
   std::string head;
   for (int64_t i = 0; i < files.shots; ++i) {
     const auto at = std::find_if(problems.begin(), problems.end(),
                                  [&](const CodeProblem& p) { return number_of(p.id) == kFirstExample + i; });
     if (at == problems.end()) throw Error("mbpp: the task {}, an example of --shots, is missing", kFirstExample + i);
-    head += mbpp_text(*at) + "[BEGIN]\n" + at->solution + "\n[DONE]\n\n";
+    head += mbpp_text(*at) + "[BEGIN]\n" + written[kFirstExample + i] + "\n[DONE]\n\n";
   }
   std::erase_if(problems, [](const CodeProblem& p) {
     const int64_t n = number_of(p.id);

@@ -216,15 +216,11 @@ TEST(Conversation, ThoughtsBehindResultsOfToolsHaveMarksOfTheirOwn) {
   const std::string begin = "<｜tool▁calls▁begin｜>", behind = "<｜tool▁calls▁end｜>";
   EXPECT_THAT(learned(line, "deepseek-v3.1"), ElementsAre(ElementsAre("</think>I ask." + begin + call + behind + end),
                                                           ElementsAre("<think>so</think>4" + end)));
-  // What they write as two answers, or without an end, is one.
-  for (const char* name : {"deepseek-v3", "deepseek-v3-api-zip"}) {
-    EXPECT_THAT(learned(line, name), ElementsAre(ElementsAre("I ask." + begin + v3_call + behind + end),
-                                                 ElementsAre("<think>\nso\n</think>\n\n4" + end)))
-        << name;
-  }
-  EXPECT_THAT(learned(line, "deepseek-r1"),
-              ElementsAre(ElementsAre("\n</think>\n\nI ask." + begin + v3_call + behind + end),
-                          ElementsAre("<think>\nso\n</think>\n\n4" + end)));
+  // What they write as two answers, or without an end, is one; the second writes history as it was generated.
+  const std::string asks = "I ask." + begin + v3_call + behind + end, says = "<think>\nso\n</think>\n\n4" + end;
+  EXPECT_THAT(learned(line, "deepseek-v3"), ElementsAre(ElementsAre(asks), ElementsAre(says)));
+  EXPECT_THAT(learned(line, "deepseek-v3-api-zip"), ElementsAre(ElementsAre(asks, says)));
+  EXPECT_THAT(learned(line, "deepseek-r1"), ElementsAre(ElementsAre("\n</think>\n\n" + asks), ElementsAre(says)));
 }
 
 TEST(Conversation, TheLineSaysWhetherItThinksElseTheOption) {

@@ -32,7 +32,9 @@ void choose_template(const Options& options, tune::SftOptions& sft) {
   if (sft.chat_template == tokenizer.chat_template()) return;
   if (sft.chat_template != kDeepseekV32Encoding) {
     train.chat_template = sft.chat_template;
-  } else if (model_type != "deepseek_v32") {
+  } else if (model_type == "deepseek_v32") {
+    train.chat_template = "";  // which is what such a model's directory means by none
+  } else {
     log("{} is no template that a model directory can hold: give it to serve and chat with --template, too",
         kDeepseekV32Encoding);
   }

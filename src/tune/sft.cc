@@ -10,6 +10,7 @@
 #include "checkpoint/hf_config.h"
 #include "ops/cross_entropy.h"
 #include "text/documents.h"
+#include "train/reading.h"
 #include "train/step.h"
 #include "train/teacher_logits.h"
 #include "tune/packing.h"
@@ -362,6 +363,7 @@ SftResult fine_tune(const SftOptions& given, ThreadPool& pool, const std::functi
   const Told told = told_of(options);
   const Tokenizer& tokenizer = told.tokenizer;
   const ConversationTemplate& told_with = told.with;
+  check_fit(o, trained_config(o, tokenizer), tokenizer);
   if (o.sample_every > 0 && !options.chat_template.empty() && o.prompt_ids.empty()) {
     ChatOptions chat = told_with.chat;
     if (options.thinking) chat.kwargs["thinking"] = chat.kwargs["enable_thinking"] = *options.thinking;

@@ -229,8 +229,8 @@ std::optional<MiniBatchLoss> gradients(GrpoRun& run, std::span<Answered* const> 
 struct Updates {
   LossResult loss;
   PolicyLossSums policy;
-  double first_log_ratio = 0;  // the greatest, before anything has changed
-  double grad_norm = 0;        // the greatest
+  PolicyLossSums first;  // before anything has changed
+  double grad_norm = 0;  // the greatest
   int64_t taken = 0, skipped = 0;
   std::string why;  // of the last that was skipped
 };
@@ -252,7 +252,7 @@ std::optional<Updates> update(GrpoRun& run, int64_t step, std::vector<Answered>&
     const auto whole = gradients(run, mini_batch, unchanged);
     if (!whole) return std::nullopt;
     const GradientNorms norms = gradient_norms(run.ctx, run.gradients);
-    if (unchanged) done.first_log_ratio = std::max(done.first_log_ratio, whole->policy.greatest_log_ratio);
+    if (unchanged) done.first += whole->policy;
     const LossGuard no_spikes{};
     done.why = reason_to_skip(no_spikes, whole->policy.loss, whole->loss.mtp_loss(), norms.all(), 0);
     if (!biases_are_finite(run.model.weights)) done.why = kBrokenBias;
@@ -437,7 +437,8 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   if (o.loss.mask_off_policy) {
     named.emplace_back("masked_fraction", per(static_cast<double>(policy.masked), policy.answers));
   }
-  named.emplace_back("greatest_log_ratio", updates->first_log_ratio);
+  named.emplace_back("mean_log_ratio", per(updates->first.log_ratio, updates->first.tokens));
+  named.emplace_back("greatest_log_ratio", updates->first.greatest_log_ratio);
   named.emplace_back("groups_without_signal", per(static_cast<double>(n_equal), o.questions_a_step));
   named.emplace_back("updates", static_cast<double>(updates->taken));
   named.emplace_back("sampling_tokens_per_s", static_cast<double>(counts.tokens) / std::max(counts.seconds, 1e-9));

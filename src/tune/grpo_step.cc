@@ -11,6 +11,7 @@
 #include "base/terminal.h"
 #include "text/answer_parser.h"
 #include "train/balance.h"
+#include "train/memory_check.h"
 #include "train/step.h"
 #include "tune/advantages.h"
 
@@ -257,7 +258,6 @@ std::optional<Updates> update(GrpoRun& run, int64_t step, std::vector<Answered>&
     done.why = reason_to_skip(no_spikes, whole->policy.loss, whole->loss.mtp_loss(), norms.all(), 0);
     if (!biases_are_finite(run.model.weights)) done.why = kBrokenBias;
     if (!done.why.empty()) {
-      run.not_finite = true;
       ++done.skipped;
       log("step {}, update {}: skipped: {}", step, u + 1, done.why);
       continue;
@@ -395,7 +395,6 @@ std::vector<size_t> questions_of_step(uint64_t seed, size_t n_questions, int64_t
 std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   const GrpoOptions& o = run.options;
   const double begin_s = monotonic_s();
-  run.not_finite = false;
   std::vector<Wanted> wanted;
   int64_t place = 0;
   for (const size_t q : questions_of_step(o.train.seed, run.questions.size(), o.questions_a_step, step)) {
@@ -410,6 +409,9 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   const int64_t n_equal = set_advantages(o, *answers);
   const double trained_s = monotonic_s();
   prepare(run, *answers);
+  if (run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state)) {
+    give_up(o.train.out, run.last_taken, step, kLostBits, kSoundMemory);
+  }
   const std::optional<Updates> updates = update(run, step, *answers);
   if (!updates) return std::nullopt;
 
@@ -451,6 +453,7 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   if (o.ref_every > 0 && o.loss.beta != 0 && step % o.ref_every == 0) {
     std::ranges::copy(run.state.parameters.all(), run.state.average.all().begin());
   }
+  if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);
   if (!run.broken) validate(run, step, done);
   return done;
 }

@@ -8,6 +8,7 @@
 #include "cli/command.h"
 #include "cli/model_under_test.h"
 #include "cli/sft_options.h"
+#include "train/saved_state.h"
 #include "tune/sft.h"
 #include "tune/teacher_pass.h"
 #include "tune/traces.h"
@@ -117,7 +118,7 @@ std::optional<tune::TraceCounts> run_traces(const TraceCommandOptions& options, 
   traces.keep = tune::keep_traces_named(options.keep);
   traces.seed = common.seed;
   traces.at_a_time = thread_count(common);
-  traces.teacher = teacher.name;
+  traces.teacher = teacher.is_local ? files_of(teacher.name) : teacher.name;
   if (!options.thinking.empty()) traces.thinking = options.thinking == "on";
   if (!teacher.can_chat) {
     throw UsageError("{}: {} has no chat template to ask questions with; give one with {}", command,
@@ -176,20 +177,23 @@ void run_logits(const LogitsCommandOptions& options, const CommonOptions& common
 void run_student(const StudentCommandOptions& options, const CommonOptions& common) {
   require_cpu(common, kStudent);
   tune::SftOptions sft = sft_options(options.sft, common);
-  if (sft.train.out.empty()) throw UsageError("{}: --out DIR is missing", kStudent);
-  if (sft.train.init.empty()) throw UsageError("{}: --init MODEL is missing, the student", kStudent);
+  const fs::path traces = sft.train.out / "traces.jsonl";
+  sft.train.data = {traces};
+  tune::check_sft_options(sft);  // hours before it begins
+  if (!sft.train.resume && has_checkpoints(sft.train.out)) {
+    throw UsageError("{}: {} holds checkpoints of an earlier run; go on with --resume or give another --out", kStudent,
+                     printable(sft.train.out.native()));
+  }
   const TraceCommandOptions& asking = options.traces;
   if (options.with_logits && asking.teacher.model.empty()) {
     throw UsageError("{}: --logits needs {} M: a server does not tell them", kStudent, asking.teacher.model_option);
   }
-  const fs::path traces = sft.train.out / "traces.jsonl";
   std::optional<tune::TraceCounts> counts;
   {
     const auto teacher = open_model_under_test(asking.teacher, common, kStudent);
     if (options.with_logits) tune::check_same_tokens(*teacher->tokenizer, load_tokenizer(sft.train.init));
     counts = run_traces(asking, *teacher, common, traces, kStudent);
     if (!counts) throw Interrupted{};
-    sft.train.data = {traces};
     if (options.with_logits) {
       tune::TeacherPassOptions pass = options.pass;
       pass.out = sft.teacher.logits = sft.train.out / "logits";
@@ -233,6 +237,8 @@ void add_logits(CLI::App& app, CommonOptions& common) {
   c->add_option("--student", o.init,
                 "Who will learn them: conversations are told with its template (default: the teacher)")
       ->type_name("MODEL");
+  c->add_option("--tokenizer", o.tokenizer,
+                "The student's: tokenizer.json, or a directory with one (default: its own)");
   c->add_option("--data", o.data, "The conversations that it will learn, as fathom sft takes them")
       ->required()
       ->type_name("PATH...");

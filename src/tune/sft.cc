@@ -349,6 +349,11 @@ TrainingSet read_training_set(std::span<const fs::path> data, const Tokenizer& t
   return set;
 }
 
+void check_sft_options(const SftOptions& given) {
+  const SftOptions options = completed(given);
+  check_before(options, options.train);
+}
+
 LearnedData read_learned_data(const SftOptions& given, ThreadPool& pool) {
   const SftOptions options = completed(given);
   Told told = told_of(options);

@@ -54,6 +54,9 @@ struct SftResult {
   int64_t steps = 0;  // of the whole run
 };
 
+// UsageError for options that fine_tune() would refuse before it reads anything.
+void check_sft_options(const SftOptions& options);
+
 // As train(), with the same laws. At the end OUT is a model directory that `fathom serve` talks with: its chat template
 // is `options.train.chat_template` where that is given.
 SftResult fine_tune(const SftOptions& options, ThreadPool& pool, const std::function<bool()>& stop_requested);

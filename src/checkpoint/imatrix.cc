@@ -13,7 +13,6 @@ namespace fathom {
 namespace {
 
 constexpr std::string_view kSums = ".in_sum2", kCounts = ".counts";
-constexpr std::string_view kHead = "output.weight";
 constexpr std::string_view kKvB = "attn_kv_b.weight", kKB = "attn_k_b.weight", kVB = "attn_v_b.weight";
 
 std::vector<float> numbers(const StoredTensor& tensor, const std::string& where) {
@@ -46,7 +45,6 @@ std::map<std::string, Shape> shapes_of(const ModelConfig& config) {
     shapes[prefix + std::string(kKB)] = {config.num_attention_heads, config.qk_nope_head_dim};
     shapes[prefix + std::string(kVB)] = {config.num_attention_heads, config.kv_lora_rank};
   });
-  shapes.try_emplace(std::string(kHead), Shape{1, config.hidden_size});  // where it is the embedding
   return shapes;
 }
 
@@ -188,9 +186,6 @@ WithoutImportance set_importance(std::vector<PackedWeight>& weights, const Imatr
       case WeightKind::router:
       case WeightKind::router_bias:
         continue;
-      case WeightKind::head:  // by its own name where it is the embedding
-        add(kHead, 0);
-        break;
       case WeightKind::k_b: {
         std::string name = gguf_name(weight.sources[0]->tensor->name);
         name.replace(name.rfind(kKvB), kKvB.size(), kKB);

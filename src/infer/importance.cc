@@ -112,7 +112,7 @@ Imatrix measure_importance(Context& ctx, const Model& model, std::span<const std
   const auto add_group = [&](const Batch& batch) {
     const LayerVisit visit = [&](int64_t layer, const LayerSaved& saved) { sums.add_layer(config, layer, saved); };
     Tensor hidden = forward(ctx, model, batch, {.on_layer = &visit});
-    sums.add("lm_head.weight", hidden);
+    sums.add(config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", hidden);
     MtpSaved saved;
     const std::vector<MtpInput> inputs = make_mtp_inputs(ctx, model, batch);
     for (size_t m = 0; m < inputs.size(); ++m) {

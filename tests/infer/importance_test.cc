@@ -65,9 +65,7 @@ Wanted rows_of(Tensor x) {
   return want;
 }
 
-void expect_layer(const Imatrix& got, const ModelConfig& config, int64_t layer, const LayerSaved& s) {
-  const std::string blk = fmt::format("blk.{}.", layer);
-  const MlaSaved& a = s.attention;
+void expect_latent_attention(const Imatrix& got, const ModelConfig& config, const std::string& blk, const MlaSaved& a) {
   expect_sums(got, blk + (config.q_lora_rank > 0 ? "attn_q_a.weight" : "attn_q.weight"), 0, rows_of(a.input));
   if (config.q_lora_rank > 0) expect_sums(got, blk + "attn_q_b.weight", 0, rows_of(a.q_latent));
   if (config.is_sparse()) {
@@ -78,7 +76,6 @@ void expect_layer(const Imatrix& got, const ModelConfig& config, int64_t layer, 
   expect_sums(got, blk + "attn_kv_a_mqa.weight", 0, rows_of(a.input));
   expect_sums(got, blk + "attn_kv_b.weight", 0, rows_of(a.latent));
   expect_sums(got, blk + "attn_v_b.weight", 0, rows_of(a.latent));
-  expect_sums(got, blk + "attn_output.weight", 0, rows_of(a.o));
   for (int64_t h = 0; h < config.num_attention_heads; ++h) {
     Wanted want;
     for (int64_t t = 0; t < a.q.rows(); ++t) {
@@ -86,6 +83,18 @@ void expect_layer(const Imatrix& got, const ModelConfig& config, int64_t layer, 
     }
     expect_sums(got, blk + "attn_k_b.weight", h, want);
   }
+}
+
+void expect_layer(const Imatrix& got, const ModelConfig& config, int64_t layer, const LayerSaved& s) {
+  const std::string blk = fmt::format("blk.{}.", layer);
+  if (config.is_mla()) {
+    expect_latent_attention(got, config, blk, s.attention);
+  } else {
+    for (const char* const name : {"attn_q.weight", "attn_k.weight", "attn_v.weight"}) {
+      expect_sums(got, blk + name, 0, rows_of(s.attention.input));
+    }
+  }
+  expect_sums(got, blk + "attn_output.weight", 0, rows_of(s.attention.o));
   const auto expect_mlp = [&](const std::string& end, const MlpSaved& mlp) {
     expect_sums(got, blk + "ffn_gate" + end, 0, rows_of(mlp.input));
     expect_sums(got, blk + "ffn_up" + end, 0, rows_of(mlp.input));
@@ -110,7 +119,7 @@ void expect_layer(const Imatrix& got, const ModelConfig& config, int64_t layer, 
 }
 
 TEST_F(Importance, IsTheSumOfWhatGoesIntoEveryMatrix) {
-  for (const char* name : {"v3_mtp", "v2_lite_like", "moonlight_like", "v32_dsa"}) {
+  for (const char* name : {"v3_mtp", "v2_lite_like", "moonlight_like", "v32_dsa", "llama_like", "qwen2_like"}) {
     SCOPED_TRACE(name);
     const PackedModel packed = load_packed_model(kOracle / name, pool_);
     const Model model = make_model(packed.config, packed.weights);
@@ -122,7 +131,8 @@ TEST_F(Importance, IsTheSumOfWhatGoesIntoEveryMatrix) {
     for (size_t l = 0; l < saved.layers.size(); ++l) {
       expect_layer(got, packed.config, static_cast<int64_t>(l), saved.layers[l]);
     }
-    expect_sums(got, "output.weight", 0, rows_of(hidden));
+    const bool tied = packed.config.tie_word_embeddings;
+    expect_sums(got, tied ? "token_embd.weight" : "output.weight", 0, rows_of(hidden));
     if (!packed.weights.mtp.empty()) {
       MtpSaved mtp;
       mtp_forward(ctx_, model, model.weights.mtp[0], make_mtp_input(ctx_, batch), hidden, {.saved = &mtp});
@@ -133,7 +143,8 @@ TEST_F(Importance, IsTheSumOfWhatGoesIntoEveryMatrix) {
     EXPECT_EQ(got.chunks, 4);
     EXPECT_EQ(got.chunk_tokens, 40);
     const auto coverage = expert_coverage(got, packed.config);
-    const int64_t moe_layers = packed.config.num_hidden_layers - packed.config.first_k_dense_replace;
+    int64_t moe_layers = 0;
+    for (int64_t l = 0; l < packed.config.num_hidden_layers; ++l) moe_layers += packed.config.is_moe(l) ? 1 : 0;
     ASSERT_EQ(std::ssize(coverage), moe_layers + std::ssize(packed.weights.mtp));
     for (const ExpertCoverage& layer : coverage) {
       int64_t tokens = 0;

@@ -87,6 +87,20 @@ TEST(Add, AddsElementwiseAndInPlace) {
   }
 }
 
+TEST(AddBias, AndItsBackwardPassMatchPlainTwins) {
+  for (const auto& [rows, cols] : {std::pair{1, 1}, {37, 7}, {5, 129}, {300, 66}}) {
+    const Tensor bias = random_f32(cols, 1), x = random_f32(rows, cols, 2, cols + 1), want = copy_of(x);
+    add_bias(ctx(), x, bias);
+    plain::add_bias(want, bias);
+    EXPECT_TRUE(same_bits(x, want));
+    EXPECT_TRUE(gaps_untouched(x));
+    const Tensor dx = random_f32(rows, cols, 3, cols + 2), d_bias = random_f32(cols, 4), want_bias = copy_of(d_bias);
+    add_bias_backward(ctx(), d_bias, dx);
+    plain::add_bias_backward(want_bias, dx);
+    EXPECT_TRUE(same_bits(d_bias, want_bias));
+  }
+}
+
 TEST(Add, EveryInstructionSetAgrees) {
   for (const auto& [isa, kernels] :
        each_isa(cpu::baseline::row_kernels, cpu::avx2::row_kernels, cpu::avx512::row_kernels)) {

@@ -6,7 +6,6 @@
 #include <cstring>
 #include <vector>
 
-#include "ops/each_isa.h"
 #include "ops/test_tensors.h"
 
 namespace fathom {

@@ -77,6 +77,33 @@ TEST(LatentRows, RoundToTheirPrecision) {
   }
 }
 
+// Each part of a row is a row by itself.
+TEST(LatentRows, PartsAreRowsOfTheirOwn) {
+  for (const Format format : kFormats) {
+    for (const int64_t dim : {2, 40, 130}) {
+      const LatentRowLayout one{format, dim, 0}, layout{format, dim, 0, 6};
+      const int64_t bytes = latent_row_bytes(one), row_bytes = latent_row_bytes(layout);
+      ASSERT_EQ(row_bytes, 6 * bytes);
+      const Tensor x = random_f32(3, 6 * dim, 1), got = filled_f32(3, 6 * dim, NAN), part = filled_f32(3, dim, NAN);
+      const Tensor plain = filled_f32(3, 6 * dim, NAN);
+      std::string rows(static_cast<size_t>(3 * row_bytes), 0), alone(static_cast<size_t>(bytes), 0);
+      for (int64_t i = 0; i < 3; ++i) write_latent_row(layout, rows.data() + i * row_bytes, x.f32_row(i), nullptr);
+      read_latent_rows(layout, got.f32(), rows.data(), 3);
+      plain::read_latent_rows(layout, plain.f32(), rows.data(), 3);
+      EXPECT_TRUE(same_bits(got, plain));
+      for (int64_t p = 0; p < 6; ++p) {
+        read_latent_parts(layout, p, part.f32(), rows.data(), 3);
+        for (int64_t i = 0; i < 3; ++i) {
+          EXPECT_EQ(std::memcmp(part.f32_row(i), got.f32_row(i) + p * dim, static_cast<size_t>(dim) * sizeof(float)),
+                    0);
+          write_latent_row(one, alone.data(), x.f32_row(i) + p * dim, nullptr);
+          EXPECT_EQ(alone, rows.substr(static_cast<size_t>(i * row_bytes + p * bytes), static_cast<size_t>(bytes)));
+        }
+      }
+    }
+  }
+}
+
 TEST(LatentRows, KeepZerosZero) {
   for (const Format format : kFormats) {
     const LatentRowLayout layout{format, 40, 4};

@@ -171,6 +171,30 @@ TEST(Rope, EveryInstructionSetAgrees) {
   }
 }
 
+// Llama 3.1's: what its report and transformers say of each band of waves.
+TEST(Rope, Llama3StretchesLongWavesAlone) {
+  const Llama3Scaling scaling{.factor = 8, .low_freq_factor = 1, .high_freq_factor = 4};
+  const Rope plain = make_rope(128, 500000, false, std::nullopt);
+  Rope scaled = plain;
+  scale_as_llama3(scaled, scaling);
+  int n_same = 0, n_between = 0, n_stretched = 0;
+  for (size_t i = 0; i < plain.inv_freq.size(); ++i) {
+    const float wave = 6.2831853f / plain.inv_freq[i], ratio = plain.inv_freq[i] / scaled.inv_freq[i];
+    if (wave < 2048) {
+      EXPECT_EQ(ratio, 1);
+      ++n_same;
+    } else if (wave > 8192) {
+      EXPECT_NEAR(ratio, 8, 1e-6);
+      ++n_stretched;
+    } else {
+      const float smooth = (8192 / wave - 1) / 3;
+      EXPECT_NEAR(ratio, 1 / ((1 - smooth) / 8 + smooth), 1e-5);
+      ++n_between;
+    }
+  }
+  EXPECT_GT(std::min({n_same, n_between, n_stretched}), 3);
+}
+
 TEST(Rope, BitsDoNotDependOnThreads) {
   const Rope r = make_rope(64, 10000, true, std::nullopt);
   const Tensor positions = some_positions(400), x = random_f32(400, 4 * 96, 1);

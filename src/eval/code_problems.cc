@@ -151,12 +151,11 @@ std::string without_returns(std::string text) {
 }
 
 std::string from_base64(std::string_view text, const std::string& where) {
-  static const std::array<signed char, 256> values = [] {
-    std::array<signed char, 256> out{};
+  static const std::array<int, 256> values = [] {
+    std::array<int, 256> out{};
     out.fill(-1);
     constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    for (size_t i = 0; i < kDigits.size(); ++i)
-      out[static_cast<unsigned char>(kDigits[i])] = static_cast<signed char>(i);
+    for (size_t i = 0; i < kDigits.size(); ++i) out[static_cast<unsigned char>(kDigits[i])] = static_cast<int>(i);
     return out;
   }();
   while (text.ends_with('=')) text.remove_suffix(1);

@@ -293,7 +293,7 @@ std::string extract_code(std::string_view completion) {
       fence = std::string(mark.substr(0, length));
       current.emplace();
     } else if (length >= fence.size() && sign == fence[0] && label.empty()) {
-      if (is_python) found = std::move(current);
+      if (is_python) found = *current;
       current.reset();
     } else {
       (*current += line) += '\n';

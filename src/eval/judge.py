@@ -25,7 +25,8 @@ MODULES = ("bisect", "cmath", "collections", "copy", "datetime", "decimal", "fra
 ERRORS = {error.__name__: error for error in (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, LookupError,
                                               NotImplementedError, OverflowError, RecursionError, TypeError, ValueError,
                                               ZeroDivisionError)}  # none that ends a loop
-sys.set_int_max_str_digits(0)
+if hasattr(sys, "set_int_max_str_digits"):  # since Python 3.10.7
+    sys.set_int_max_str_digits(0)
 
 
 # -- Values as JSON: what JSON has as itself, lists as arrays, everything else as an object of one key. ----------------------------
@@ -133,7 +134,11 @@ def serve(requests, answers):
 
     for line in requests:
         try:
-            answer = {"value": pack(do(*json.loads(line)), other)}
+            op, *rest = json.loads(line)
+            value = do(op, *rest)
+            # What is called is called here, a type like int too.
+            function = op in ("get", "method") and callable(value)
+            answer = {"value": other(value) if function else pack(value, other)}
         except BaseException as error:
             answer = {"error": [type(error).__name__, str(error)[:500]]}
         answers.write(json.dumps(answer) + "\n")

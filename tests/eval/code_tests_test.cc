@@ -211,7 +211,7 @@ TEST_F(CodeTests, NoProgramForgesItsVerdict) {
       "repr(frame.f_locals): return n * n\n    frame = frame.f_back\n  return 1",
   };
   const std::vector<CodeVerdict> all =
-      verdicts(square(), programs, {.cpu_s = 2, .wall_s = 3, .memory_bytes = 512 << 20});
+      verdicts(square(), programs, {.cpu_s = 1, .wall_s = 2, .memory_bytes = 512 << 20});
   ASSERT_GE(programs.size(), 20U);
   for (size_t i = 0; i < all.size(); ++i) EXPECT_FALSE(all[i].passed) << programs[i];
 }
@@ -261,6 +261,17 @@ def f(x=None, point=None):
             [fractions.Fraction(1, 3), decimal.Decimal("0.1")]][x])";
   const CodeVerdict verdict = judge_code(problem, program, kShort);
   EXPECT_TRUE(verdict.passed) << verdict.why;
+}
+
+TEST_F(CodeTests, AnythingThatCanBeCalledIsAFunction) {
+  const CodeProblem whole{.entry_point = "whole", .test_code = "assert whole('7') == 7\nassert whole(2.5) == 2\n"};
+  for (const CodeVerdict& verdict :
+       verdicts(whole, {"whole = int", "whole = lambda x: int(x)", "from builtins import int as whole",
+                        "class A:\n  def __call__(self, x): return int(x)\nwhole = A()",
+                        "import functools\nwhole = functools.partial(int)"})) {
+    EXPECT_TRUE(verdict.passed) << verdict.why;
+  }
+  EXPECT_FALSE(verdicts(whole, {"whole = 7"})[0].passed);
 }
 
 TEST_F(CodeTests, HumanEvalsContinuationsEndAndWholeFunctionsReplaceThem) {

@@ -15,7 +15,9 @@ struct Pair {
 void expect_all(bool same, const std::vector<Pair>& pairs, bool both_ways = true) {
   for (const Pair& pair : pairs) {
     EXPECT_EQ(same_answer(pair.given, pair.expected), same) << pair.given << " for " << pair.expected;
-    if (both_ways) EXPECT_EQ(same_answer(pair.expected, pair.given), same) << pair.expected << " for " << pair.given;
+    if (both_ways) {
+      EXPECT_EQ(same_answer(pair.expected, pair.given), same) << pair.expected << " for " << pair.given;
+    }
   }
 }
 

@@ -271,10 +271,6 @@ MathNode with_signs(const MathNode& node) {
   MathNode out = node;
   out.parts.clear();
   for (const MathNode& part : node.parts) {
-    if (part.kind != MathKind::tuple && !contains(part, MathKind::plus_minus)) {
-      out.parts.push_back(part);
-      continue;
-    }
     if (!contains(part, MathKind::plus_minus)) {
       out.parts.push_back(part);
       continue;
@@ -305,9 +301,7 @@ bool same_lists(const MathNode& given, const MathNode& expected, Work& work) {
     a = distinct(a, work);
     b = distinct(b, work);
   }
-  if (same_unordered(a, b, work)) return true;
-  // x = 1, y = 2 against values without names, in the order in which they stand
-  return false;
+  return same_unordered(a, b, work);
 }
 
 // lhs - rhs
@@ -345,7 +339,6 @@ MathNode reversed(const MathNode& relation) {
 }
 
 bool same_relations(const MathNode& given, const MathNode& expected, Work& work) {
-  // A rounded value that is expected as such.
   if (same_structure(given, expected, work)) return true;
   const MathNode mirrored = reversed(given);
   if (same_structure(mirrored, expected, work)) return true;

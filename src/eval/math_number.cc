@@ -142,6 +142,7 @@ Value literal(std::string_view digits) {
     residue = plus(times(residue, 10), digit);
     if (behind_point) scale = times(scale, 10);
     if (top) top = product_of(*top, 10);
+    if (top && *top > kMostExact) top.reset();
     if (top) *top += static_cast<Int128>(digit);
     if (behind_point && bottom) bottom = product_of(*bottom, 10);
     if (significant < 60) {

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "base/rng.h"
 #include "eval/fewshot_sampler.h"
 #include "eval/task_files.h"
 #include "refusal.h"
@@ -156,6 +157,27 @@ TEST(Gsm8k, AnswersAreTakenAsTheHarnessTakesThem) {
   EXPECT_EQ(scores("#### 1198 then 7"), Pair(1, 0));
   EXPECT_EQ(scores("none"), Pair(0, 0));
   EXPECT_EQ(scores("-1198"), Pair(0, 0));
+}
+
+TEST(Judges, AnyTextIsTaken) {
+  // Pieces that judges look for, and bytes, in any order.
+  constexpr std::string_view kPieces[] = {"Answer:", "answer is", "\\boxed{", "\\text{", "}",    "####",    "#### ",
+                                          "-",       "$",         "12",       ".",       ",",    "A",       "B",
+                                          "(",       "\"",        " ",        "\n",      "\xff", "\xe2\x82"};
+  Rng rng(3);
+  Item item;
+  item.expected = "#### 12";
+  for (int i = 0; i < 20000; ++i) {
+    std::string text;
+    for (uint64_t n = rng.below(12); n > 0; --n) text += kPieces[rng.below(std::size(kPieces))];
+    for (const bool chats : {false, true}) {
+      const Judgement letter = judge_letter(item, text, chats), number = judge_gsm8k(item, text, chats);
+      EXPECT_LE(letter.extracted.size(), 1U) << text;
+      EXPECT_EQ(letter.scores.size() + number.scores.size(), 4U);
+    }
+    const std::string said = refusal([&] { parse_csv(text, "x"); });
+    EXPECT_TRUE(said == "(accepted)" || said.starts_with("x: line ")) << said;
+  }
 }
 
 TEST(Tasks, NamesAreToldWhereOneIsWrong) {

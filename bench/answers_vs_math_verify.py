@@ -101,7 +101,7 @@ def sympy_ways(answer):
     from math_verify import parse
     import sympy
     read = parse(f"${answer}$")
-    if not read or not isinstance(read[0], sympy.Expr) or INTEGER.match(answer) or re.search(r"[{(]?,|_|\\text|\\mbox|\^\\circ|\\%|\\\$", answer):
+    if not read or not isinstance(read[0], sympy.Expr) or INTEGER.match(answer) or re.search(r"[{(]?,|_|[A-Z:]|\\text|\\mbox|\^\\circ|\\%|\\\$", answer):
         return []
     out = []
     for write in (lambda e: sympy.latex(sympy.expand(e.doit())), lambda e: sympy.latex(sympy.factor(e.doit())), lambda e: sympy.latex(sympy.together(e.doit()))):
@@ -151,7 +151,8 @@ def near_misses(answer, rng):
     return [(way, False) for way in dict.fromkeys(out) if way.strip() and way != answer]
 
 
-def pairs_from(path, count, seed):
+def pairs_from(path, count, seed, part, parts):
+    """Of each N-th answer alone: what pairs an answer gives does not depend on the others."""
     rng = random.Random(seed)
     answers = []
     for line in open(path, encoding="utf-8"):
@@ -164,12 +165,13 @@ def pairs_from(path, count, seed):
     answers = [a for a in answers if not INTEGER.match(a)] + plain[:150]
     rng.shuffle(answers)
     out = []
-    for answer in answers:
+    for answer in answers[part::parts]:
+        rng = random.Random(f"{seed} {answer}")
         ways, misses = same_ways(answer, rng), near_misses(answer, rng)
         more = sympy_ways(answer)
         for given, same in rng.sample(ways, min(2, len(ways))) + rng.sample(more, min(2, len(more))) + rng.sample(misses, min(2, len(misses))):
             out.append((given, answer, same))
-    return out[:count]
+    return out[:count // parts]
 
 
 def main():
@@ -177,7 +179,7 @@ def main():
     arguments.add_argument("probe")
     arguments.add_argument("math")
     arguments.add_argument("--pairs", type=int, default=5000)
-    arguments.add_argument("--part", default="0/1", help="I/N: the I-th of N parts of the pairs")
+    arguments.add_argument("--part", default="0/1", help="I/N: the I-th of N parts of the answers, I from 0")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--list")
     options = arguments.parse_args()
@@ -187,7 +189,7 @@ def main():
         sys.exit("answers_vs_math_verify.py: install the package math-verify first: python3 -m pip install math-verify")
     logging.disable(logging.CRITICAL)
     part, parts = map(int, options.part.split("/"))
-    pairs = pairs_from(options.math, options.pairs, options.seed)[part::parts]
+    pairs = pairs_from(options.math, options.pairs, options.seed, part, parts)
     lines = "".join(json.dumps([given, expected]) + "\n" for given, expected, _ in pairs)
     ours = subprocess.run([options.probe], input=lines, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
     counts = {}

@@ -132,7 +132,7 @@ std::optional<std::string_view> behind_phrase(std::string_view text) {
   for (const std::string_view word : {" because", " since ", " as ", ", because", ", since", ", so "})
     rest = rest.substr(0, rest.find(word));
   rest = bare(rest);
-  return rest.empty() ? std::nullopt : std::optional(rest);
+  return rest.find_first_not_of("$ ") == kNone ? std::nullopt : std::optional(rest);
 }
 
 struct Span {
@@ -336,7 +336,10 @@ std::optional<std::string> final_answer(std::string_view solution, AnswerStyle s
   }
   const std::vector<Span> found = numbers(solution);
   if (found.empty()) return std::nullopt;
-  const Span last = found.back();
+  Span last = found.back();
+  if (found.size() > 1 && last.begin > 0 && solution[last.begin - 1] == '/' && found.end()[-2].end + 1 == last.begin) {
+    last.begin = found.end()[-2].begin;  // "3/4"
+  }
   std::string out(solution.substr(last.begin, last.end - last.begin));
   std::erase(out, '\\');
   std::erase(out, '$');

@@ -88,14 +88,17 @@ bool is_equation(const MathNode& node) {
          std::ranges::all_of(node.operators, [](const std::string& op) { return op == "=" || op == "~"; });
 }
 
-// The value of "x = 5", "2 + 3 = 5" and "x = 1/3 \approx 0.33", or null.
-const MathNode* value_of(const MathNode& node) {
+// The value of "x = 5", "2 + 3 = 5" and "x = 1/3 \approx 0.33", or null. "7 = 5" has none.
+const MathNode* value_of(const MathNode& node, Work& work) {
   if (!is_equation(node)) return nullptr;
   size_t last = 0;  // behind "=", never behind "\approx"
   while (last < node.operators.size() && node.operators[last] == "=") ++last;
   if (last == 0) return nullptr;
-  const MathNode& left = node.parts[0];
-  return is_name(left) || !has_variables(left) ? &node.parts[last] : nullptr;
+  for (size_t i = 0; i < last; ++i) {
+    if (i == 0 && !is_name(node.parts[0]) && has_variables(node.parts[0])) return nullptr;
+    if (!is_name(node.parts[i]) && !same(node.parts[i], node.parts[last], work)) return nullptr;
+  }
+  return &node.parts[last];
 }
 
 // Equal at every point; decided by the first that differs.
@@ -246,11 +249,11 @@ Nodes pointers(const std::vector<MathNode>& parts) {
 }
 
 // "x = 1, x = 2" and "x = 1, 2" are the values of x. Others stay as they are.
-Nodes values_in(const std::vector<MathNode>& parts) {
+Nodes values_in(const std::vector<MathNode>& parts, Work& work) {
   Nodes out;
   const MathNode* name = nullptr;
   for (const MathNode& part : parts) {
-    const MathNode* value = value_of(part);
+    const MathNode* value = value_of(part, work);
     if (value == nullptr && part.kind == MathKind::relation) return pointers(parts);
     if (value != nullptr) {
       const MathNode& left = part.parts[0];
@@ -297,7 +300,7 @@ Nodes distinct(const Nodes& nodes, Work& work) {
 bool is_list(const MathNode& node) { return node.kind == MathKind::list || node.kind == MathKind::set; }
 
 bool same_lists(const MathNode& given, const MathNode& expected, Work& work) {
-  Nodes a = values_in(given.parts), b = values_in(expected.parts);
+  Nodes a = values_in(given.parts, work), b = values_in(expected.parts, work);
   if (given.kind == MathKind::set && expected.kind == MathKind::set) {
     a = distinct(a, work);
     b = distinct(b, work);
@@ -346,7 +349,7 @@ bool same_relations(const MathNode& given, const MathNode& expected, Work& work)
   if (same_structure(given, expected, work)) return true;
   const MathNode mirrored = reversed(given);
   if (same_structure(mirrored, expected, work)) return true;
-  const MathNode *x = value_of(given), *y = value_of(expected);
+  const MathNode *x = value_of(given, work), *y = value_of(expected, work);
   if (x != nullptr && y != nullptr) {  // x = 1 + 1 = 2 against x = 2
     const MathNode &left = given.parts[0], &right = expected.parts[0];
     if ((given.parts.size() > 2 || expected.parts.size() > 2 || left.kind == MathKind::text ||
@@ -440,13 +443,14 @@ bool same_collections(const MathNode& a, const MathNode& b, Work& work) {
     // x = 1, y = 2 for the point (1, 2)
     Nodes values;
     for (const MathNode& part : a.parts) {
-      const MathNode* value = value_of(part);
+      const MathNode* value = value_of(part, work);
       if (value == nullptr || !is_name(part.parts[0])) return false;
       values.push_back(value);
     }
     return same_ordered(values, pointers(b.parts), work);
   }
-  if (a.kind == MathKind::ratio && b.kind == MathKind::ratio)
+  const bool ratios = a.kind == MathKind::ratio && (b.kind == MathKind::ratio || b.kind == MathKind::quotient);
+  if (ratios || (a.kind == MathKind::quotient && b.kind == MathKind::ratio))
     return same_ordered(pointers(a.parts), pointers(b.parts), work);
   const auto may_be_set = [](const MathNode& node) {
     return node.kind == MathKind::constant || node.kind == MathKind::tuple || node.kind == MathKind::set ||
@@ -494,13 +498,13 @@ bool same(const MathNode& given_node, const MathNode& expected_node, Work& work)
   const bool relation_a = a.kind == MathKind::relation, relation_b = b.kind == MathKind::relation;
   if (relation_b && b.operators.back() == "~") {  // rounded, and expected so
     const auto decimal = decimal_of(b.parts.back());
-    const MathNode* value = relation_a ? value_of(a) : &a;
+    const MathNode* value = relation_a ? value_of(a, work) : &a;
     if (decimal && value != nullptr && is_value(*value) && near(*value, b.parts.back(), decimal->places, work))
       return true;
   }
   if (relation_a && relation_b && same_relations(a, b, work)) return true;
   if (relation_a != relation_b) {
-    const MathNode* value = value_of(relation_a ? a : b);
+    const MathNode* value = value_of(relation_a ? a : b, work);
     if (value != nullptr && same(relation_a ? *value : a, relation_a ? b : *value, work)) return true;
   }
   if (a.kind == MathKind::text || b.kind == MathKind::text) return a.kind == b.kind && same_words(a.text, b.text);

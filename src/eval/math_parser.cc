@@ -546,7 +546,7 @@ struct Parser {
     if (text.starts_with("\\begin{")) return matrix(text.substr(7, text.size() - 8));
     ++at;
     if (text == "\\$") {
-      MathNode value = factor();
+      MathNode value = signed_factor();
       return make(MathKind::quantity, parts_of(std::move(value)), "$");
     }
     if (text == "\\frac") {

@@ -329,6 +329,7 @@ TEST(Answers, EquationsAndInequalities) {
                        {"\\frac{x^2}{16} - \\frac{y^2}{9} = 1", "9x^2 - 16y^2 = 144"},
                        {"x^2 + y^2 = 13", "y^2 = 13 - x^2"},
                        {"2+3=5", "5"},
+                       {"A = B = 5", "5"},
                        {"x = \\frac{6}{4} = \\frac32", "\\frac32"},
                        {"x = \\frac13 \\approx 0.33", "\\frac13"},
                        {"\\text{Area} = 12", "12"},
@@ -349,6 +350,9 @@ TEST(Answers, EquationsAndInequalities) {
                    });
   expect_all(false, {
                         {"x = 5", "6"},
+                        {"7 = 5", "5"},
+                        {"x = 7 = 5", "5"},
+                        {"5 = 7", "5"},
                         {"x = 5", "y = 5"},
                         {"x = 5", "x = -5"},
                         {"y = 2x+3", "y = 2x-3"},
@@ -417,6 +421,8 @@ TEST(Answers, IntervalsSetsAndTuples) {
                  {"\\frac15\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} 1/5 \\\\ 2/5 \\end{pmatrix}"},
                  {"\\begin{pmatrix} 1 \\\\ 2 \\\\ 3 \\end{pmatrix}", "(1,2,3)"},
                  {"1:2", "1 : 2"},
+                 {"1:2", "\\frac{1}{2}"},
+                 {"\\$-81", "-81"},
                  {"\\emptyset", "\\varnothing"},
                  {"100,200", "100200"},
                  {"45^\\circ, 135^\\circ", "135, 45"},
@@ -456,6 +462,8 @@ TEST(Answers, IntervalsSetsAndTuples) {
           {"\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}", "\\begin{pmatrix} 1 & 3 \\\\ 2 & 4 \\end{pmatrix}"},
           {"\\begin{vmatrix} 1 & 2 \\\\ 3 & 4 \\end{vmatrix}", "\\begin{pmatrix} 1 & 2 \\\\ 3 & 4 \\end{pmatrix}"},
           {"1:2", "2:1"},
+          {"1:2", "2/1"},
+          {"1:2", "0.5"},
           {"1:2", "12"},
           {"10:30", "10:31"},
           {"10:30", "1:3"},
@@ -629,6 +637,7 @@ TEST(Answers, WithoutABoxTheSentenceThenTheLastNumberCounts) {
   EXPECT_EQ(final_answer("We get 3, then 1,234.50 in all."), "1,234.50");
   EXPECT_EQ(final_answer("It costs $-5."), "-5");
   EXPECT_EQ(final_answer("from 3-4"), "4");
+  EXPECT_EQ(final_answer("which makes 3/4."), "3/4");
   EXPECT_EQ(final_answer("it is -4"), "-4");
   EXPECT_EQ(final_answer("Answer: $$"), std::nullopt);
   EXPECT_EQ(final_answer("nothing"), std::nullopt);

@@ -254,6 +254,19 @@ class Evaluated(Case):
         for record in records(self.folder / "out", "humaneval"):
             self.assertEqual(record["scores"]["passed"], record["verdict"] == "passed", record)
 
+    def test_prompts_that_are_too_long_are_told(self):
+        # 512 tokens are this model's context, and bytes its tokens.
+        done = self.eval("--task", "arc,gsm8k", "--shots", "3", "--limit", "2", "--max-tokens", "4", "--json", "--out", str(self.folder / "out"))
+        arc, gsm8k = (json.loads(line) for line in self.assert_done(done).splitlines())
+        self.assertEqual((arc["truncated"], arc["failed"]), (2, 0))
+        self.assertIn("lost their begin", done.stderr)
+        for record in records(self.folder / "out", "arc"):
+            self.assertEqual(record["prompt_tokens"] + max(record["choice_tokens"]), 513)  # the last token is not read
+        self.assertEqual((gsm8k["truncated"], gsm8k["failed"]), (0, 2))
+        self.assertIn("2 questions could not be asked", done.stderr)
+        self.assertIn("512 at most", records(self.folder / "out", "gsm8k")[0]["error"])
+        self.assertIn("lost their begin", (self.folder / "out/report.md").read_text(encoding="utf-8"))
+
     def test_refusals(self):
         out = str(self.folder / "out")
         self.eval_json("--task", "gsm8k", "--limit", "2", "--max-tokens", "8", "--shots", "0", "--out", out)

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "base/rng.h"
 #include "eval/fewshot_sampler.h"
 #include "eval/task_files.h"
 #include "refusal.h"
@@ -174,6 +175,27 @@ TEST(Questions, AnswersMayBeWholeSolutions) {
   EXPECT_EQ(judge_math(items[2], "Chapter 4", true).scores[0].second, 0);
   const auto path = files.write("other.jsonl", "{\"question\": \"1+1\"}");
   EXPECT_NE(refusal([&] { read_questions({.data = path}); }).find("line 1: there is no answer"), std::string::npos);
+}
+
+TEST(Judges, AnyTextIsTaken) {
+  // Pieces that judges look for, and bytes, in any order.
+  constexpr std::string_view kPieces[] = {"Answer:", "answer is", "\\boxed{", "\\text{", "}",    "####",    "#### ",
+                                          "-",       "$",         "12",       ".",       ",",    "A",       "B",
+                                          "(",       "\"",        " ",        "\n",      "\xff", "\xe2\x82"};
+  Rng rng(3);
+  Item item;
+  item.expected = "#### 12";
+  for (int i = 0; i < 20000; ++i) {
+    std::string text;
+    for (uint64_t n = rng.below(12); n > 0; --n) text += kPieces[rng.below(std::size(kPieces))];
+    for (const bool chats : {false, true}) {
+      const Judgement letter = judge_letter(item, text, chats), number = judge_gsm8k(item, text, chats);
+      EXPECT_LE(letter.extracted.size(), 1U) << text;
+      EXPECT_EQ(letter.scores.size() + number.scores.size(), 4U);
+    }
+    const std::string said = refusal([&] { parse_csv(text, "x"); });
+    EXPECT_TRUE(said == "(accepted)" || said.starts_with("x: line ")) << said;
+  }
 }
 
 TEST(Tasks, NamesAreToldWhereOneIsWrong) {

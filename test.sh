@@ -33,7 +33,7 @@ for room in serve parallel ops model base; do seq -f "$room %g" 0 3; done | xarg
 
 say "AddressSanitizer and UndefinedBehaviorSanitizer: every test, but those that go through files and processes again"
 build asan
-slow='^(clients_schemathesis|resume|convert|data|bench_serve|watch|plan|sft|train.ParallelStep.EveryLayoutTrainsLikeOneProcess)$'
+slow='^(clients_schemathesis|resume|convert|data|bench_serve|watch|plan|sft|distill|eval_cli|grpo|train.ParallelStep.EveryLayoutTrainsLikeOneProcess)$'
 ctest --preset asan -j "$jobs" -E "$slow" >build/asan/ctest.log || { grep -v " Passed " build/asan/ctest.log | tail -n 300; exit 1; }
 grep "tests passed" build/asan/ctest.log
 

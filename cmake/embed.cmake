@@ -1,5 +1,6 @@
-# fathom_embed(TARGET NAME=FILE ...): files as they are, in the program: embedded_file("NAME") of serve/embedded.h finds them.
+# fathom_embed(fathom_ROOM NAME=FILE ...): files as they are, in the program: embedded_file("NAME") of ROOM/embedded.h finds them.
 function(fathom_embed target)
+  string(REPLACE fathom_ "" room ${target})
   set(out ${CMAKE_CURRENT_BINARY_DIR}/${target}_files.cc)
   set(data "")
   set(table "")
@@ -16,10 +17,10 @@ function(fathom_embed target)
     math(EXPR i "${i} + 1")
   endforeach()
   file(CONFIGURE OUTPUT ${out} @ONLY CONTENT "// What ${target} holds, by cmake/embed.cmake.
-#include \"serve/embedded.h\"
+#include \"${room}/embedded.h\"
 
 ${data}
-namespace fathom::serve {
+namespace fathom::${room} {
 
 std::string_view embedded_file(std::string_view name) {
   static const std::pair<std::string_view, std::string_view> files[] = {
@@ -30,7 +31,7 @@ ${table}  };
   return {};
 }
 
-}  // namespace fathom::serve
+}  // namespace fathom::${room}
 ")
   set_source_files_properties(${out} PROPERTIES OBJECT_DEPENDS "${files}")
   target_sources(${target} PRIVATE ${out})

@@ -23,7 +23,7 @@ ROOMS = {
 # Of the model, files on disk know what is stored and nothing of how it is computed.
 CHECKPOINT_SEES = {"model/config.h", "model/weights.h"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"')
-ABSOLUTE_PATH = re.compile(r'(?<![\w.:/-])/(?:work|root|tmp|home|opt|mnt|usr)/\w')
+ABSOLUTE_PATH = re.compile(r'(?<![\w.:/-])/(?:(?:work|root|tmp|home|opt|mnt)/\w|usr/(?!(?:local/)?bin\b)\w)')
 
 
 def room_of(path):

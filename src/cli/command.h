@@ -38,6 +38,8 @@ struct CommonOptions {
 // UsageError; main.cc alone catches. `common` outlives the parse and is filled before a callback runs.
 void add_train(CLI::App& app, CommonOptions& common);
 void add_sft(CLI::App& app, CommonOptions& common);
+void add_distill(CLI::App& app, CommonOptions& common);
+void add_grpo(CLI::App& app, CommonOptions& common);
 void add_score(CLI::App& app, CommonOptions& common);
 void add_generate(CLI::App& app, CommonOptions& common);
 void add_chat(CLI::App& app, CommonOptions& common);
@@ -48,6 +50,7 @@ void add_bench(CLI::App& app, CommonOptions& common);
 void add_serve(CLI::App& app, CommonOptions& common);
 void add_watch(CLI::App& app, CommonOptions& common);
 void add_plan(CLI::App& app, CommonOptions& common);
+void add_eval(CLI::App& app, CommonOptions& common);
 
 // Temperature, filters and penalties, as options of `command`.
 void add_sampler_options(CLI::App& command, SamplerOptions& sampler);

@@ -187,6 +187,8 @@ int parse_and_run(int argc, char** argv) {
   });
   add_train(app, common);
   add_sft(app, common);
+  add_distill(app, common);
+  add_grpo(app, common);
   add_score(app, common);
   add_generate(app, common);
   add_chat(app, common);
@@ -197,6 +199,7 @@ int parse_and_run(int argc, char** argv) {
   add_serve(app, common);
   add_watch(app, common);
   add_plan(app, common);
+  add_eval(app, common);
   for (CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     command->footer("Options of every command (--threads, --seed, --config, ...): fathom --help");
   }

@@ -7,6 +7,8 @@
 #include "base/terminal.h"
 #include "checkpoint/gguf_model.h"
 #include "infer/generation.h"
+#include "serve/prompt.h"
+#include "text/chat.h"
 
 namespace fathom::cli {
 namespace {
@@ -29,7 +31,7 @@ auto make_sampler(const TrainerOptions& options, const CommonOptions& common) {
   };
 }
 
-void add_optimizer_options(CLI::App& c, TrainerOptions& options) {
+void add_optimizer_options(CLI::App& c, TrainerOptions& options, bool packed) {
   TrainOptions& o = options.train;
   c.add_option("--lr", o.lr.peak, "Peak learning rate")->capture_default_str();
   c.add_option("--min-lr", options.min_lr, "Learning rate at the end (default: a tenth of --lr)")
@@ -44,13 +46,15 @@ void add_optimizer_options(CLI::App& c, TrainerOptions& options) {
   c.add_option("--beta1", o.beta1, "AdamW")->capture_default_str();
   c.add_option("--beta2", o.beta2, "AdamW")->capture_default_str();
   c.add_option("--eps", o.eps, "AdamW")->capture_default_str();
-  c.add_option(
-      "--ema-decay", o.ema_decay,
-      "Keep a moving average of the weights with this decay, such as 0.999, and write it to OUT/average (0: none)");
   c.add_option("--clip", o.clip, "Greatest global norm of the gradient, 0: none")->capture_default_str();
-  c.add_option("--spike-deviations", o.spike_deviations,
-               "Skip a step whose loss is so many standard deviations above the usual (0: none)")
-      ->capture_default_str();
+  if (packed) {
+    c.add_option(
+        "--ema-decay", o.ema_decay,
+        "Keep a moving average of the weights with this decay, such as 0.999, and write it to OUT/average (0: none)");
+    c.add_option("--spike-deviations", o.spike_deviations,
+                 "Skip a step whose loss is so many standard deviations above the usual (0: none)")
+        ->capture_default_str();
+  }
   c.add_option("--max-skips", o.max_skips, "End after more skipped steps in a row than these")->capture_default_str();
   c.add_flag("--check-memory", o.check_memory,
              "End the run when weights or moments are not what the step before left (memory without ECC)");
@@ -95,15 +99,17 @@ void add_trainer_options(CLI::App& c, TrainerOptions& options, const TrainerText
   c.add_flag("--resume", o.resume, "Go on from the newest whole checkpoint under --out");
   CLI::Option* const steps = c.add_option("--steps", o.steps, texts.steps);
   if (o.steps > 0) steps->capture_default_str();
-  CLI::Option* const seq_len = c.add_option("--seq-len", o.seq_len, texts.seq_len);
-  if (o.seq_len > 0) seq_len->capture_default_str();
-  c.add_option("--batch-size", o.batch_size, texts.batch_size)->capture_default_str();
-  c.add_option("--micro-batch", o.micro_batch, texts.micro_batch);
+  if (texts.packed) {
+    CLI::Option* const seq_len = c.add_option("--seq-len", o.seq_len, texts.seq_len);
+    if (o.seq_len > 0) seq_len->capture_default_str();
+    c.add_option("--batch-size", o.batch_size, texts.batch_size)->capture_default_str();
+    c.add_option("--micro-batch", o.micro_batch, texts.micro_batch);
+  }
   c.add_option("--recompute", options.recompute,
                "What the backward pass makes again, to save memory: none, selective (norms, MLA's up-projections, "
                "SwiGLU), full (whole layers)")
       ->capture_default_str();
-  add_optimizer_options(c, options);
+  add_optimizer_options(c, options, texts.packed);
   c.add_option("--tensorboard", o.tensorboard, "Event files for TensorBoard too")->type_name("DIR");
   c.add_option("--val-data", o.val_data, texts.val_data)->type_name("PATH...");
   c.add_option("--val-every", o.val_every, "Validate every N steps (0: after the last only)");
@@ -161,6 +167,24 @@ TrainOptions trainer_options(const TrainerOptions& options, const CommonOptions&
   o.sample = make_sampler(options, common);
   o.check = stop_when_interrupted;
   return o;
+}
+
+std::string choose_chat_template(const std::string& file, TrainOptions& train) {
+  if (train.tokenizer.empty() && train.init.empty()) return {};  // which is said later
+  const Tokenizer tokenizer = Tokenizer::load(train.tokenizer.empty() ? train.init.string() : train.tokenizer);
+  std::string chosen = load_chat_template(file, tokenizer);
+  const std::string model_type = read_model_config(train.init.empty() ? train.model_config : train.init).model_type;
+  if (chosen.empty() && tokenizer.id_of("<｜User｜>") >= 0) chosen = serve::default_template(tokenizer, model_type);
+  if (chosen == tokenizer.chat_template()) return chosen;
+  if (chosen != kDeepseekV32Encoding) {
+    train.chat_template = chosen;
+  } else if (model_type == "deepseek_v32") {
+    train.chat_template = "";  // which is what such a model's directory means by none
+  } else {
+    log("{} is no template that a model directory can hold: give it to serve and chat with --template, too",
+        kDeepseekV32Encoding);
+  }
+  return chosen;
 }
 
 void report_training(const TrainOptions& options, const TrainResult& result, const CommonOptions& common,

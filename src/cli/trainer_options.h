@@ -32,6 +32,8 @@ struct TrainerTexts {
   const char* batch_size = "Sequences a step";
   const char* micro_batch = "Sequences a forward pass; gradients add up (default: the batch)";
   const char* val_data = "What is not learned from; as --data";
+  bool packed = true;  // steps are sequences of one length: --seq-len, --batch-size, --micro-batch, --ema-decay,
+                       // --spike-deviations
 };
 
 // --out, --resume and --steps to --save-failure, --log and --tensorboard. The defaults are those that `options` has (0
@@ -44,6 +46,10 @@ void add_sample_options(CLI::App& command, TrainerOptions& options, const char* 
 // What was parsed, ready for train(): names become what they name. UsageError, of `options.train.command`, for what
 // cannot be.
 TrainOptions trainer_options(const TrainerOptions& options, const CommonOptions& common);
+
+// The template to tell conversations with: of `file`, or the model's, or the family's where the model has its marks and
+// none; and, where the model is to have it from now on, train.chat_template. Empty where there is none.
+std::string choose_chat_template(const std::string& file, TrainOptions& train);
 
 // A result: with --json one object, `more` behind what every run has. Throws Interrupted for a run that was.
 void report_training(const TrainOptions& options, const TrainResult& result, const CommonOptions& common,

@@ -39,7 +39,17 @@ struct GenerationOptions {
   int64_t draft_tokens = 0;  // tokens that the MTP module proposes for each pass at most; without a module: none
   std::shared_ptr<const Constraint> constraint{};   // that the output must follow; its end ends the output
   std::optional<ThinkingBudget> thinking_budget{};  // takes precedence over a constraint: none may hold within thoughts
-  int64_t top_logprobs = -1;  // >= 0: tell each token's log probability, and those of so many likeliest
+  int64_t top_logprobs = -1;     // >= 0: tell each token's log probability, and those of so many likeliest
+  bool record_sampling = false;  // tell what each token was drawn from
+};
+
+// What the tokens of an output were drawn from, for who trains on them (ops/cross_entropy.h, SamplingMask).
+struct SamplingRecord {
+  std::vector<float> logprobs;   // [ids], of the token by the distribution that was drawn from
+  std::vector<float> entropies;  // [ids], of that
+  // Row i kept kept[begins[i]] up to kept[begins[i + 1]]; both are empty without top_k, top_p and min_p.
+  std::vector<int64_t> begins;
+  std::vector<int32_t> kept;
 };
 
 // Log probabilities by the model itself, before penalties and temperature.
@@ -56,6 +66,7 @@ const char* finish_reason_name(FinishReason reason);  // "eos", "stop", "length"
 struct Generation {
   std::vector<int32_t> ids;                      // as generated, an end token included
   std::vector<TokenLogprobs> logprobs;           // of the ids, where asked for
+  SamplingRecord sampling{};                     // likewise
   std::vector<TokenLogprobs> prompt_logprobs{};  // of the prompt's, from the second on, where asked for (Batching)
   std::string text;                              // what the ids say, without special tokens, cut before a stop text
   FinishReason finish = FinishReason::length;

@@ -100,6 +100,23 @@ void Output::hold_back_ends(std::span<float> logits) const {
   for (auto it = held.rbegin(); it != held.rend(); ++it) logits[static_cast<size_t>(it->first)] = it->second;
 }
 
+// `row`: the logits behind penalties and masks, which p was made of.
+void Output::record(std::span<const float> row, const Distribution& p, int32_t id) {
+  SamplingRecord& to = result.sampling;
+  const SamplerOptions& sampler = options_.sampler;
+  const bool is_cut = sampler.top_k > 0 || sampler.top_p < 1 || sampler.min_p > 0 || sampler.temperature == 0;
+  const size_t begin = to.kept.size();
+  if (is_cut) {
+    if (to.begins.empty()) to.begins.push_back(0);
+    for (const Candidate& c : p) to.kept.push_back(c.id);
+    to.begins.push_back(std::ssize(to.kept));
+  }
+  const LogSoftmax of_row(row, sampler.temperature == 0 ? 1 : sampler.temperature,
+                          std::span<const int32_t>(to.kept).subspan(begin));
+  to.logprobs.push_back(static_cast<float>(of_row[id]));
+  to.entropies.push_back(static_cast<float>(of_row.entropy(std::ssize(row))));
+}
+
 void Output::end(FinishReason why) {
   result.finish = why;
   goes_on_ = false;
@@ -113,9 +130,14 @@ std::string Output::take(Tensor logits, std::span<const Draft> drafts) {
     if (options_.top_logprobs >= 0) logits_.assign(row.begin(), row.end());
     mask(row);
     const Draft* const draft = i < drafts.size() ? &drafts[i] : nullptr;
-    const int32_t id = draft == nullptr
-                           ? sample(row, previous_, n_generated(), options_.sampler, rng_)
-                           : verify_draft(distribution(row, previous_, n_generated(), options_.sampler), *draft, rng_);
+    const Distribution p = distribution(row, previous_, n_generated(), options_.sampler);
+    int32_t id = p.front().id;
+    if (draft != nullptr) {
+      id = verify_draft(p, *draft, rng_);
+    } else if (options_.sampler.temperature != 0) {
+      id = draw(p, rng_);
+    }
+    if (options_.record_sampling) record(row, p, id);
     if (options_.top_logprobs >= 0) result.logprobs.push_back(token_logprobs(logits_, id, options_.top_logprobs));
     text += emit(id);
     if (draft == nullptr || id != draft->id) break;

@@ -40,6 +40,7 @@ class Output {
   // What the model does not choose: logits of tokens that may not come become -inf.
   void mask(std::span<float> logits);
   void hold_back_ends(std::span<float> logits) const;
+  void record(std::span<const float> row, const Distribution& p, int32_t id);
   void end(FinishReason why);
 
   GenerationOptions options_;

@@ -43,6 +43,17 @@ Example make_example(Context& ctx, const Examples& examples) {
   example.targets = make_targets(ctx, example.batch);
   example.targets.n_main = examples.n_main;
   std::copy(examples.next.begin(), examples.next.end(), example.targets.main.i32());
+  if (examples.taught) {
+    const TaughtTokens& taught = *examples.taught;
+    const auto n = static_cast<size_t>(example.batch.n_tokens() * taught.k);
+    FATHOM_CHECK(taught.ids.size() == n && taught.logprobs.size() == n && ctx.device == nullptr);
+    TeacherRows& rows = example.targets.teacher;
+    rows = {new_i32(ctx, {example.batch.n_tokens(), taught.k}), new_f32(ctx, {example.batch.n_tokens(), taught.k}),
+            taught.temperature};
+    std::copy(taught.ids.begin(), taught.ids.end(), rows.ids.i32());
+    std::copy(taught.logprobs.begin(), taught.logprobs.end(), rows.logprobs.f32());
+    example.targets.teacher_weight = taught.weight;
+  }
   return example;
 }
 

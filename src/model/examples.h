@@ -1,6 +1,7 @@
 // Windows of the data -> what a pass of training reads and what it should say.
 #pragma once
 
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -10,12 +11,22 @@ namespace fathom {
 
 inline constexpr int32_t kNoSeparator = -1;
 
+// What a teacher says of each token's target (ops/distillation.h): ids and logprobs [tokens, k], rows that begin with
+// kNoTarget where it says nothing.
+struct TaughtTokens {
+  int64_t k = 0;
+  std::vector<int32_t> ids;
+  std::vector<float> logprobs;
+  double temperature = 1, weight = 0;  // of its divergence in the loss
+};
+
 // On the host: packed sequences, and for each of their tokens the one that follows it.
 struct Examples {
   std::vector<std::vector<int32_t>> sequences;
   std::vector<int32_t> next;  // [tokens], kNoTarget where none is to be learned
   int64_t n_main = 0;         // targets
   TargetWeights weights{};    // what each counts in the loss; empty: as much as the others of the step
+  std::optional<TaughtTokens> taught{};
   int64_t n_sequences() const { return static_cast<int64_t>(sequences.size()); }
 };
 

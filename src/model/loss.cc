@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/cross_entropy.h"
 #include "ops/device.h"
 
 namespace fathom {
@@ -48,6 +47,26 @@ Targets mtp_targets(Context& ctx, const Batch& batch, const int32_t* main, const
 
 }  // namespace
 
+void main_loss_backward(Context& ctx, Tensor losses, Tensor d_hidden, Tensor d_head, Tensor hidden, Tensor head,
+                        const Targets& targets, double scale, Tensor row_scales, const SamplingMask* mask,
+                        LossResult& result) {
+  const auto gradient_scale = static_cast<float>(scale);
+  if (!targets.teacher.ids) {
+    return head_cross_entropy_backward(ctx, losses, d_hidden, d_head, hidden, head, targets.main, gradient_scale,
+                                       row_scales, mask);
+  }
+  FATHOM_CHECK(mask == nullptr);
+  const ArenaScope scope(ctx.arena);
+  const Tensor divergences = new_f32(ctx, {hidden.rows()});
+  head_distillation_backward(ctx, losses, divergences, d_hidden, d_head, hidden, head, targets.main, targets.teacher,
+                             targets.teacher_weight, gradient_scale, row_scales);
+  result.divergence_sum += sum_of_losses(ctx, divergences);
+  for (int64_t t = 0; t < hidden.rows(); ++t) {
+    const bool taught = targets.main.i32()[t] != kNoTarget;
+    if (taught && targets.teacher.ids.i32()[t * targets.teacher.ids.cols()] != kNoTarget) ++result.taught_targets;
+  }
+}
+
 double sum_of_losses(Context& ctx, Tensor losses) {
   Buffer memory;
   losses = on_host(ctx, losses, memory);
@@ -74,6 +93,8 @@ std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& ba
 LossResult& LossResult::operator+=(const LossResult& part) {
   loss_sum += part.loss_sum;
   main_targets += part.main_targets;
+  divergence_sum += part.divergence_sum;
+  taught_targets += part.taught_targets;
   mtp_loss_sum += part.mtp_loss_sum;
   mtp_targets += part.mtp_targets;
   balance_loss += part.balance_loss;
@@ -124,7 +145,7 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
 }
 
 Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, const Targets& targets, Tensor entropies,
-                       std::vector<Tensor>* chosen) {
+                       std::vector<Tensor>* chosen, const SamplingMask* mask) {
   const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
   const int64_t k = model.config.router.num_experts_per_tok;
   std::vector<Tensor> kept;
@@ -139,7 +160,7 @@ Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, con
     if (const Tensor to = kept[static_cast<size_t>(l)]) std::copy_n(saved.moe.topk_ids.i32(), to.size(), to.i32());
   };
   const Tensor hidden = forward(ctx, model, batch, {.on_layer = chosen != nullptr ? &keep : nullptr});
-  head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, entropies);
+  head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, entropies, mask);
   return logprobs;
 }
 
@@ -190,12 +211,12 @@ void head_and_mtp_gradients(Context& ctx, const Model& model, ModelWeights& grad
     main_scale = 1;
     weights = new_f32(ctx, {batch.n_tokens()});
     const Tensor logprobs = new_f32(ctx, {batch.n_tokens()});
-    head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main);
+    head_logprobs(ctx, logprobs, hidden, model.weights.head, targets.main, {}, options.mask);
     const auto n = static_cast<size_t>(batch.n_tokens());
     (*options.target_weights)(std::span(logprobs.f32(), n), std::span(weights.f32(), n));
   }
-  head_cross_entropy_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets.main,
-                              static_cast<float>(main_scale), weights);
+  main_loss_backward(ctx, losses, d_hidden, grads.head, hidden, model.weights.head, targets, main_scale, weights,
+                     options.mask, result);
   result.loss_sum = sum_of_losses(ctx, losses);
   result.main_targets = targets.n_main;
 

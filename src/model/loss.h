@@ -9,6 +9,8 @@
 
 #include "model/backward.h"
 #include "model/indexer.h"
+#include "ops/cross_entropy.h"
+#include "ops/distillation.h"
 
 namespace fathom {
 
@@ -26,6 +28,7 @@ struct LossOptions {
   double main_scale = 0, mtp_scale = 0, balance_scale = 0;
   // In place of main_scale: each target's own. loss_sum stays the sum of cross-entropies.
   const TargetWeights* target_weights = nullptr;
+  const SamplingMask* mask = nullptr;  // by what distribution log probabilities of targets are
   // Sparse attention's stages (V3.2 section 2.1.1). What trains: the indexers by their own loss and all else by the
   // losses above; without train_indexers they stay as they are. In the first stage they train alone (indexers_alone),
   // beside dense attention (Model::dense_attention).
@@ -38,6 +41,8 @@ struct LossOptions {
 struct LossResult {
   double loss_sum = 0;  // over main_targets, natural log
   int64_t main_targets = 0;
+  double divergence_sum = 0;  // from a teacher (ops/distillation.h), over taught_targets
+  int64_t taught_targets = 0;
   double mtp_loss_sum = 0;  // of all modules
   int64_t mtp_targets = 0;
   double balance_loss = 0;  // summed over sequences and layers, alpha included
@@ -46,6 +51,7 @@ struct LossResult {
 
   LossResult& operator+=(const LossResult& part);  // of other targets of the same step
   double loss() const { return main_targets > 0 ? loss_sum / static_cast<double>(main_targets) : 0; }
+  double divergence() const { return taught_targets > 0 ? divergence_sum / static_cast<double>(taught_targets) : 0; }
   double mtp_loss() const { return mtp_targets > 0 ? mtp_loss_sum / static_cast<double>(mtp_targets) : 0; }
 };
 
@@ -53,6 +59,10 @@ struct LossResult {
 struct Targets {
   Tensor main;  // [tokens] i32, kNoTarget where there is none
   int64_t n_main;
+  // What a teacher says of the main ones, if anything: (1 - teacher_weight) of the cross-entropy and teacher_weight of
+  // the divergence from it are then the loss. MTP's is not taught.
+  TeacherRows teacher{};
+  double teacher_weight = 0;
 };
 Targets make_targets(Context& ctx, const Batch& batch);
 // Those of so many MTP modules, where the trunk has all of its own.
@@ -71,6 +81,13 @@ std::vector<MtpStep> mtp_steps(Context& ctx, const Model& model, const Batch& ba
 // Of the losses of tokens, [tokens].
 double sum_of_losses(Context& ctx, Tensor losses);
 
+// The main loss of what the head makes of `hidden`, from a teacher's distribution too where targets have one, and its
+// gradients as head_cross_entropy_backward has them: losses and d_hidden overwritten, d_head added to, divergences
+// added to `result`.
+void main_loss_backward(Context& ctx, Tensor losses, Tensor d_hidden, Tensor d_head, Tensor hidden, Tensor head,
+                        const Targets& targets, double scale, Tensor row_scales, const SamplingMask* mask,
+                        LossResult& result);
+
 // The loss alone.
 LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
                 const LossOptions& options);
@@ -82,9 +99,10 @@ ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& ba
 
 // Log probabilities of the targets, [tokens] f32 (arena), 0 where there is none: those that generation tells, in the
 // same bits for tokens that batch.prompts calls generated. entropies (optional): as head_logprobs has it. chosen: when
-// given, appended the experts of every layer, as Batch has them (arena).
+// given, appended the experts of every layer, as Batch has them (arena). mask: as head_logprobs has it.
 Tensor target_logprobs(Context& ctx, const Model& model, const Batch& batch, const Targets& targets,
-                       Tensor entropies = {}, std::vector<Tensor>* chosen = nullptr);
+                       Tensor entropies = {}, std::vector<Tensor>* chosen = nullptr,
+                       const SamplingMask* mask = nullptr);
 
 // The loss, and grads += its gradient.
 LossResult loss_and_gradients(Context& ctx, const Model& model, ModelWeights& grads, const Batch& batch,

@@ -208,13 +208,13 @@ void StageWork::head(Chunk& c, Stage& s) {
 StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
   const LossOptions& options = step_.loss;
   ModelWeights& dw = s.gradients.weights;
-  const auto predict = [&](Tensor hidden, Tensor d_hidden, Tensor targets, double scale) {
+  const auto predict = [&](Tensor hidden, Tensor d_hidden, const Targets& targets, double scale) {
     const Tensor losses = new_f32(c.ctx, {hidden.rows()});
-    head_cross_entropy_backward(c.ctx, losses, d_hidden, dw.head, hidden, s.model.weights.head, targets,
-                                static_cast<float>(scale));
+    main_loss_backward(c.ctx, losses, d_hidden, dw.head, hidden, s.model.weights.head, targets, scale, {}, nullptr,
+                       c.result);
     return sum_of_losses(c.ctx, losses);
   };
-  c.result.loss_sum = predict(c.hidden, c.d_hidden, c.targets.main, options.main_scale);
+  c.result.loss_sum = predict(c.hidden, c.d_hidden, c.targets, options.main_scale);
   c.result.main_targets = c.targets.n_main;
 
   const std::vector<MtpStep> steps = mtp_steps(c.ctx, s.model, c.batch, c.targets, options);
@@ -239,7 +239,7 @@ StagePass StageWork::head_and_mtp(Chunk& c, Stage& s, int& tag) {
     const Tensor hidden = mtp_end(c.ctx, s.model, w, mtp[m]);
     d_hiddens.push_back(new_f32(c.ctx, {hidden.rows(), hidden.cols()}));
     const double scale = options.mtp_weight * options.mtp_scale;
-    c.result.mtp_loss_sum += predict(hidden, d_hiddens.back(), steps[m].targets.main, scale);
+    c.result.mtp_loss_sum += predict(hidden, d_hiddens.back(), steps[m].targets, scale);
     c.result.mtp_targets += steps[m].targets.n_main;
   }
   const std::function<void()> nothing = [] {};

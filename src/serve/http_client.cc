@@ -5,6 +5,7 @@
 #include <boost/asio.hpp>
 #include <boost/beast/http.hpp>
 #include <chrono>
+#include <ctime>
 #include <utility>
 #include <vector>
 
@@ -46,6 +47,17 @@ struct PieceBody {
     value_type& body_;
   };
 };
+
+// What Retry-After says: "120", or "Fri, 31 Dec 1999 23:59:59 GMT"; -1 for anything else.
+double seconds_until(const std::string& text) {
+  if (!text.empty() && text.size() <= 9 && text.find_first_not_of("0123456789") == std::string::npos) {
+    return std::stod(text);
+  }
+  std::tm date{};
+  const char* const end = strptime(text.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &date);
+  if (text.empty() || end == nullptr || *end != 0) return -1;
+  return std::max(0.0, std::difftime(timegm(&date), std::time(nullptr)));
+}
 
 asio::steady_timer::duration duration_of(double seconds) {
   return std::chrono::duration_cast<asio::steady_timer::duration>(std::chrono::duration<double>(seconds));
@@ -179,6 +191,7 @@ void ReplyReader::look() {
     has_header_ = true;
     status_ = status;
     content_type_ = std::string(message[http::field::content_type]);
+    retry_after_s_ = seconds_until(std::string(message[http::field::retry_after]));
   }
   done_ = parser_->is_done();
   if (done_) keep_alive_ = parser_->keep_alive();
@@ -318,6 +331,9 @@ class ClientConnection : public std::enable_shared_from_this<ClientConnection> {
     if (!told_header_ && reader_->has_header()) {
       told_header_ = true;
       exchange_.listener.header(reader_->status(), reader_->content_type());
+      if (exchange_.listener.retry_after && reader_->retry_after_s() >= 0) {
+        exchange_.listener.retry_after(reader_->retry_after_s());
+      }
     }
     const std::string piece = reader_->take_body();
     if (piece.empty() || enough_) return true;

@@ -60,6 +60,8 @@ class ReplyReader {
   bool has_header() const { return has_header_; }
   int status() const { return status_; }
   const std::string& content_type() const { return content_type_; }
+  // Seconds that the server asks to wait for (Retry-After, a number or a date); -1: it does not say.
+  double retry_after_s() const { return retry_after_s_; }
   // What has come of the body since the last call.
   std::string take_body();
   bool done() const { return done_; }
@@ -75,6 +77,7 @@ class ReplyReader {
   std::string content_type_;
   size_t header_bytes_ = 0;  // so far
   int status_ = 0;
+  double retry_after_s_ = -1;
   bool has_header_ = false, done_ = false, keep_alive_ = false;
 };
 
@@ -91,6 +94,7 @@ struct HttpListener {
   std::function<void(int status, const std::string& content_type)> header;
   std::function<HttpNext(const std::string& piece, double now_s)> body;
   std::function<void(HttpEnd end, const std::string& message)> end;  // the message is empty where it is complete
+  std::function<void(double seconds)> retry_after{};                 // where the header says so; may be empty
 };
 
 // All bytes of a request. A body is JSON.

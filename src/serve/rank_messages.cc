@@ -120,9 +120,9 @@ class Passage {
     return std::make_shared<const Constraint>(std::move(constraint));
   }
   void pass(GenerationOptions& value) {
-    auto& [sampler, max_tokens, stop, eos_ids, stop_ids, min_tokens, seed, draft_tokens, constraint, budget, top] =
-        value;
-    all(sampler, max_tokens, stop, eos_ids, stop_ids, min_tokens, seed, draft_tokens, constraint, budget, top);
+    auto& [sampler, max_tokens, stop, eos_ids, stop_ids, min_tokens, seed, draft_tokens, constraint, budget, top,
+           record] = value;
+    all(sampler, max_tokens, stop, eos_ids, stop_ids, min_tokens, seed, draft_tokens, constraint, budget, top, record);
   }
   void pass(BatchRequest& value) {
     auto& [prompt, options, salt, owner, group, counts, top, on_prompt, on_progress, on_tokens, on_end] = value;
@@ -141,11 +141,15 @@ class Passage {
     auto& [logprob, top, rank] = value;
     all(logprob, top, rank);
   }
+  void pass(SamplingRecord& value) {
+    auto& [logprobs, entropies, begins, kept] = value;
+    all(logprobs, entropies, begins, kept);
+  }
   void pass(Generation& value) {
-    auto& [ids, logprobs, prompt_logprobs, text, finish, stopped_by, refused, prompt_tokens, cached_tokens, passes,
-           drafted, accepted, load, experts, queue_s, prefill_s, decode_s, plain_passes, plain_s] = value;
-    all(ids, logprobs, prompt_logprobs, text, finish, stopped_by, refused, prompt_tokens, cached_tokens, passes,
-        drafted, accepted, load, experts, queue_s, prefill_s, decode_s, plain_passes, plain_s);
+    auto& [ids, logprobs, sampling, prompt_logprobs, text, finish, stopped_by, refused, prompt_tokens, cached_tokens,
+           passes, drafted, accepted, load, experts, queue_s, prefill_s, decode_s, plain_passes, plain_s] = value;
+    all(ids, logprobs, sampling, prompt_logprobs, text, finish, stopped_by, refused, prompt_tokens, cached_tokens,
+        passes, drafted, accepted, load, experts, queue_s, prefill_s, decode_s, plain_passes, plain_s);
   }
   void pass(RankEvent& value) {
     auto& [ticket, kind, text, ids, logprobs, timings, progress, result] = value;

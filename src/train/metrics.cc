@@ -56,6 +56,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     const double nan = std::numeric_limits<double>::quiet_NaN();  // null in the file
     m.loss = optional_number(root, "loss").value_or(nan);
     m.mtp_loss = optional_number(root, "mtp_loss");
+    m.divergence = optional_number(root, "divergence");
     m.indexer_loss = optional_number(root, "indexer_loss");
     m.indexer_recall = optional_number(root, "indexer_recall");
     m.lr = number<double>(root, "lr");
@@ -106,6 +107,7 @@ void for_each_line(std::string_view content, const Visit& visit) {
 std::string to_json_line(const StepMetrics& m) {
   Json object{{"step", m.step}, {"steps", m.steps}, {"loss", m.loss}};
   if (m.mtp_loss) object["mtp_loss"] = *m.mtp_loss;
+  if (m.divergence) object["divergence"] = *m.divergence;
   if (m.indexer_loss) object["indexer_loss"] = *m.indexer_loss;
   if (m.indexer_recall) object["indexer_recall"] = *m.indexer_recall;
   object["lr"] = m.lr;
@@ -160,8 +162,10 @@ MetricsLog::MetricsLog(const std::filesystem::path& path, int64_t last_step) : p
 
 MetricsLog::~MetricsLog() { close(fd_); }
 
-void MetricsLog::write(const StepMetrics& metrics) {
-  const std::string line = (broken_line_ ? "\n" : "") + to_json_line(metrics);
+void MetricsLog::write(const StepMetrics& metrics) { write_lines(to_json_line(metrics)); }
+
+void MetricsLog::write_lines(std::string_view lines) {
+  const std::string line = (broken_line_ ? "\n" : "") + std::string(lines);
   for (std::string_view left = line; !left.empty();) {
     const ssize_t n = ::write(fd_, left.data(), left.size());
     if (n < 0 && errno == EINTR) continue;

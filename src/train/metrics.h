@@ -17,6 +17,7 @@ struct StepMetrics {
   int64_t steps = 0;  // that the run is to have
   double loss = 0;
   std::optional<double> mtp_loss;
+  std::optional<double> divergence;  // from a teacher's logits, a target (ops/distillation.h)
   // Of indexers that train: KL to the attention a token and layer, and how much of it the chosen tokens hold (recall of
   // ops/indexer_loss.h).
   std::optional<double> indexer_loss, indexer_recall;
@@ -53,6 +54,7 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
   void write(const StepMetrics& metrics);
+  void write_lines(std::string_view lines);                  // objects that begin with their "step", a line each
   void sync();                                               // what was written survives a power loss
   double seconds_before() const { return seconds_before_; }  // those of the last line that was kept; 0: none
 

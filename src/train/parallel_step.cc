@@ -225,17 +225,19 @@ void receive_weights(RankState& state, std::vector<Exchange>& on_their_way) {
 
 // Sums of all ranks, of which each has those of the chunks that ended there.
 void sum_losses(const RankGroup& all, LossResult& loss) {
-  double sums[] = {loss.loss_sum, loss.mtp_loss_sum, loss.balance_loss};
+  double sums[] = {loss.loss_sum, loss.mtp_loss_sum, loss.balance_loss, loss.divergence_sum};
   sum_over(all, std::span<double>(sums));
   loss.loss_sum = sums[0];
   loss.mtp_loss_sum = sums[1];
   loss.balance_loss = sums[2];
-  std::vector<int64_t> counts = {loss.main_targets, loss.mtp_targets};
+  loss.divergence_sum = sums[3];
+  std::vector<int64_t> counts = {loss.main_targets, loss.mtp_targets, loss.taught_targets};
   for (const auto& layer : loss.expert_load) counts.insert(counts.end(), layer.begin(), layer.end());
   sum_over(all, std::span(counts));
   loss.main_targets = counts[0];
   loss.mtp_targets = counts[1];
-  auto next = counts.begin() + 2;
+  loss.taught_targets = counts[2];
+  auto next = counts.begin() + 3;
   for (auto& layer : loss.expert_load) {
     std::copy_n(next, layer.size(), layer.begin());
     next += std::ssize(layer);

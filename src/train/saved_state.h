@@ -2,7 +2,8 @@
 //
 //   OUT/checkpoints/step-N/   a model directory (f32) that also holds
 //     optimizer.safetensors     the two moments, f32 or bf16, each flat in the layout of Parameters
-//     average.safetensors       the moving average of the weights, in the same layout, where there is one
+//     average.safetensors       the moving average of the weights, in the same layout, where there is one; of
+//                               reinforcement learning the weights of the reference policy
 //     trainer.json              step, tokens seen, losses, settings
 //     manifest.json             length and xxh3 of every other file, and in its last line its own
 //
@@ -34,7 +35,7 @@ struct TrainedState {
   ModelConfig config;
   Parameters parameters;
   Moment first_moment, second_moment;
-  Parameters average;  // of the weights over the steps; empty without one
+  Parameters average;  // of the weights over the steps, or the reference policy (tune/grpo.h); empty without one
   int64_t step = 0;    // steps done
   int64_t tokens = 0;  // targets learned from
   double loss = 0;     // of the last step taken

@@ -115,6 +115,7 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
   m.steps = o.steps;
   m.loss = loss.loss();
   if (loss.mtp_targets > 0) m.mtp_loss = loss.mtp_loss();
+  if (loss.taught_targets > 0) m.divergence = loss.divergence();
   if (loss.indexer.n > 0) {
     m.indexer_loss = loss.indexer.kl_mean();
     if (loss.indexer.n_recall > 0) m.indexer_recall = loss.indexer.recall_mean();
@@ -131,6 +132,7 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
 
 bool is_finite(const StepMetrics& m) {
   return std::isfinite(m.loss) && std::isfinite(m.mtp_loss.value_or(0)) && std::isfinite(m.indexer_loss.value_or(0)) &&
+         std::isfinite(m.divergence.value_or(0)) &&
          std::isfinite(m.grad_norm);
 }
 

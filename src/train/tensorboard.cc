@@ -116,6 +116,7 @@ void TensorboardLog::write(const StepMetrics& m) {
   std::string summary;
   append_scalar(summary, "train/loss", m.loss);
   append_scalar(summary, "train/mtp_loss", m.mtp_loss);
+  append_scalar(summary, "train/divergence", m.divergence);
   append_scalar(summary, "train/indexer_loss", m.indexer_loss);
   append_scalar(summary, "train/indexer_recall", m.indexer_recall);
   append_scalar(summary, "train/lr", m.lr);

@@ -14,7 +14,6 @@
 #include "ops/adamw.h"
 #include "ops/machine.h"
 #include "train/balance.h"
-#include "train/decay.h"
 #include "train/memory_check.h"
 #include "train/metrics.h"
 #include "train/reading.h"
@@ -22,6 +21,7 @@
 #include "train/saver.h"
 #include "train/step.h"
 #include "train/tensorboard.h"
+#include "train/update.h"
 
 namespace fathom {
 namespace {
@@ -130,28 +130,6 @@ std::string indented(std::string_view text) {
   return block;
 }
 
-// The stretches of what trains, indexers apart from all else.
-struct TrainedRuns {
-  std::vector<DecayRun> main, indexers;
-};
-TrainedRuns trained_runs(const Parameters& parameters, const ModelConfig& config, const LossOptions& loss) {
-  const auto begin = static_cast<size_t>(parameters.indexers_begin), end = static_cast<size_t>(parameters.indexers_end);
-  TrainedRuns trained;
-  const auto add = [](std::vector<DecayRun>& to, const DecayRun& run, size_t from, size_t until) {
-    from = std::max(from, run.begin);
-    until = std::min(until, run.begin + run.size);
-    if (from < until) to.push_back({from, until - from, run.decays});
-  };
-  for (const DecayRun& run : decay_runs(parameters, config)) {
-    if (!loss.indexers_alone) {
-      add(trained.main, run, 0, begin);
-      add(trained.main, run, end, parameters.trained().size());
-    }
-    if (loss.train_indexers) add(trained.indexers, run, begin, end);
-  }
-  return trained;
-}
-
 // Everything that a step works on.
 struct Run {
   const TrainOptions& options;
@@ -208,42 +186,6 @@ std::optional<BatchGradients> batch_gradients(Run& run, int64_t step) {
   return total;
 }
 
-// Norms of the gradient: of the indexers, which learn from a loss of their own, and of all else.
-struct GradientNorms {
-  double main, indexers;
-  double all() const { return std::hypot(main, indexers); }
-};
-GradientNorms gradient_norms(Context& ctx, const Parameters& gradients) {
-  const std::span<float> all = gradients.trained();
-  const auto begin = static_cast<size_t>(gradients.indexers_begin), end = static_cast<size_t>(gradients.indexers_end);
-  if (begin == end) return {std::sqrt(sum_of_squares(ctx, all)), 0};
-  const double before = sum_of_squares(ctx, all.first(begin)), behind = sum_of_squares(ctx, all.subspan(end));
-  return {std::sqrt(before + behind), std::sqrt(sum_of_squares(ctx, all.subspan(begin, end - begin)))};
-}
-
-// One step of the optimizer with a gradient of these norms. Returns whether weights and moments are finite behind it.
-bool update(Run& run, int64_t step, const LossResult& loss, double lr, const GradientNorms& norms) {
-  const TrainOptions& o = run.options;
-  bool finite = true;
-  const auto update_runs = [&](const std::vector<DecayRun>& runs, double norm) {
-    const double scale = gradient_scale(o, norm);
-    for (const DecayRun& r : runs) {
-      const auto begin = static_cast<int64_t>(r.begin), size = static_cast<int64_t>(r.size);
-      const AdamwConfig config{static_cast<float>(lr), static_cast<float>(o.beta1), static_cast<float>(o.beta2),
-                               static_cast<float>(o.eps), static_cast<float>(r.decays ? o.weight_decay : 0)};
-      finite &= adamw_step(run.ctx, config, step, run.state.parameters.trained().subspan(r.begin, r.size),
-                           run.gradients.trained().subspan(r.begin, r.size),
-                           run.state.first_moment.values.columns(begin, size),
-                           run.state.second_moment.values.columns(begin, size), static_cast<float>(scale));
-    }
-  };
-  update_runs(run.runs.main, norms.main);
-  update_runs(run.runs.indexers, norms.indexers);
-  if (const double speed = bias_speed(o, run.balance, step); speed != 0)
-    update_biases(run.model.weights, loss.expert_load, speed);
-  return finite;
-}
-
 // The average moves after every step that is taken.
 void average_weights(Run& run, int64_t step) {
   if (run.options.ema_decay == 0) return;
@@ -290,7 +232,9 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     log("step {}: skipped: {}", step, why);
     count_skipped(std::move(why), m, run.state);
   } else {
-    run.broken = !update(run, step, loss, m.lr, norms);
+    run.broken = !update_parameters(run.ctx, o, run.state, run.gradients, run.runs, step, m.lr, norms);
+    if (const double speed = bias_speed(o, run.balance, step); speed != 0)
+      update_biases(run.model.weights, loss.expert_load, speed);
     run.last_taken = step;
     average_weights(run, step);
     if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);

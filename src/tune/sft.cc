@@ -12,6 +12,7 @@
 #include "text/documents.h"
 #include "train/reading.h"
 #include "train/step.h"
+#include "train/teacher_logits.h"
 #include "tune/packing.h"
 
 namespace fathom::tune {
@@ -214,6 +215,72 @@ void check_before(const SftOptions& given, TrainOptions o) {
   check_files(o);
 }
 
+// What options leave open.
+SftOptions completed(SftOptions options) {
+  TrainOptions& o = options.train;
+  o.command = "sft";
+  if (o.micro_batch == 0) o.micro_batch = 1;
+  if (o.seq_len == 0) {
+    const int64_t longest = o.init.empty() && o.model_config.empty()
+                                ? kDefaultSeqLen
+                                : read_model_config(o.init.empty() ? o.model_config : o.init).max_position_embeddings;
+    o.seq_len = std::min(kDefaultSeqLen, longest);
+  }
+  return options;
+}
+
+// What conversations of a run are told with.
+struct Told {
+  Tokenizer tokenizer;
+  ConversationTemplate with;
+};
+Told told_of(const SftOptions& options) {
+  const TrainOptions& o = options.train;
+  Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? o.init : fs::path(o.tokenizer));
+  if (o.chat_template) tokenizer.set_chat_template(*o.chat_template);
+  const ModelConfig config = trained_config(o, tokenizer);
+  check_fit(o, config, tokenizer);
+  ConversationTemplate with{
+      options.chat_template, {}, end_ids(config, tokenizer), options.thinking, options.only_last_answer};
+  if (tokenizer.bos_id() >= 0) with.chat.bos_token = tokenizer.token_bytes(tokenizer.bos_id());
+  if (tokenizer.eos_id() >= 0) with.chat.eos_token = tokenizer.token_bytes(tokenizer.eos_id());
+  return {std::move(tokenizer), std::move(with)};
+}
+
+// A source whose examples say what a teacher says of them, too.
+ExampleSource taught(ExampleSource source, const std::shared_ptr<const TeacherLogits>& teacher,
+                     const TeacherOptions& o) {
+  source.settings["teacher logits"] = fmt::format("{} of {} sequences, k {}, xxh3 {:016x}", teacher->info().teacher,
+                                                  teacher->n_sequences(), teacher->info().k, teacher->checksum());
+  source.settings["distill weight"] = fmt::format("{}", o.weight);
+  source.settings["distill temperature"] = fmt::format("{}", o.temperature);
+  source.contents +=
+      fmt::format(", with {} likeliest tokens by {}", teacher->info().k, printable(teacher->info().teacher));
+  source.examples = [examples = std::move(source.examples), teacher, o](Context& ctx, const Model& model,
+                                                                        int64_t step) {
+    std::vector<Examples> parts = examples(ctx, model, step);
+    for (Examples& part : parts) teacher->teach(part, o.temperature, o.weight);
+    return parts;
+  };
+  return source;
+}
+
+// Opened before anything is trained, and asked for every sequence.
+std::shared_ptr<const TeacherLogits> open_teacher(const TeacherOptions& o, const Tokenizer& tokenizer,
+                                                  const TrainingSet& set) {
+  if (o.logits.empty()) return nullptr;
+  if (!(o.weight >= 0 && o.weight <= 1)) {
+    throw UsageError("sft: --distill-weight is {}, must be between 0 and 1", o.weight);
+  }
+  auto teacher = std::make_shared<const TeacherLogits>(o.logits, tokenizer);
+  for (int64_t s = 0; s < std::ssize(set.sequences); ++s) {
+    Examples one;
+    set.add_to(one, s);
+    teacher->teach(one, o.temperature, o.weight);
+  }
+  return teacher;
+}
+
 }  // namespace
 
 TooLong too_long_named(const std::string& name) {
@@ -283,26 +350,25 @@ TrainingSet read_training_set(std::span<const fs::path> data, const Tokenizer& t
   return set;
 }
 
+void check_sft_options(const SftOptions& given) {
+  const SftOptions options = completed(given);
+  check_before(options, options.train);
+}
+
+LearnedData read_learned_data(const SftOptions& given, ThreadPool& pool) {
+  const SftOptions options = completed(given);
+  Told told = told_of(options);
+  TrainingSet set = read_all(options.train.data, told.tokenizer, told.with, options, pool);
+  return {std::move(told.tokenizer), std::move(set)};
+}
+
 SftResult fine_tune(const SftOptions& given, ThreadPool& pool, const std::function<bool()>& stop_requested) {
-  SftOptions options = given;
+  SftOptions options = completed(given);
   TrainOptions& o = options.train;
-  o.command = "sft";
-  if (o.micro_batch == 0) o.micro_batch = 1;
-  if (o.seq_len == 0) {
-    const int64_t longest = o.init.empty() && o.model_config.empty()
-                                ? kDefaultSeqLen
-                                : read_model_config(o.init.empty() ? o.model_config : o.init).max_position_embeddings;
-    o.seq_len = std::min(kDefaultSeqLen, longest);
-  }
   check_before(options, o);
-  Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? o.init : fs::path(o.tokenizer));
-  if (o.chat_template) tokenizer.set_chat_template(*o.chat_template);
-  const ModelConfig config = trained_config(o, tokenizer);
-  check_fit(o, config, tokenizer);
-  ConversationTemplate told_with{
-      options.chat_template, {}, end_ids(config, tokenizer), options.thinking, options.only_last_answer};
-  if (tokenizer.bos_id() >= 0) told_with.chat.bos_token = tokenizer.token_bytes(tokenizer.bos_id());
-  if (tokenizer.eos_id() >= 0) told_with.chat.eos_token = tokenizer.token_bytes(tokenizer.eos_id());
+  const Told told = told_of(options);
+  const Tokenizer& tokenizer = told.tokenizer;
+  const ConversationTemplate& told_with = told.with;
   if (o.sample_every > 0 && !options.chat_template.empty() && o.prompt_ids.empty()) {
     ChatOptions chat = told_with.chat;
     if (options.thinking) chat.kwargs["thinking"] = chat.kwargs["enable_thinking"] = *options.thinking;
@@ -319,6 +385,7 @@ SftResult fine_tune(const SftOptions& given, ThreadPool& pool, const std::functi
     Rows rows(val_set, o.seq_len, options.packs, 0);
     for (int64_t i = 0; i < rows.per_epoch(); ++i) val_rows.push_back(rows.row(i));
   }
+  const std::shared_ptr<const TeacherLogits> teacher = open_teacher(options.teacher, tokenizer, train_set);
   Rows rows(train_set, o.seq_len, options.packs, o.seed);
   const auto material = std::make_shared<Material>(Material{.train = std::move(train_set),
                                                             .val = std::move(val_set),
@@ -337,7 +404,8 @@ SftResult fine_tune(const SftOptions& given, ThreadPool& pool, const std::functi
   log("{} conversations make {} sequences in {} rows of up to {} tokens: {} steps of {} rows",
       result.counts.conversations, result.counts.sequences, result.counts.rows, o.seq_len, o.steps, o.batch_size);
   const OpenSource open = [&](const TrainOptions&, const ModelConfig&, const Tokenizer&, ThreadPool&) {
-    return source_of(material, options);
+    ExampleSource source = source_of(material, options);
+    return teacher ? taught(std::move(source), teacher, options.teacher) : source;
   };
   result.train = train(o, open, pool, stop_requested);
   return result;

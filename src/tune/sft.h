@@ -17,6 +17,12 @@ namespace fathom::tune {
 enum class TooLong { drop, cut, refuse };
 TooLong too_long_named(const std::string& name);
 
+// What a teacher says of the same conversations (train/teacher_logits.h), to be learned with them.
+struct TeacherOptions {
+  std::filesystem::path logits;          // empty: none
+  double weight = 0.5, temperature = 1;  // of the divergence in the loss; of both distributions
+};
+
 struct SftOptions {
   // `data` and `val_data`: .jsonl. steps 0: as many as `epochs` take; seq_len 0: 4096, or the model's longest;
   // micro_batch 0: a row.
@@ -28,6 +34,7 @@ struct SftOptions {
   TooLong too_long = TooLong::drop;
   bool packs = true;     // else every sequence is a row
   int64_t skip_bad = 0;  // so many lines that cannot be read are passed over, each told
+  TeacherOptions teacher;
 };
 
 struct SftCounts {
@@ -46,6 +53,9 @@ struct SftResult {
   SftCounts counts;
   int64_t steps = 0;  // of the whole run
 };
+
+// UsageError for options that fine_tune() would refuse before it reads anything.
+void check_sft_options(const SftOptions& options);
 
 // As train(), with the same laws. At the end OUT is a model directory that `fathom serve` talks with: its chat template
 // is `options.train.chat_template` where that is given.
@@ -70,5 +80,12 @@ struct TrainingSet {
 // any number of threads.
 TrainingSet read_training_set(std::span<const std::filesystem::path> data, const Tokenizer& tokenizer,
                               const ConversationTemplate& told_with, const SftOptions& options, ThreadPool& pool);
+
+// The data of a run as fine_tune() learns it, each sequence apart. check: of options.train.
+struct LearnedData {
+  Tokenizer tokenizer;
+  TrainingSet set;
+};
+LearnedData read_learned_data(const SftOptions& options, ThreadPool& pool);
 
 }  // namespace fathom::tune

@@ -116,6 +116,65 @@ TEST(HeadLogprobs, AreMinusTheLosses) {
   }
 }
 
+// A mask of a sampler: rows keep every n-th token and their target; one in three keeps all.
+struct Mask {
+  std::vector<int64_t> begins{0};
+  std::vector<int32_t> kept;
+  SamplingMask mask;
+};
+Mask make_mask(const Problem& p, double temperature, int32_t n) {
+  Mask made;
+  for (int64_t t = 0; t < p.x.rows(); ++t) {
+    const int32_t target = p.targets.i32()[t];
+    for (int32_t v = 0; t % 3 != 0 && v < p.w.rows(); ++v) {
+      if (v % n == 1 || v == target) made.kept.push_back(v);
+    }
+    made.begins.push_back(std::ssize(made.kept));
+  }
+  made.mask = {temperature, made.begins, made.kept};
+  return made;
+}
+
+TEST(HeadCrossEntropy, OfWhatASamplerLeftEqualsItsPlainTwin) {
+  struct Sizes {
+    int64_t tokens, hidden, vocab, every;
+    double temperature;
+    int32_t n;
+  };
+  for (const auto& [tokens, hidden, vocab, every, temperature, n] : std::vector<Sizes>{
+           {1, 1, 1, 1, 1, 1}, {2, 17, 129, 1, 0.6, 1}, {70, 9, 130, 3, 1, 7}, {129, 8, 1025, 1, 1.7, 300}}) {
+    const Problem p = make_problem(tokens, hidden, vocab, every);
+    const Mask m = make_mask(p, temperature, n);
+    const Tensor scales = random_f32(tokens, 1, 8);
+    const Result got = empty_result(p), want = empty_result(p);
+    head_cross_entropy_backward(ctx(), got.loss, got.dx, got.dw, p.x, p.w, p.targets, 0.3f, scales, &m.mask);
+    plain::head_cross_entropy_backward(want.loss, want.dx, want.dw, p.x, p.w, p.targets, 0.3f, scales, &m.mask);
+    EXPECT_LT(max_abs_error(got.loss, want.loss), 1e-5) << tokens << " " << vocab;
+    EXPECT_LT(max_relative_error(got.dx, want.dx), 1e-5) << tokens << " " << vocab;
+    EXPECT_LT(max_relative_error(got.dw, want.dw), 1e-5) << tokens << " " << vocab;
+    const Tensor logprobs = random_f32(tokens, 1), entropies = random_f32(tokens, 1);
+    head_logprobs(ctx(), logprobs, p.x, p.w, p.targets, entropies, &m.mask);
+    for (int64_t t = 0; t < tokens; ++t) {
+      EXPECT_NEAR(logprobs.f32()[t], -want.loss.f32()[t], 1e-5);
+      const auto kept = m.mask.of(t);
+      const auto n_left = static_cast<double>(kept.empty() ? vocab : std::ssize(kept));
+      EXPECT_LE(entropies.f32()[t], std::log(n_left) + 1e-5);
+    }
+  }
+}
+
+TEST(HeadCrossEntropy, AMaskThatLeavesAllAsItIsChangesNoBit) {
+  const Problem p = make_problem(70, 9, 130, 3);
+  const SamplingMask none;
+  const Result got = empty_result(p), want = run_backward(ctx(), p, 0.3f);
+  head_cross_entropy_backward(ctx(), got.loss, got.dx, got.dw, p.x, p.w, p.targets, 0.3f, {}, &none);
+  EXPECT_TRUE(same_bits(got.loss, want.loss) && same_bits(got.dx, want.dx) && same_bits(got.dw, want.dw));
+  const Tensor masked = random_f32(70, 1), plain = random_f32(70, 1);
+  head_logprobs(ctx(), masked, p.x, p.w, p.targets, {}, &none);
+  head_logprobs(ctx(), plain, p.x, p.w, p.targets);
+  EXPECT_TRUE(same_bits(masked, plain));
+}
+
 TEST(HeadCrossEntropy, BackwardIsTheGradientOfForward) {
   const Problem p = make_problem(11, 6, 37, 2);
   constexpr float kScale = 0.5f;

@@ -1,0 +1,25 @@
+// Whether a teacher's answer is right.
+#include "eval/answers.h"
+#include "eval/code_tests.h"
+#include "tune/traces.h"
+
+namespace fathom::tune {
+
+TraceVerdict verify_trace(const AskedQuestion& question, const eval::Answer& answer) {
+  if (question.tests) {
+    const eval::CodeVerdict verdict = eval::judge_code(*question.tests, eval::extract_code(answer.text));
+    return {verdict.passed, verdict.passed ? "" : verdict.why};
+  }
+  if (!question.answer) return {};
+  const std::optional<std::string> said = eval::final_answer(answer.text);
+  if (!said) return {false, "has no final answer"};
+  // Some data have whole solutions for answers, as GSM8K has.
+  const bool is_solution =
+      question.answer->find("####") != std::string::npos || question.answer->find("\\boxed") != std::string::npos;
+  const std::string expected =
+      is_solution ? eval::final_answer(*question.answer).value_or(*question.answer) : *question.answer;
+  if (eval::same_answer(*said, expected)) return {true, ""};
+  return {false, "the final answer is " + *said};
+}
+
+}  // namespace fathom::tune

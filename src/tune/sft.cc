@@ -239,6 +239,7 @@ Told told_of(const SftOptions& options) {
   Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? o.init : fs::path(o.tokenizer));
   if (o.chat_template) tokenizer.set_chat_template(*o.chat_template);
   const ModelConfig config = trained_config(o, tokenizer);
+  check_fit(o, config, tokenizer);
   ConversationTemplate with{
       options.chat_template, {}, end_ids(config, tokenizer), options.thinking, options.only_last_answer};
   if (tokenizer.bos_id() >= 0) with.chat.bos_token = tokenizer.token_bytes(tokenizer.bos_id());
@@ -368,7 +369,6 @@ SftResult fine_tune(const SftOptions& given, ThreadPool& pool, const std::functi
   const Told told = told_of(options);
   const Tokenizer& tokenizer = told.tokenizer;
   const ConversationTemplate& told_with = told.with;
-  check_fit(o, trained_config(o, tokenizer), tokenizer);
   if (o.sample_every > 0 && !options.chat_template.empty() && o.prompt_ids.empty()) {
     ChatOptions chat = told_with.chat;
     if (options.thinking) chat.kwargs["thinking"] = chat.kwargs["enable_thinking"] = *options.thinking;

@@ -178,7 +178,9 @@ std::string choose_chat_template(const std::string& file, TrainOptions& train) {
   if (chosen == tokenizer.chat_template()) return chosen;
   if (chosen != kDeepseekV32Encoding) {
     train.chat_template = chosen;
-  } else if (model_type != "deepseek_v32") {
+  } else if (model_type == "deepseek_v32") {
+    train.chat_template = "";  // which is what such a model's directory means by none
+  } else {
     log("{} is no template that a model directory can hold: give it to serve and chat with --template, too",
         kDeepseekV32Encoding);
   }

@@ -186,8 +186,12 @@ CodeVerdict verdict_of(std::string why) { return {why == "passed", std::move(why
 
 // The program's parts, run one after the other in the same names.
 std::vector<std::string> parts_of(const CodeProblem& problem, std::string_view program) {
-  if (!problem.continues_prefix || defines(program, problem.entry_point))
+  // The lines of a continuation stand in the function.
+  const size_t first = program.find_first_not_of("\r\n");
+  const bool indented = first != std::string_view::npos && (program[first] == ' ' || program[first] == '\t');
+  if (!problem.continues_prefix || (!indented && defines(program, problem.entry_point))) {
     return {problem.program_prefix, std::string(program)};
+  }
   size_t end = program.size();
   for (const std::string_view stop : kContinuationStops) end = std::min(end, program.find(stop));
   return {problem.program_prefix + std::string(program.substr(0, end))};

@@ -15,7 +15,7 @@ struct SandboxLimits {
   int64_t file_bytes = 16 << 20;         // one file
   int64_t folder_bytes = 64 << 20;       // the work folder
   int64_t output_bytes = 1 << 20;        // of stdout, and of stderr
-  int processes = 64, descriptors = 64;  // processes and threads together, two of them the sandbox's; of each process
+  int processes = 64, descriptors = 64;  // processes and threads together, one the sandbox's; of each process
 };
 
 // Put into the work folder, which is the current one, under a plain name.

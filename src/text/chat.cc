@@ -291,8 +291,15 @@ std::optional<Written> written_alone(const GuardedChat& chat, const ordered_json
   return alone;
 }
 
+// Whether the template knows thoughts, and begins them without a line of their own, as V3.1's.
+bool begins_thoughts_in_line(std::string_view chat_template) {
+  const auto has = [&](std::string_view text) { return chat_template.find(text) != std::string_view::npos; };
+  return has("<think>") && !has("<think>\n") && !has("<think>\\n");
+}
+
 // Puts thoughts where a model thinks behind this prompt.
-std::string with_thoughts(const std::string& reasoning, const std::string& answer, std::string_view own_end) {
+std::string with_thoughts(const std::string& reasoning, const std::string& answer, std::string_view own_end,
+                          std::string_view chat_template) {
   const auto put = [&](std::string_view begin, std::string_view end, std::string_view behind) {
     return fmt::format("{}{}{}{}{}{}", begin, reasoning, end, kThinkMarks[1], behind, answer);
   };
@@ -301,6 +308,7 @@ std::string with_thoughts(const std::string& reasoning, const std::string& answe
     return own_end.ends_with(kThinkMarks[0]) ? put("", "", "") : put("", "\n", "\n\n");
   }
   if (reasoning.empty() || ends_in(own_end, kThinkMarks[1])) return answer;
+  if (begins_thoughts_in_line(chat_template)) return put(kThinkMarks[0], "", "");
   return put(fmt::format("{}\n", kThinkMarks[0]), "\n", "\n\n");  // as R1 was taught, whose first prompt ends in a mark
 }
 
@@ -353,7 +361,7 @@ ChatAnswer encode_answer(const Tokenizer& tokenizer, std::string_view chat_templ
     std::optional<Written> w = written(chat, before, message, own_end);
     if (!w) w = written_alone(chat, message);
     if (!w) return std::nullopt;
-    return ended(w->has_thoughts ? w->text : with_thoughts(reasoning, w->text, own_end), ends);
+    return ended(w->has_thoughts ? w->text : with_thoughts(reasoning, w->text, own_end, chat_template), ends);
   };
   std::optional<std::string> text = write(messages.back());
   if (text && ends_within(*text, ends) && has_calls_beside(ordered_json::array({messages.back()}), /*text=*/true)) {

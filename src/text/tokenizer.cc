@@ -426,6 +426,9 @@ void Tokenizer::set_chat_template(std::string source) {
     throw Error("the chat template is not UTF-8 at byte {}", at);
   data_->chat_template = std::move(source);
   data_->template_in_own_file = !data_->chat_template.empty();
+  auto config = nlohmann::ordered_json::parse(data_->tokenizer_config, nullptr, /*allow_exceptions=*/false);
+  if (!config.is_object() || config.erase("chat_template") == 0) return;
+  data_->tokenizer_config = config.dump(1) + "\n";
 }
 
 bool Tokenizer::is_special(int32_t id) const {

@@ -33,6 +33,36 @@ std::optional<double> optional_number(simdjson::dom::element object, const char*
   return value;
 }
 
+// What is told of every run; other numbers are its source's.
+constexpr std::string_view kOwnNames[] = {"step",
+                                          "steps",
+                                          "loss",
+                                          "mtp_loss",
+                                          "indexer_loss",
+                                          "indexer_recall",
+                                          "lr",
+                                          "grad_norm",
+                                          "tokens",
+                                          "tokens_per_s",
+                                          "seconds",
+                                          "mfu",
+                                          "max_violation",
+                                          "val_loss",
+                                          "val_loss_average",
+                                          "val_max_violation"};
+
+std::vector<std::pair<std::string, double>> other_numbers(simdjson::dom::element root) {
+  std::vector<std::pair<std::string, double>> others;
+  simdjson::dom::object object;
+  if (root.get(object) != simdjson::SUCCESS) return others;
+  for (const auto [name, value] : object) {
+    double number = 0;
+    if (std::ranges::find(kOwnNames, name) != std::end(kOwnNames)) continue;
+    if (value.get(number) == simdjson::SUCCESS) others.emplace_back(name, number);
+  }
+  return others;
+}
+
 template <class T>
 std::vector<T> numbers(const simdjson::simdjson_result<simdjson::dom::element>& list) {
   std::vector<T> values;
@@ -71,6 +101,7 @@ std::optional<StepMetrics> parse_line(std::string_view line) {
     m.val_max_violation = number<double>(root, "val_max_violation");
     m.val_layer_violations = numbers<double>(root["val_layer_max_violation"]);
     m.layer_violations = numbers<double>(root["layer_max_violation"]);
+    m.of_source = other_numbers(root);
     std::string_view skipped, sample;
     if (root["skipped"].get(skipped) == simdjson::SUCCESS) m.skipped = std::string(skipped);
     if (root["sample"].get(sample) == simdjson::SUCCESS) m.sample = std::string(sample);

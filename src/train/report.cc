@@ -1,6 +1,8 @@
 #include "train/report.h"
 
 #include <nlohmann/json.hpp>
+#include <set>
+#include <string>
 
 namespace fathom {
 namespace {
@@ -76,7 +78,13 @@ const losses=[{name:'train',color:'var(--a)',points:loss,faint:true},{name:'trai
 if(mtp.length)losses.push({name:'MTP, smoothed',color:'var(--c)',points:smooth(mtp)});
 if(val.length)losses.push({name:'validation',color:'var(--b)',points:val});
 const averaged=column('val_loss_average');if(averaged.length)losses.push({name:'validation, averaged weights',color:'var(--fg)',points:averaged});
-if(loss.length)chart('Loss (nats a token)',losses,true);
+const others=[...new Set(steps.flatMap(Object.keys))].filter(k=>data.others.includes(k)),titled=k=>k[0].toUpperCase()+k.slice(1).replaceAll('_',' ');
+const rewards=column('reward');  // of reinforcement learning, whose loss is no nats a token
+if(rewards.length){const series=[{name:'of a step',color:'var(--a)',points:rewards,faint:true},{name:'smoothed',color:'var(--a)',points:smooth(rewards)}];
+  for(const [key,color] of [['val_reward','var(--b)'],['val_exact','var(--c)']])if(column(key).length)series.push({name:titled(key),color,points:column(key)});
+  chart('Reward',series,true)}
+if(loss.length)chart(rewards.length?'Loss of the policy':'Loss (nats a token)',losses,true);
+for(const key of others)if(!['epoch','reward','val_reward','val_exact'].includes(key)){const points=column(key);chart(titled(key),[{name:'of a step',color:'var(--a)',points,faint:true},{name:'smoothed',color:'var(--a)',points:smooth(points)}])}
 for(const [key,title] of [['lr','Learning rate'],['grad_norm','Gradient norm'],['tokens_per_s','Tokens a second'],['mfu','Model FLOPs utilization']]){
   const points=column(key);if(points.length)chart(title,[{name:key,color:'var(--a)',points}])}
 const kl=column('indexer_loss'),recall=column('indexer_recall');
@@ -154,6 +162,10 @@ std::string training_report(const std::vector<StepMetrics>& metrics, const Model
                             const Settings& settings) {
   const size_t stride = (metrics.size() + kMaxPoints - 1) / kMaxPoints;
   Json steps = Json::array();
+  std::set<std::string> others;  // names of what the run's source tells
+  for (const StepMetrics& m : metrics) {
+    for (const auto& [name, value] : m.of_source) others.insert(name);
+  }
   for (size_t i = 0; i < metrics.size(); ++i) {
     const StepMetrics& m = metrics[i];
     const bool telling = m.val_loss || m.sample || !m.expert_load.empty() || i + 1 == metrics.size();
@@ -163,6 +175,7 @@ std::string training_report(const std::vector<StepMetrics>& metrics, const Model
   const Json data{{"parameters", count.total},
                   {"active", count.active},
                   {"settings", settings_of(config, settings)},
+                  {"others", others},
                   {"steps", std::move(steps)}};
   return kHead + for_script(data) + kScript;
 }

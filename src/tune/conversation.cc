@@ -15,6 +15,8 @@ namespace {
 using nlohmann::ordered_json;
 using simdjson::dom::element;
 
+constexpr size_t kMaxMessages = 4096;  // each answer's prompt is made of all before it
+
 // A field, or nothing where it is absent or null.
 std::optional<element> field(element object, const char* name) {
   element value;
@@ -162,6 +164,7 @@ void read_messages(element list, const std::string& name, TrainingConversation& 
   simdjson::dom::array messages;
   if (list.get(messages) != simdjson::SUCCESS) refuse(name, "must be a list of messages");
   for (size_t i = 0; const element message : messages) {
+    if (i == kMaxMessages) refuse(name, fmt::format("has more than {} messages", kMaxMessages));
     read_message(message, fmt::format("{}[{}]", name, i++), conversation);
   }
   if (conversation.messages.empty()) refuse(name, "is an empty list");

@@ -1,16 +1,15 @@
 #include "tune/grpo.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
+#include <fstream>
 #include <utility>
 
 #include "base/file.h"
 #include "base/residency.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
+#include "train/memory_check.h"
 #include "train/report.h"
 #include "train/saver.h"
 #include "train/step.h"
@@ -87,6 +86,30 @@ Settings settings_of(const GrpoOptions& o, std::span<const Question> questions) 
           {"mask-off-policy", o.loss.mask_off_policy ? fmt::to_string(*o.loss.mask_off_policy) : "no"},
           {"keep-routing", on(o.keep_routing)},
           {"ref-every", fmt::to_string(o.ref_every)}};
+}
+
+// What is written over must be an earlier run's samples, and nothing that is read or written elsewhere.
+void check_samples_file(const GrpoOptions& o) {
+  const fs::path& path = o.save_samples;
+  if (path.empty()) return;
+  const std::string name = printable(path.native());
+  std::vector<fs::path> others = o.train.data;
+  others.insert(others.end(), o.train.val_data.begin(), o.train.val_data.end());
+  others.push_back(o.train.log.empty() ? o.train.out / "train.jsonl" : o.train.log);
+  for (const char* own : {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
+                          "generation_config.json", "report.html"}) {
+    others.push_back(o.train.out / own);
+  }
+  for (const fs::path& other : others) {
+    if (same_path(path, other)) throw UsageError("grpo: --save-samples {} would overwrite what the run needs", name);
+  }
+  std::error_code error;
+  if (!fs::is_regular_file(path, error) || fs::file_size(path, error) == 0 || error) return;
+  std::string first(16, '\0');
+  std::ifstream(path).read(first.data(), static_cast<std::streamsize>(first.size()));
+  if (!first.starts_with("{\"step\":")) {
+    throw UsageError("grpo: --save-samples {} holds something else; remove it or give another", name);
+  }
 }
 
 // Writes the model directory and the report.
@@ -170,6 +193,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
   check_grpo_options(options);
   check_options(o);
   check_files(o);
+  check_samples_file(options);
   const double begin_s = monotonic_s();
   Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? o.init : fs::path(o.tokenizer));
   if (o.chat_template) tokenizer.set_chat_template(*o.chat_template);
@@ -264,7 +288,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
 
   const double run_begin_s = monotonic_s(), seconds_before = metrics_log.seconds_before();
   const bool goes_on_unlogged = o.saver.on_failure == SaveFailure::warn;
-  int64_t last_taken = 0;  // step, of this process
+  if (o.check_memory) run.state_sum = state_checksum(pool, run.state);
   GrpoResult result;
   if (run.state.step == o.steps) log("all {} steps are done; model and report are written again", o.steps);
   Progress progress("reinforcing", o.steps, run.state.step);
@@ -289,14 +313,14 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
       }
       log("step {}: {}; training goes on", step, error.what());
     }
-    if (run.broken) give_up(o.out, last_taken, step, kBrokenState, kCalmer);
+    if (run.broken) give_up(o.out, run.last_taken, step, kBrokenState, kCalmer);
     if (!m.skipped) {
-      last_taken = step;
+      run.last_taken = step;
       saver.taken(step);
     }
     if (m.skipped && run.state.guard.skipped > o.max_skips) {
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
-      give_up(o.out, last_taken, step, fmt::format("{}; it is skipped number {} in a row", *m.skipped, n), kCalmer);
+      give_up(o.out, run.last_taken, step, fmt::format("{}; it is skipped number {} in a row", *m.skipped, n), kCalmer);
     }
     result.reward = done->reward;
     if (done->val_reward) {

@@ -10,6 +10,7 @@ namespace fathom::tune {
 PolicyLossSums& PolicyLossSums::operator+=(const PolicyLossSums& part) {
   loss += part.loss;
   kl += part.kl;
+  log_ratio += part.log_ratio;
   tokens += part.tokens;
   clipped += part.clipped;
   answers += part.answers;
@@ -52,6 +53,7 @@ void policy_loss(const PolicyLossOptions& o, double advantage, double token_weig
     }
     sums.loss -= token_weight * gain;
     weights[t] = static_cast<float>(token_weight * slope);
+    sums.log_ratio += std::abs(log_ratio);
     sums.greatest_log_ratio = std::max(sums.greatest_log_ratio, std::abs(log_ratio));
   }
   sums.tokens += static_cast<int64_t>(n);

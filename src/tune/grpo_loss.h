@@ -31,7 +31,8 @@ struct PolicyLossSums {
   double kl = 0;                    // the estimate, not weighted
   int64_t tokens = 0, clipped = 0;  // clipped: of which no gradient of the first term flows, for the clip alone
   int64_t answers = 0, masked = 0;  // masked: M_i = 0
-  double greatest_log_ratio = 0;    // the greatest |log rho|
+  double log_ratio = 0;             // |log rho|
+  double greatest_log_ratio = 0;    // the greatest of these
 
   PolicyLossSums& operator+=(const PolicyLossSums& part);
 };

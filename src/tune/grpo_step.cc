@@ -11,6 +11,7 @@
 #include "base/terminal.h"
 #include "text/answer_parser.h"
 #include "train/balance.h"
+#include "train/memory_check.h"
 #include "train/step.h"
 #include "tune/advantages.h"
 
@@ -229,8 +230,8 @@ std::optional<MiniBatchLoss> gradients(GrpoRun& run, std::span<Answered* const> 
 struct Updates {
   LossResult loss;
   PolicyLossSums policy;
-  double first_log_ratio = 0;  // the greatest, before anything has changed
-  double grad_norm = 0;        // the greatest
+  PolicyLossSums first;  // before anything has changed
+  double grad_norm = 0;  // the greatest
   int64_t taken = 0, skipped = 0;
   std::string why;  // of the last that was skipped
 };
@@ -252,12 +253,11 @@ std::optional<Updates> update(GrpoRun& run, int64_t step, std::vector<Answered>&
     const auto whole = gradients(run, mini_batch, unchanged);
     if (!whole) return std::nullopt;
     const GradientNorms norms = gradient_norms(run.ctx, run.gradients);
-    if (unchanged) done.first_log_ratio = std::max(done.first_log_ratio, whole->policy.greatest_log_ratio);
+    if (unchanged) done.first += whole->policy;
     const LossGuard no_spikes{};
     done.why = reason_to_skip(no_spikes, whole->policy.loss, whole->loss.mtp_loss(), norms.all(), 0);
     if (!biases_are_finite(run.model.weights)) done.why = kBrokenBias;
     if (!done.why.empty()) {
-      run.not_finite = true;
       ++done.skipped;
       log("step {}, update {}: skipped: {}", step, u + 1, done.why);
       continue;
@@ -395,7 +395,6 @@ std::vector<size_t> questions_of_step(uint64_t seed, size_t n_questions, int64_t
 std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   const GrpoOptions& o = run.options;
   const double begin_s = monotonic_s();
-  run.not_finite = false;
   std::vector<Wanted> wanted;
   int64_t place = 0;
   for (const size_t q : questions_of_step(o.train.seed, run.questions.size(), o.questions_a_step, step)) {
@@ -410,6 +409,9 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   const int64_t n_equal = set_advantages(o, *answers);
   const double trained_s = monotonic_s();
   prepare(run, *answers);
+  if (run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state)) {
+    give_up(o.train.out, run.last_taken, step, kLostBits, kSoundMemory);
+  }
   const std::optional<Updates> updates = update(run, step, *answers);
   if (!updates) return std::nullopt;
 
@@ -437,7 +439,8 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   if (o.loss.mask_off_policy) {
     named.emplace_back("masked_fraction", per(static_cast<double>(policy.masked), policy.answers));
   }
-  named.emplace_back("greatest_log_ratio", updates->first_log_ratio);
+  named.emplace_back("mean_log_ratio", per(updates->first.log_ratio, updates->first.tokens));
+  named.emplace_back("greatest_log_ratio", updates->first.greatest_log_ratio);
   named.emplace_back("groups_without_signal", per(static_cast<double>(n_equal), o.questions_a_step));
   named.emplace_back("updates", static_cast<double>(updates->taken));
   named.emplace_back("sampling_tokens_per_s", static_cast<double>(counts.tokens) / std::max(counts.seconds, 1e-9));
@@ -450,6 +453,7 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   if (o.ref_every > 0 && o.loss.beta != 0 && step % o.ref_every == 0) {
     std::ranges::copy(run.state.parameters.all(), run.state.average.all().begin());
   }
+  if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);
   if (!run.broken) validate(run, step, done);
   return done;
 }

@@ -23,9 +23,10 @@ struct GrpoRun {
   TrainedRuns runs;
   LossOptions loss;
   Balance balance;
-  Arena scratch{};          // of what is made again
-  bool not_finite = false;  // an update of the last step was not
-  bool broken = false;      // the last step has left weights or moments that are not finite
+  Arena scratch{};                      // of what is made again
+  bool broken = false;                  // the last step has left weights or moments that are not finite
+  int64_t last_taken = 0;               // step, of this process
+  std::optional<uint64_t> state_sum{};  // of what the last step left, where that is checked (--check-memory)
 };
 
 struct StepDone {
@@ -34,7 +35,7 @@ struct StepDone {
   std::optional<double> val_reward, val_exact;
   std::string samples;  // lines for --save-samples
 };
-// Nothing, and nothing changed, when it is told to stop before its first update.
+// Nothing, and nothing changed, when it is told to stop before its first update. Error where memory has lost bits.
 std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step);
 
 // Which questions a step asks: all of them once, in an order by the seed, before any comes again.

@@ -18,7 +18,7 @@ namespace fathom::tune {
 struct RolloutOptions {
   SamplerOptions sampler{.temperature = 1};  // temperature, top_k and top_p alone
   int64_t max_tokens = 1024;
-  int64_t max_sequences = 64;    // at a time
+  int64_t max_sequences = 128;   // at a time
   Format kv_type = Format::f32;  // of their caches
   int64_t draft_tokens = 0;      // that the MTP module proposes for each pass
 };

@@ -10,6 +10,7 @@
 #include "checkpoint/hf_config.h"
 #include "ops/cross_entropy.h"
 #include "text/documents.h"
+#include "train/reading.h"
 #include "train/step.h"
 #include "train/teacher_logits.h"
 #include "tune/packing.h"
@@ -238,6 +239,7 @@ Told told_of(const SftOptions& options) {
   Tokenizer tokenizer = Tokenizer::load(o.tokenizer.empty() ? o.init : fs::path(o.tokenizer));
   if (o.chat_template) tokenizer.set_chat_template(*o.chat_template);
   const ModelConfig config = trained_config(o, tokenizer);
+  check_fit(o, config, tokenizer);
   ConversationTemplate with{
       options.chat_template, {}, end_ids(config, tokenizer), options.thinking, options.only_last_answer};
   if (tokenizer.bos_id() >= 0) with.chat.bos_token = tokenizer.token_bytes(tokenizer.bos_id());

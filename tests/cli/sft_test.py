@@ -91,6 +91,7 @@ class Sft(Case):
               str(self.folder / "on")]
         self.assert_done(fathom(*on, "--epochs", "0.5", "--batch-size", "1"))
         self.assertEqual((self.folder / "on/chat_template.jinja").read_text(), pathlib.Path(TEMPLATE).read_text())
+        self.assertNotIn("chat_template", json.loads((self.folder / "on/tokenizer_config.json").read_text()))
 
     def test_an_interrupted_run_goes_on_to_the_same_bits(self):
         self.assert_done(self.sft(out="whole", steps=60))

@@ -95,14 +95,16 @@ if os.fork() == 0:
 )"},
     {"ManyGenerationsOfOrphansEndWithTheirProgram", Ends::by_itself, R"(
 for i in range(20):
-    if os.fork() == 0:
-        os.setpgid(0, 0)
-        for j in range(10000):
-            if os.fork(): os._exit(0)
-            time.sleep(0.01)
+    try:
+        if os.fork() == 0:
+            os.setpgid(0, 0)
+            for j in range(10000):
+                if os.fork(): os._exit(0)
+                time.sleep(0.01)
+    except OSError: os._exit(0)  # all of them are living or waited for by nobody
 )"},
     {"ProcessesOutsideCannotBeSignalled", Ends::denied, R"(
-for pid in (host["pid"], host["parent"]):
+for pid in [p for p in (host["pid"], host["parent"]) if int(p) > 100] + ["4000000"]:  # small ones are somebody's in here
     denied(pid, lambda: os.kill(int(pid), signal.SIGKILL))
     denied(pid, lambda: os.kill(int(pid), 0))
 )"},

@@ -201,6 +201,28 @@ TEST(Conversation, ThoughtsStandWhereTheModelThinksAndHistoryIsAsTheTemplateHasI
                 "<｜User｜>2+2?<｜Assistant｜><think>twice two</think>4" + kEnd);
 }
 
+TEST(Conversation, ThoughtsBehindResultsOfToolsHaveMarksOfTheirOwn) {
+  const ordered_json line = {
+      {"messages",
+       {{{"role", "user"}, {"content", "2+2?"}},
+        {{"role", "assistant"},
+         {"content", "I ask."},
+         {"tool_calls", {{{"id", "a"}, {"function", {{"name", "add"}, {"arguments", {{"x", 2}}}}}}}}},
+        {{"role", "tool"}, {"tool_call_id", "a"}, {"content", "4"}},
+        {{"role", "assistant"}, {"content", "4"}, {"reasoning_content", "so"}}}}};
+  const std::string end = kEnd, call = "<｜tool▁call▁begin｜>add<｜tool▁sep｜>{\"x\":2}<｜tool▁call▁end｜>",
+                    v3_call =
+                        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"x\":2}\n```<｜tool▁call▁end｜>";
+  const std::string begin = "<｜tool▁calls▁begin｜>", behind = "<｜tool▁calls▁end｜>";
+  EXPECT_THAT(learned(line, "deepseek-v3.1"), ElementsAre(ElementsAre("</think>I ask." + begin + call + behind + end),
+                                                          ElementsAre("<think>so</think>4" + end)));
+  // What they write as two answers, or without an end, is one; the second writes history as it was generated.
+  const std::string asks = "I ask." + begin + v3_call + behind + end, says = "<think>\nso\n</think>\n\n4" + end;
+  EXPECT_THAT(learned(line, "deepseek-v3"), ElementsAre(ElementsAre(asks), ElementsAre(says)));
+  EXPECT_THAT(learned(line, "deepseek-v3-api-zip"), ElementsAre(ElementsAre(asks, says)));
+  EXPECT_THAT(learned(line, "deepseek-r1"), ElementsAre(ElementsAre("\n</think>\n\n" + asks), ElementsAre(says)));
+}
+
 TEST(Conversation, TheLineSaysWhetherItThinksElseTheOption) {
   ConversationTemplate with = told_with("deepseek-v3.1");
   ordered_json line = two_turns(true);
@@ -288,12 +310,15 @@ TEST(Conversation, WhatIsWrongIsSaidWithItsPlace) {
     return refusal([&] { parse_conversation(line, "chat.jsonl: line 3"); });
   };
   const auto message = [&](const std::string& text) { return said(R"({"messages":[)" + text + "]}"); };
+  std::string many;
+  for (int i = 0; i < 4097; ++i) many += std::string(i > 0 ? "," : "") + R"({"role":"user","content":"a"})";
   const std::pair<std::string, const char*> cases[] = {
       {said("[1]"), "is no object"},
       {said("{"), "chat.jsonl: line 3"},
       {said(R"({"text":"a"})"), "neither messages nor prompt and completion"},
       {said(R"({"messages":3})"), "messages must be a list"},
       {said(R"({"messages":[]})"), "messages is an empty list"},
+      {message(many), "messages has more than 4096 messages"},
       {message("3"), "messages[0] must be an object"},
       {message(R"({"content":"a"})"), "messages[0].role is missing"},
       {message(R"({"role":"bot","content":"a"})"), "messages[0].role is bot"},

@@ -118,6 +118,7 @@ GrpoOptions with_everything(GrpoOptions o) {
   o.loss.beta = 0.05;
   o.loss.mask_off_policy = 0.01;
   o.ref_every = 2;
+  o.train.check_memory = true;
   o.rollout.sampler = {.temperature = 0.9, .top_k = 100, .top_p = 0.97};
   o.rewards.length_penalty = 0.1;
   o.save_samples = o.train.out.parent_path() / (o.train.out.filename().string() + ".samples");
@@ -233,6 +234,9 @@ TEST_F(Grpo, OptionsAreChecked) {
   EXPECT_THAT(told([](auto& o) { o.ref_every = 1; }), HasSubstr("--kl"));
   EXPECT_THAT(told([](auto& o) { o.loss.clip_high = -1; }), HasSubstr("--clip-high"));
   EXPECT_THAT(told([](auto& o) { o.rewards.weights = {}; }), HasSubstr("--reward"));
+  EXPECT_THAT(told([](auto& o) { o.save_samples = o.train.data[0]; }), HasSubstr("--save-samples"));
+  EXPECT_THAT(told([&](auto& o) { o.save_samples = folder_.write("notes", "of mine, all of them"); }),
+              HasSubstr("holds something else"));
   EXPECT_THAT(told([](auto& o) { o.train.dsa = Dsa::warmup; }), HasSubstr("--dsa"));
   EXPECT_FALSE(fs::exists(folder_.path() / "out"));
 }

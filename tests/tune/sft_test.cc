@@ -8,6 +8,7 @@
 #include <set>
 
 #include "base/file.h"
+#include "checkpoint/hf_config.h"
 #include "ops/cross_entropy.h"
 #include "refusal.h"
 #include "temporary_directory.h"
@@ -128,8 +129,48 @@ TEST_F(Sft, TargetsAreTheAnswersAndTheirEnds) {
   EXPECT_EQ(asked, "Q1Athe answer bb$Q0Athe answer a$");
   EXPECT_EQ(learned, "the answer bb$the answer a$");
   EXPECT_EQ(examples.n_main, n);
-  // Module 1 predicts the same tokens, but for the first of each answer alone where nothing stands before its prompt.
+  // Module 1 predicts them too: none is among the first two of its sequence.
   EXPECT_EQ(count_mtp_targets(examples, 1), n);
+}
+
+TEST_F(Sft, MtpModulesLeaveOutWhatTheTrunkLeavesOut) {
+  const TrainingSet set = read(options("out"));
+  Examples examples;
+  for (int64_t i = 0; i < 3; ++i) set.add_to(examples, i);
+  ThreadPool pool(1);
+  Arena arena;
+  Context ctx{pool, arena};
+  for (const int64_t n_modules : {1, 2}) {
+    ModelConfig config = read_model_config(folder_.path() / "config.json");
+    config.num_nextn_predict_layers = n_modules;
+    Parameters parameters = allocate_parameters(config), grads = allocate_parameters(config, /*with_bias=*/false);
+    initialize(parameters, config, 1);
+    const Model model = make_model(config, parameters.weights);
+    const auto learned = [&](const Examples& part) {
+      const Example example = make_example(ctx, part);
+      return loss_and_gradients(ctx, model, grads.weights, example.batch, example.targets, {.mtp_weight = 1});
+    };
+    const LossResult masked = learned(examples);
+    EXPECT_EQ(masked.main_targets, examples.n_main);
+    EXPECT_EQ(masked.mtp_targets, count_mtp_targets(examples, n_modules));
+    EXPECT_LT(masked.mtp_targets, count_mtp_targets(examples.sequences, n_modules));
+    // The loss of each target is its own: what two masks learn that make up the whole adds up.
+    Examples rest = examples;
+    rest.n_main = 0;
+    for (size_t s = 0, t = 0; s < rest.sequences.size(); ++s) {
+      for (size_t i = 0; i < rest.sequences[s].size(); ++i, ++t) {
+        const bool is_last = i + 1 == rest.sequences[s].size();
+        rest.next[t] = rest.next[t] == kNoTarget && !is_last ? rest.sequences[s][i + 1] : kNoTarget;
+        rest.n_main += rest.next[t] != kNoTarget;
+      }
+    }
+    Examples whole = examples;
+    for (size_t t = 0; t < whole.next.size(); ++t) whole.next[t] = std::max(whole.next[t], rest.next[t]);
+    whole.n_main += rest.n_main;
+    EXPECT_EQ(count_mtp_targets(whole, n_modules), count_mtp_targets(whole.sequences, n_modules));
+    const double sum = masked.mtp_loss_sum + learned(rest).mtp_loss_sum;
+    EXPECT_NEAR(sum, learned(whole).mtp_loss_sum, 1e-4 * sum);
+  }
 }
 
 TEST_F(Sft, WhatIsTooLongIsDroppedOrCutOrRefused) {

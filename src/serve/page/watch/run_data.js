@@ -3,7 +3,8 @@
 
 import { Column, Smoothed, Snapshots } from './columns.js';
 
-const kValues = ['loss', 'mtp_loss', 'lr', 'grad_norm', 'tokens_per_s', 'mfu', 'max_violation', 'val_loss', 'val_loss_average', 'val_max_violation'];
+const kValues = ['loss', 'mtp_loss', 'lr', 'grad_norm', 'tokens_per_s', 'mfu', 'max_violation', 'val_loss', 'val_loss_average', 'val_max_violation',
+                 'reward', 'val_reward', 'val_exact', 'length', 'length_max', 'entropy', 'kl'];  // fathom grpo's
 const kSpoiled = ['loss', 'mtp_loss', 'grad_norm'];  // of a step that was not taken: of no batch that was learned from
 const kMostLayers = 1024;
 const kMostExperts = 4096;

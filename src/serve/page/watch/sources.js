@@ -10,6 +10,17 @@ const kMostLayers = 6;  // of biases, that are told one by one
 // series: {column, name, smooth: smoothed, with the steps faint; sparse: in few rows}
 const kPlots = [
   {
+    key: 'reward', title: 'Reward', wide: true, has_marks: true, text: fixed(4),
+    series: [{ column: 'reward', name: 'sampled', smooth: true }, { column: 'val_reward', name: 'held-out', sparse: true },
+             { column: 'val_exact', name: 'held-out, exact', sparse: true }]
+  },
+  {
+    key: 'length', title: 'Tokens of an answer', from_zero: true, text: fixed(1),
+    series: [{ column: 'length', name: 'mean', smooth: true }, { column: 'length_max', name: 'longest' }]
+  },
+  { key: 'entropy', title: 'Entropy', hint: () => 'nats a token', from_zero: true, text: fixed(4), series: [{ column: 'entropy', name: 'policy', smooth: true }] },
+  { key: 'kl', title: 'KL divergence', hint: () => 'from the reference', from_zero: true, text: fixed(5), series: [{ column: 'kl', name: 'KL', smooth: true }] },
+  {
     key: 'loss', title: 'Loss', wide: true, has_log: true, has_marks: true, text: fixed(4),
     series: [{ column: 'loss', name: 'training', smooth: true }, { column: 'val_loss', name: 'held-out', sparse: true },
              { column: 'val_loss_average', name: 'averaged', sparse: true }]

@@ -27,6 +27,7 @@ struct TraceCommandOptions {
   std::vector<fs::path> questions;
   tune::TraceOptions traces;
   std::string thinking, keep = "verified";
+  const char* keep_option = "--keep";  // what a command calls it
 };
 
 struct LogitsCommandOptions {
@@ -72,7 +73,7 @@ void add_trace_options(CLI::App& c, TraceCommandOptions& options) {
       ->default_str("as its template has it");
   c.add_option("--system", t.system, "A message of the system before each question");
   c.add_flag("--keep-system", t.keeps_system, "Keep it in the traces");
-  c.add_option("--keep", options.keep,
+  c.add_option(options.keep_option, options.keep,
                "verified: all right answers; first-verified: of each question the first, and none is asked behind it; "
                "shortest: of each the shortest right one; all: right or wrong")
       ->check(CLI::IsMember({"all", "verified", "first-verified", "shortest"}))
@@ -259,6 +260,7 @@ void add_student(CLI::App& app, CommonOptions& common) {
   ModelUnderTestOptions& teacher = options->traces.teacher;
   teacher.model_option = "--teacher";
   teacher.template_option = "--teacher-template";
+  options->traces.keep_option = "--keep-traces";  // --keep is the checkpoints'
   TrainOptions& o = options->sft.trainer.train;
   CLI::App* c = app.add_subcommand("student", "Both and fathom sft in one: a student learns what a teacher answers");
   add_trace_options(*c, options->traces);

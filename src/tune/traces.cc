@@ -255,8 +255,8 @@ std::optional<TraceCounts> make_traces(std::span<const AskedQuestion> questions,
   const bool verifies = o.keep != KeepTraces::all;
   if (verifies && std::ranges::none_of(questions, [](const AskedQuestion& q) { return q.answer || q.tests; })) {
     throw UsageError(
-        "no question has an \"answer\" or \"tests\", by which right answers are told from wrong ones; --keep all keeps "
-        "all of them");
+        "no question has an \"answer\" or \"tests\", by which right answers are told from wrong ones: keep all of "
+        "them, or none");
   }
   for (const AskedQuestion& q : questions) {
     if (q.messages.back()["role"] == "user") continue;

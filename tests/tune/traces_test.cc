@@ -149,7 +149,7 @@ TEST_F(Traces, AJournalThatSaysWhatItMayNotIsRefused) {
 
 TEST_F(Traces, NothingIsRightWhereNothingSaysWhatIs) {
   questions_.erase(questions_.begin(), questions_.begin() + 2);
-  EXPECT_THAT(refusal([&] { make(); }), HasSubstr("--keep all keeps all of them"));
+  EXPECT_THAT(refusal([&] { make(); }), HasSubstr("told from wrong ones"));
   questions_[0].messages.push_back({{"role", "assistant"}, {"content", "I"}});
   options_.keep = KeepTraces::all;
   EXPECT_THAT(refusal([&] { make(); }), HasSubstr("the last of \"messages\" must be the user's"));

@@ -70,6 +70,21 @@ Rows part_of_rows(const LatentCacheView& sequence, const LatentRowLayout& layout
   return {memory, dim};
 }
 
+// Asks for a head's parts of rows key .. key + kBlock: rows lie far apart, and the processor foresees none of them.
+void fetch_rows(const Inputs& in, const Group& group, int64_t key) {
+  const LatentCacheView& sequence = *group.sequence;
+  const int64_t n = std::min(kBlock, sequence.length - key);
+  if (n <= 0) return;
+  const LatentRowLayout layout = in.dims.cached_row(sequence.format);
+  const int64_t row_bytes = latent_row_bytes(layout), part_bytes = row_bytes / layout.parts;
+  const char* row = sequence.row(key, row_bytes) + group.kv_head * part_bytes;
+  const int64_t to_values = in.dims.n_kv_heads * part_bytes;
+  for (int64_t i = 0; i < n; ++i, row += row_bytes) {
+    for (int64_t byte = 0; byte < part_bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+    for (int64_t byte = 0; byte < part_bytes; byte += 64) __builtin_prefetch(row + to_values + byte, 0, 2);
+  }
+}
+
 void fill_panels(const Inputs& in, const Group& group, const Scratch& s) {
   const int64_t dim = in.dims.head_dim;
   for (int64_t i = 0; i < group.n; ++i) {
@@ -81,8 +96,15 @@ void fill_panels(const Inputs& in, const Group& group, const Scratch& s) {
   }
 }
 
+// What a thread probably reads behind a chunk.
+struct NextChunk {
+  const Group* group;  // or none
+  int64_t first_key;
+};
+
 // Overwrites `out` with the part of the chunk at first_key. The group's panels are in s.
-void attend(const Inputs& in, const Group& group, int64_t first_key, const Partial& out, const Scratch& s) {
+void attend(const Inputs& in, const Group& group, int64_t first_key, const NextChunk& next, const Partial& out,
+            const Scratch& s) {
   const cpu::AttentionKernels& k = kernels();
   const int64_t dim = in.dims.head_dim, group_heads = in.dims.heads_of_group();
   const int64_t n_padded = padded(group.n), cached = group.sequence->length - group.sequence->n_new;
@@ -92,12 +114,16 @@ void attend(const Inputs& in, const Group& group, int64_t first_key, const Parti
   std::fill_n(out.sum, n_padded, 0.0f);
   for (int64_t key = first_key; key < last; key += kBlock) {
     const int64_t n_keys = std::min(kBlock, last - key);
+    if (key + kBlock < last) {
+      fetch_rows(in, group, key + kBlock);
+    } else if (next.group != nullptr) {
+      fetch_rows(in, *next.group, next.first_key);
+    }
     const Rows keys = part_of_rows(*group.sequence, layout, group.kv_head, key, n_keys, s.keys);
     const Rows values =
         part_of_rows(*group.sequence, layout, in.dims.n_kv_heads + group.kv_head, key, n_keys, s.values);
     for (int64_t i = 0; i < n_padded; i += kPanel) {
-      const int64_t n_columns = std::min(kPanel, round_up(group.n - i, 8));  // generation has few queries
-      k.multiply({n_keys, n_columns, dim}, {keys.data, keys.stride}, {s.panels + i * dim, kPanel},
+      k.multiply({n_keys, kPanel, dim}, {keys.data, keys.stride}, {s.panels + i * dim, kPanel},
                  {s.scores + i, kGroupStride}, false);
     }
     for (int64_t j = std::max<int64_t>(0, cached + 1 - key); j < n_keys; ++j) {
@@ -157,7 +183,6 @@ std::vector<Scratch> new_scratch(Context& ctx, int64_t dim) {
                        .values = new_floats(ctx, kBlock * dim),
                        .total = new_partial(ctx, dim),
                        .part = new_partial(ctx, dim)});
-    std::fill_n(scratch.back().scores, kBlock * kGroupStride, 0.0f);  // softmax reads columns of no query, too
   }
   return scratch;
 }
@@ -173,24 +198,42 @@ void attend_groups(Context& ctx, const Inputs& in, std::vector<Group> groups, Te
     fill_panels(in, group, s);
     clear(s.total, group.n, in.dims.head_dim);
     for (int64_t key = 0; key < in.n_keys(group); key += kChunk) {
-      attend(in, group, key, s.part, s);
+      attend(in, group, key, {&group, key + kChunk}, s.part, s);
       merge(s.total, s.part, group.n, in.dims.head_dim);
     }
     finish(in, group, s.total, o, lse);
   });
 }
 
+struct Chunk {
+  size_t group;
+  int64_t first_key;
+};
+
+// Of each sequence the chunks of all groups at the same rows stand together: heads' parts of a row lie in one page of
+// memory, so that what one has read of it the next finds sooner.
+std::vector<Chunk> chunks_of(const Inputs& in, const std::vector<Group>& groups) {
+  std::vector<Chunk> chunks;
+  for (size_t first = 0, end = 0; first < groups.size(); first = end) {
+    int64_t longest = 0;
+    for (; end < groups.size() && groups[end].sequence == groups[first].sequence; ++end) {
+      longest = std::max(longest, in.n_keys(groups[end]));
+    }
+    for (int64_t key = 0; key < longest; key += kChunk) {
+      for (size_t g = first; g < end; ++g) {
+        if (key < in.n_keys(groups[g])) chunks.push_back({g, key});
+      }
+    }
+  }
+  return chunks;
+}
+
 // Few groups: a task is a chunk.
 void attend_chunks(Context& ctx, const Inputs& in, const std::vector<Group>& groups, Tensor o, Tensor lse) {
-  struct Chunk {
-    size_t group;
-    int64_t first_key;
-  };
   const int64_t dim = in.dims.head_dim;
-  std::vector<Chunk> chunks;
+  const std::vector<Chunk> chunks = chunks_of(in, groups);
   std::vector<Partial> totals;
   for (size_t g = 0; g < groups.size(); ++g) {
-    for (int64_t key = 0; key < in.n_keys(groups[g]); key += kChunk) chunks.push_back({g, key});
     totals.push_back(new_partial(ctx, dim));
     clear(totals.back(), groups[g].n, dim);
   }
@@ -204,18 +247,21 @@ void attend_chunks(Context& ctx, const Inputs& in, const std::vector<Group>& gro
       const Chunk& chunk = chunks[begin + static_cast<size_t>(i)];
       const Scratch& s = scratch[static_cast<size_t>(thread)];
       fill_panels(in, groups[chunk.group], s);
-      attend(in, groups[chunk.group], chunk.first_key, parts[static_cast<size_t>(i)], s);
+      const size_t behind = begin + static_cast<size_t>(i) + static_cast<size_t>(ctx.pool.size());
+      const bool known = behind < chunks.size();
+      const NextChunk next{known ? &groups[chunks[behind].group] : nullptr, known ? chunks[behind].first_key : 0};
+      attend(in, groups[chunk.group], chunk.first_key, next, parts[static_cast<size_t>(i)], s);
     });
-    const size_t first_group = chunks[begin].group, n_groups = chunks[end - 1].group + 1 - first_group;
-    ctx.pool.run(static_cast<int64_t>(n_groups), [&](int64_t task, int) {
-      const size_t g = first_group + static_cast<size_t>(task);
+    ctx.pool.run(std::ssize(groups), [&](int64_t g, int) {
       for (size_t i = begin; i < end; ++i) {
-        if (chunks[i].group == g) merge(totals[g], parts[i - begin], groups[g].n, dim);
+        if (chunks[i].group != static_cast<size_t>(g)) continue;
+        merge(totals[static_cast<size_t>(g)], parts[i - begin], groups[static_cast<size_t>(g)].n, dim);
       }
-      const bool ends = end == chunks.size() || chunks[end].group > g;
-      if (ends) finish(in, groups[g], totals[g], o, lse);
     });
   }
+  ctx.pool.run(std::ssize(groups), [&](int64_t g, int) {
+    finish(in, groups[static_cast<size_t>(g)], totals[static_cast<size_t>(g)], o, lse);
+  });
 }
 
 void check_shapes(Tensor o, Tensor q, const GqaDims& dims) {

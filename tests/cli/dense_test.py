@@ -37,13 +37,15 @@ class Dense(Case):
 
     def test_from_training_to_an_answer(self):
         text = self.write("text.txt", "".join(f"line {i} of the text that the model learns from\n" for i in range(300)))
-        train = ["train", "--data", text, "--tokenizer", "bytes", "--steps", "60", "--seq-len", "48", "--batch-size", "8", "--lr",
-                 "1e-2", "--warmup", "5", "--threads", "2"]
+        train = ["train", "--data", text, "--tokenizer", "bytes", "--steps", "60", "--seq-len", "48", "--batch-size", "8",
+                 "--warmup", "5", "--threads", "2"]
         trained, tuned = str(self.folder / "trained"), str(self.folder / "tuned")
-        self.assert_done(fathom(*train, "--model-config", self.write("config.json", json.dumps(CONFIG)), "--out", trained))
+        self.assert_done(fathom(*train, "--model-config", self.write("config.json", json.dumps(CONFIG)), "--lr", "1e-2", "--out",
+                                trained))
         before = self.loss(trained, text)
         self.assertLess(before, 1.0)  # of 5.5 for bytes that are all alike
-        self.assert_done(fathom(*train, "--init", trained, "--out", tuned, "--precision", "bf16", "--recompute", "selective"))
+        self.assert_done(fathom(*train, "--init", trained, "--lr", "2e-3", "--out", tuned, "--precision", "bf16", "--recompute",
+                                "selective"))
         self.assertLess(self.loss(tuned, text), before)
         info = self.json_of("inspect", trained)
         self.assertEqual([info["config"][key] for key in ("model_type", "num_key_value_heads", "head_dim", "tie_word_embeddings")],
@@ -113,7 +115,7 @@ class Dense(Case):
             model = self.changed(LLAMA, f"{key}{json.dumps(value)[:24]}", **{key: value})
             self.assert_refused(fathom("generate", "--model", model, "--tokens", "1"), 1, key)
         # Numbers that a model may have, but not this one's weights.
-        for key, value in (("head_dim", 8), ("num_key_value_heads", 1), ("tie_word_embeddings", False)):
+        for key, value in (("head_dim", 8), ("num_key_value_heads", 3), ("tie_word_embeddings", False)):
             model = self.changed(QWEN2, f"{key}{value}", **{key: value})
             self.assert_refused(fathom("generate", "--model", model, "--tokens", "1"), 1, "tensor")
 

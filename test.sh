@@ -12,8 +12,11 @@ say "Packages"
 scripts/install_packages.sh clang libclang-rt-14-dev g++-aarch64-linux-gnu libopenmpi-dev openmpi-bin
 jobs=$(nproc)
 
-say "Clients of the server: openai, schemathesis, lm-eval, a browser"
-scripts/install_clients.sh || echo "SKIPPED: they cannot be loaded; neither are the tests that need them"
+# Clients of the server (openai, schemathesis, lm-eval, a browser) are loaded beside what follows, which does not need them.
+mkdir -p build
+scripts/install_clients.sh >build/clients.log 2>&1 &
+clients=$!
+trap 'kill "$clients" 2>/dev/null || true' EXIT
 
 build() { # preset, targets...
   local preset=$1
@@ -47,6 +50,10 @@ fi
 
 say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, conversations, mathematics, requests, HTTP both ways"
 scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s conversation_fuzz=6s http_fuzz=6s reply_fuzz=6s same_answer_fuzz=6s
+
+say "Clients of the server: openai, schemathesis, lm-eval, a browser"
+wait "$clients" || { tail -n 20 build/clients.log; echo "SKIPPED: they cannot be loaded; neither are the tests that need them"; }
+trap - EXIT
 
 say "Release: every test"
 build release

@@ -605,7 +605,7 @@ def gguf_cases():
 
         yield at([], "m.gguf: the metadata key general.architecture is missing")
         yield at([("general.architecture", b"deepseek32")], "the metadata key deepseek32.embedding_length is missing")
-        yield at([("general.architecture", b"deepseek4")], "deepseek4 is not supported; supported are deepseek2 (DeepSeek-V2, V3, R1, V3.1) and deepseek32")
+        yield at([("general.architecture", b"deepseek4")], "deepseek4 is not supported; supported are deepseek2 (DeepSeek-V2, V3, R1, V3.1), deepseek32 (V3.2), llama and qwen2")
         yield at([architecture], "m.gguf: the metadata key deepseek2.embedding_length is missing")
     tokenize = ["tokenize", "--model", "@folder/m.gguf"]
     for values, expected in (

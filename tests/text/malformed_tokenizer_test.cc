@@ -91,7 +91,7 @@ const JsonCase kCases[] = {
     {"/decoder/type", "\"a\\nb\\u001b[2J\"", "\"a\\x0ab\\x1b[2J\" is not supported"},
     {"/decoder/type", nullptr, "decoder: type is missing"},
     {"/decoder/type", "1", "decoder: type is not a string"},
-    {"/normalizer", "{\"type\": \"NFC\"}", "normalizer: the normalizer \"NFC\" is not supported"},
+    {"/normalizer", "{\"type\": \"NFKC\"}", "normalizer: the normalizer \"NFKC\" is not supported"},
     {"/normalizer", "{\"type\": \"Lowercase\"}", "\"Lowercase\" is not supported"},
     {"/normalizer", "3", "normalizer: is not an object"},
     {"/normalizer/type", nullptr, "normalizer: type is missing"},

@@ -29,14 +29,13 @@ std::vector<double> softmax(std::vector<double> logits, double temperature) {
 // KL over the row's tokens and the rest, and its gradient by the logits divided by the temperature.
 double kl(const std::vector<double>& q, const TeacherRows& teacher, int64_t token, std::vector<double>& gradient) {
   std::vector<bool> known(q.size());
-  double p_sum = 0, q_sum = 0, kl = 0;
+  double p_sum = 0, kl = 0;
   const auto p_of = [&](int64_t i) { return std::exp(static_cast<double>(teacher.logprobs.f32(token, i))); };
   const int32_t* ids = teacher.ids.i32() + token * teacher.ids.cols();
   int64_t k = 0;
   for (; k < teacher.ids.cols() && ids[k] != kNoTarget; ++k) {
     known[static_cast<size_t>(ids[k])] = true;
     p_sum += p_of(k);
-    q_sum += q[static_cast<size_t>(ids[k])];
   }
   gradient.assign(q.size(), 0);
   if (k == 0) return 0;

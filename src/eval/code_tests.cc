@@ -1,5 +1,6 @@
 #include "eval/code_tests.h"
 
+#include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -51,7 +52,9 @@ std::optional<std::string> bad_end(const SandboxResult& result) {
     case SandboxResult::exited:
       return std::nullopt;
     case SandboxResult::signalled:
-      return result.code == 9 ? "crashed: killed, or out of CPU time" : fmt::format("crashed: signal {}", result.code);
+      if (result.code == SIGXCPU) return "timed out";
+      return result.code == SIGKILL ? "crashed: killed, or out of CPU time"
+                                    : fmt::format("crashed: signal {}", result.code);
     case SandboxResult::out_of_time:
       return "timed out";
     case SandboxResult::too_much_output:

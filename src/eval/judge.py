@@ -16,6 +16,7 @@ import builtins
 import collections
 import json
 import os
+import signal
 import types
 
 MOST_ITEMS = 100_000  # of an iterator that the program gives back
@@ -179,7 +180,8 @@ class Program:
         if os.WIFSIGNALED(status):
             import resource
             used = resource.getrusage(resource.RUSAGE_CHILDREN)
-            if used.ru_utime + used.ru_stime >= resource.getrlimit(resource.RLIMIT_CPU)[0] - 0.1:
+            caught = used.ru_utime + used.ru_stime >= resource.getrlimit(resource.RLIMIT_CPU)[0]
+            if os.WTERMSIG(status) == signal.SIGXCPU or (os.WTERMSIG(status) == signal.SIGKILL and caught):
                 self.refuse("timed out")
             self.refuse(f"crashed: signal {os.WTERMSIG(status)}")
         self.refuse(f"crashed: ended with exit code {os.WEXITSTATUS(status)} before it answered")

@@ -64,7 +64,9 @@ struct Start {
 int limit_to(int resource, rlim_t most) {
   rlimit now{};
   if (getrlimit(static_cast<__rlimit_resource>(resource), &now) != 0) return -1;
-  now.rlim_max = now.rlim_cur = std::min(most, now.rlim_max);
+  // A second more of CPU time for who catches SIGXCPU, which tells this end from others.
+  now.rlim_max = std::min(resource == RLIMIT_CPU ? most + 1 : most, now.rlim_max);
+  now.rlim_cur = std::min(most, now.rlim_max);
   return setrlimit(static_cast<__rlimit_resource>(resource), &now);
 }
 

@@ -18,6 +18,7 @@ struct RewardRequest {
   std::string completion;
 };
 
+// SIGPIPE must be ignored, as the program does.
 class RewardCommand {
  public:
   // Runs `command` by /bin/sh, in a process group of its own, so that a ^C for us does not end it before us. timeout_s:

@@ -4,7 +4,7 @@
 namespace fathom::eval::test {
 
 // How a program's run must end. Denied: by itself, with exit code 0, having said "denied" and not "ESCAPED".
-enum class Ends { denied, out_of_time, killed, too_much_output, out_of_memory, signalled, by_itself };
+enum class Ends { denied, out_of_time, out_of_cpu, killed, too_much_output, out_of_memory, signalled, by_itself };
 
 struct Escape {
   const char* name;
@@ -126,7 +126,9 @@ for s in range(1, 65):
     except (OSError, ValueError): pass
 time.sleep(1000)
 )"},
-    {"ABusyLoopIsEndedByItsCpuTime", Ends::killed, "while True: pass\n"},
+    {"ABusyLoopIsEndedByItsCpuTime", Ends::out_of_cpu, "while True: pass\n"},
+    {"CatchingSignalsGivesASecondMore", Ends::killed,
+     "signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass\n"},
     {"ASleeperIsEnded", Ends::out_of_time, "time.sleep(1000)\n"},
     {"BusyChildrenAreEnded", Ends::out_of_time, R"(
 for i in range(3): os.fork()

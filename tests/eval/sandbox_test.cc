@@ -164,6 +164,9 @@ void expect_end(const test::Escape& escape, const SandboxResult& result) {
     case test::Ends::out_of_time:
       EXPECT_EQ(result.end, SandboxResult::out_of_time) << all;
       break;
+    case test::Ends::out_of_cpu:
+      EXPECT_TRUE(result.end == SandboxResult::signalled && result.code == SIGXCPU) << all;
+      break;
     case test::Ends::killed:
       EXPECT_TRUE(result.end == SandboxResult::signalled && result.code == SIGKILL) << all;
       break;

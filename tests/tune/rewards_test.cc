@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <csignal>
+
 #include "base/error.h"
 #include "temporary_directory.h"
 
@@ -163,6 +165,7 @@ TEST(Command, IsAskedALineAndAnswersALine) {
 }
 
 TEST(Command, WhatItDoesWrongIsTold) {
+  std::signal(SIGPIPE, SIG_IGN);  // as the program does
   const auto told = [](const std::string& script, double timeout_s = 10) {
     return error_of([&] {
       RewardCommand command(script, timeout_s);

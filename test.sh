@@ -34,11 +34,38 @@ build tsan base_test ops_test model_test serve_test parallel_test
 for room in serve parallel ops model base; do seq -f "$room %g" 0 3; done | xargs -P "$jobs" -L 1 bash -c '
   GTEST_TOTAL_SHARDS=4 GTEST_SHARD_INDEX=$2 "build/tsan/tests/$1_test" --gtest_brief=1 --gtest_filter=-Machine.*:Load* || exit 255' part
 
+say "Release: as users run it"
+build release
+
+say "Clients of the server: openai, schemathesis, lm-eval, a browser"
+wait "$clients" || { tail -n 20 build/clients.log; echo "SKIPPED: they cannot be loaded; neither are the tests that need them"; }
+trap - EXIT
+
+# A Python with the packages of other programs, which tests compare with: where there is none they are skipped, and say so.
+peers=build/peers/bin/python
+if [ "${1:-}" = --peers ] && [ ! -x "$peers" ]; then scripts/install_peers.sh build/peers; fi
+if [ -x "$peers" ]; then export FATHOM_PYTHON=${FATHOM_PYTHON:-$PWD/$peers}; fi
+
+say "Release: every test; beside them, where a core is idle, the build with AddressSanitizer and UndefinedBehaviorSanitizer"
+ctest --preset release -j "$jobs" >build/release/ctest.log 2>&1 &
+tests=$!
+trap 'kill "$tests" 2>/dev/null || true' EXIT
+export jobs
+export -f build
+nice -n 10 bash -euo pipefail -c 'build asan'
+told=0
+wait "$tests" || told=$?
+trap - EXIT
+if [ "$told" -ne 0 ]; then grep -v " Passed \| Start " build/release/ctest.log | tail -n 300; exit 1; fi
+grep "tests passed" build/release/ctest.log
+
 say "AddressSanitizer and UndefinedBehaviorSanitizer: every test, but those that go through files and processes again"
-build asan
 slow='^(clients_schemathesis|resume|convert|data|bench_serve|watch|plan|sft|eval_cli|grpo|distill|dense|train.ParallelStep.EveryLayoutTrainsLikeOneProcess)$'
-ctest --preset asan -j "$jobs" -E "$slow" >build/asan/ctest.log || { grep -v " Passed " build/asan/ctest.log | tail -n 300; exit 1; }
+ctest --preset asan -j "$jobs" -E "$slow" >build/asan/ctest.log || { grep -v " Passed \| Start " build/asan/ctest.log | tail -n 300; exit 1; }
 grep "tests passed" build/asan/ctest.log
+
+say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, conversations, mathematics, requests, HTTP both ways"
+scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s conversation_fuzz=6s http_fuzz=6s reply_fuzz=6s same_answer_fuzz=6s
 
 say "Arm: kernels and number formats, cross-compiled"
 if scripts/aarch64_sysroot.sh; then
@@ -48,17 +75,5 @@ else
   echo "SKIPPED: Arm's libraries cannot be loaded"
 fi
 
-say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, conversations, mathematics, requests, HTTP both ways"
-scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s conversation_fuzz=6s http_fuzz=6s reply_fuzz=6s same_answer_fuzz=6s
-
-say "Clients of the server: openai, schemathesis, lm-eval, a browser"
-wait "$clients" || { tail -n 20 build/clients.log; echo "SKIPPED: they cannot be loaded; neither are the tests that need them"; }
-trap - EXIT
-
-say "Release: every test"
-build release
-# A Python with the packages of other programs, which tests compare with: where there is none they are skipped, and say so.
-peers=build/peers/bin/python
-if [ "${1:-}" = --peers ] && [ ! -x "$peers" ]; then scripts/install_peers.sh build/peers; fi
-if [ -x "$peers" ]; then export FATHOM_PYTHON=${FATHOM_PYTHON:-$PWD/$peers}; fi
-ctest --preset release -j "$jobs"
+say "Done: of the release"
+sed -n '/tests passed/,$p' build/release/ctest.log

@@ -76,6 +76,7 @@ uint8_t f32_to_f8_e4m3(float x) {
 }
 
 void to_f32(float* out, const void* in, Format format, int64_t n) {
+  if (n == 0) return;  // from or to nowhere, perhaps
   if (is_block_format(format)) return decode_blocks(out, in, format, n);
   switch (format) {
     case Format::f32:
@@ -97,6 +98,7 @@ void to_f32(float* out, const void* in, Format format, int64_t n) {
 }
 
 void from_f32(void* out, const float* in, Format format, int64_t n) {
+  if (n == 0) return;
   if (is_block_format(format)) return encode_blocks(out, in, format, 1, n);
   switch (format) {
     case Format::f32:

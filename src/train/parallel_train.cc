@@ -187,10 +187,7 @@ TrainResult train_on_ranks(const TrainOptions& given, const ParallelLayout& layo
   if (options.mask_documents && tokenizer.eos_id() < 0) {
     throw UsageError("train: --mask-documents needs a tokenizer with an end token, which tells documents apart");
   }
-  if (!options.resume && has_checkpoints(options.out)) {
-    throw UsageError("train: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
-                     printable(options.out.native()));
-  }
+  require_new_run(options);
   const Balance balance = resolve_balance(options, config);
   const double alpha = balance_alpha_of(options, balance);
 

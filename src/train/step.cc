@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "base/error.h"
 #include "base/terminal.h"
@@ -137,8 +138,7 @@ StepMetrics metrics_of(const TrainOptions& o, int64_t step, const LossResult& lo
 
 bool is_finite(const StepMetrics& m) {
   return std::isfinite(m.loss) && std::isfinite(m.mtp_loss.value_or(0)) && std::isfinite(m.indexer_loss.value_or(0)) &&
-         std::isfinite(m.divergence.value_or(0)) &&
-         std::isfinite(m.grad_norm);
+         std::isfinite(m.divergence.value_or(0)) && std::isfinite(m.grad_norm);
 }
 
 std::string begin_step(const TrainOptions& o, const StepMetrics& m, TrainedState& state) {
@@ -178,6 +178,26 @@ void set_validation(const LossResult& validation, StepMetrics& m, TrainedState& 
   m.val_loss = state.val_loss = validation.loss();
   m.val_layer_violations = max_violations(validation.expert_load);
   m.val_max_violation = max_violation(validation.expert_load);
+}
+
+void require_new_run(const TrainOptions& o) {
+  if (o.resume || !has_checkpoints(o.out)) return;
+  throw UsageError("{}: {} holds checkpoints of an earlier run; go on with --resume or give another --out", o.command,
+                   printable(o.out.native()));
+}
+
+TrainedState begun_or_resumed(const TrainOptions& o, std::optional<TrainedState> begun, const Settings& settings,
+                              ThreadPool& pool) {
+  if (begun && o.resume) log("no checkpoint under {}, starting at the beginning", printable(o.out.native()));
+  TrainedState state = begun ? std::move(*begun) : load_newest_checkpoint(o.out, settings, pool);
+  if (!begun) {
+    log("resuming after step {}", state.step);
+    tell_changed_rate(o, state);
+  }
+  if (state.step > o.steps) {
+    throw UsageError("{}: the checkpoint is of step {}, --steps is {}", o.command, state.step, o.steps);
+  }
+  return state;
 }
 
 void tell_changed_rate(const TrainOptions& o, const TrainedState& state) {

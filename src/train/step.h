@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -56,6 +57,13 @@ void set_speed(const LossResult& loss, double seconds, StepMetrics& metrics, con
 bool reports_load(const TrainOptions& options, int64_t step);
 bool validates(const TrainOptions& options, int64_t step);
 void set_validation(const LossResult& validation, StepMetrics& metrics, TrainedState& state);
+
+// UsageError where --out has checkpoints of a run that --resume does not go on with.
+void require_new_run(const TrainOptions& options);
+// What the run begins with, or where there is nothing, since there are checkpoints, the newest of them. UsageError for
+// one beyond --steps.
+TrainedState begun_or_resumed(const TrainOptions& options, std::optional<TrainedState> begun, const Settings& settings,
+                              ThreadPool& pool);
 
 // Said of a run that goes on from `state`: other --steps bend the schedule, where the rate had begun to fall it jumps.
 void tell_changed_rate(const TrainOptions& options, const TrainedState& state);

@@ -329,23 +329,11 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
   if (!options.resume || !has_checkpoints(options.out)) begun = initial_state(options, config, pool);
   const NewDirectory made(options.out);
   const DirectoryLock alone(options.out);
-  if (!options.resume && has_checkpoints(options.out)) {
-    throw UsageError("{}: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
-                     options.command, printable(options.out.native()));
-  }
+  require_new_run(options);
   const ExampleSource source = open(options, config, tokenizer, pool);
   Settings settings = settings_of(options, config, balance, alpha);
   for (const auto& [name, value] : source.settings) settings[name] = value;
-  if (begun && options.resume)
-    log("no checkpoint under {}, starting at the beginning", printable(options.out.native()));
-  TrainedState state = begun ? std::move(*begun) : load_newest_checkpoint(options.out, settings, pool);
-  if (!begun) {
-    log("resuming after step {}", state.step);
-    tell_changed_rate(options, state);
-  }
-  if (state.step > options.steps) {
-    throw UsageError("{}: the checkpoint is of step {}, --steps is {}", options.command, state.step, options.steps);
-  }
+  TrainedState state = begun_or_resumed(options, std::move(begun), settings, pool);
   const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
   Saver saver(options.out, tokenizer, settings, options.saver, state.step);
   if (state.step < options.steps) check_free_space(options.out, state);

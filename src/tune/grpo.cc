@@ -226,23 +226,14 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
   if (!o.resume || !has_checkpoints(o.out)) begun = initial_state(options, config, pool);
   const NewDirectory made(o.out);
   const DirectoryLock alone(o.out);
-  if (!o.resume && has_checkpoints(o.out)) {
-    throw UsageError("grpo: {} holds checkpoints of an earlier run; go on with --resume or give another --out",
-                     printable(o.out.native()));
-  }
+  require_new_run(o);
   Settings settings = settings_of(o, config, balance, alpha);
   for (const char* of_packed : {"seq-len", "batch-size", "micro-batch", "batch-start", "batch-ramp", "extend-seq-len",
                                 "extend-at", "mask-documents", "spike-deviations", "ema-decay"}) {
     settings.erase(of_packed);
   }
   for (const auto& [name, value] : settings_of(options, questions)) settings[name] = value;
-  if (begun && o.resume) log("no checkpoint under {}, starting at the beginning", printable(o.out.native()));
-  TrainedState state = begun ? std::move(*begun) : load_newest_checkpoint(o.out, settings, pool);
-  if (!begun) {
-    log("resuming after step {}", state.step);
-    tell_changed_rate(o, state);
-  }
-  if (state.step > o.steps) throw UsageError("grpo: the checkpoint is of step {}, --steps is {}", state.step, o.steps);
+  TrainedState state = begun_or_resumed(o, std::move(begun), settings, pool);
   Rewards rewards(options.rewards, all);
   const fs::path log_path = o.log.empty() ? o.out / "train.jsonl" : o.log;
   o.saver.mode = resolve_save_mode(o.saver.mode, parameter_bytes(options, config),

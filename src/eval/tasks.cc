@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "eval/fewshot_sampler.h"
 #include "eval/task_files.h"
 
 namespace fathom::eval {
@@ -86,6 +87,21 @@ const Task& find_task(std::string_view name) {
   std::string names;
   for (const Task& task : table) names += (names.empty() ? "" : ", ") + std::string(task.name);
   throw UsageError("--task {}: there is no such task; there are {}", printable(name, 40), names);
+}
+
+void add_examples(std::vector<Item>& items, std::span<const Item> examples, int64_t shots,
+                  const std::filesystem::path& from) {
+  if (std::ssize(examples) < shots) {
+    throw UsageError("{}: has {} examples, fewer than --shots {}", printable(from.native()), examples.size(), shots);
+  }
+  FewshotSampler sampler;
+  for (Item& item : items) {
+    std::string head;
+    for (const size_t i : sampler.sample(examples.size(), static_cast<size_t>(shots))) {
+      head += examples[i].prompt + examples[i].choices[static_cast<size_t>(examples[i].gold)] + "\n\n";
+    }
+    item.prompt = head + item.prompt;
+  }
 }
 
 bool has_norm(const Task& task) { return task.name == "arc" || task.name == "hellaswag"; }

@@ -71,6 +71,11 @@ const Task& find_task(std::string_view name);
 Judgement judge_choices(const Item& item, std::span<const double> logprobs, bool with_norm);
 bool has_norm(const Task& task);  // acc_norm too
 
+// Puts `shots` of the examples, each with its right choice, in front of every item, drawn anew for each as the harness
+// draws them. UsageError, naming the file that they are from, where there are fewer.
+void add_examples(std::vector<Item>& items, std::span<const Item> examples, int64_t shots,
+                  const std::filesystem::path& from);
+
 // Published figures that stand beside what is measured.
 struct PublishedScore {
   std::string_view task, model;

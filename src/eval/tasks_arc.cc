@@ -3,7 +3,6 @@
 
 #include "base/error.h"
 #include "base/file.h"
-#include "eval/fewshot_sampler.h"
 #include "eval/task_files.h"
 #include "eval/tasks.h"
 
@@ -49,18 +48,7 @@ std::vector<Item> read_arc(const TaskFiles& files) {
   for_each_object(*from, [&](simdjson::dom::element object, const std::string& where) {
     examples.push_back(read_item(object, where));
   });
-  if (std::ssize(examples) < files.shots) {
-    throw UsageError("{}: has {} examples, fewer than --shots {}", printable(from->native()), examples.size(),
-                     files.shots);
-  }
-  FewshotSampler sampler;
-  for (Item& item : items) {
-    std::string head;
-    for (const size_t i : sampler.sample(examples.size(), static_cast<size_t>(files.shots))) {
-      head += examples[i].prompt + examples[i].choices[static_cast<size_t>(examples[i].gold)] + "\n\n";
-    }
-    item.prompt = head + item.prompt;
-  }
+  add_examples(items, examples, files.shots, *from);
   return items;
 }
 

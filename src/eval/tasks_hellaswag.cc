@@ -1,6 +1,5 @@
 // HellaSwag (Zellers et al. 2019): which of four endings goes on with what is told.
 #include "base/error.h"
-#include "eval/fewshot_sampler.h"
 #include "eval/task_files.h"
 #include "eval/tasks.h"
 
@@ -70,18 +69,7 @@ std::vector<Item> read_hellaswag(const TaskFiles& files) {
   for_each_object(train, [&](simdjson::dom::element object, const std::string& where) {
     examples.push_back(read_item(object, where, examples.size()));
   });
-  if (std::ssize(examples) < files.shots) {
-    throw UsageError("{}: has {} examples, fewer than --shots {}", printable(train.native()), examples.size(),
-                     files.shots);
-  }
-  FewshotSampler sampler;
-  for (Item& item : items) {
-    std::string head;
-    for (const size_t i : sampler.sample(examples.size(), static_cast<size_t>(files.shots))) {
-      head += examples[i].prompt + examples[i].choices[static_cast<size_t>(examples[i].gold)] + "\n\n";
-    }
-    item.prompt = head + item.prompt;
-  }
+  add_examples(items, examples, files.shots, train);
   return items;
 }
 

@@ -11,27 +11,12 @@ import time
 import unittest
 
 sys.dont_write_bytecode = True
-from program import PROGRAM, Case, fathom  # noqa: E402
+from program import CHAT_CONFIG as CONFIG, PROGRAM, Case, chat, fathom  # noqa: E402
 from server import Server  # noqa: E402
 
 DATA = pathlib.Path(__file__).resolve().parents[1] / "data"
 TEMPLATE = str(DATA / "chat/deepseek-v3.1.jinja")
 TOKENIZER = str(DATA / "text/tiny")
-CONFIG = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 617, "hidden_size": 64, "num_hidden_layers": 2,
-          "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
-          "v_head_dim": 16, "intermediate_size": 128, "moe_intermediate_size": 64, "n_routed_experts": 4, "n_shared_experts": 1,
-          "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
-          "topk_method": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 1.0, "num_nextn_predict_layers": 1, "hidden_act": "silu",
-          "attention_bias": False, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.05,
-          "tie_word_embeddings": False}
-
-
-def chat(question, answer, thoughts=None):
-    message = {"role": "assistant", "content": answer}
-    if thoughts is not None:
-        message["reasoning_content"] = thoughts
-    return {"messages": [{"role": "user", "content": question}, message]}
-
 
 # What the teacher knows by heart; it is wrong about the second.
 KNOWN = [chat("1+1?", r"\boxed{2}", "one, two"), chat("2+2?", r"\boxed{5}", "let me see"), chat("Who?", "I", "hm")]

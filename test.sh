@@ -60,7 +60,7 @@ if [ "$told" -ne 0 ]; then grep -v " Passed \| Start " build/release/ctest.log |
 grep "tests passed" build/release/ctest.log
 
 say "AddressSanitizer and UndefinedBehaviorSanitizer: every test, but those that go through files and processes again"
-slow='^(clients_schemathesis|resume|convert|data|bench_serve|watch|plan|sft|eval_cli|grpo|distill|dense|train.ParallelStep.EveryLayoutTrainsLikeOneProcess)$'
+slow='^(clients_schemathesis|resume|convert|data|bench_serve|watch|plan|sft|eval_cli|grpo|distill|dense|cli|dsa|train.ParallelStep.EveryLayoutTrainsLikeOneProcess)$'
 ctest --preset asan -j "$jobs" -E "$slow" >build/asan/ctest.log || { grep -v " Passed \| Start " build/asan/ctest.log | tail -n 300; exit 1; }
 grep "tests passed" build/asan/ctest.log
 

@@ -2,6 +2,7 @@
 """The chain from a pretrained model to a reasoning one and to its students, in small: additions of two numbers.
 
     bench/reasoning.py --fathom build/release/src/fathom --text FILE --out OUT [--seed 1] [--threads T] [--scale 1]
+    bench/reasoning.py --pictures OUT1 OUT2 ... --out OUT    the curves of several runs together
 
 FILE: text to pretrain on beside additions. Stages, each into OUT/STAGE, which go on where they were when the same command is given again:
     base     pretraining (`fathom train`): text, and additions that are answered at once, or behind thoughts that are empty (70 %), broken
@@ -27,7 +28,6 @@ USER, ASSISTANT, THINK, DONE = "Q: ", "\nA: ", "<think>", "</think>"
 MARKS = ["<bos>", "<eos>"]
 VOCAB = 256 + len(MARKS)
 SEQ_LEN = 256
-HARD = (5, 8)  # digits of the longer number in the questions that are trained and asked; pretraining has shorter ones too
 MOE = {
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": VOCAB, "hidden_size": 128, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
@@ -68,14 +68,14 @@ def worked(a, b):
     return lines
 
 
-def pretraining_text(text, size, rng):
+def pretraining_text(text, size, most_digits, rng):
     texts = []
     while size > 0:
         if rng.random() < 0.05:
             at = rng.randrange(len(text) - 300)
             texts.append(text[at:at + rng.randint(100, 300)])
         else:
-            a, b = numbers(rng, 1, HARD[1])
+            a, b = numbers(rng, 1, most_digits)
             thoughts = DONE
             if rng.random() > 0.35:
                 lines, kind = worked(a, b), rng.random()
@@ -86,11 +86,13 @@ def pretraining_text(text, size, rng):
     return texts
 
 
-def questions(n, seed, low=HARD[0], high=HARD[1]):
+def questions(n, seed, digits):
     rng = random.Random(seed)
     asked = {}
-    while len(asked) < n:
-        a, b = numbers(rng, low, high)
+    for _ in range(20 * n):  # fewer where there are no more
+        if len(asked) == n:
+            break
+        a, b = numbers(rng, *digits)
         asked[f"{a}+{b}="] = str(a + b)
     return [{"question": q, "answer": answer} for q, answer in asked.items()]
 
@@ -118,16 +120,18 @@ def write_tokenizer(folder):
         "model_max_length": 512, "tokenizer_class": "LlamaTokenizerFast"}, ensure_ascii=False), encoding="utf-8")
 
 
-def make_data(data, text_file, scale):
-    text = text_file.read_text(encoding="utf-8")
-    held_out = questions(500, 2)
+def make_data(data, a):
+    text = a.text.read_text(encoding="utf-8")
+    held_out = questions(a.held_out, 2, a.digits)
     asked = {q["question"] for q in held_out}
     write_tokenizer(data / "tokenizer")
-    texts = [t for t in pretraining_text(text, int(14_000_000 * scale), random.Random(1)) if t.split(ASSISTANT)[0][len(USER):] not in asked]
+    texts = [t for t in pretraining_text(text, int(14_000_000 * a.scale), a.digits[1], random.Random(1))
+             if t.split(ASSISTANT)[0][len(USER):] not in asked]
     write_lines(data / "base.jsonl", [{"text": t} for t in texts])
     write_lines(data / "held-out.jsonl", held_out)
-    write_lines(data / "rl.jsonl", [q for q in questions(20_000, 3) if q["question"] not in asked])
-    write_lines(data / "to-trace.jsonl", [q for q in questions(int(20_000 * scale), 4) if q["question"] not in asked])
+    n = max(100, int(20_000 * a.scale))
+    write_lines(data / "rl.jsonl", [q for q in questions(n, 3, a.digits) if q["question"] not in asked])
+    write_lines(data / "to-trace.jsonl", [q for q in questions(n, 4, a.digits) if q["question"] not in asked])
 
 
 def run(a, *words):
@@ -154,7 +158,7 @@ def asked(a, stage, thinking, data):
                 "--parallel", 64, "--out", out, "--json")
     told = json.loads(lines.splitlines()[-1])
     right = told["measures"][0]
-    return {"right": right["value"], "low": right["low"], "high": right["high"], "n": told["items"], "tokens": told["tokens"] / told["samples"]}
+    return {"right": right["value"], "low": right["low"], "high": right["high"], "n": told["items"], "tokens": told["tokens"] / told["items"]}
 
 
 def curve(path, key):
@@ -162,10 +166,22 @@ def curve(path, key):
     return [(r["step"], r[key]) for r in rows if r.get(key) is not None]
 
 
+def pictures(out, runs):
+    """How GRPO went in each of these runs."""
+    seeds = {json.loads((run / "report.json").read_text())["seed"]: run / "rl" / "train.jsonl" for run in runs}
+    rewards, lengths = {}, {}
+    for seed, log in seeds.items():
+        rewards |= {f"seed {seed}, sampled": [(s, 100 * v) for s, v in curve(log, "exact")],
+                    f"seed {seed}, held out": [(s, 100 * v) for s, v in curve(log, "val_exact")]}
+        lengths[f"seed {seed}"] = curve(log, "thought_length")
+    plot.lines(out / "rewards.svg", "Answers that are right", "steps of GRPO", "%", rewards)
+    plot.lines(out / "lengths.svg", "How long it thinks", "steps of GRPO", "tokens before </think>, mean", lengths)
+
+
 def chain(a):
     data = a.out / "data"
     if not (data / "to-trace.jsonl").exists():
-        make_data(data, a.text, a.scale)
+        make_data(data, a)
     n = lambda steps: max(2, int(steps * a.scale))
     for name, config in (("moe", MOE), ("dense", DENSE)):
         (data / f"{name}.json").write_text(json.dumps(config))
@@ -183,33 +199,31 @@ def chain(a):
     timed("base", lambda: train(a, "train", "base", {**pretraining, **balance, "model-config": data / "moe.json", "steps": n(1400)}))
     timed("rl", lambda: train(a, "grpo", "rl", {
         "init": a.out / "base", "data": data / "rl.jsonl", "thinking": "on", "reward": "exact=1", "questions": 32, "group-size": 16, "max-tokens": 160,
-        "mini-batches": 2, "clip-high": 0.28, "lr": 3e-4, "warmup": n(5), "steps": n(120), "val-data": data / "held-out.jsonl", "val-every": n(10),
-        "val-sequences": 200, "max-sequences": 128}))
+        "mini-batches": 2, "clip-high": 0.28, "lr": 3e-4, "schedule": "cosine", "warmup": n(5), "steps": n(150),
+        "val-data": data / "held-out.jsonl", "val-every": n(10), "val-sequences": 200, "max-sequences": 128}))
     traces = data / "traces.jsonl"
     timed("traces", lambda: traces.exists() or run(a, "distill", "traces", "--teacher", a.out / "rl", "--data", data / "to-trace.jsonl", "--out", traces,
                                                   "--teacher-thinking", "on", "--temperature", 0.6, "--max-tokens", 160, "--parallel", 128))
     both = data / "hybrid.jsonl"
     if not both.exists():
+        held_out = {json.loads(line)["question"] for line in (data / "held-out.jsonl").read_text().splitlines()}
         thoughtful = traces.read_text(encoding="utf-8").splitlines()
         bare = [json.dumps({"messages": [{"role": "user", "content": q["question"]}, {"role": "assistant", "content": q["answer"]}],
-                            "thinking": False}) for q in questions(len(thoughtful), 5)]
+                            "thinking": False}) for q in questions(len(thoughtful), 5, a.digits) if q["question"] not in held_out]
         lines = thoughtful + bare
         random.Random(6).shuffle(lines)
         both.write_text("\n".join(lines) + "\n", encoding="utf-8")
     tuning = {"seq-len": SEQ_LEN, "batch-size": 32, "micro-batch": 32, "warmup": n(20), "weight-decay": 0}
     timed("hybrid", lambda: train(a, "sft", "hybrid", {**tuning, "init": a.out / "base", "data": both, "lr": 1e-3, "epochs": 2}))
-    timed("student base", lambda: train(a, "train", "student-base", {**pretraining, "model-config": data / "dense.json", "steps": n(600)}))
-    timed("student", lambda: train(a, "sft", "student", {**tuning, "init": a.out / "student-base", "data": traces, "lr": 1e-3, "epochs": 3}))
+    timed("student base", lambda: train(a, "train", "student-base", {**pretraining, "model-config": data / "dense.json", "steps": n(800)}))
+    timed("student", lambda: train(a, "sft", "student", {**tuning, "init": a.out / "student-base", "data": traces, "lr": 1e-3, "epochs": 4}))
 
     held_out = data / "held-out.jsonl"
     result = {"seed": a.seed, "asked": {f"{stage}, thinking {thinking}": timed(f"asking {stage}, {thinking}", lambda: asked(a, stage, thinking, held_out))
                                         for stage, thinking in (("base", "on"), ("base", "off"), ("rl", "on"), ("hybrid", "on"), ("hybrid", "off"),
                                                                 ("student", "on"))}, "seconds": times, "total": sum(times.values())}
     (a.out / "report.json").write_text(json.dumps(result, indent=1))
-    log = a.out / "rl" / "train.jsonl"
-    plot.lines(a.out / "rewards.svg", "Answers that are right", "steps of GRPO", "%",
-               {name: [(s, 100 * v) for s, v in curve(log, key)] for name, key in (("sampled", "exact"), ("held out, greedy", "val_exact"))})
-    plot.lines(a.out / "lengths.svg", "How long it thinks", "steps of GRPO", "tokens before </think>", {"mean": curve(log, "thought_length")})
+    pictures(a.out, [a.out])
     print(f"{'model':24} {'right':>8} {'95 %':>16} {'tokens':>8}")
     for name, each in result["asked"].items():
         print(f"{name:24} {100 * each['right']:6.1f} % {100 * each['low']:7.1f}-{100 * each['high']:.1f} % {each['tokens']:8.1f}")
@@ -218,15 +232,24 @@ def chain(a):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fathom", type=pathlib.Path, required=True)
-    parser.add_argument("--text", type=pathlib.Path, required=True)
+    parser.add_argument("--fathom", type=pathlib.Path)
+    parser.add_argument("--text", type=pathlib.Path)
+    parser.add_argument("--pictures", type=pathlib.Path, nargs="+", metavar="OUT")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--digits", type=lambda text: tuple(map(int, text.split("-"))), default=(5, 8), metavar="LOW-HIGH",
+                        help="of the longer number in the questions that are trained and asked (5-8); pretraining has shorter ones too")
+    parser.add_argument("--held-out", type=int, default=500, help="questions that each model is asked")
     parser.add_argument("--scale", type=float, default=1, help="of steps and data")
     a = parser.parse_args()
+    if not a.pictures and not (a.fathom and a.text):
+        parser.error("--fathom and --text say what to run, or --pictures what to draw")
     a.out.mkdir(parents=True, exist_ok=True)
-    chain(a)
+    if a.pictures:
+        pictures(a.out, a.pictures)
+    else:
+        chain(a)
 
 
 if __name__ == "__main__":

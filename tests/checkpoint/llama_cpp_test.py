@@ -362,7 +362,8 @@ def check_imatrix(f32, scratch):
 
 with tempfile.TemporaryDirectory() as folder:
     scratch = pathlib.Path(folder)
-    for model in [MODEL] + [DATA / fixture for fixture in ("v3_tiny", "v3_mtp", "v3_norope_scaling", "v2_lite_like")]:
+    for model in [MODEL] + [DATA / fixture for fixture in ("v3_tiny", "v3_mtp", "v3_norope_scaling", "v2_lite_like",
+                                                            "llama_like", "qwen2_like")]:
         check_greedy(model, scratch)
     check_sparse(scratch)
     for kind in ("f16", "bf16", "q8_0", "q4_0"):

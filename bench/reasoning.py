@@ -166,6 +166,16 @@ def curve(path, key):
     return [(r["step"], r[key]) for r in rows if r.get(key) is not None]
 
 
+def mix(data, digits):
+    """As much without thoughts as there is with them."""
+    held_out = {json.loads(line)["question"] for line in (data / "held-out.jsonl").read_text().splitlines()}
+    lines = (data / "traces.jsonl").read_text(encoding="utf-8").splitlines()
+    lines += [json.dumps({"messages": [{"role": "user", "content": q["question"]}, {"role": "assistant", "content": q["answer"]}],
+                          "thinking": False}) for q in questions(len(lines), 5, digits) if q["question"] not in held_out]
+    random.Random(6).shuffle(lines)
+    (data / "hybrid.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def pictures(out, runs):
     """How GRPO went in each of these runs."""
     seeds = {json.loads((run / "report.json").read_text())["seed"]: run / "rl" / "train.jsonl" for run in runs}
@@ -201,27 +211,23 @@ def chain(a):
         "init": a.out / "base", "data": data / "rl.jsonl", "thinking": "on", "reward": "exact=1", "questions": 32, "group-size": 16, "max-tokens": 160,
         "mini-batches": 2, "clip-high": 0.28, "lr": 3e-4, "schedule": "cosine", "warmup": n(5), "steps": n(150),
         "val-data": data / "held-out.jsonl", "val-every": n(10), "val-sequences": 200, "max-sequences": 128}))
-    traces = data / "traces.jsonl"
-    timed("traces", lambda: traces.exists() or run(a, "distill", "traces", "--teacher", a.out / "rl", "--data", data / "to-trace.jsonl", "--out", traces,
-                                                  "--teacher-thinking", "on", "--temperature", 0.6, "--max-tokens", 160, "--parallel", 128))
-    both = data / "hybrid.jsonl"
-    if not both.exists():
-        held_out = {json.loads(line)["question"] for line in (data / "held-out.jsonl").read_text().splitlines()}
-        thoughtful = traces.read_text(encoding="utf-8").splitlines()
-        bare = [json.dumps({"messages": [{"role": "user", "content": q["question"]}, {"role": "assistant", "content": q["answer"]}],
-                            "thinking": False}) for q in questions(len(thoughtful), 5, a.digits) if q["question"] not in held_out]
-        lines = thoughtful + bare
-        random.Random(6).shuffle(lines)
-        both.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tuning = {"seq-len": SEQ_LEN, "batch-size": 32, "micro-batch": 32, "warmup": n(20), "weight-decay": 0}
-    timed("hybrid", lambda: train(a, "sft", "hybrid", {**tuning, "init": a.out / "base", "data": both, "lr": 1e-3, "epochs": 2}))
-    timed("student base", lambda: train(a, "train", "student-base", {**pretraining, "model-config": data / "dense.json", "steps": n(800)}))
-    timed("student", lambda: train(a, "sft", "student", {**tuning, "init": a.out / "student-base", "data": traces, "lr": 1e-3, "epochs": 4}))
+    to_ask = [("base", "on"), ("base", "off"), ("rl", "on")]
+    if a.until == "student":
+        traces = data / "traces.jsonl"
+        timed("traces", lambda: traces.exists() or run(a, "distill", "traces", "--teacher", a.out / "rl", "--data", data / "to-trace.jsonl", "--out",
+                                                      traces, "--teacher-thinking", "on", "--temperature", 0.6, "--max-tokens", 160,
+                                                      "--parallel", 128))
+        if not (data / "hybrid.jsonl").exists():
+            mix(data, a.digits)
+        tuning = {"seq-len": SEQ_LEN, "batch-size": 32, "micro-batch": 32, "warmup": n(20), "weight-decay": 0}
+        timed("hybrid", lambda: train(a, "sft", "hybrid", {**tuning, "init": a.out / "base", "data": data / "hybrid.jsonl", "lr": 1e-3, "epochs": 2}))
+        timed("student base", lambda: train(a, "train", "student-base", {**pretraining, "model-config": data / "dense.json", "steps": n(800)}))
+        timed("student", lambda: train(a, "sft", "student", {**tuning, "init": a.out / "student-base", "data": traces, "lr": 1e-3, "epochs": 4}))
+        to_ask += [("hybrid", "on"), ("hybrid", "off"), ("student", "on")]
 
-    held_out = data / "held-out.jsonl"
-    result = {"seed": a.seed, "asked": {f"{stage}, thinking {thinking}": timed(f"asking {stage}, {thinking}", lambda: asked(a, stage, thinking, held_out))
-                                        for stage, thinking in (("base", "on"), ("base", "off"), ("rl", "on"), ("hybrid", "on"), ("hybrid", "off"),
-                                                                ("student", "on"))}, "seconds": times, "total": sum(times.values())}
+    answers = {f"{stage}, thinking {thinking}": timed(f"asking {stage}, {thinking}", lambda: asked(a, stage, thinking, data / "held-out.jsonl"))
+               for stage, thinking in to_ask}
+    result = {"seed": a.seed, "asked": answers, "seconds": times, "total": sum(times.values())}
     (a.out / "report.json").write_text(json.dumps(result, indent=1))
     pictures(a.out, [a.out])
     print(f"{'model':24} {'right':>8} {'95 %':>16} {'tokens':>8}")
@@ -240,6 +246,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--digits", type=lambda text: tuple(map(int, text.split("-"))), default=(5, 8), metavar="LOW-HIGH",
                         help="of the longer number in the questions that are trained and asked (5-8); pretraining has shorter ones too")
+    parser.add_argument("--until", choices=("rl", "student"), default="student", help="the last stage")
     parser.add_argument("--held-out", type=int, default=500, help="questions that each model is asked")
     parser.add_argument("--scale", type=float, default=1, help="of steps and data")
     a = parser.parse_args()

@@ -171,22 +171,7 @@ TEST(Agreement, GradientsFollowTheWeightsOfTargets) {
       sum -= static_cast<double>(weight_of(static_cast<size_t>(t))) * logprobs.f32()[t];
     return sum;
   };
-  Rng rng(3);
-  int checked = 0;
-  while (checked < 40) {
-    const auto i = static_cast<size_t>(rng.below(grads.trained().size()));
-    const double want = grads.trained()[i];
-    if (std::abs(want) < 1e-3) continue;
-    float& x = m.parameters.trained()[i];
-    const float kept = x, step = 2e-3f;
-    x = kept + step;
-    const double up = objective();
-    x = kept - step;
-    const double down = objective();
-    x = kept;
-    EXPECT_NEAR((up - down) / (2 * step), want, 0.03 * std::abs(want) + 2e-3) << i;
-    ++checked;
-  }
+  expect_slopes(m.parameters, grads, objective, 0.03, 2e-3);
 }
 
 }  // namespace

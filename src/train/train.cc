@@ -15,12 +15,10 @@
 #include "ops/machine.h"
 #include "train/balance.h"
 #include "train/memory_check.h"
-#include "train/metrics.h"
 #include "train/reading.h"
 #include "train/report.h"
-#include "train/saver.h"
 #include "train/step.h"
-#include "train/tensorboard.h"
+#include "train/step_logs.h"
 #include "train/update.h"
 
 namespace fathom {
@@ -278,16 +276,6 @@ void finish(Run& run, const fs::path& log_path, const Settings& settings) {
   write_file_atomically(out / "report.html", training_report(read_metrics(log_path), run.state.config, settings));
 }
 
-// Before a checkpoint: the log must not be older than it.
-void sync_log(MetricsLog& metrics_log, bool goes_on_unlogged) {
-  try {
-    metrics_log.sync();
-  } catch (const Error& error) {
-    if (!goes_on_unlogged) throw;
-    log("{}; training goes on", error.what());
-  }
-}
-
 }  // namespace
 
 TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool& pool,
@@ -337,9 +325,7 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
   const fs::path log_path = options.log.empty() ? options.out / "train.jsonl" : options.log;
   Saver saver(options.out, tokenizer, settings, options.saver, state.step);
   if (state.step < options.steps) check_free_space(options.out, state);
-  MetricsLog metrics_log(log_path, state.step);
-  std::optional<TensorboardLog> tensorboard;
-  if (!options.tensorboard.empty()) tensorboard.emplace(options.tensorboard, state.step + 1);
+  StepLogs logs(options, log_path, {}, state.step);
 
   Arena arena;
   Run run{.options = options,
@@ -372,12 +358,11 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
   }
   if (options.check_memory) run.state_sum = state_checksum(pool, run.state);
   run.begin_s = monotonic_s();
-  run.seconds_before = metrics_log.seconds_before();
+  run.seconds_before = logs.metrics.seconds_before();
   TrainResult result;
   if (run.state.step == options.steps) log("all {} steps are done; model and report are written again", options.steps);
   const std::optional<double>& val_loss = run.state.val_loss;
   Progress progress("training", options.steps, run.state.step);
-  const bool goes_on_unlogged = options.saver.on_failure == SaveFailure::warn;
   const int64_t first = run.state.step + 1;
   for (int64_t step = first; step <= options.steps; ++step) {
     const std::optional<StepMetrics> done = train_step(run, step);
@@ -387,16 +372,7 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
       break;
     }
     const StepMetrics& m = *done;
-    try {
-      metrics_log.write(m);
-      if (tensorboard) tensorboard->write(m);
-    } catch (const Error& error) {
-      if (!goes_on_unlogged) {
-        if (run.state.guard.skipped == 0 && !run.broken) saver.save_last(run.state);
-        throw Error("{}; stopped after step {}, go on with --resume", error.what(), saver.saved_step());
-      }
-      log("step {}: {}; training goes on", step, error.what());
-    }
+    write_step(logs, m, {}, run.state, run.state.guard.skipped == 0 && !run.broken, saver);
     if (run.changed) give_up(options.out, run.last_taken, step, *m.skipped, kSoundMemory);
     if (run.broken) give_up(options.out, run.last_taken, step, kBrokenState, kCalmer);
     if (!m.skipped) saver.taken(step);
@@ -418,16 +394,7 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
                                       val_loss ? fmt::format(" val {:.4f}", *val_loss) : "", m.tokens_per_s,
                                       m.mfu ? fmt::format(", {:.0f} % MFU", 100 * *m.mfu) : ""));
     result.stopped = stop_requested && stop_requested() && step < options.steps;
-    saver.poll();
-    // While steps are skipped there is nothing new to save, and what there is may be what they fail at.
-    const bool due = options.save_every > 0 && step % options.save_every == 0 && !m.skipped;
-    const bool is_last = result.stopped || step == options.steps;
-    if (due || is_last) sync_log(metrics_log, goes_on_unlogged);
-    if (is_last) {
-      saver.save_last(run.state);
-    } else if (due) {
-      saver.save(run.state);
-    }
+    save_step(options, logs, m, run.state, result.stopped || step == options.steps, saver);
     if (result.stopped) break;
   }
   progress.finish();

@@ -11,9 +11,8 @@
 #include "checkpoint/hf_model.h"
 #include "train/memory_check.h"
 #include "train/report.h"
-#include "train/saver.h"
 #include "train/step.h"
-#include "train/tensorboard.h"
+#include "train/step_logs.h"
 #include "tune/grpo_step.h"
 
 namespace fathom::tune {
@@ -240,11 +239,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
                                    static_cast<double>(memory_limit_bytes()) - parameter_bytes(options, config));
   Saver saver(o.out, tokenizer, settings, o.saver, state.step);
   if (state.step < o.steps) check_free_space(o.out, state);
-  MetricsLog metrics_log(log_path, state.step);
-  std::optional<MetricsLog> samples_log;
-  if (!options.save_samples.empty()) samples_log.emplace(options.save_samples, state.step);
-  std::optional<TensorboardLog> tensorboard;
-  if (!o.tensorboard.empty()) tensorboard.emplace(o.tensorboard, state.step + 1);
+  StepLogs logs(o, log_path, options.save_samples, state.step);
 
   Arena arena;
   GrpoRun run{.options = options,
@@ -277,8 +272,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
   log("{} parameters, {} active a token; {} questions; {} threads", human_count(static_cast<double>(count.total)),
       human_count(static_cast<double>(count.active)), questions.size(), pool.size());
 
-  const double run_begin_s = monotonic_s(), seconds_before = metrics_log.seconds_before();
-  const bool goes_on_unlogged = o.saver.on_failure == SaveFailure::warn;
+  const double run_begin_s = monotonic_s(), seconds_before = logs.metrics.seconds_before();
   if (o.check_memory) run.state_sum = state_checksum(pool, run.state);
   GrpoResult result;
   if (run.state.step == o.steps) log("all {} steps are done; model and report are written again", o.steps);
@@ -293,17 +287,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
     }
     StepMetrics& m = done->metrics;
     m.seconds = seconds_before + monotonic_s() - run_begin_s;
-    try {
-      if (samples_log) samples_log->write_lines(done->samples);  // before the line that says that the step is done
-      metrics_log.write(m);
-      if (tensorboard) tensorboard->write(m);
-    } catch (const Error& error) {
-      if (!goes_on_unlogged) {
-        if (run.state.guard.skipped == 0 && !run.broken) saver.save_last(run.state);
-        throw Error("{}; stopped after step {}, go on with --resume", error.what(), saver.saved_step());
-      }
-      log("step {}: {}; training goes on", step, error.what());
-    }
+    write_step(logs, m, done->samples, run.state, run.state.guard.skipped == 0 && !run.broken, saver);
     if (run.broken) give_up(o.out, run.last_taken, step, kBrokenState, kCalmer);
     if (!m.skipped) {
       run.last_taken = step;
@@ -322,23 +306,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
     }
     progress.update(step, progress_note(*done));
     result.stopped = stop_requested && stop_requested() && step < o.steps;
-    saver.poll();
-    const bool due = o.save_every > 0 && step % o.save_every == 0 && !m.skipped;
-    const bool is_last = result.stopped || step == o.steps;
-    if (due || is_last) {
-      try {  // the log must not be older than a checkpoint
-        metrics_log.sync();
-        if (samples_log) samples_log->sync();
-      } catch (const Error& error) {
-        if (!goes_on_unlogged) throw;
-        log("{}; training goes on", error.what());
-      }
-    }
-    if (is_last) {
-      saver.save_last(run.state);
-    } else if (due) {
-      saver.save(run.state);
-    }
+    save_step(o, logs, m, run.state, result.stopped || step == o.steps, saver);
     if (result.stopped) break;
   }
   progress.finish();

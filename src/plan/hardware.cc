@@ -26,7 +26,7 @@ constexpr Key kKeys[] = {{"fp8_tflops", "gpu_fp8_flops", 1e12},
                          {"bf16_tflops", "gpu_bf16_flops", 1e12},
                          {"f32_tflops", "gpu_f32_flops", 1e12},
                          {"int8_tops", "gpu_int8_ops", 1e12},
-                         {"memory_gb", "gpu_memory_bytes", 1e9},
+                         {"memory_gib", "gpu_memory_bytes", 1 << 30},
                          {"memory_gbs", "gpu_memory_bandwidth", 1e9},
                          {"cache_gbs", "gpu_cache_bandwidth", 1e9},
                          {"cache_mb", "gpu_cache_bytes", 1e6},
@@ -134,7 +134,7 @@ std::vector<Hardware> machine_of(std::string_view text) {
       {"cache_gbs", number("l3_gbs")},
       {"core_gbs", first.is_object() ? number("memory_gbs", &first) / std::max(number("threads", &first), 1.0) : 0},
       {"cores", number("threads")},
-      {"memory_gb", number("memory_gb")}};
+      {"memory_gib", number("memory_gib")}};
   Hardware device = device_of(table);
   device.values["is_measured"] = 1;
   for (const auto& [key, value] : table.items()) {

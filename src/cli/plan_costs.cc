@@ -108,18 +108,19 @@ std::string sureness(const std::string& kind) {
   const std::string exact = "Figures without a mark follow from the architecture and are exact; ";
   if (kind == "memory") {
     return exact +
-           "published ones follow rules of the reports. Estimates are what a careful implementation needs: expect "
-           "up to 15 % more for fragments and buffers.";
+           "published ones follow rules of the reports. Estimates are what a careful implementation needs: expect up "
+           "to "
+           "15 % more for fragments and buffers.";
   }
   if (kind == "train") {
     return exact +
-           "fitted ones rest on constants that were fitted to a few published runs, and were within 10 % of large "
-           "runs that they were not fitted to (docs/planner.md); other hardware and smaller models may differ by a "
-           "third.";
+           "fitted ones rest on a few published runs and were within 17 % of those that nothing was fitted to "
+           "(docs/planner.md); other hardware and smaller models may be a third off.";
   }
   return exact +
-         "fitted ones rest on constants that were fitted to a few published services, and were within 20 % of others "
-         "(docs/planner.md); batches of a few sequences are slower than they say, since launches are not counted.";
+         "fitted ones rest on a few published services and were within 12 % of those that nothing was fitted to, hosts "
+         "within a third (docs/planner.md); few sequences on GPUs are slower than this, since launches are not "
+         "counted.";
 }
 
 std::string as_text(const PlanRequest& request, const Plan& plan, bool explain) {

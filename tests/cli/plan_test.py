@@ -191,6 +191,18 @@ class Costs(unittest.TestCase):
                 self.assertIn(f"      {name} = ", text)
             self.assertIn("docs/planner.md" if kind != "memory" else "Estimates", plan(kind).stdout.splitlines()[-1] + plan(kind).stdout.splitlines()[-2])
 
+    def test_a_table_over_an_option(self):
+        done = plan("serve", "--over", "batch=1,32,256", "--json")
+        plans = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([each["inputs"]["batch"] for each in plans], [1, 32, 256])
+        times = [each["lines"]["tpot_s"]["value"] for each in plans]
+        self.assertEqual(times, sorted(times))
+        text = plan("serve", "--over", "batch=1,32,256").stdout
+        self.assertIn("Time per output token", text)
+        self.assertNotIn("Attention, all layers", text)  # the same for all
+        for over in ("batch", "batch=", "nothing=1", "=1", "batch=1,,2", "batch=1,x", "tokens=1"):
+            self.refused(2, ["plan serve"], "serve", "--over", over)
+
     def test_wrong_use(self):
         self.refused(2, ["no GPU", "h800"], "memory", "--gpu", "h900")
         self.refused(2, ["no model", "deepseek-v3"], "memory", "--model-config", "deepseek-v9")

@@ -18,7 +18,8 @@ ROOMS = {
     "serve": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "infer"},
     "eval": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "infer", "serve"},
     "tune": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve", "eval"},
-    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve", "eval", "tune"},
+    "plan": {"base", "number", "ops", "model", "checkpoint"},
+    "cli": {"base", "number", "ops", "model", "checkpoint", "text", "parallel", "train", "infer", "serve", "eval", "tune", "plan"},
 }
 # Of the model, files on disk know what is stored and nothing of how it is computed.
 CHECKPOINT_SEES = {"model/config.h", "model/weights.h"}

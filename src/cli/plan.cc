@@ -1,4 +1,6 @@
 // fathom plan: what training and serving need, before anyone pays. Schedules of pipelines, places of experts' copies.
+#include "cli/plan.h"
+
 #include <CLI/CLI.hpp>
 #include <iostream>
 #include <memory>
@@ -243,9 +245,10 @@ void add_schedule(CLI::App& plan, CommonOptions& common) {
 }  // namespace
 
 void add_plan(CLI::App& app, CommonOptions& common) {
-  CLI::App* plan =
-      app.add_subcommand("plan", "What a training or a deployment needs: pipeline schedules, experts' places");
+  CLI::App* plan = app.add_subcommand(
+      "plan", "What a training or a deployment needs: memory, time, money, schedules, experts' places");
   plan->require_subcommand(1);
+  add_plan_costs(*plan, common);
   add_schedule(*plan, common);
   plan->add_subcommand("eplb",
                        "Place copies of experts on GPUs: {\"weight\": [[load of each expert] of each layer], "

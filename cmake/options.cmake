@@ -68,6 +68,17 @@ function(fathom_room name)
   target_link_libraries(fathom_${name} PUBLIC fathom_options fathom_hardening ${ROOM_LIBRARIES})
 endfunction()
 
+# fathom_compile_together(fathom_text text BUT a.cc): where FATHOM_UNITY is on, eight sources of the folder at a time; but those that have
+# names of their own that others have too.
+function(fathom_compile_together target folder)
+  cmake_parse_arguments(TOGETHER "" "" "BUT" ${ARGN})
+  if(FATHOM_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+    list(TRANSFORM TOGETHER_BUT PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/${folder}/)
+    set_source_files_properties(${TOGETHER_BUT} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  endif()
+endfunction()
+
 # fathom_kernels(ops BYTES panel.cc BF16 gathered_attention.cc): compiles ops/cpu/*.cc once per instruction set into fathom_ops
 # (see src/ops/cpu/isa.h), and those that multiply bytes or bf16 for the sets that add such products too.
 function(fathom_kernels room)

@@ -21,7 +21,7 @@ trap 'kill "$clients" 2>/dev/null || true' EXIT
 build() { # preset, targets...
   local preset=$1
   shift
-  cmake --preset "$preset" -DFATHOM_TESTS=ON -DFATHOM_WERROR=ON >"build-$preset.log" 2>&1 || { cat "build-$preset.log"; exit 1; }
+  cmake --preset "$preset" -DFATHOM_TESTS=ON -DFATHOM_WERROR=ON -DFATHOM_UNITY=ON >"build-$preset.log" 2>&1 || { cat "build-$preset.log"; exit 1; }
   rm -f "build-$preset.log"
   local log=build/$preset/build.log
   cmake --build --preset "$preset" -j "$jobs" ${@:+--target "$@"} >"$log" 2>&1 || { tail -n 100 "$log"; exit 1; }

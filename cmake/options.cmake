@@ -73,7 +73,8 @@ endfunction()
 function(fathom_compile_together target folder)
   cmake_parse_arguments(TOGETHER "" "" "BUT" ${ARGN})
   if(FATHOM_UNITY)
-    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8
+                          UNITY_BUILD_CODE_BEFORE_INCLUDE "#pragma GCC diagnostic ignored \"-Wshadow\"")  # names of other sources
     list(TRANSFORM TOGETHER_BUT PREPEND ${CMAKE_CURRENT_SOURCE_DIR}/${folder}/)
     set_source_files_properties(${TOGETHER_BUT} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
   endif()

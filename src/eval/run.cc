@@ -399,8 +399,8 @@ bool check_out(const RunOptions& options, const std::vector<TaskPlan>& plans) {
       throw Error("{}: is no settings of a run; give another --out", where);
     }
     if (before["model"] != options.model) {
-      throw UsageError("--out {}: has a run of {}, not of {}; give another folder", printable(options.out.native()),
-                       printable(before["model"].dump()), options.model.dump());
+      throw UsageError("--out {}: has a run of {}, not of {}; give the same model and options, or another folder",
+                       printable(options.out.native()), printable(before["model"].dump(), 1000), options.model.dump());
     }
     for (const TaskPlan& plan : plans) {
       const auto at = before["tasks"].find(std::string(plan.task->name));

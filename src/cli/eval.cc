@@ -278,6 +278,11 @@ void add_eval(CLI::App& app, CommonOptions& common) {
   add_compare(*command, common);
   command->callback([=, &common] {
     if (!command->get_subcommands().empty()) return;
+    if (chat->count() > 1) throw UsageError("eval: give --chat or --no-chat, and once");
+    if (top_p->count() > 0 && o->top_p == 0) {
+      throw UsageError(
+          "eval: --top-p 0: leaves no token to draw; give more than 0, or --temperature 0 for the likeliest");
+    }
     if (limit->count() > 0) o->run.limit = o->limit;
     if (shots->count() > 0) o->run.shots = o->shots;
     if (chat->count() > 0) o->run.chat = o->chat;

@@ -203,7 +203,7 @@ class Evaluated(Case):
         key.write_text("secret-key\n")
         key.chmod(0o600)
         result, = self.eval_json("--task", "gsm8k", "--limit", "1", "--chat", "--api-key-file", str(key), "--out", str(self.folder / "out"), source=source)
-        self.assertEqual(measures(result), {"flexible": 1, "strict": 0})
+        self.assertEqual(measures(result), {"correct": 1, "flexible": 1, "strict": 0})
         self.assertEqual(len(server.asked), 4)
         times = [asked[0] for asked in server.asked]
         self.assertGreaterEqual(times[1] - times[0], 0.99)
@@ -322,6 +322,9 @@ class Evaluated(Case):
         refused(2, "--task", "arc", "--samples", "2", words=("nothing is generated",))
         refused(2, "--task", "math500", "--samples", "2", "--temperature", "0", words=("all the same",))
         refused(2, "--task", "math500", "--k", "4", words=("--samples",))
+        refused(2, "--task", "gsm8k", "--thinking", "on", words=("--thinking", "--chat"))
+        refused(2, "--task", "gsm8k", "--chat", "--no-chat", words=("--chat or --no-chat",))
+        refused(2, "--task", "gsm8k", "--top-p", "0", words=("--top-p 0",))
         refused(2, "--task", "math500", "--chat", words=("no chat template",))
         refused(1, "--task", "math500", "--data", str(self.folder / "nothing"), words=("no such file",))
         refused(1, "--task", "math500", "--data", str(self.folder), words=("math500_test.jsonl", "--data"))

@@ -9,6 +9,7 @@
 #include "base/terminal.h"
 #include "base/utf8.h"
 #include "eval/answerer_kinds.h"
+#include "eval/task_files.h"
 #include "serve/event_stream.h"
 
 namespace fathom::eval {
@@ -316,10 +317,6 @@ std::optional<std::vector<std::vector<int32_t>>> tokenize(RemoteModel& remote, c
   return ids;
 }
 
-size_t n_characters(std::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
-}
-
 // A text, or ids, to be told again with the log probability of each of its tokens.
 struct Echo {
   std::string id, text{};
@@ -352,7 +349,7 @@ std::pair<size_t, size_t> find_in_text(simdjson::dom::element logprobs, const Ec
   }
   if (offsets.size() != n_told) throw Error("{}: text_offset has another length than token_logprobs", echo.id);
   const auto begin = static_cast<int64_t>(echo.begin);
-  const auto end = static_cast<int64_t>(n_characters(echo.text));
+  const auto end = n_characters(echo.text);
   size_t first = 0, last = 0;
   while (first < offsets.size() && offsets[first] < begin) ++first;
   // A token that ends in the continuation is a part of it.
@@ -458,7 +455,8 @@ Echoes echoes_of(RemoteModel& remote, std::span<const ChoiceQuestion> questions,
       const auto [context, continuation] = with_spaces_moved(question.context, question.continuations[c]);
       places.emplace_back(texts.add(context), texts.add(context + continuation));
       echoes.whose.emplace_back(q, c);
-      echoes.all.push_back({.id = question.id, .text = context + continuation, .begin = n_characters(context)});
+      echoes.all.push_back(
+          {.id = question.id, .text = context + continuation, .begin = static_cast<size_t>(n_characters(context))});
     }
   }
   if (!has_tokenize.value_or(true)) return echoes;

@@ -46,7 +46,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
         self.server.script(self, n, body)
 
     def reply(self, status, body, headers=()):
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

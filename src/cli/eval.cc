@@ -35,16 +35,25 @@ struct CompareOptions {
 
 std::string first_line(std::string text) { return text.substr(0, text.find('\n')); }
 
-// What names the model in OUT, so that another's answers are not put beside its own.
+std::string hash_of(std::string_view text) {
+  Xxh3 hash;
+  hash.update(text.data(), text.size());
+  return fmt::format("{:016x}", hash.value());
+}
+
+// What names the model in OUT, so that the answers of another, or of the same asked in another way, are not put beside
+// its own.
 Json model_identity(const Options& o, const ModelUnderTest& opened) {
   if (!opened.is_local) return {{"model", opened.name}, {"url", o.model.url}};
-  Json json{{"model", fs::path(o.model.model).lexically_normal().string()}};
-  const std::string files = identity_of_model(o.model.model);
-  Xxh3 hash;
-  hash.update(files.data(), files.size());
-  json["files"] = fmt::format("{:016x}", hash.value());
-  json["kv_type"] = o.model.kv_type;
-  if (!o.model.template_file.empty()) json["template"] = o.model.template_file;
+  const auto& local = std::get<eval::LocalModel>(*opened.answerer);
+  const int64_t context =
+      std::min({local.batching.context, local.batching.cache_tokens, local.model.config.max_position_embeddings});
+  Json json{{"model", fs::path(o.model.model).lexically_normal().string()},
+            {"files", hash_of(identity_of_model(o.model.model))},
+            {"kv_type", o.model.kv_type},
+            {"context", context},                            // cuts answers
+            {"draft_tokens", local.batching.draft_tokens}};  // other samples of the same distribution
+  if (!local.chat_template.empty()) json["template"] = hash_of(local.chat_template);
   return json;
 }
 
@@ -269,6 +278,11 @@ void add_eval(CLI::App& app, CommonOptions& common) {
   add_compare(*command, common);
   command->callback([=, &common] {
     if (!command->get_subcommands().empty()) return;
+    if (chat->count() > 1) throw UsageError("eval: give --chat or --no-chat, and once");
+    if (top_p->count() > 0 && o->top_p == 0) {
+      throw UsageError(
+          "eval: --top-p 0: leaves no token to draw; give more than 0, or --temperature 0 for the likeliest");
+    }
     if (limit->count() > 0) o->run.limit = o->limit;
     if (shots->count() > 0) o->run.shots = o->shots;
     if (chat->count() > 0) o->run.chat = o->chat;

@@ -163,20 +163,6 @@ std::vector<Span> numbers(std::string_view text) {
   return out;
 }
 
-std::string plain_number(std::string_view text) {
-  std::string out;
-  for (const char c : text) {
-    if (is_digit(c) || c == '.' || c == '-') out += c;
-  }
-  return out;
-}
-
-std::optional<std::string> first_number(std::string_view text) {
-  const std::vector<Span> found = numbers(text);
-  if (found.empty()) return std::nullopt;
-  return plain_number(text.substr(found[0].begin, found[0].end - found[0].begin));
-}
-
 // The letter that an answer is, or begins with: "B", "(B)", "\text{(B) } 12", "B. Paris".
 std::optional<char> choice_of(std::string_view text) {
   text = trimmed(text);
@@ -288,6 +274,37 @@ std::optional<std::string> time_of_day(const std::string& text) {
   return (hours.starts_with('0') ? hours.substr(1) : hours) + ":" + minutes + all.substr(all.size() - 2);
 }
 
+// Full-width forms (U+FF01 to U+FF5E) as the ASCII that they are.
+std::string half_width(std::string_view text) {
+  std::string out;
+  for (size_t i = 0; i < text.size(); ++i) {
+    const std::string_view rest = text.substr(i, 3);
+    const auto last = rest.size() == 3 ? static_cast<unsigned char>(rest[2]) : 0;
+    const bool first_half = rest.starts_with("\xEF\xBC") && last >= 0x81 && last <= 0xBF,
+               second_half = rest.starts_with("\xEF\xBD") && last >= 0x80 && last <= 0x9E;
+    if (first_half || second_half) {
+      out += static_cast<char>(last - 0x80 + (first_half ? 0x20 : 0x60));
+      i += 2;
+    } else {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+// Without "\text{The answer is}" in front.
+std::string_view without_phrase(std::string_view text) {
+  if (!text.starts_with("\\text{")) return text;
+  const auto inside = in_braces(text, 5);
+  if (!inside) return text;
+  std::string phrase = lowered(trimmed(*inside));
+  if (phrase.ends_with(':')) phrase.pop_back();
+  for (const std::string_view known : {"the answer is", "answer is", "the final answer is", "answer", "final answer"}) {
+    if (phrase == known) return trimmed(text.substr(inside->size() + 7));
+  }
+  return text;
+}
+
 std::string_view unwrapped(std::string_view text) {
   text = trimmed(text);
   for (int i = 0; i < 4; ++i) {
@@ -299,38 +316,19 @@ std::string_view unwrapped(std::string_view text) {
       if (inside && inside->size() + box.size() + 2 == text.size()) text = trimmed(*inside);
     }
   }
-  return text;
+  return without_phrase(text);
 }
 
 }  // namespace
 
-std::optional<std::string> final_answer(std::string_view solution, AnswerStyle style) {
+std::optional<std::string> final_answer(std::string_view solution) {
   constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
   if (const size_t end = solution.rfind(kEndThink); end != kNone) {
     solution.remove_prefix(end + kEndThink.size());
   } else if (trimmed(solution).starts_with(kThink)) {
     return std::nullopt;
   }
-  const auto box = boxed(solution);
-  if (style == AnswerStyle::boxed) return box ? std::optional(std::string(*box)) : std::nullopt;
-  const auto hashes = behind_hashes(solution), phrase = behind_phrase(solution);
-  if (style == AnswerStyle::choice) {
-    for (const auto& found : {box, hashes, phrase}) {
-      if (!found) continue;
-      if (const auto letter = choice_of(*found)) return std::string(1, *letter);
-    }
-    const auto letter = last_choice(solution);
-    return letter ? std::optional(std::string(1, *letter)) : std::nullopt;
-  }
-  if (style == AnswerStyle::number) {
-    for (const auto& found : {hashes, box, phrase}) {
-      if (!found) continue;
-      if (auto number = first_number(*found)) return number;
-    }
-    const std::vector<Span> found = numbers(solution);
-    if (found.empty()) return std::nullopt;
-    return plain_number(solution.substr(found.back().begin, found.back().end - found.back().begin));
-  }
+  const auto box = boxed(solution), hashes = behind_hashes(solution), phrase = behind_phrase(solution);
   for (const auto& found : {box, hashes, phrase}) {
     if (found) return std::string(*found);
   }
@@ -346,9 +344,14 @@ std::optional<std::string> final_answer(std::string_view solution, AnswerStyle s
   return out;
 }
 
-bool same_answer(std::string_view given, std::string_view expected) {
-  given = unwrapped(given);
-  expected = unwrapped(expected);
+std::string expected_answer(std::string_view text) {
+  const bool is_solution = text.find("\\boxed") != kNone || text.find("####") != kNone;
+  return is_solution ? final_answer(text).value_or(std::string(text)) : std::string(text);
+}
+
+bool same_answer(std::string_view given_text, std::string_view expected_text) {
+  const std::string half_width_given = half_width(given_text), half_width_expected = half_width(expected_text);
+  const std::string_view given = unwrapped(half_width_given), expected = unwrapped(half_width_expected);
   if (given.empty() || expected.empty()) return false;
   if (given == expected) return true;
   if (given.size() > kMostBytes || expected.size() > kMostBytes) return false;

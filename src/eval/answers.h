@@ -8,18 +8,15 @@
 
 namespace fathom::eval {
 
-enum class AnswerStyle {
-  free,    // \boxed{x}, else "#### x", else "the answer is x" or "Answer: x", else the last number
-  boxed,   // MATH: the last \boxed{x} or \fbox{x} alone
-  number,  // GSM8K: a number without commas and currency, behind "####", in a box, behind "the answer is", or the last
-           // one
-  choice   // a letter A to J: in a box, behind "the answer is" or "Answer:", or the last one that stands alone
-};
-
-// The final answer in a solution, without spaces at its ends. Of a solution with thoughts what is behind the last
+// The final answer in a solution, without spaces at its ends: in \boxed{x} or \fbox{x}, else behind "####", else behind
+// "the answer is" or "Answer:", else the last number. Of a solution with thoughts what is behind the last
 // "</think>" alone is looked at; one that begins with "<think>" and does not end them has no answer. Nothing where
 // there is none.
-std::optional<std::string> final_answer(std::string_view solution, AnswerStyle style = AnswerStyle::free);
+std::optional<std::string> final_answer(std::string_view solution);
+
+// What data has for the answer of a question: the answer itself, or the final one of a whole solution, which has it in
+// a box or behind "####" (GSM8K, MATH).
+std::string expected_answer(std::string_view text);
 
 // Whether two answers mean the same. LaTeX, plain text or both. What is not understood as mathematics is compared as
 // text, and so is an answer of more than 10,000 bytes. An empty answer is none. Symmetric but where the expected answer

@@ -108,28 +108,19 @@ void answer_questions(LocalModel& local, std::span<const Question> questions, co
     options.eos_ids = local.eos_ids;
     options.seed = question.seed + static_cast<uint64_t>(sample);
     options.draft_tokens = local.batching.draft_tokens;
-    options.top_logprobs = question.logprobs ? 0 : -1;
     options.sampler.temperature = question.temperature;
     options.sampler.top_p = question.top_p;
     options.sampler.top_k = question.top_k;
-    std::vector<int32_t> told_ids = question.logprobs ? input.ids : std::vector<int32_t>();
     BatchRequest request;
     request.prompt = std::move(input.ids);
     request.options = std::move(options);
     request.on_tokens = [](auto&&...) {};
-    request.on_end = [&, q, sample, talks, format = input.format, told_ids](const Generation& g,
-                                                                            const std::string& error) {
+    request.on_end = [&, q, sample, talks, format = input.format](const Generation& g, const std::string& error) {
       if (!error.empty()) {
         failure = fmt::format("{}: {}", questions[q].id, error);
         return;
       }
-      Answer answer = answer_of(g, talks ? &format : nullptr);
-      answer.prompt_ids = told_ids;
-      if (questions[q].logprobs) {
-        answer.ids = g.ids;
-        for (const TokenLogprobs& token : g.logprobs) answer.logprobs.push_back(token.logprob);
-      }
-      tell(q, sample, std::move(answer));
+      tell(q, sample, answer_of(g, talks ? &format : nullptr));
     };
     const int64_t n_tokens = std::ssize(request.prompt);
     try {

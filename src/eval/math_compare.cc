@@ -80,6 +80,9 @@ bool is_name(const MathNode& node) {
   if (node.kind == MathKind::variable || node.kind == MathKind::text) return true;
   if (node.kind == MathKind::quantity) return false;
   if (node.kind == MathKind::call) return std::ranges::all_of(node.parts, is_name);
+  if (node.kind == MathKind::tuple && node.open == '(' && node.close == ')') {  // (x, y) = (3, 4)
+    return std::ranges::all_of(node.parts, [](const MathNode& part) { return part.kind == MathKind::variable; });
+  }
   return node.kind == MathKind::product && std::ranges::all_of(node.parts, is_name);
 }
 
@@ -134,14 +137,17 @@ bool near(const MathNode& a, const MathNode& b, int places, Work& work) {
   return difference <= pow(Real(10), -places) / 2 * (1 + Real(1e-30));
 }
 
-// 0.333333 is 1/3: a number of six places says what it is rounded from; 0.33 does not.
+bool is_literal(const MathNode& node) {
+  return node.kind == MathKind::number || (node.kind == MathKind::negative && is_literal(node.parts[0]));
+}
+
+// 0.333333 is 1/3: a decimal of six places says what it is rounded from, 0.33 does not. Two literals are what they say.
 bool same_rounded(const MathNode& a, const MathNode& b, Work& work) {
-  constexpr int kPlaces = 6, kSignificant = 4;
-  const auto x = decimal_of(a), y = decimal_of(b);
-  const auto precise = [](const std::optional<Decimal>& d) {
-    return !d || (d->places >= kPlaces && d->significant >= kSignificant);
-  };
-  return (x || y) && precise(x) && precise(y) && near(a, b, kPlaces, work);
+  constexpr int kPlaces = 6, kSignificant = 4, kMostSignificant = 15;  // of what a machine computes the rest is chance
+  if (is_literal(a) == is_literal(b)) return false;
+  const auto decimal = decimal_of(is_literal(a) ? a : b);
+  if (!decimal || decimal->places < kPlaces || decimal->significant < kSignificant) return false;
+  return near(a, b, decimal->places - std::max(decimal->significant - kMostSignificant, 0), work);
 }
 
 struct Quantity {
@@ -424,6 +430,17 @@ bool same_matrices(const MathNode& given, const MathNode& expected, Work& work) 
   return a && b && same_ordered(*a, *b, work);
 }
 
+// 2:4 is 1:2. Two digits behind the colon may be minutes: 2:40 is not 1:20.
+bool same_ratios(const MathNode& a, const MathNode& b, Work& work) {
+  if (same_ordered(pointers(a.parts), pointers(b.parts), work)) return true;
+  const auto may_be_time = [](const MathNode& node) {
+    return node.kind == MathKind::ratio && node.parts[1].kind == MathKind::number && node.parts[1].text.size() == 2;
+  };
+  if (a.parts.size() != 2 || b.parts.size() != 2 || may_be_time(a) || may_be_time(b)) return false;
+  if (!std::ranges::all_of(a.parts, is_value) || !std::ranges::all_of(b.parts, is_value)) return false;
+  return same_values(math_node(MathKind::quotient, {}, a.parts), math_node(MathKind::quotient, {}, b.parts), work);
+}
+
 // Lists, tuples, sets and the like against each other.
 bool same_collections(const MathNode& a, const MathNode& b, Work& work) {
   if (a.kind == MathKind::matrix || b.kind == MathKind::matrix) return same_matrices(a, b, work);
@@ -443,8 +460,7 @@ bool same_collections(const MathNode& a, const MathNode& b, Work& work) {
     return same_ordered(values, pointers(b.parts), work);
   }
   const bool ratios = a.kind == MathKind::ratio && (b.kind == MathKind::ratio || b.kind == MathKind::quotient);
-  if (ratios || (a.kind == MathKind::quotient && b.kind == MathKind::ratio))
-    return same_ordered(pointers(a.parts), pointers(b.parts), work);
+  if (ratios || (a.kind == MathKind::quotient && b.kind == MathKind::ratio)) return same_ratios(a, b, work);
   const auto may_be_set = [](const MathNode& node) {
     return node.kind == MathKind::constant || node.kind == MathKind::tuple || node.kind == MathKind::set ||
            node.kind == MathKind::set_union || node.kind == MathKind::set_minus ||

@@ -293,6 +293,11 @@ struct Lexer {
     if ((!words && !unit) || (mathematics && !unit) || lower == "pi" || lower == "degrees" || lower == "percent") {
       return lex_inside(inside);
     }
+    // "5 (five)"
+    if (inside.starts_with('(') && inside.ends_with(')') && !out.empty() && out.back().kind == Kind::number) {
+      const auto number = small_number(std::string_view(lower).substr(1, lower.size() - 2));
+      if (number && std::to_string(*number) == out.back().text) return static_cast<void>(space = true);
+    }
     // "3 cm": a number with words behind.
     if (is_digit(inside[0]) || inside[0] == '-' || inside[0] == '.' || inside[0] == '(' || inside[0] == '$')
       return lex_inside(inside);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "eval/math_lexer.h"
+#include "eval/math_units.h"
 
 namespace fathom::eval {
 namespace {
@@ -26,6 +27,29 @@ bool smaller(std::string_view a, std::string_view b) {
   while (a.starts_with('0')) a.remove_prefix(1);
   while (b.starts_with('0')) b.remove_prefix(1);
   return a.size() != b.size() ? a.size() < b.size() : a < b;
+}
+
+// The letters of a text, in lower case.
+std::string letters_of(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if ('A' <= c && c <= 'Z')
+      out += static_cast<char>(c - 'A' + 'a');
+    else if ('a' <= c && c <= 'z')
+      out += c;
+  }
+  return out;
+}
+
+bool is_half_of_day(std::string_view text) {
+  const std::string letters = letters_of(text);
+  return letters == "am" || letters == "pm";
+}
+
+// What is said of an equation that no number solves.
+bool says_empty(std::string_view text) {
+  const std::string letters = letters_of(text);
+  return letters == "nosolution" || letters == "nosolutions" || letters == "emptyset" || letters == "theemptyset";
 }
 
 struct Parser {
@@ -138,6 +162,8 @@ struct Parser {
     std::vector<MathNode> parts = parts_of(sum());
     while (!braces && take(":")) parts.push_back(sum());
     if (parts.size() == 1) return std::move(parts[0]);
+    // "7:30 PM" is one of the two times that "7:30" may be.
+    if (parts.back().kind == MathKind::quantity && is_half_of_day(parts.back().text)) throw NotUnderstood{};
     return with_unit(make(MathKind::ratio, std::move(parts)));
   }
 
@@ -257,7 +283,17 @@ struct Parser {
       }
     }
     if (unit.empty()) return value;
-    return make(MathKind::quantity, parts_of(std::move(value)), std::move(unit));
+    const auto words = read_number_words(unit);
+    if (!words) throw NotUnderstood{};
+    if (words->power > 1) {
+      value = make(MathKind::power, parts_of(std::move(value), number_node(std::to_string(words->power))));
+    }
+    if (words->top > 1) value = product(std::move(value), number_node(std::to_string(words->top)));
+    if (words->bottom > 1) {
+      value = make(MathKind::quotient, parts_of(std::move(value), number_node(std::to_string(words->bottom))));
+    }
+    if (words->rest.empty()) return value;
+    return make(MathKind::quantity, parts_of(std::move(value)), words->rest);
   }
 
   MathNode factor() {
@@ -326,6 +362,10 @@ struct Parser {
     expect(open);
     const int outer_bars = std::exchange(bars, 0);
     MathNode out = list();
+    if (take("\\choose")) {  // {5 \choose 2}
+      MathNode k = sum();
+      out = make(MathKind::binomial, parts_of(std::move(out), std::move(k)));
+    }
     bars = outer_bars;
     expect(close);
     if (out.kind == MathKind::list) {  // {1, 2} of plain text
@@ -529,7 +569,7 @@ struct Parser {
       case Kind::word: {
         std::string words;
         while (peek().kind == Kind::word) words += (words.empty() ? "" : " ") + tokens[at++].text;
-        return make(MathKind::text, {}, words);
+        return says_empty(words) ? make(MathKind::constant, {}, "empty") : make(MathKind::text, {}, words);
       }
       case Kind::end:
         throw NotUnderstood{};

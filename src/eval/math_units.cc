@@ -92,6 +92,52 @@ const Unit* named(std::string_view word) {
   return word.size() > 3 && word.ends_with('s') ? find(word.substr(0, word.size() - 1)) : nullptr;
 }
 
+struct Magnitude {
+  std::string_view word;
+  int64_t top, bottom;
+};
+// With an s at the end too.
+constexpr Magnitude kMagnitudes[] = {
+    {"dozen", 12, 1},
+    {"hundred", 100, 1},
+    {"thousand", 1000, 1},
+    {"million", 1'000'000, 1},
+    {"billion", 1'000'000'000, 1},
+    {"trillion", 1'000'000'000'000, 1},
+    {"half", 1, 2},
+    {"halve", 1, 2},
+    {"third", 1, 3},
+    {"fourth", 1, 4},
+    {"fifth", 1, 5},
+    {"sixth", 1, 6},
+    {"seventh", 1, 7},
+    {"eighth", 1, 8},
+    {"ninth", 1, 9},
+    {"tenth", 1, 10},
+    {"hundredth", 1, 100},
+    {"thousandth", 1, 1000},
+};
+
+constexpr std::string_view kSmallNumbers[] = {"zero",     "one",      "two",      "three",   "four",    "five",
+                                              "six",      "seven",    "eight",    "nine",    "ten",     "eleven",
+                                              "twelve",   "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
+                                              "eighteen", "nineteen", "twenty"};
+
+// What is never said by a unit, but about a number.
+constexpr std::string_view kNoUnits[] = {
+    "thirty",    "forty",  "fifty",  "sixty", "seventy",   "eighty",   "ninety",
+    "or",        "not",    "no",     "plus",  "minus",     "negative", "more",
+    "less",      "fewer",  "most",   "least", "greater",   "smaller",  "larger",
+    "than",      "above",  "below",  "over",  "under",     "about",    "approximately",
+    "almost",    "nearly", "to",     "if",    "mod",       "modulo",   "base",
+    "factorial", "twice",  "double", "wrong", "incorrect", "k"};
+
+const Magnitude* magnitude(std::string_view word) {
+  if (word.ends_with('s')) word.remove_suffix(1);
+  const auto* const found = std::ranges::find(kMagnitudes, word, &Magnitude::word);
+  return found == std::end(kMagnitudes) ? nullptr : found;
+}
+
 // one^power into unit. False where a number is too large.
 bool take(Unit& unit, const Unit& one, int power) {
   for (size_t i = 0; i < unit.powers.size(); ++i) unit.powers[i] += one.powers[i] * power;
@@ -131,6 +177,42 @@ std::vector<std::string> words_of(std::string_view text) {
 }
 
 }  // namespace
+
+std::optional<int> small_number(std::string_view word) {
+  const auto* const found = std::ranges::find(kSmallNumbers, word);
+  return found == std::end(kSmallNumbers) ? std::nullopt : std::optional(static_cast<int>(found - kSmallNumbers));
+}
+
+std::optional<NumberWords> read_number_words(std::string_view unit) {
+  NumberWords out;
+  const std::vector<std::string> words = words_of(unit);
+  size_t n = 0;
+  for (; n < words.size(); ++n) {
+    if (n == 0 && (words[n] == "squared" || words[n] == "cubed")) {
+      out.power = words[n] == "squared" ? 2 : 3;
+    } else if (const Magnitude* m = magnitude(words[n])) {
+      if (__builtin_mul_overflow(out.top, m->top, &out.top) ||
+          __builtin_mul_overflow(out.bottom, m->bottom, &out.bottom))
+        return std::nullopt;
+    } else {
+      break;
+    }
+  }
+  if (n == 0) {
+    out.rest = unit;
+  } else {
+    for (size_t i = n; i < words.size(); ++i) out.rest += (out.rest.empty() ? "" : " ") + words[i];
+  }
+  for (size_t i = n; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    const bool digit = word[0] >= '0' && word[0] <= '9';
+    if (digit || magnitude(word) != nullptr || small_number(word) ||
+        std::ranges::find(kNoUnits, word) != std::end(kNoUnits)) {
+      return std::nullopt;
+    }
+  }
+  return out;
+}
 
 bool is_unit_name(std::string_view word) { return word.size() > 1 && named(word) != nullptr; }
 

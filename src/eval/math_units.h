@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <string_view>
 
 namespace fathom::eval {
@@ -23,5 +24,19 @@ std::optional<Unit> read_unit(std::string_view text);
 
 // 2 of "square tiles" and "units^2", 3 of cubic ones, else 1.
 int unit_power(std::string_view text);
+
+// What number words make of the value that they stand behind ("million", "dozen", "thirds", "squared"): value^power
+// times top / bottom. `rest` is the unit behind them.
+struct NumberWords {
+  int64_t top = 1, bottom = 1;
+  int power = 1;
+  std::string rest{};
+};
+// Nothing where words say more about the value than what it counts: other numbers, comparisons, signs ("or more",
+// "plus six").
+std::optional<NumberWords> read_number_words(std::string_view unit);
+
+// 0 to 20 of "zero" to "twenty", in lower case.
+std::optional<int> small_number(std::string_view word);
 
 }  // namespace fathom::eval

@@ -1,12 +1,15 @@
 // Whatever speaks OpenAI's API behind a URL, asked (eval/answerer.h): several requests at a time, tried again where the
 // server has no time.
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <unordered_map>
 
 #include "base/json.h"
 #include "base/terminal.h"
+#include "base/utf8.h"
 #include "eval/answerer_kinds.h"
+#include "eval/task_files.h"
 #include "serve/event_stream.h"
 
 namespace fathom::eval {
@@ -17,6 +20,7 @@ using nlohmann::ordered_json;
 constexpr double kLookS = 0.05;               // between two looks whether the work is to end
 constexpr double kTellFromS = 3;              // waits of so long are told
 constexpr int kRefusals[] = {400, 413, 422};  // of this request, whoever asks how often
+constexpr int64_t kUnreadable = 2;            // times that a reply which cannot be read is asked for again
 
 struct Request {
   std::string method = "POST", path, body;
@@ -27,10 +31,21 @@ struct Reply {
   int status = 0;
   std::string body;
   double seconds = 0;
-  bool ok() const { return status == 200; }
+  std::string unreadable{};  // why it was given up
+  bool ok() const { return status == 200 && unreadable.empty(); }
+  std::string failure() const {
+    return unreadable.empty() ? fmt::format("{} {}", status, serve::error_message_of(body)) : unreadable;
+  }
 };
 
-// Requests of a RemoteModel, `parallel` at a time. on_reply gets answers and refusals.
+// A reply of 200 that is no answer.
+struct Unreadable : Error {
+  Unreadable(const std::string& message, bool is_error) : Error(message), tells_error(is_error) {}
+  bool tells_error;  // {"error": ...}, as of a server that has no time
+};
+
+// Requests of a RemoteModel, `parallel` at a time. on_reply gets answers and refusals, and may throw Unreadable: the
+// request is sent again, and at last on_reply gets the reply as one that is not ok().
 struct Jobs {
   RemoteModel& remote;
   int64_t n;
@@ -74,13 +89,20 @@ struct Jobs {
                                           printable(remote.url.path), job->request.path, job->request.id);
     if (end == serve::HttpEnd::complete) {
       const bool refused = std::find(std::begin(kRefusals), std::end(kRefusals), status) != std::end(kRefusals);
-      if (status == 200 || refused) return finish(*job);
-      const std::string told = fmt::format("{} {}", status, serve::error_message_of(job->reply.body));
+      if (status == 200 || refused) return finish(job, where);
+      const std::string told = job->reply.failure();
       if (status != 408 && status != 409 && status != 429 && status < 500) throw Error("{}: {}", where, told);
       return try_again(job, where, told);
     }
-    if (end == serve::HttpEnd::malformed || end == serve::HttpEnd::too_large) throw Error("{}: {}", where, why);
+    if (end == serve::HttpEnd::too_large) return again_or_give_up(job, where, why, kUnreadable);
     try_again(job, where, why);
+  }
+  void again_or_give_up(const std::shared_ptr<Job>& job, const std::string& where, const std::string& why,
+                        int64_t retries) {
+    if (job->tries < std::min(retries, remote.retries)) return try_again(job, where, why);
+    job->reply.body.clear();
+    job->reply.unreadable = fmt::format("{}, {} times", why, job->tries + 1);
+    finish(job, where);
   }
   void try_again(const std::shared_ptr<Job>& job, const std::string& where, const std::string& why) {
     if (job->tries == remote.retries) {
@@ -89,14 +111,20 @@ struct Jobs {
     // Those that failed together do not come back together.
     const double spread = 1 + 0.02 * static_cast<double>(job->number % 16);
     const double backed_off = remote.first_wait_s * std::exp2(static_cast<double>(job->tries)) * spread;
-    const double wait_s = std::min(std::max(backed_off, job->retry_after_s), remote.longest_wait_s);
+    const double wait_s = std::max(std::min(backed_off, remote.longest_wait_s),
+                                   std::min(job->retry_after_s, remote.longest_asked_wait_s));
     ++job->tries;
     if (wait_s >= kTellFromS) log("{}: {}; asked again in {:.0f} s", where, why, wait_s);
     client.at(monotonic_s() + wait_s, [this, job] { send(job); });
   }
-  void finish(Job& job) {
-    job.reply.seconds = monotonic_s() - job.begin_s;
-    on_reply(job.number, job.reply);
+  void finish(const std::shared_ptr<Job>& job, const std::string& where) {
+    job->reply.seconds = monotonic_s() - job->begin_s;
+    try {
+      on_reply(job->number, job->reply);
+    } catch (const Unreadable& error) {
+      if (!job->reply.ok()) throw;
+      return again_or_give_up(job, where, error.what(), error.tells_error ? remote.retries : kUnreadable);
+    }
     ++ended;
     begin();
     if (ended == n) client.stop();
@@ -143,7 +171,6 @@ Request request_of(const RemoteModel& remote, const Question& question, int64_t 
   if (question.top_k > 0) body["top_k"] = question.top_k;
   body["seed"] = question.seed + static_cast<uint64_t>(sample);
   if (!question.stop.empty()) body["stop"] = question.stop;
-  for (const auto& [name, value] : remote.extra.items()) body[name] = value;
   return {.path = talks ? "/v1/chat/completions" : "/v1/completions", .body = dump(body), .id = question.id};
 }
 
@@ -157,29 +184,85 @@ int64_t count_in(simdjson::dom::element object, const char* key) {
   return object[key].get_int64().get(n) == simdjson::SUCCESS ? std::max<int64_t>(n, 0) : 0;
 }
 
-// The first choice. Error, naming the question, where there is none.
+// JSON with U+FFFD for bytes that are no UTF-8 and for halves of surrogate pairs, which servers cut tokens into.
+std::string mended_json(std::string_view body) {
+  std::string text = mend_utf8(body);
+  const auto escaped_unit = [&](size_t at) {  // of \uXXXX
+    unsigned unit = 0;
+    if (text.compare(at, 2, "\\u") != 0 || at + 6 > text.size()) return unit;
+    const auto [end, error] = std::from_chars(&text[at + 2], &text[at] + 6, unit, 16);
+    return error == std::errc() && end == &text[at] + 6 ? unit : 0U;
+  };
+  for (size_t at = text.find('\\'); at != std::string::npos; at = text.find('\\', at)) {
+    const unsigned unit = escaped_unit(at) & 0xFC00U;
+    if (unit == 0xD800 && at + 12 <= text.size() && (escaped_unit(at + 6) & 0xFC00U) == 0xDC00) {
+      at += 12;
+      continue;
+    }
+    if (unit == 0xD800 || unit == 0xDC00) text.replace(at, 6, "\\ufffd");
+    at += 2;
+  }
+  return text;
+}
+
+// Unreadable where it is no JSON, or says an error.
+JsonDocument parse_reply(const Reply& reply) {
+  JsonDocument document = [&] {
+    try {
+      return JsonDocument::parse(mended_json(reply.body), "the answer");
+    } catch (const Error& error) {
+      throw Unreadable(error.what(), /*is_error=*/false);
+    }
+  }();
+  simdjson::dom::element error;
+  if (document.root().is_object() && document.root()["error"].get(error) == simdjson::SUCCESS && !error.is_null()) {
+    throw Unreadable(fmt::format("200 with an error: {}", serve::error_message_of(reply.body)), /*is_error=*/true);
+  }
+  return document;
+}
+
+// The first choice. Unreadable where there is none.
 simdjson::dom::element choice_in(const JsonDocument& document) {
   simdjson::dom::element choice;
-  if (document.root()["choices"].at(0).get(choice)) throw Error("{}: the answer has no choice", document.where());
+  if (document.root()["choices"].at(0).get(choice)) {
+    throw Unreadable("the answer has no choice", /*is_error=*/false);
+  }
   return choice;
+}
+
+// A text, or the texts of a list of parts. Nothing is said where there is null.
+std::string content_in(simdjson::dom::element object, const char* key) {
+  simdjson::dom::element value;
+  std::string_view text;
+  simdjson::dom::array parts;
+  if (object[key].get(value) || value.is_null()) return "";
+  if (value.get(text) == simdjson::SUCCESS) return std::string(text);
+  if (value.get(parts)) {
+    throw Unreadable(fmt::format("the answer's {} is no text", key), /*is_error=*/false);
+  }
+  std::string all;
+  for (const simdjson::dom::element part : parts) all += text_in(part, "text");
+  return all;
 }
 
 Answer read_answer(const Question& question, const Reply& reply) {
   Answer answer;
   answer.seconds = reply.seconds;
   if (!reply.ok()) {
-    answer.error = fmt::format("{} {}", reply.status, serve::error_message_of(reply.body));
+    answer.error = reply.failure();
     return answer;
   }
-  const JsonDocument document = JsonDocument::parse(reply.body, printable(question.id));
+  const JsonDocument document = parse_reply(reply);
   const simdjson::dom::element choice = choice_in(document);
   answer.finish = text_in(choice, "finish_reason");
   simdjson::dom::element message, usage;
   if (question.messages.is_null()) {
-    answer.text = text_in(choice, "text");
+    answer.text = content_in(choice, "text");
   } else {
-    if (choice["message"].get(message)) throw Error("{}: the answer has no message", document.where());
-    answer.text = text_in(message, "content");
+    if (choice["message"].get(message)) {
+      throw Unreadable("the answer has no message", /*is_error=*/false);
+    }
+    answer.text = content_in(message, "content");
     answer.reasoning = text_in(message, "reasoning_content");
     if (answer.reasoning.empty()) answer.reasoning = text_in(message, "reasoning");  // vLLM's name
     part_thoughts(answer);
@@ -194,7 +277,7 @@ Answer read_answer(const Question& question, const Reply& reply) {
 // ---- Tokens and their probabilities
 
 std::vector<int32_t> read_tokens(const Reply& reply) {
-  const JsonDocument document = JsonDocument::parse(reply.body, "/tokenize");
+  const JsonDocument document = parse_reply(reply);
   std::vector<int32_t> ids;
   simdjson::dom::array list;
   if (document.root()["tokens"].get(list)) throw Error("/tokenize: the answer has no list of tokens");
@@ -223,7 +306,7 @@ std::optional<std::vector<std::vector<int32_t>>> tokenize(RemoteModel& remote, c
         remote, std::ssize(texts),
         [&](int64_t i) { return tokenize_request(remote, texts[static_cast<size_t>(i)], add_begin, "tokens"); },
         [&](int64_t i, const Reply& reply) {
-          if (!reply.ok()) throw Error("/tokenize: {}", serve::error_message_of(reply.body));
+          if (!reply.ok()) throw Error("/tokenize: {}", reply.failure());
           ids[static_cast<size_t>(i)] = read_tokens(reply);
         },
         interrupted);
@@ -232,10 +315,6 @@ std::optional<std::vector<std::vector<int32_t>>> tokenize(RemoteModel& remote, c
     return std::nullopt;
   }
   return ids;
-}
-
-size_t n_characters(std::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
 // A text, or ids, to be told again with the log probability of each of its tokens.
@@ -253,7 +332,6 @@ Request echo_request(const RemoteModel& remote, const Echo& echo) {
   body["temperature"] = 0;
   body["logprobs"] = 1;
   body["echo"] = true;
-  for (const auto& [name, value] : remote.extra.items()) body[name] = value;
   return {.path = "/v1/completions", .body = dump(body), .id = echo.id};
 }
 
@@ -271,7 +349,7 @@ std::pair<size_t, size_t> find_in_text(simdjson::dom::element logprobs, const Ec
   }
   if (offsets.size() != n_told) throw Error("{}: text_offset has another length than token_logprobs", echo.id);
   const auto begin = static_cast<int64_t>(echo.begin);
-  const auto end = static_cast<int64_t>(n_characters(echo.text));
+  const auto end = n_characters(echo.text);
   size_t first = 0, last = 0;
   while (first < offsets.size() && offsets[first] < begin) ++first;
   // A token that ends in the continuation is a part of it.
@@ -281,7 +359,7 @@ std::pair<size_t, size_t> find_in_text(simdjson::dom::element logprobs, const Ec
 }
 
 ChoiceScore read_echo(const Echo& echo, const Reply& reply) {
-  const JsonDocument document = JsonDocument::parse(reply.body, printable(echo.id));
+  const JsonDocument document = parse_reply(reply);
   const simdjson::dom::element choice = choice_in(document);
   simdjson::dom::element logprobs;
   simdjson::dom::array values, tops;
@@ -289,19 +367,19 @@ ChoiceScore read_echo(const Echo& echo, const Reply& reply) {
     throw Error(
         "{}: the server tells no log probabilities of the prompt (echo with logprobs), which this task is judged by; "
         "tasks that generate need none",
-        document.where());
+        printable(echo.id));
   }
   const bool has_tops = logprobs["top_logprobs"].get(tops) == simdjson::SUCCESS;
   size_t first = echo.begin, last = echo.ids.size();
   if (echo.ids.empty()) std::tie(first, last) = find_in_text(logprobs, echo, values.size());
   if (first == 0 || first >= last || last > values.size() || (has_tops && tops.size() != values.size())) {
-    throw Error("{}: log probabilities of {} tokens for a prompt of {}: the server does not echo it", document.where(),
-                values.size(), last);
+    throw Error("{}: log probabilities of {} tokens for a prompt of {}: the server does not echo it",
+                printable(echo.id), values.size(), last);
   }
   ChoiceScore score{.greedy = has_tops, .tokens = static_cast<int64_t>(last - first)};
   for (size_t i = first; i < last; ++i) {
     double value = 0;
-    if (values.at(i).get_double().get(value)) throw Error("{}: a token has no log probability", document.where());
+    if (values.at(i).get_double().get(value)) throw Error("{}: a token has no log probability", printable(echo.id));
     score.logprob += value;
     simdjson::dom::object top;
     if (!score.greedy || tops.at(i).get(top)) {
@@ -377,7 +455,8 @@ Echoes echoes_of(RemoteModel& remote, std::span<const ChoiceQuestion> questions,
       const auto [context, continuation] = with_spaces_moved(question.context, question.continuations[c]);
       places.emplace_back(texts.add(context), texts.add(context + continuation));
       echoes.whose.emplace_back(q, c);
-      echoes.all.push_back({.id = question.id, .text = context + continuation, .begin = n_characters(context)});
+      echoes.all.push_back(
+          {.id = question.id, .text = context + continuation, .begin = static_cast<size_t>(n_characters(context))});
     }
   }
   if (!has_tokenize.value_or(true)) return echoes;
@@ -416,7 +495,7 @@ void score_choices(RemoteModel& remote, std::span<const ChoiceQuestion> all, con
           const auto& whose = echoes.whose[static_cast<size_t>(i)];
           ChoiceAnswer& answer = answers[whose.first];
           if (!reply.ok()) {
-            answer.error = fmt::format("{} {}", reply.status, serve::error_message_of(reply.body));
+            answer.error = reply.failure();
           } else {
             answer.scores[whose.second] = read_echo(echoes.all[static_cast<size_t>(i)], reply);
           }
@@ -435,7 +514,7 @@ std::vector<int32_t> tokens_of(RemoteModel& remote, const std::string& text, boo
   run_jobs(
       remote, 1, [&](int64_t) { return tokenize_request(remote, text, add_begin, "the server's tokens"); },
       [&](int64_t, const Reply& reply) {
-        if (!reply.ok()) throw Error("/tokenize: {}", serve::error_message_of(reply.body));
+        if (!reply.ok()) throw Error("/tokenize: {}", reply.failure());
         ids = read_tokens(reply);
       },
       interrupted);
@@ -449,7 +528,7 @@ void score_windows(RemoteModel& remote, Windows windows, const OnWindow& tell, c
   run_jobs(
       remote, std::ssize(windows), [&](int64_t i) { return echo_request(remote, echo_of(i)); },
       [&](int64_t i, const Reply& reply) {
-        if (!reply.ok()) throw Error("window {}: {} {}", i, reply.status, serve::error_message_of(reply.body));
+        if (!reply.ok()) throw Error("window {}: {}", i, reply.failure());
         tell(static_cast<size_t>(i), read_echo(echo_of(i), reply).logprob);
       },
       interrupted);
@@ -463,8 +542,8 @@ std::vector<std::string> remote_models(const RemoteModel& remote, const Interrup
       once, 1, [](int64_t) { return Request{.method = "GET", .path = "/v1/models", .id = "the names of its models"}; },
       [&](int64_t, const Reply& reply) {
         const std::string where = fmt::format("http://{}{}/v1/models", remote.url.authority, remote.url.path);
-        if (!reply.ok()) throw Error("{}: {} {}", where, reply.status, serve::error_message_of(reply.body));
-        const JsonDocument document = JsonDocument::parse(reply.body, printable(where));
+        if (!reply.ok()) throw Error("{}: {}", where, reply.failure());
+        const JsonDocument document = parse_reply(reply);
         simdjson::dom::array list;
         if (document.root()["data"].get(list)) throw Error("{}: it names no models", printable(where));
         for (const simdjson::dom::element model : list) names.push_back(text_in(model, "id"));

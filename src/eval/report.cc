@@ -119,7 +119,10 @@ std::string html_table(std::span<const Measure> measures, const char* first) {
 std::string totals_text(const TaskResult& r) {
   return fmt::format("{} items{}, {} tokens of prompts, {} of answers, {}", r.items,
                      r.samples > 1 ? fmt::format(" with {} samples each", r.samples) : "", r.prompt_tokens, r.tokens,
-                     r.seconds > 0 ? fmt::format("{} of answering", human_duration(r.seconds)) : "scored");
+                     r.seconds > 0
+                         ? fmt::format("{} of answering, added up over answers that were written at the same time",
+                                       human_duration(r.seconds))
+                         : "scored");
 }
 
 }  // namespace

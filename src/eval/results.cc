@@ -41,8 +41,9 @@ Measure share(std::string name, std::span<const double> values, bool binary) {
   double sum = 0;
   for (const double value : values) sum += value;
   measure.value = values.empty() ? 0 : sum / static_cast<double>(values.size());
-  const Interval interval =
-      binary || values.size() < 2 ? wilson_interval(std::llround(sum), measure.n) : mean_interval(values);
+  // Items that all score the same have no spread to tell an interval by.
+  const bool no_spread = std::ranges::all_of(values, [&](double value) { return value == values[0]; });
+  const Interval interval = binary || no_spread ? wilson_interval(std::llround(sum), measure.n) : mean_interval(values);
   measure.low = std::max(0.0, interval.low);
   measure.high = std::min(1.0, interval.high);
   return measure;

@@ -34,7 +34,8 @@ struct TaskResult {
 
 // Of one task. samples: of each item; with several a measure is the mean over items of the mean over samples. ks: for
 // programs "pass@k" of these (statistics.h), for answers "maj@samples", what most samples say. bytes: of a text, for
-// bits per byte. Wilson intervals where each item has one answer, else by the standard error over items.
+// bits per byte. Wilson intervals where each item has one answer or all score the same, else by the standard error over
+// items.
 TaskResult task_result(const Task& task, std::span<const Record> records, int64_t n_items, int64_t samples,
                        std::span<const int64_t> ks, int64_t bytes, nlohmann::ordered_json settings);
 

@@ -60,7 +60,6 @@ TaskPlan plan_task(const RunOptions& o, const Task& task, bool is_local) {
   if (plan.chats && task.kind == TaskKind::choices && !is_local) {
     throw UsageError("{}: a server tells no probabilities of answers in a conversation; leave --chat out", task.name);
   }
-  if (!plan.chats && o.thinking && o.chat) throw UsageError("--thinking: is for conversations, --no-chat has none");
   if (o.samples > 1 && !generates) throw UsageError("{}: --samples: nothing is generated here", task.name);
   for (const int64_t k : o.ks) {
     if (k > o.samples) throw UsageError("--k {}: needs as many --samples, there are {}", k, o.samples);
@@ -86,7 +85,7 @@ TaskPlan plan_task(const RunOptions& o, const Task& task, bool is_local) {
   plan.settings["temperature"] = plan.temperature;
   plan.settings["top_p"] = plan.top_p;
   plan.settings["stop"] = plan.chats ? std::vector<std::string>() : task.stop;
-  plan.settings["thinking"] = o.thinking ? ordered_json(*o.thinking) : ordered_json("default");
+  plan.settings["thinking"] = o.thinking && plan.chats ? ordered_json(*o.thinking) : ordered_json("default");
   plan.settings["seed"] = o.seed;
   if (task.kind == TaskKind::code) {
     plan.settings["sandboxed"] = !o.unsandboxed;
@@ -95,6 +94,22 @@ TaskPlan plan_task(const RunOptions& o, const Task& task, bool is_local) {
     plan.settings["memory_bytes"] = o.limits.memory_bytes;
   }
   return plan;
+}
+
+// --thinking is for conversations that generate. UsageError where no task is one; told where some are none.
+void check_thinking(const RunOptions& o, std::span<const TaskPlan> plans) {
+  if (!o.thinking) return;
+  std::vector<std::string_view> without;
+  for (const TaskPlan& plan : plans) {
+    if (!plan.chats || plan.task->kind == TaskKind::choices) without.push_back(plan.task->name);
+  }
+  if (without.size() == plans.size()) {
+    throw UsageError(
+        "--thinking: is for answers in conversations, and {} asks for none; --chat does for tasks that generate",
+        fmt::join(without, ", "));
+  }
+  if (!without.empty())
+    log("--thinking: does nothing for {}: asked as plain text, or scored", fmt::join(without, ", "));
 }
 
 fs::path records_path(const RunOptions& o, const Task& task) {
@@ -383,6 +398,7 @@ std::vector<TaskPlan> plan_run(const RunOptions& options, bool is_local) {
     if (std::any_of(plans.begin(), plans.end(), same)) throw UsageError("--task {}: is named twice", name);
     plans.push_back(plan_task(options, task, is_local));
   }
+  check_thinking(options, plans);
   return plans;
 }
 
@@ -399,8 +415,8 @@ bool check_out(const RunOptions& options, const std::vector<TaskPlan>& plans) {
       throw Error("{}: is no settings of a run; give another --out", where);
     }
     if (before["model"] != options.model) {
-      throw UsageError("--out {}: has a run of {}, not of {}; give another folder", printable(options.out.native()),
-                       printable(before["model"].dump()), options.model.dump());
+      throw UsageError("--out {}: has a run of {}, not of {}; give the same model and options, or another folder",
+                       printable(options.out.native()), printable(before["model"].dump(), 1000), options.model.dump());
     }
     for (const TaskPlan& plan : plans) {
       const auto at = before["tasks"].find(std::string(plan.task->name));

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "eval/answers.h"
 #include "eval/fewshot_sampler.h"
 #include "eval/task_files.h"
 #include "eval/tasks.h"
@@ -106,7 +107,11 @@ Judgement judge_gsm8k(const Item& item, std::string_view answer, bool chats) {
   const std::string strict = strict_answer(answer), flexible = flexible_answer(answer);
   const std::pair<std::string, double> by_mark{"strict", compared(strict) == expected},
       by_last{"flexible", compared(flexible) == expected};
-  return chats ? Judgement{{by_last, by_mark}, flexible} : Judgement{{by_mark, by_last}, strict};
+  if (!chats) return {{by_mark, by_last}, strict};
+  // A conversation is asked for a box, and ends in words of its own.
+  const std::optional<std::string> given = final_answer(answer);
+  const bool right = given && same_answer(*given, expected_answer(item.expected));
+  return {{{"correct", right ? 1.0 : 0.0}, by_last, by_mark}, given.value_or("")};
 }
 
 }  // namespace fathom::eval

@@ -125,23 +125,70 @@ namespace {
 
 bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
 
-// The letter behind the last of these words, between marks that models put around it.
-std::string letter_behind(std::string_view text, std::string_view words) {
-  std::string lower(text);
-  std::transform(lower.begin(), lower.end(), lower.begin(),
+std::string lowered(std::string_view text) {
+  std::string out(text);
+  std::transform(out.begin(), out.end(), out.begin(),
                  [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
+  return out;
+}
+
+// Without what Markdown puts around words and without spaces before colons: "**Answer** : B" as "Answer: B".
+std::string without_marks(std::string_view text) {
+  std::string out;
+  const auto colon = [&] {
+    while (!out.empty() && out.back() == ' ') out.pop_back();
+    out += ':';
+  };
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text.substr(i).starts_with("\xEF\xBC\x9A")) {  // a full-width colon
+      colon();
+      i += 2;
+    } else if (text[i] == ':') {
+      colon();
+    } else if (text[i] != '*' && text[i] != '`') {
+      out += text[i];
+    }
+  }
+  return out;
+}
+
+// The letter that a text begins with, between marks and behind "option"; nothing where it is the begin of a word. A
+// small one must stand alone: "a" is a word too.
+std::string first_letter(std::string_view text) {
+  size_t i = 0;
+  for (bool more = true; more;) {
+    more = false;
+    for (const std::string_view macro : {"\\boxed{", "\\text{", "\\textbf{", "\\mathrm{"}) {
+      if (!text.substr(i).starts_with(macro)) continue;
+      i += macro.size();
+      more = true;
+    }
+    for (const std::string_view word : {"option ", "choice ", "letter "}) {
+      if (!lowered(text.substr(i, word.size())).starts_with(word)) continue;
+      i += word.size();
+      more = true;
+    }
+    if (i < text.size() && std::string_view(" \n:$({[\\\"'").find(text[i]) != std::string_view::npos) {
+      ++i;
+      more = true;
+    }
+  }
+  if (i == text.size()) return "";
+  const std::string_view rest = text.substr(i + 1);
+  if (text[i] >= 'A' && text[i] <= 'D' && (rest.empty() || !is_word(rest[0]))) return std::string(1, text[i]);
+  const bool alone = rest.empty() || std::string_view(").,}$\n").find(rest[0]) != std::string_view::npos;
+  if (text[i] >= 'a' && text[i] <= 'd' && alone) {
+    return std::string(1, static_cast<char>(text[i] - 'a' + 'A'));
+  }
+  return "";
+}
+
+// Behind the last of these words that a letter follows.
+std::string letter_behind(std::string_view text, std::string_view words) {
+  const std::string lower = lowered(text);
   for (size_t at = lower.rfind(words); at != std::string::npos;
        at = at == 0 ? std::string::npos : lower.rfind(words, at - 1)) {
-    size_t i = at + words.size();
-    while (i < text.size() && std::string_view(" *:$({[\\\"'`").find(text[i]) != std::string_view::npos) {
-      for (const std::string_view macro : {"\\boxed{", "\\text{", "\\textbf{", "\\mathrm{"}) {
-        if (text.substr(i).starts_with(macro)) i += macro.size() - 1;
-      }
-      ++i;
-    }
-    if (i < text.size() && text[i] >= 'A' && text[i] <= 'D' && (i + 1 == text.size() || !is_word(text[i + 1]))) {
-      return std::string(1, text[i]);
-    }
+    if (std::string letter = first_letter(text.substr(at + words.size())); !letter.empty()) return letter;
   }
   return "";
 }
@@ -157,14 +204,15 @@ Judgement judge_letter(const Item& item, std::string_view answer, bool chats) {
       plain += static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
     }
   }
-  std::string letter = letter_behind(answer, "answer:");
-  for (const std::string_view words : {"answer is", "\\boxed{"}) {
-    if (letter.empty()) letter = letter_behind(answer, words);
+  const std::string bare = without_marks(answer);
+  std::string letter;
+  for (const std::string_view words :
+       {"answer:", "answer is", "correct option is", "correct choice is", "option is", "choice is", "\\boxed{"}) {
+    if (letter.empty()) letter = letter_behind(bare, words);
   }
-  const std::string_view text = stripped(answer);
-  if (letter.empty() && !text.empty() && text[0] >= 'A' && text[0] <= 'D' && (text.size() == 1 || !is_word(text[1]))) {
-    letter = std::string(1, text[0]);
-  }
+  const std::string_view text = stripped(bare);
+  const bool is_sentence = text.size() > 2 && text[1] == ' ' && std::islower(static_cast<unsigned char>(text[2])) != 0;
+  if (letter.empty() && !is_sentence) letter = first_letter(text);  // no "A cat is ..."
   const std::pair<std::string, double> exact{"exact_match", plain == item.expected},
       found{"letter", letter == item.expected};
   return {chats ? std::vector{found, exact} : std::vector{exact, found}, letter};

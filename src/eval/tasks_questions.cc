@@ -1,33 +1,33 @@
 // Questions of one's own: a file of them, with their answers.
+#include <unordered_map>
+
 #include "base/error.h"
 #include "eval/answers.h"
 #include "eval/task_files.h"
 #include "eval/tasks.h"
 
 namespace fathom::eval {
-namespace {
-
-// An answer, or a whole solution that says which its answer is.
-std::string expected_of(const std::string& answer) {
-  const bool is_solution = answer.find("\\boxed") != std::string::npos || answer.find("####") != std::string::npos;
-  return is_solution ? final_answer(answer).value_or(answer) : answer;
-}
-
-}  // namespace
 
 std::vector<Item> read_questions(const TaskFiles& files) {
   if (files.shots > 0) throw UsageError("questions: has no examples for --shots");
   std::vector<Item> items;
+  std::unordered_map<std::string, std::string> places;  // of ids
   for_each_object(find_task_file(files.data, "questions", {"questions.jsonl"}),
                   [&](simdjson::dom::element object, const std::string& where) {
                     if (files.limit && std::ssize(items) == *files.limit) return;
                     const auto question = find_text(object, "question");
                     const auto answer = find_text(object, "answer");
                     if (!answer) throw Error("{}: there is no answer", where);
-                    items.push_back({.id = find_text(object, "id").value_or(fmt::format("questions/{}", items.size())),
+                    std::string id = find_text(object, "id").value_or(fmt::format("questions/{}", items.size()));
+                    const auto [first, is_new] = places.try_emplace(id, where);
+                    if (!is_new) {
+                      throw Error("{}: the id {} is that of {} too; answers are told apart by it", where,
+                                  printable(id, 80), first->second.substr(first->second.rfind("line ")));
+                    }
+                    items.push_back({.id = std::move(id),
                                      .subject = find_text(object, "subject").value_or(""),
                                      .prompt = question ? *question : text_field(object, "prompt", where),
-                                     .expected = expected_of(*answer)});
+                                     .expected = expected_answer(*answer)});
                   });
   return items;
 }

@@ -46,7 +46,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
         self.server.script(self, n, body)
 
     def reply(self, status, body, headers=()):
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
@@ -203,7 +203,7 @@ class Evaluated(Case):
         key.write_text("secret-key\n")
         key.chmod(0o600)
         result, = self.eval_json("--task", "gsm8k", "--limit", "1", "--chat", "--api-key-file", str(key), "--out", str(self.folder / "out"), source=source)
-        self.assertEqual(measures(result), {"flexible": 1, "strict": 0})
+        self.assertEqual(measures(result), {"correct": 1, "flexible": 1, "strict": 0})
         self.assertEqual(len(server.asked), 4)
         times = [asked[0] for asked in server.asked]
         self.assertGreaterEqual(times[1] - times[0], 0.99)
@@ -230,6 +230,34 @@ class Evaluated(Case):
         refused = self.eval("--task", "arc", "--limit", "1", "--quiet", source=source)
         self.assertEqual(refused.returncode, 1)
         self.assertIn("log probabilities", refused.stderr)
+
+    def test_one_odd_reply_does_not_end_a_run(self):
+        right = {"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": "\\boxed{1}"}}]}
+        parts = [{"type": "text", "text": "\\boxed"}, {"type": "text", "text": "{1}"}]
+        replies = {"cut": b'{"choices": [{"message": {"content": "\\ud83d \\\\boxed{1}"}}]}', "bytes": b'{"choices": [{"message": {"content": "\xff \\\\boxed{1}"}}]}',
+                   "parts": {"choices": [{"message": {"content": parts}}]}, "none": {"choices": []}, "number": {"choices": [{"message": {"content": 1}}]},
+                   "error": {"error": {"message": "no time"}}, "right": right}
+        times = collections.Counter()
+
+        def script(handler, n, body):
+            name = body["messages"][0]["content"]
+            with server.lock:
+                times[name] += 1
+            if name == "error" and times[name] > 1:
+                return handler.reply(200, right)
+            handler.reply(200, replies[name])
+        server, source = self.scripted(script)
+        questions = self.write("q.jsonl", "".join(json.dumps({"id": name, "question": name, "answer": "1"}) + "\n" for name in replies))
+        done = self.eval("--task", "questions", "--data", questions, "--json", "--out", str(self.folder / "out"), source=source)
+        result = json.loads(self.assert_done(done))
+        self.assertEqual((result["failed"], result["answered"]), (2, 7))
+        self.assertIn("2 questions could not be asked", done.stderr)
+        of = {r["id"]: r for r in records(self.folder / "out", "questions")}
+        self.assertEqual({name: r["scores"]["correct"] for name, r in of.items()}, {name: int(name not in ("none", "number")) for name in replies})
+        self.assertIn("no choice, 3 times", of["none"]["error"])
+        self.assertIn("no text", of["number"]["error"])
+        self.assertEqual(of["cut"]["answer"], "\ufffd \\boxed{1}")
+        self.assertEqual(times, {"cut": 1, "bytes": 1, "parts": 1, "none": 3, "number": 3, "error": 2, "right": 1})
 
     def test_programs_are_tried_and_counted_as_pass_at_k(self):
         problems = [json.loads(line) for line in pathlib.Path(DATA, "humaneval_5.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -274,6 +302,12 @@ class Evaluated(Case):
         refused = lambda code, *arguments, words, **options: self.assert_refused(self.eval("--quiet", *arguments, **options), code, *words)
         refused(2, "--task", "gsm8k", "--limit", "2", "--max-tokens", "9", "--shots", "0", "--out", out, words=("max_tokens 8, not 9", "another folder"))
         refused(2, "--task", "gsm8k", "--limit", "1", "--max-tokens", "8", "--shots", "0", "--out", out, words=("gsm8k", "another folder"))
+        refused(2, *again, "--ctx", "300", words=("has a run of", '"context":300'))
+        template = self.write("template.jinja", "{% for message in messages %}{{ message.content }}{% endfor %}")
+        talks = ("--task", "gsm8k", "--limit", "1", "--max-tokens", "4", "--chat", "--template", template, "--out", str(self.folder / "talks"))
+        self.eval_json(*talks)
+        self.write("template.jinja", "{% for message in messages %}{{ message.content }}!{% endfor %}")
+        refused(2, *talks, words=("has a run of", "template"))
         copy = self.folder / "copy"
         shutil.copytree(SHAKESPEARE, copy)
         (copy / "config.json").touch()
@@ -288,6 +322,9 @@ class Evaluated(Case):
         refused(2, "--task", "arc", "--samples", "2", words=("nothing is generated",))
         refused(2, "--task", "math500", "--samples", "2", "--temperature", "0", words=("all the same",))
         refused(2, "--task", "math500", "--k", "4", words=("--samples",))
+        refused(2, "--task", "gsm8k", "--thinking", "on", words=("--thinking", "--chat"))
+        refused(2, "--task", "gsm8k", "--chat", "--no-chat", words=("--chat or --no-chat",))
+        refused(2, "--task", "gsm8k", "--top-p", "0", words=("--top-p 0",))
         refused(2, "--task", "math500", "--chat", words=("no chat template",))
         refused(1, "--task", "math500", "--data", str(self.folder / "nothing"), words=("no such file",))
         refused(1, "--task", "math500", "--data", str(self.folder), words=("math500_test.jsonl", "--data"))

@@ -623,8 +623,7 @@ TEST(Answers, TheFinalAnswerIsTheLastBox) {
   EXPECT_EQ(final_answer("\\boxed{3} and \\boxed{4"), "3");
   EXPECT_EQ(final_answer("\\boxed{3} in \\boxed{}"), "3");
   EXPECT_EQ(final_answer("\\boxed{\\boxed{3}}"), "3");
-  EXPECT_EQ(final_answer("no box, 12", AnswerStyle::boxed), std::nullopt);
-  EXPECT_EQ(final_answer("The answer is 4. \\boxed{5}", AnswerStyle::boxed), "5");
+  EXPECT_EQ(final_answer("The answer is 4. \\boxed{5}"), "5");
 }
 
 TEST(Answers, WithoutABoxTheSentenceThenTheLastNumberCounts) {
@@ -651,20 +650,89 @@ TEST(Answers, ThoughtsHoldNoAnswer) {
   EXPECT_EQ(final_answer("\\boxed{1}</think>2"), "2");
 }
 
-TEST(Answers, ANumberIsBareAndAChoiceIsALetter) {
-  EXPECT_EQ(final_answer("... #### 1,234", AnswerStyle::number), "1234");
-  EXPECT_EQ(final_answer("#### $-18.50", AnswerStyle::number), "-18.50");
-  EXPECT_EQ(final_answer("#### -18", AnswerStyle::number), "-18");
-  EXPECT_EQ(final_answer("#### -$18", AnswerStyle::number), "-18");
-  EXPECT_EQ(final_answer("The answer is \\$70,000.", AnswerStyle::number), "70000");
-  EXPECT_EQ(final_answer("She has 3 and 4, so 7 apples.", AnswerStyle::number), "7");
-  EXPECT_EQ(final_answer("The answer is (C).", AnswerStyle::choice), "C");
-  EXPECT_EQ(final_answer("\\boxed{\\text{(B)}}", AnswerStyle::choice), "B");
-  EXPECT_EQ(final_answer("Answer: D", AnswerStyle::choice), "D");
-  EXPECT_EQ(final_answer("Answer: **B. Paris**", AnswerStyle::choice), "B");
-  EXPECT_EQ(final_answer("A cat sat. So B", AnswerStyle::choice), "B");
-  EXPECT_EQ(final_answer("A cat and I sat.", AnswerStyle::choice), std::nullopt);
-  EXPECT_EQ(final_answer("C", AnswerStyle::choice), "C");
+TEST(Answers, WhatDataExpectIsAnAnswerOrASolution) {
+  EXPECT_EQ(expected_answer("5/7"), "5/7");
+  EXPECT_EQ(expected_answer("6 + 12 = 18\n#### 18"), "18");
+  EXPECT_EQ(expected_answer("So $x = \\boxed{42}$, as 6 times 7."), "42");
+}
+
+TEST(Answers, NumberWordsAreFactors) {
+  expect_all(true, {
+                       {"12\\text{ million}", "12000000"},
+                       {"1.5\\text{ million}", "1500000"},
+                       {"1.5 million", "1,500,000"},
+                       {"12\\text{ million dollars}", "\\$12000000"},
+                       {"3\\text{ hundred thousand}", "300000"},
+                       {"3\\text{ dozen}", "36"},
+                       {"12\\text{ dozen eggs}", "144"},
+                       {"5\\text{ thirds}", "\\frac53"},
+                       {"5\\text{ halves}", "2.5"},
+                       {"5\\text{ squared}", "25"},
+                       {"2\\text{ cubed}", "8"},
+                       {"5\\text{ (five)}", "5"},
+                       {"5\\text{ feet squared}", "5\\text{ square feet}"},
+                   });
+  expect_all(false, {
+                        {"12\\text{ million}", "12"},
+                        {"12\\text{ billion}", "12\\text{ million}"},
+                        {"5\\text{ thirds}", "5"},
+                        {"2\\text{ thirds}", "2"},
+                        {"12\\text{ dozen}", "12"},
+                        {"5\\text{ squared}", "5"},
+                        {"5\\text{ or more}", "5"},
+                        {"5\\text{ to 6}", "5"},
+                        {"5\\text{ plus six}", "5"},
+                        {"5\\text{ not six}", "5"},
+                        {"5\\text{ and a half}", "5"},
+                        {"5\\text{ is wrong, it is } 6", "5"},
+                        {"5\\text{ (six)}", "5"},
+                    });
+}
+
+TEST(Answers, ADecimalIsRoundedInItsOwnLastPlace) {
+  expect_all(true, {
+                       {"0.333333", "1/3"},
+                       {"0.33333333", "1/3"},
+                       {"0.6666666666666666", "2/3"},  // as machines print it
+                       {"0.30000000000000004", "3/10"},
+                       {"3.14159265", "\\pi"},
+                   });
+  expect_all(false, {
+                        {"0.33333339", "1/3"},
+                        {"0.3333339", "1/3"},
+                        {"0.50000001", "1/2"},
+                        {"1.0000004", "1"},
+                        {"0.9999999", "1"},
+                        {"0.9999999", "2/2"},
+                        {"4.9999996", "5"},
+                        {"0.3333333", "0.33333333"},
+                        {"0.30000000000000004", "0.3"},
+                    });
+}
+
+TEST(Answers, OtherWaysToWriteTheSame) {
+  expect_all(true, {
+                       {"(x,y)=(3,4)", "(3,4)"},
+                       {"1:2", "2:4"},
+                       {"2:4", "\\frac12"},
+                       {"{5 \\choose 2}", "10"},
+                       {"\\text{The answer is } 5", "5"},
+                       {"１５", "15"},
+                       {"（３，４）", "(3,4)"},
+                       {"\\text{no solution}", "\\emptyset"},
+                       {"No solutions", "\\{\\}"},
+                       {"7:30\\text{ PM}", "7:30 p.m."},
+                   });
+  expect_all(false, {
+                        {"(x,y)=(3,4)", "(4,3)"},
+                        {"(x,y)=(3,4)", "(y,x)=(3,4)"},
+                        {"1:2", "2:1"},
+                        {"2:40", "1:20"},
+                        {"{5 \\choose 2}", "5"},
+                        {"\\text{no solution}", "0"},
+                        {"7:30", "7:30\\text{ PM}"},
+                        {"7:30\\text{ AM}", "7:30\\text{ PM}"},
+                    });
 }
 
 }  // namespace

@@ -80,6 +80,18 @@ TEST(Records, ADamagedLineIsRefusedByNumber) {
   }
 }
 
+TEST(Results, ItemsThatAllScoreTheSameHaveWilsonsInterval) {
+  for (const double score : {0.0, 1.0}) {
+    std::vector<Record> records;
+    for (int64_t i = 0; i < 60; ++i) {
+      for (int64_t sample = 0; sample < 4; ++sample) records.push_back(record(i, sample, score, "5"));
+    }
+    const TaskResult r = task_result(find_task("math"), records, 60, 4, {}, 0, {});
+    EXPECT_EQ(r.measures[0].value, score);
+    EXPECT_NEAR(r.measures[0].high - r.measures[0].low, 0.0602, 1e-4);  // z^2 / (n + z^2)
+  }
+}
+
 TEST(Results, OneAnswerEachIsAShareWithWilsonsInterval) {
   std::vector<Record> records;
   for (int64_t i = 0; i < 20; ++i) records.push_back(record(i, 0, i < 5 ? 1 : 0));

@@ -83,12 +83,33 @@ TEST(Mmlu, TheLetterIsFoundWhereModelsWriteIt) {
   Item item;
   item.expected = "C";
   const auto letter = [&](const char* answer) { return judge_letter(item, answer, true).extracted; };
-  for (const char* right :
-       {" C", "C", "C.", "C) because", "Let me think. A is wrong.\n\nAnswer: C", "**Answer:** C", "The answer is (C).",
-        "so \\boxed{C}", "$\\boxed{\\text{C}}$", "Answer: $C$", "answer: **C**"}) {
+  for (const char* right : {" C",
+                            "C",
+                            "C.",
+                            "C) because",
+                            "Let me think. A is wrong.\n\nAnswer: C",
+                            "**Answer:** C",
+                            "The answer is (C).",
+                            "so \\boxed{C}",
+                            "$\\boxed{\\text{C}}$",
+                            "Answer: $C$",
+                            "answer: **C**",
+                            "**Answer**: C",
+                            "Answer : C",
+                            "ANSWER: c",
+                            "Answer:\nC",
+                            "(C)",
+                            "**C**",
+                            "**(C)** It is.",
+                            "Answer：C",
+                            "Answer: Option C",
+                            "Answer: (c)",
+                            "The correct option is C",
+                            "A is wrong.\nThe correct answer is **C**."}) {
     EXPECT_EQ(letter(right), "C") << right;
   }
-  for (const char* none : {"", "Cats are animals", "I do not know", "answer: Canada"})
+  for (const char* none : {"", "Cats are animals", "I do not know", "answer: Canada", "A cat is no option",
+                           "Answer: a cat", "the answer is a number"})
     EXPECT_EQ(letter(none), "") << none;
   EXPECT_EQ(letter("Answer: A\nNo, wait.\nAnswer: B"), "B");
 }
@@ -175,6 +196,26 @@ TEST(Questions, AnswersMayBeWholeSolutions) {
   EXPECT_EQ(judge_math(items[2], "Chapter 4", true).scores[0].second, 0);
   const auto path = files.write("other.jsonl", "{\"question\": \"1+1\"}");
   EXPECT_NE(refusal([&] { read_questions({.data = path}); }).find("line 1: there is no answer"), std::string::npos);
+  const auto twice = files.write("twice.jsonl", R"({"id": "a", "question": "1+1", "answer": "2"}
+{"id": "b", "question": "1+2", "answer": "3"}
+{"id": "a", "question": "1+3", "answer": "4"}
+)");
+  EXPECT_NE(refusal([&] { read_questions({.data = twice}); }).find("line 3: the id a is that of line 1 too"),
+            std::string::npos);
+}
+
+TEST(Gsm8k, AConversationsAnswerIsTheOneThatItNames) {
+  Item item;
+  item.expected = "She has <<40+2=42>>42 left.\n#### 42";
+  for (const char* right : {"\\boxed{42}. Hope that helps with all 3 parts!", "#### 42\n\nNote: 7 days",
+                            "\\boxed{\\frac{84}{2}}", "It is 42.0", "So $42.00.", "\\boxed{42\\text{ apples}}"}) {
+    const Judgement j = judge_gsm8k(item, right, true);
+    EXPECT_EQ(j.scores[0], (std::pair<std::string, double>{"correct", 1})) << right;
+  }
+  EXPECT_EQ(judge_gsm8k(item, "42 and then \\boxed{43}", true).scores[0].second, 0);
+  // Outside a conversation the harness's two measures alone.
+  const Judgement plain = judge_gsm8k(item, "\\boxed{42} of 3", false);
+  EXPECT_EQ(plain.scores, (std::vector<std::pair<std::string, double>>{{"strict", 0}, {"flexible", 0}}));
 }
 
 TEST(Judges, AnyTextIsTaken) {
@@ -191,7 +232,7 @@ TEST(Judges, AnyTextIsTaken) {
     for (const bool chats : {false, true}) {
       const Judgement letter = judge_letter(item, text, chats), number = judge_gsm8k(item, text, chats);
       EXPECT_LE(letter.extracted.size(), 1U) << text;
-      EXPECT_EQ(letter.scores.size() + number.scores.size(), 4U);
+      EXPECT_EQ(letter.scores.size() + number.scores.size(), chats ? 5U : 4U);
     }
     const std::string said = refusal([&] { parse_csv(text, "x"); });
     EXPECT_TRUE(said == "(accepted)" || said.starts_with("x: line ")) << said;

@@ -346,6 +346,11 @@ std::optional<std::string> final_answer(std::string_view solution, AnswerStyle s
   return out;
 }
 
+std::string expected_answer(std::string_view text) {
+  const bool is_solution = text.find("\\boxed") != kNone || text.find("####") != kNone;
+  return is_solution ? final_answer(text).value_or(std::string(text)) : std::string(text);
+}
+
 bool same_answer(std::string_view given, std::string_view expected) {
   given = unwrapped(given);
   expected = unwrapped(expected);

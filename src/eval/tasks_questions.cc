@@ -5,15 +5,6 @@
 #include "eval/tasks.h"
 
 namespace fathom::eval {
-namespace {
-
-// An answer, or a whole solution that says which its answer is.
-std::string expected_of(const std::string& answer) {
-  const bool is_solution = answer.find("\\boxed") != std::string::npos || answer.find("####") != std::string::npos;
-  return is_solution ? final_answer(answer).value_or(answer) : answer;
-}
-
-}  // namespace
 
 std::vector<Item> read_questions(const TaskFiles& files) {
   if (files.shots > 0) throw UsageError("questions: has no examples for --shots");
@@ -27,7 +18,7 @@ std::vector<Item> read_questions(const TaskFiles& files) {
                     items.push_back({.id = find_text(object, "id").value_or(fmt::format("questions/{}", items.size())),
                                      .subject = find_text(object, "subject").value_or(""),
                                      .prompt = question ? *question : text_field(object, "prompt", where),
-                                     .expected = expected_of(*answer)});
+                                     .expected = expected_answer(*answer)});
                   });
   return items;
 }

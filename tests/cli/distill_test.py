@@ -64,6 +64,8 @@ class Distill(Case):
         self.assertEqual(lines(self.folder / "traces.jsonl"), [{"id": "a", **kept, "answer": "2"}])
         with Server(self, model=self.teacher) as server:
             self.assert_done(self.traces("--keep", "all", out="served.jsonl", teacher=("--url", server.url)))
+            elsewhere = ("--url", server.url, "--url-model", "another")
+        self.assert_refused(self.traces("--keep", "all", "--quiet", out="served.jsonl", teacher=elsewhere), 2, "holds answers to other questions")
         # Nobody is asked again: there is no server any more, and no teacher is needed to keep others.
         self.assert_done(self.traces("--keep", "all"))
         self.assertEqual((self.folder / "served.jsonl").read_bytes(), (self.folder / "traces.jsonl").read_bytes())
@@ -88,7 +90,9 @@ class Distill(Case):
             file.write(b'{"question":1,"sam')  # as a kill in the middle of a write leaves it
         self.assert_done(fathom(*command))
         self.assertEqual((self.folder / "cut.jsonl").read_bytes(), (self.folder / "whole.jsonl").read_bytes())
-        self.assert_refused(fathom(*command, "--top-p", "0.5", "--quiet"), 2, "cut.jsonl.answers: holds answers to other questions")
+        other = self.write("other.jinja", "{{ messages[-1].content }}")
+        for more in (("--top-p", "0.5"), ("--kv-type", "f16"), ("--ctx", "64"), ("--template", other)):
+            self.assert_refused(fathom(*command, *more, "--quiet"), 2, "cut.jsonl.answers: holds answers to other questions")
 
     def test_a_student_that_has_the_logits_comes_nearer_to_its_teacher(self):
         data = self.write("known.jsonl", jsonl(KNOWN))

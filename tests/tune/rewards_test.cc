@@ -55,6 +55,9 @@ TEST(Exact, IsOfWhatIsSaidBehindTheThoughts) {
   EXPECT_FALSE(is_exact("<think>\\boxed{4}</think>\\boxed{5}", false, "4"));
   EXPECT_FALSE(is_exact("<think>\\boxed{4}</think>", false, "4"));
   EXPECT_TRUE(is_exact("#### 4", false, "4"));
+  EXPECT_TRUE(is_exact("4", false, "1 and 2 more\n#### 4"));  // as GSM8K has it
+  EXPECT_TRUE(is_exact("<think>2 2</think>4", false, "It is $\\boxed{4}$."));
+  EXPECT_FALSE(is_exact("1", false, "1 and 2 more\n#### 4"));
   EXPECT_FALSE(is_exact("4", true, "4"));  // cut within the thoughts
   EXPECT_TRUE(is_exact("2+2</think>4", true, "4"));
   EXPECT_FALSE(is_exact("", false, "4"));

@@ -439,8 +439,10 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   if (o.loss.mask_off_policy) {
     named.emplace_back("masked_fraction", per(static_cast<double>(policy.masked), policy.answers));
   }
-  named.emplace_back("mean_log_ratio", per(updates->first.log_ratio, updates->first.tokens));
-  named.emplace_back("greatest_log_ratio", updates->first.greatest_log_ratio);
+  if (const PolicyLossSums& first = updates->first; first.tokens > 0) {
+    named.emplace_back("mean_log_ratio", per(first.log_ratio, first.tokens));
+    named.emplace_back("greatest_log_ratio", first.greatest_log_ratio);
+  }
   named.emplace_back("groups_without_signal", per(static_cast<double>(n_equal), o.questions_a_step));
   named.emplace_back("updates", static_cast<double>(updates->taken));
   named.emplace_back("sampling_tokens_per_s", static_cast<double>(counts.tokens) / std::max(counts.seconds, 1e-9));

@@ -70,6 +70,7 @@ class Grpo(Case):
         self.assertEqual(told["reward"], log[-1]["reward"])
         self.assertEqual(told["tokens"], log[-1]["tokens"])
         for line in log:
+            self.assertGreater(line["updates"], 0)
             self.assertEqual(line["greatest_log_ratio"], 0)
             for name in ("reward_std", "command", "length", "length_max", "cut", "entropy", "clip_fraction", "groups_without_signal", "updates",
                          "sampling_tokens_per_s", "training_tokens_per_s", "draft_acceptance", "loss", "grad_norm", "lr"):

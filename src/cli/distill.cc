@@ -9,8 +9,8 @@
 #include "cli/command.h"
 #include "cli/model_under_test.h"
 #include "cli/sft_options.h"
-#include "train/saved_state.h"
 #include "infer/page_store.h"
+#include "train/saved_state.h"
 #include "tune/sft.h"
 #include "tune/teacher_pass.h"
 #include "tune/traces.h"
@@ -264,7 +264,8 @@ void add_logits(CLI::App& app, CommonOptions& common) {
       ->required()
       ->type_name("PATH...");
   c->add_option("--out", options->pass.out, "Directory of the logits")->required()->type_name("DIR");
-  c->add_option("--seq-len", o.seq_len, "As sft will have it (default: 4096, or the student's longest)");
+  c->add_option("--seq-len", o.seq_len, "As sft will have it (default: 4096, or the student's longest)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
   add_conversation_options(*c, options->conversations);
   add_pass_options(*c, options->pass, options->type);
   add_placement_options(*c, options->placement);
@@ -290,6 +291,10 @@ void add_student(CLI::App& app, CommonOptions& common) {
   c->add_flag("--logits", options->with_logits, "Learn the teacher's logits of its answers, too");
   add_pass_options(*c, options->pass, options->type);
   add_sft_options(*c, options->sft);
+  for (const char* of_logits :
+       {"--logits-top-k", "--temperatures", "--logits-type", "--distill-weight", "--distill-temperature"}) {
+    c->get_option(of_logits)->needs("--logits");
+  }
   c->callback([options, &common] { run_student(*options, common); });
 }
 

@@ -163,7 +163,9 @@ void check_grpo_options(const GrpoOptions& o) {
     throw UsageError("grpo: --temperature is 0, must be above it: all answers to a question would be the same");
   }
   const auto at_least = [](const char* name, double value, double low) {
-    if (!(value >= low && value <= 1e30)) throw UsageError("grpo: {} is {}, must be {} or more", name, value, low);
+    if (!(value >= low && value <= 1e30)) {
+      throw UsageError("grpo: {} is {}, must be between {} and 1e30", name, value, low);
+    }
   };
   at_least("--clip-low", o.loss.clip_low, 0);
   at_least("--clip-high", o.loss.clip_high, 0);

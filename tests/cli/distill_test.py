@@ -137,7 +137,14 @@ class Distill(Case):
 
     def test_what_cannot_be_distilled_is_refused(self):
         quiet = ["--quiet"]
-        self.assert_refused(fathom("distill"), 2, "subcommand is required")
+        self.assert_refused(fathom("distill"), 2, "subcommand is required", "(see fathom distill --help)")
+        self.assert_refused(self.traces(*quiet, "--samples", "0"), 2, "--samples", "(see fathom distill traces --help)")
+        logits = ["distill", "logits", "--teacher", self.teacher, "--data", self.questions, "--out", str(self.folder / "l"), *quiet]
+        self.assert_refused(fathom(*logits, "--seq-len", "-1"), 2, "--seq-len", "(see fathom distill logits --help)")
+        self.assert_refused(fathom(*logits, "--temperatures", "1,2,1"), 2, "--temperatures: 1 stands there twice")
+        student = ["distill", "student", "--teacher", self.teacher, "--data", self.questions, "--init", self.blank, "--out", str(self.folder / "x")]
+        for option, value in (("--distill-weight", "1"), ("--logits-top-k", "8"), ("--temperatures", "1")):
+            self.assert_refused(fathom(*student, option, value, *quiet), 2, f"{option} requires --logits")
         self.assert_refused(self.traces(*quiet, teacher=("--teacher", self.teacher, "--url", "http://localhost:1")), 2, "excludes")
         self.assert_refused(self.traces(*quiet, teacher=("--seed", "1")), 2, "give either --teacher M")
         self.questions = self.write("bad.jsonl", '{"question": "a", "answer": 1}\n{"answer": 1}\n')

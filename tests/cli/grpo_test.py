@@ -120,6 +120,8 @@ class Grpo(Case):
                 (["--reward", "exakt"], 2, ["exakt", "exact, format, code, command"]),
                 (["--reward", "code"], 1, ["tests"]),
                 (["--temperature", "0"], 2, ["--temperature"]),
+                (["--temperature", "1e30"], 2, ["--temperature 1e+30: must be between 0 and 10^6"]),
+                (["--length-free", "-5"], 2, ["--length-free is -5"]),
                 (["--group-size", "1"], 2, ["--group-size"]),
                 (["--mini-batches", "7"], 2, ["--mini-batches 7", "24"]),
                 (["--max-tokens", "1000"], 2, ["--max-tokens 1000", "256"]),

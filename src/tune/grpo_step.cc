@@ -14,16 +14,12 @@
 #include "train/memory_check.h"
 #include "train/step.h"
 #include "tune/advantages.h"
+#include "tune/packing.h"
 
 namespace fathom::tune {
 namespace {
 
 constexpr uint64_t kQuestionStream = 0x9e57, kMiniBatchStream = 0x3b47c4;  // of Rng
-
-template <class T>
-void shuffle(std::vector<T>& values, Rng& rng) {
-  for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[rng.below(i)]);
-}
 
 // What of a step's answers its updates need.
 struct Answered {

@@ -64,7 +64,8 @@ class Distill(Case):
         self.assertEqual(lines(self.folder / "traces.jsonl"), [{"id": "a", **kept, "answer": "2"}])
         with Server(self, model=self.teacher) as server:
             self.assert_done(self.traces("--keep", "all", out="served.jsonl", teacher=("--url", server.url)))
-            elsewhere = ("--url", server.url, "--url-model", "another")
+        name = lines(self.folder / "served.jsonl.answers")[0]["teacher"].split(" at http")[0]
+        elsewhere = ("--url", "http://127.0.0.1:1", "--url-model", name)
         self.assert_refused(self.traces("--keep", "all", "--quiet", out="served.jsonl", teacher=elsewhere), 2, "holds answers to other questions")
         # Nobody is asked again: there is no server any more, and no teacher is needed to keep others.
         self.assert_done(self.traces("--keep", "all"))

@@ -195,12 +195,9 @@ TEST(Command, ALineThatNothingAskedForIsRefused) {
   const std::string one = "echo '{\"reward\": 1}'; ";
   const std::string refusal = "has said more lines than it was asked: {\"reward\": 1}";
   {
-    RewardCommand command("read a; " + one + one + "cat >/dev/null", 10);  // as soon as it can
-    EXPECT_THAT(error_of([&] {
-                  command.ask(std::vector{request("a", "x")});
-                  command.ask(std::vector{request("b", "x")});
-                }),
-                HasSubstr(refusal));
+    RewardCommand command("read a; printf '{\"reward\": 2}\\n{\"reward\": 1}\\n'; cat >/dev/null",
+                          10);  // in one breath
+    EXPECT_THAT(error_of([&] { command.ask(std::vector{request("a", "x")}); }), HasSubstr(refusal));
   }
   {
     const test::TemporaryDirectory folder;

@@ -1,5 +1,6 @@
 // fathom distill: a student learns from a teacher, by its answers and by its logits.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 
 #include "base/checksum.h"
@@ -8,6 +9,7 @@
 #include "cli/command.h"
 #include "cli/model_under_test.h"
 #include "cli/sft_options.h"
+#include "infer/page_store.h"
 #include "train/saved_state.h"
 #include "tune/sft.h"
 #include "tune/teacher_pass.h"
@@ -97,17 +99,33 @@ void add_pass_options(CLI::App& c, tune::TeacherPassOptions& pass, std::string& 
       ->capture_default_str();
 }
 
-// What tells a teacher's numbers from another's: its files.
-std::string files_of(const fs::path& model) {
-  if (!path_is_directory(model)) return printable(model.native());
+std::string checksum_of(std::string_view text) {
   Xxh3 sum;
-  for (const fs::path& path : list_directory(model)) {
-    if (!fs::is_regular_file(path)) continue;
-    const std::string line = fmt::format("{} {} {}\n", path.filename().native(), fs::file_size(path),
-                                         fs::last_write_time(path).time_since_epoch().count());
-    sum.update(line.data(), line.size());
+  sum.update(text.data(), text.size());
+  return fmt::format("{:016x}", sum.value());
+}
+
+// What tells a teacher's numbers from another's: its files.
+std::string files_of(const std::string& model) {
+  return fmt::format("{} ({})", printable(model), checksum_of(identity_of_model(model)));
+}
+
+// What tells a teacher's answers from another's, beside how it is asked.
+std::string teacher_of(const ModelUnderTestOptions& options, const ModelUnderTest& teacher) {
+  const auto* const local = std::get_if<eval::LocalModel>(&*teacher.answerer);
+  if (local == nullptr) return fmt::format("{} at {}", printable(teacher.name), printable(options.url));
+  const BatchingOptions& batching = local->batching;
+  return fmt::format("{}, template {}, ctx {}, kv-type {}, {} drafts", files_of(options.model),
+                     checksum_of(local->chat_template), batching.context, format_traits(batching.kv_type).name,
+                     batching.draft_tokens);
+}
+
+// Before hours of work.
+void check_pass(const tune::TeacherPassOptions& pass, std::string_view command) {
+  for (auto t = pass.temperatures.begin(); t != pass.temperatures.end(); ++t) {
+    if (std::find(pass.temperatures.begin(), t, *t) == t) continue;
+    throw UsageError("{}: --temperatures: {} stands there twice", command, *t);
   }
-  return fmt::format("{} ({:016x})", printable(model.native()), sum.value());
 }
 
 // Nothing when interrupted.
@@ -119,7 +137,7 @@ std::optional<tune::TraceCounts> run_traces(const TraceCommandOptions& options, 
   traces.keep = tune::keep_traces_named(options.keep);
   traces.seed = common.seed;
   traces.at_a_time = thread_count(common);
-  traces.teacher = teacher.is_local ? files_of(teacher.name) : teacher.name;
+  traces.teacher = teacher_of(options.teacher, teacher);
   if (!options.thinking.empty()) traces.thinking = options.thinking == "on";
   if (!teacher.can_chat) {
     throw UsageError("{}: {} has no chat template to ask questions with; give one with {}", command,
@@ -159,6 +177,7 @@ TeacherInfo run_pass(Context& ctx, const Model& model, const Tokenizer& teacher_
 
 void run_logits(const LogitsCommandOptions& options, const CommonOptions& common) {
   require_cpu(common, kLogits);
+  check_pass(options.pass, kLogits);
   tune::SftOptions reading = reading_options(options.conversations);
   ThreadPool pool = make_pool(options.placement, common);
   const Tokenizer tokenizer = load_tokenizer(options.teacher);
@@ -177,6 +196,7 @@ void run_logits(const LogitsCommandOptions& options, const CommonOptions& common
 
 void run_student(const StudentCommandOptions& options, const CommonOptions& common) {
   require_cpu(common, kStudent);
+  check_pass(options.pass, kStudent);
   tune::SftOptions sft = sft_options(options.sft, common);
   const fs::path traces = sft.train.out / "traces.jsonl";
   sft.train.data = {traces};
@@ -244,7 +264,8 @@ void add_logits(CLI::App& app, CommonOptions& common) {
       ->required()
       ->type_name("PATH...");
   c->add_option("--out", options->pass.out, "Directory of the logits")->required()->type_name("DIR");
-  c->add_option("--seq-len", o.seq_len, "As sft will have it (default: 4096, or the student's longest)");
+  c->add_option("--seq-len", o.seq_len, "As sft will have it (default: 4096, or the student's longest)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
   add_conversation_options(*c, options->conversations);
   add_pass_options(*c, options->pass, options->type);
   add_placement_options(*c, options->placement);
@@ -270,6 +291,10 @@ void add_student(CLI::App& app, CommonOptions& common) {
   c->add_flag("--logits", options->with_logits, "Learn the teacher's logits of its answers, too");
   add_pass_options(*c, options->pass, options->type);
   add_sft_options(*c, options->sft);
+  for (const char* of_logits :
+       {"--logits-top-k", "--temperatures", "--logits-type", "--distill-weight", "--distill-temperature"}) {
+    c->get_option(of_logits)->needs("--logits");
+  }
   c->callback([options, &common] { run_student(*options, common); });
 }
 

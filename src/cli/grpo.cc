@@ -20,8 +20,7 @@ struct Options {
   std::string template_file, thinking, kv_type = "auto", reward, advantage = "mean", loss_by = "sequence",
                                        kl_estimate = "unbiased";
   bool plain = false, no_keep_routing = false;
-  int64_t length_free = -1;
-  const CLI::Option* mask_off_policy = nullptr;
+  const CLI::Option *length_free = nullptr, *mask_off_policy = nullptr;
   double off_policy = 0;
 };
 
@@ -50,7 +49,7 @@ void run(const Options& options, const CommonOptions& common) {
   grpo.train = trainer_options(options.trainer, common);
   grpo.questions = question_options(options, grpo.train);
   grpo.rewards.weights = tune::parse_reward_weights(options.reward);
-  grpo.rewards.length_free = options.length_free < 0 ? grpo.rollout.max_tokens / 2 : options.length_free;
+  if (options.length_free->count() == 0) grpo.rewards.length_free = grpo.rollout.max_tokens / 2;
   grpo.rollout.kv_type = cache_format(options.kv_type, nullptr);
   grpo.rollout.draft_tokens = options.draft.draft == "mtp" ? options.draft.tokens : 0;
   grpo.by_deviation = options.advantage == "deviation";
@@ -94,7 +93,8 @@ void add_reward_options(CLI::App& c, Options& options) {
       ->capture_default_str();
   c.add_option("--length-penalty", r.length_penalty,
                "Off the reward of an answer of --max-tokens, less where it is shorter, nothing up to --length-free");
-  c.add_option("--length-free", options.length_free, "Tokens without a penalty (default: half of --max-tokens)");
+  options.length_free =
+      c.add_option("--length-free", r.length_free, "Tokens without a penalty (default: half of --max-tokens)");
 }
 
 void add_sampling_options(CLI::App& c, Options& options) {

@@ -214,8 +214,11 @@ int parse_and_run(int argc, char** argv) {
     return kDone;
   } catch (const CLI::ParseError& e) {
     if (!is_first_of_mpi()) return kUsage;  // all processes of a job have the same options
-    const auto chosen = app.get_subcommands();
-    const std::string command = chosen.empty() ? "fathom" : "fathom " + chosen.front()->get_name();
+    std::string command = "fathom";
+    for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+      at = at->get_subcommands().front();
+      command += " " + at->get_name();
+    }
     return report(fmt::format("{} (see {} --help)", printable(e.what(), 1000), command), kUsage);
   }
   if (app.get_subcommands().empty()) {

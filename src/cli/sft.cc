@@ -23,6 +23,7 @@ void add_sft(CLI::App& app, CommonOptions& common) {
                 "Learn a teacher's logits of the same conversations, too: what fathom distill logits wrote")
       ->type_name("DIR");
   add_sft_options(*c, *options);
+  for (const char* name : {"--distill-weight", "--distill-temperature"}) c->get_option(name)->needs("--teacher-logits");
   add_sample_options(*c, options->trainer, "The question that samples answer");
   c->callback([options, &common] {
     const tune::SftOptions sft = sft_options(*options, common);

@@ -6,6 +6,10 @@
 #include "parallel/mpi.h"
 
 namespace fathom::cli {
+namespace {
+constexpr int64_t kMostRows = int64_t{1} << 31;
+}  // namespace
+
 void add_conversation_options(CLI::App& c, SftCommandOptions& options) {
   c.add_option("--template", options.template_file,
                "Jinja file, or deepseek-v3.2-encoding, in place of the model's chat template")
@@ -53,6 +57,10 @@ void add_sft_options(CLI::App& c, SftCommandOptions& options) {
                        .seq_len = "Tokens a row at most (default: 4096, or the model's longest)",
                        .batch_size = "Rows a step",
                        .micro_batch = "Rows a forward pass; gradients add up (default: 1)"});
+  // 0 is how the options that are not given are told.
+  for (const char* name : {"--steps", "--seq-len", "--micro-batch"}) {
+    c.get_option(name)->check(CLI::Range(int64_t{1}, kMostRows));
+  }
 }
 
 tune::SftOptions reading_options(const SftCommandOptions& options) {

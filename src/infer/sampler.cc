@@ -65,12 +65,12 @@ void keep_top_p(Distribution& candidates, double top_p) {
 void check_sampler(const SamplerOptions& o) {
   // Written so that NaN is refused too.
   if (!(o.temperature >= 0 && o.temperature <= 1e6))
-    throw UsageError("--temperature {}: must be 0 or more", o.temperature);
+    throw UsageError("--temperature {}: must be between 0 and 10^6", o.temperature);
   if (o.top_k < 0) throw UsageError("--top-k {}: must be 0 (off) or more", o.top_k);
   if (!(o.top_p > 0 && o.top_p <= 1)) throw UsageError("--top-p {}: must be above 0 and at most 1", o.top_p);
   if (!(o.min_p >= 0 && o.min_p <= 1)) throw UsageError("--min-p {}: must be between 0 and 1", o.min_p);
   if (!(o.repetition_penalty > 0 && o.repetition_penalty <= 1e6)) {
-    throw UsageError("--repetition-penalty {}: must be above 0", o.repetition_penalty);
+    throw UsageError("--repetition-penalty {}: must be above 0 and at most 10^6", o.repetition_penalty);
   }
   if (!(std::abs(o.presence_penalty) <= 100)) {
     throw UsageError("--presence-penalty {}: must be between -100 and 100", o.presence_penalty);

@@ -4,12 +4,16 @@
 #include <cmath>
 
 namespace fathom::tune {
+namespace {
+constexpr double kEqual = 1e-8;
+}  // namespace
 
 std::vector<double> advantages(std::span<const double> rewards, bool by_deviation) {
   std::vector<double> result(rewards.begin(), rewards.end());
   if (rewards.empty()) return result;
-  if (std::ranges::all_of(rewards, [&](double r) { return r == rewards[0]; })) {
-    std::ranges::fill(result, 0.0);  // and not what rounding leaves of the mean
+  const auto [least, most] = std::ranges::minmax(rewards);
+  if (most - least <= kEqual * std::max(std::abs(least), std::abs(most))) {
+    std::ranges::fill(result, 0.0);  // and not what rounding leaves, which a deviation would make as good as any
     return result;
   }
   const auto count = static_cast<double>(rewards.size());

@@ -267,6 +267,18 @@ bool has_thoughts(const TrainingConversation& c) {
 
 }  // namespace
 
+std::string why_deaf(const std::string& chat_template, const ChatOptions& chat) {
+  const auto prompt_for = [&](const char* question) {
+    return render_chat(chat_template, ordered_json::array({{{"role", "user"}, {"content", question}}}), chat);
+  };
+  try {
+    if (prompt_for("Alpha-1") != prompt_for("Beta-2")) return {};
+  } catch (const Error&) {  // if it is of conversations too, these will tell
+    return {};
+  }
+  return "the chat template writes the same prompt whatever is asked; give another with --template FILE";
+}
+
 std::vector<TrainingSequence> encode_conversation(const Tokenizer& tokenizer, const ConversationTemplate& told_with,
                                                   const TrainingConversation& conversation) {
   std::vector<TrainingSequence> sequences;
@@ -296,6 +308,10 @@ std::vector<TrainingSequence> encode_conversation(const Tokenizer& tokenizer, co
     messages.push_back(conversation.messages[i]);
     if (thinking == false) messages.back().erase("reasoning_content");
     if (!trained[i] || i == 0) continue;  // nobody asks for an answer that begins the conversation
+    if (messages.back().value("reasoning_content", "").find(kEndThink) != std::string::npos) {
+      throw Error("messages[{}].reasoning_content: has {} in it, where thoughts end: what is behind it is content", i,
+                  kEndThink);
+    }
     ChatAnswer answer = encode_answer(tokenizer, told_with.chat_template, messages, chat, ends);
     std::vector<int32_t>& ids = answer.prompt.ids;
     const bool goes_on = !sequences.empty() && ids.size() >= sequences.back().ids.size() &&

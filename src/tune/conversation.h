@@ -42,6 +42,10 @@ struct ConversationTemplate {
   bool only_last_answer = false;  // of each conversation, not every one
 };
 
+// Why conversations cannot be told with this template: whatever the user asks, its prompt is the same. Empty where they
+// can, and where it refuses a question that stands alone.
+std::string why_deaf(const std::string& chat_template, const ChatOptions& chat);
+
 // Ids, of which spans [begin, end) are learned: in order, apart, the last one up to the end.
 struct TrainingSequence {
   struct Span {
@@ -55,7 +59,8 @@ struct TrainingSequence {
 // For each answer to learn: the prompt as the server makes it of the messages before, and behind it what the model has
 // to generate, its end token last, which alone is learned. Answers share a sequence where the prompt of the later one
 // begins with the earlier one, id by id; where it does not (thoughts that a template drops from what is over), it has
-// a sequence of its own. Nothing where there is no answer to learn.
+// a sequence of its own. Nothing where there is no answer to learn. Error for thoughts that the server would not read
+// from the answer: those with </think> in them.
 std::vector<TrainingSequence> encode_conversation(const Tokenizer& tokenizer, const ConversationTemplate& told_with,
                                                   const TrainingConversation& conversation);
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <fstream>
+#include <iterator>
 #include <utility>
 
 #include "base/file.h"
@@ -163,7 +164,9 @@ void check_grpo_options(const GrpoOptions& o) {
     throw UsageError("grpo: --temperature is 0, must be above it: all answers to a question would be the same");
   }
   const auto at_least = [](const char* name, double value, double low) {
-    if (!(value >= low && value <= 1e30)) throw UsageError("grpo: {} is {}, must be {} or more", name, value, low);
+    if (!(value >= low && value <= 1e30)) {
+      throw UsageError("grpo: {} is {}, must be between {} and 1e30", name, value, low);
+    }
   };
   at_least("--clip-low", o.loss.clip_low, 0);
   at_least("--clip-high", o.loss.clip_high, 0);
@@ -212,14 +215,15 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
   const double alpha = balance_alpha_of(o, balance);
   const Dsa dsa = resolve_dsa(o, config);
   if (dsa == Dsa::warmup) throw UsageError("grpo: --dsa warmup is of fathom train");
-  const std::vector<Question> questions = read_questions(o.data, tokenizer, options.questions, longest);
-  std::vector<Question> val_questions;
-  if (!o.val_data.empty()) val_questions = read_questions(o.val_data, tokenizer, options.questions, longest);
-  if (o.val_sequences > 0 && std::ssize(val_questions) > o.val_sequences) {
-    val_questions.resize(static_cast<size_t>(o.val_sequences));
+  std::vector<Question> all = read_questions(o.data, tokenizer, options.questions, longest);
+  const size_t n_questions = all.size();
+  if (!o.val_data.empty()) {
+    std::ranges::move(read_questions(o.val_data, tokenizer, options.questions, longest), std::back_inserter(all));
+    const auto n_val = static_cast<int64_t>(all.size() - n_questions);
+    if (o.val_sequences > 0 && n_val > o.val_sequences) all.resize(n_questions + static_cast<size_t>(o.val_sequences));
   }
-  std::vector<Question> all = questions;
-  all.insert(all.end(), val_questions.begin(), val_questions.end());
+  const auto questions = std::span<const Question>(all).first(n_questions);
+  const auto val_questions = std::span<const Question>(all).subspan(n_questions);
 
   std::optional<TrainedState> begun;
   if (!o.resume || !has_checkpoints(o.out)) begun = initial_state(options, config, pool);

@@ -14,16 +14,12 @@
 #include "train/memory_check.h"
 #include "train/step.h"
 #include "tune/advantages.h"
+#include "tune/packing.h"
 
 namespace fathom::tune {
 namespace {
 
 constexpr uint64_t kQuestionStream = 0x9e57, kMiniBatchStream = 0x3b47c4;  // of Rng
-
-template <class T>
-void shuffle(std::vector<T>& values, Rng& rng) {
-  for (size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[rng.below(i)]);
-}
 
 // What of a step's answers its updates need.
 struct Answered {
@@ -439,8 +435,10 @@ std::optional<StepDone> grpo_step(GrpoRun& run, int64_t step) {
   if (o.loss.mask_off_policy) {
     named.emplace_back("masked_fraction", per(static_cast<double>(policy.masked), policy.answers));
   }
-  named.emplace_back("mean_log_ratio", per(updates->first.log_ratio, updates->first.tokens));
-  named.emplace_back("greatest_log_ratio", updates->first.greatest_log_ratio);
+  if (const PolicyLossSums& first = updates->first; first.tokens > 0) {
+    named.emplace_back("mean_log_ratio", per(first.log_ratio, first.tokens));
+    named.emplace_back("greatest_log_ratio", first.greatest_log_ratio);
+  }
   named.emplace_back("groups_without_signal", per(static_cast<double>(n_equal), o.questions_a_step));
   named.emplace_back("updates", static_cast<double>(updates->taken));
   named.emplace_back("sampling_tokens_per_s", static_cast<double>(counts.tokens) / std::max(counts.seconds, 1e-9));

@@ -13,8 +13,8 @@ struct GrpoRun {
   const std::function<bool()>& stop_requested;
   Context ctx;
   const Tokenizer& tokenizer;
-  const std::vector<Question>& questions;
-  const std::vector<Question>& val_questions;
+  std::span<const Question> questions;
+  std::span<const Question> val_questions;
   Rewards& rewards;
   TrainedState state;  // its average is the reference, where there is one
   Model model;         // views of state.parameters

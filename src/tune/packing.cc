@@ -3,19 +3,10 @@
 #include <algorithm>
 #include <map>
 #include <numeric>
-#include <utility>
 
 #include "base/error.h"
 
 namespace fathom::tune {
-namespace {
-
-template <class T>
-void shuffle(std::vector<T>& items, Rng& rng) {
-  for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[rng.below(i)]);
-}
-
-}  // namespace
 
 std::vector<std::vector<int64_t>> rows_of_one(int64_t n, Rng& rng) {
   std::vector<std::vector<int64_t>> rows;

@@ -3,11 +3,18 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "base/rng.h"
 
 namespace fathom::tune {
+
+// Into an order that rng draws (Fisher-Yates).
+template <class T>
+void shuffle(std::vector<T>& items, Rng& rng) {
+  for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[rng.below(i)]);
+}
 
 // Rows of indices into `lengths`, each in one row: best fit, the longest first (Johnson 1974), which needs at most 11/9
 // of the fewest rows possible, and one. Sequences of one length, and the rows, stand in an order that rng draws; how

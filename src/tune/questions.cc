@@ -8,6 +8,7 @@
 #include "text/answer_parser.h"
 #include "text/chat.h"
 #include "text/unpacking.h"
+#include "tune/conversation.h"
 
 namespace fathom::tune {
 namespace {
@@ -119,6 +120,14 @@ AskedQuestion read_question(const JsonDocument& line) {
   return q;
 }
 
+ChatOptions chat_of(const Tokenizer& tokenizer, const QuestionOptions& options) {
+  ChatOptions chat;
+  chat.kwargs = options.kwargs;
+  if (tokenizer.bos_id() >= 0) chat.bos_token = tokenizer.token_bytes(tokenizer.bos_id());
+  if (tokenizer.eos_id() >= 0) chat.eos_token = tokenizer.token_bytes(tokenizer.eos_id());
+  return chat;
+}
+
 Question with_prompt(AskedQuestion asked, const Tokenizer& tokenizer, const QuestionOptions& options) {
   Question q{.id = std::move(asked.id),
              .text = std::move(asked.text),
@@ -139,11 +148,7 @@ Question with_prompt(AskedQuestion asked, const Tokenizer& tokenizer, const Ques
     if (!options.system.empty() && messages.front().at("role") != "system") {
       messages.insert(messages.begin(), Json{{"role", "system"}, {"content", options.system}});
     }
-    ChatOptions chat;
-    chat.kwargs = options.kwargs;
-    if (tokenizer.bos_id() >= 0) chat.bos_token = tokenizer.token_bytes(tokenizer.bos_id());
-    if (tokenizer.eos_id() >= 0) chat.eos_token = tokenizer.token_bytes(tokenizer.eos_id());
-    ChatPrompt prompt = encode_chat(tokenizer, options.chat_template, messages, chat);
+    ChatPrompt prompt = encode_chat(tokenizer, options.chat_template, messages, chat_of(tokenizer, options));
     q.prompt = std::move(prompt.ids);
     q.begun_thoughts = ends_in_think(prompt.own_end);
   });
@@ -177,6 +182,11 @@ std::vector<AskedQuestion> read_asked_questions(std::span<const fs::path> files)
 
 std::vector<Question> read_questions(std::span<const fs::path> files, const Tokenizer& tokenizer,
                                      const QuestionOptions& options, int64_t longest_prompt) {
+  if (!options.chat_template.empty()) {
+    if (const std::string why = why_deaf(options.chat_template, chat_of(tokenizer, options)); !why.empty()) {
+      throw Error("{}", why);
+    }
+  }
   std::vector<Question> questions;
   for (AskedQuestion& asked : read_asked_questions(files)) {
     const std::string where = asked.where;

@@ -117,28 +117,46 @@ void RewardCommand::tell_end() {
               WEXITSTATUS(status));
 }
 
+// What is there of its output goes into unread_. False where it is closed.
+bool RewardCommand::hear() {
+  char block[1 << 14];
+  const ssize_t n = read(from_, block, sizeof block);
+  if (n < 0 && errno != EAGAIN && errno != EINTR) throw Error("{}: {}", name(), std::strerror(errno));
+  if (n > 0) unread_.append(block, static_cast<size_t>(n));
+  return n != 0;
+}
+
+// Every later reward would be another answer's.
+void RewardCommand::refuse_unasked() const {
+  if (unread_.empty()) return;
+  throw Error("{}: has said more lines than it was asked: {}", name(),
+              printable(std::string_view(unread_).substr(0, unread_.find('\n'))));
+}
+
 std::optional<std::vector<double>> RewardCommand::ask(std::span<const RewardRequest> requests,
                                                       const std::function<bool()>& interrupted) {
   if (broken_) throw Error("{}: has failed before", name());
   broken_ = true;  // until all is said
+  if (!hear()) tell_end();
+  refuse_unasked();
   std::vector<double> rewards;
   std::string unsent;
   size_t n_sent = 0, at = 0;  // requests in `unsent` or gone; bytes of `unsent` that are gone
   double heard_s = monotonic_s();
   const auto take_lines = [&] {
     for (size_t end; (end = unread_.find('\n')) != std::string::npos;) {
+      if (rewards.size() >= n_sent - (at < unsent.size() ? 1 : 0)) refuse_unasked();
       const std::string line = unread_.substr(0, end);
       unread_.erase(0, end + 1);
-      const RewardRequest* const of = rewards.size() < requests.size() ? &requests[rewards.size()] : nullptr;
       double reward = 0;
-      if (of == nullptr) throw Error("{}: has said more lines than it was asked: {}", name(), printable(line));
       try {
         const JsonDocument reply = JsonDocument::parse(line, "its reply");
         if (reply.root()["reward"].get_double().get(reward) != simdjson::SUCCESS || !std::isfinite(reward)) {
           throw Error("it must be {{\"reward\": NUMBER}}");
         }
       } catch (const Error& error) {
-        throw Error("{}: replied to {} with {}: {}", name(), printable(of->id), printable(line), error.what());
+        throw Error("{}: replied to {} with {}: {}", name(), printable(requests[rewards.size()].id), printable(line),
+                    error.what());
       }
       rewards.push_back(reward);
       heard_s = monotonic_s();
@@ -164,16 +182,14 @@ std::optional<std::vector<double>> RewardCommand::ask(std::span<const RewardRequ
       if (n > 0) at += static_cast<size_t>(n);
     }
     if ((ends[0].revents & (POLLIN | POLLHUP | POLLERR)) != 0) {
-      char block[1 << 14];
-      const ssize_t n = read(from_, block, sizeof block);
-      if (n == 0) tell_end();
-      if (n < 0 && errno != EAGAIN && errno != EINTR) throw Error("{}: {}", name(), std::strerror(errno));
-      if (n > 0) unread_.append(block, static_cast<size_t>(n));
+      if (!hear()) tell_end();
     } else if (monotonic_s() - heard_s > timeout_s_) {
       throw Error("{}: has said nothing about {} for {} s; give a larger --reward-timeout", name(),
                   printable(requests[rewards.size()].id), timeout_s_);
     }
   }
+  hear();  // it may end once it has answered all
+  refuse_unasked();
   broken_ = false;
   return rewards;
 }

@@ -28,13 +28,16 @@ class RewardCommand {
   RewardCommand(const RewardCommand&) = delete;
   RewardCommand& operator=(const RewardCommand&) = delete;
 
-  // Its rewards, finite numbers. Error when it ends, says something else, or nothing for timeout_s; it is not started
-  // again. Nothing when `interrupted`, asked some times a second, is true: then nothing more may be asked.
+  // Its rewards, finite numbers. Error when it ends, says something else, a line that nothing asked for, or nothing for
+  // timeout_s; it is not started again. Nothing when `interrupted`, asked some times a second, is true: then nothing
+  // more may be asked.
   std::optional<std::vector<double>> ask(std::span<const RewardRequest> requests,
                                          const std::function<bool()>& interrupted = {});
 
  private:
   std::string name() const;  // for errors
+  bool hear();
+  void refuse_unasked() const;
   [[noreturn]] void tell_end();
   void stop() noexcept;
 

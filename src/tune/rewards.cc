@@ -90,7 +90,7 @@ bool is_exact(std::string_view completion, bool begun_thoughts, const std::strin
   // Who is cut within the thoughts has said nothing.
   if (begun_thoughts && completion.find(kEndThink) == std::string_view::npos) return false;
   const std::optional<std::string> said = eval::final_answer(parts_of(completion, begun_thoughts).said);
-  return said && eval::same_answer(*said, expected);
+  return said && eval::same_answer(*said, eval::expected_answer(expected));
 }
 
 Rewards::Rewards(const RewardOptions& options, std::span<const Question> questions) : options_(options) {

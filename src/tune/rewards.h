@@ -66,7 +66,7 @@ struct AnswerParts {
 };
 AnswerParts parts_of(std::string_view completion, bool begun_thoughts);
 bool has_format(std::string_view completion, bool begun_thoughts);
-// Whether the final answer of what is said means `expected`.
+// Whether the final answer of what is said means `expected`, as data have it: the answer, or a whole solution.
 bool is_exact(std::string_view completion, bool begun_thoughts, const std::string& expected);
 
 // Of one run.

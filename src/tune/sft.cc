@@ -316,6 +316,9 @@ uint64_t TrainingSet::checksum() const {
 
 TrainingSet read_training_set(std::span<const fs::path> data, const Tokenizer& tokenizer,
                               const ConversationTemplate& told_with, const SftOptions& options, ThreadPool& pool) {
+  const std::string untellable = told_with.chat_template.empty()
+                                     ? "has messages, and the model no chat template: give one with --template FILE"
+                                     : why_deaf(told_with.chat_template, told_with.chat);
   TrainingSet set;
   DocumentReader reader(find_text_files(data));
   Progress progress("reading conversations", static_cast<int64_t>(reader.bytes_total()));
@@ -332,9 +335,7 @@ TrainingSet read_training_set(std::span<const fs::path> data, const Tokenizer& t
       try {
         const TrainingConversation conversation = parse_conversation(line.text, line.where);
         try {
-          if (!conversation.prompt && told_with.chat_template.empty()) {
-            throw Error("has messages, and the model no chat template: give one with --template FILE");
-          }
+          if (!conversation.prompt && !untellable.empty()) throw Error("{}", untellable);
           of_line.sequences = encode_conversation(tokenizer, told_with, conversation);
         } catch (const Error& error) {
           throw Error("{}: {}", line.where, error.what());

@@ -13,12 +13,7 @@ TraceVerdict verify_trace(const AskedQuestion& question, const eval::Answer& ans
   if (!question.answer) return {};
   const std::optional<std::string> said = eval::final_answer(answer.text);
   if (!said) return {false, "has no final answer"};
-  // Some data have whole solutions for answers, as GSM8K has.
-  const bool is_solution =
-      question.answer->find("####") != std::string::npos || question.answer->find("\\boxed") != std::string::npos;
-  const std::string expected =
-      is_solution ? eval::final_answer(*question.answer).value_or(*question.answer) : *question.answer;
-  if (eval::same_answer(*said, expected)) return {true, ""};
+  if (eval::same_answer(*said, eval::expected_answer(*question.answer))) return {true, ""};
   return {false, "the final answer is " + *said};
 }
 

@@ -64,6 +64,9 @@ class Distill(Case):
         self.assertEqual(lines(self.folder / "traces.jsonl"), [{"id": "a", **kept, "answer": "2"}])
         with Server(self, model=self.teacher) as server:
             self.assert_done(self.traces("--keep", "all", out="served.jsonl", teacher=("--url", server.url)))
+        name = lines(self.folder / "served.jsonl.answers")[0]["teacher"].split(" at http")[0]
+        elsewhere = ("--url", "http://127.0.0.1:1", "--url-model", name)
+        self.assert_refused(self.traces("--keep", "all", "--quiet", out="served.jsonl", teacher=elsewhere), 2, "holds answers to other questions")
         # Nobody is asked again: there is no server any more, and no teacher is needed to keep others.
         self.assert_done(self.traces("--keep", "all"))
         self.assertEqual((self.folder / "served.jsonl").read_bytes(), (self.folder / "traces.jsonl").read_bytes())
@@ -88,7 +91,9 @@ class Distill(Case):
             file.write(b'{"question":1,"sam')  # as a kill in the middle of a write leaves it
         self.assert_done(fathom(*command))
         self.assertEqual((self.folder / "cut.jsonl").read_bytes(), (self.folder / "whole.jsonl").read_bytes())
-        self.assert_refused(fathom(*command, "--top-p", "0.5", "--quiet"), 2, "cut.jsonl.answers: holds answers to other questions")
+        other = self.write("other.jinja", "{{ messages[-1].content }}")
+        for more in (("--top-p", "0.5"), ("--kv-type", "f16"), ("--ctx", "64"), ("--template", other)):
+            self.assert_refused(fathom(*command, *more, "--quiet"), 2, "cut.jsonl.answers: holds answers to other questions")
 
     def test_a_student_that_has_the_logits_comes_nearer_to_its_teacher(self):
         data = self.write("known.jsonl", jsonl(KNOWN))
@@ -133,7 +138,14 @@ class Distill(Case):
 
     def test_what_cannot_be_distilled_is_refused(self):
         quiet = ["--quiet"]
-        self.assert_refused(fathom("distill"), 2, "subcommand is required")
+        self.assert_refused(fathom("distill"), 2, "subcommand is required", "(see fathom distill --help)")
+        self.assert_refused(self.traces(*quiet, "--samples", "0"), 2, "--samples", "(see fathom distill traces --help)")
+        logits = ["distill", "logits", "--teacher", self.teacher, "--data", self.questions, "--out", str(self.folder / "l"), *quiet]
+        self.assert_refused(fathom(*logits, "--seq-len", "-1"), 2, "--seq-len", "(see fathom distill logits --help)")
+        self.assert_refused(fathom(*logits, "--temperatures", "1,2,1"), 2, "--temperatures: 1 stands there twice")
+        student = ["distill", "student", "--teacher", self.teacher, "--data", self.questions, "--init", self.blank, "--out", str(self.folder / "x")]
+        for option, value in (("--distill-weight", "1"), ("--logits-top-k", "8"), ("--temperatures", "1")):
+            self.assert_refused(fathom(*student, option, value, *quiet), 2, f"{option} requires --logits")
         self.assert_refused(self.traces(*quiet, teacher=("--teacher", self.teacher, "--url", "http://localhost:1")), 2, "excludes")
         self.assert_refused(self.traces(*quiet, teacher=("--seed", "1")), 2, "give either --teacher M")
         self.questions = self.write("bad.jsonl", '{"question": "a", "answer": 1}\n{"answer": 1}\n')

@@ -70,6 +70,7 @@ class Grpo(Case):
         self.assertEqual(told["reward"], log[-1]["reward"])
         self.assertEqual(told["tokens"], log[-1]["tokens"])
         for line in log:
+            self.assertGreater(line["updates"], 0)
             self.assertEqual(line["greatest_log_ratio"], 0)
             for name in ("reward_std", "command", "length", "length_max", "cut", "entropy", "clip_fraction", "groups_without_signal", "updates",
                          "sampling_tokens_per_s", "training_tokens_per_s", "draft_acceptance", "loss", "grad_norm", "lr"):
@@ -119,6 +120,8 @@ class Grpo(Case):
                 (["--reward", "exakt"], 2, ["exakt", "exact, format, code, command"]),
                 (["--reward", "code"], 1, ["tests"]),
                 (["--temperature", "0"], 2, ["--temperature"]),
+                (["--temperature", "1e30"], 2, ["--temperature 1e+30: must be between 0 and 10^6"]),
+                (["--length-free", "-5"], 2, ["--length-free is -5"]),
                 (["--group-size", "1"], 2, ["--group-size"]),
                 (["--mini-batches", "7"], 2, ["--mini-batches 7", "24"]),
                 (["--max-tokens", "1000"], 2, ["--max-tokens 1000", "256"]),

@@ -24,6 +24,11 @@ TEST(Advantages, ByDeviationHaveMeanZeroAndDeviationOne) {
 TEST(Advantages, OfEqualRewardsAreZero) {
   for (const bool by_deviation : {false, true}) {
     for (const double a : advantages(std::array{0.1, 0.1, 0.1}, by_deviation)) EXPECT_EQ(a, 0);
+    for (const double a : advantages(std::array{0.1 + 0.2, 0.3, 0.3}, by_deviation)) EXPECT_EQ(a, 0);
+    for (const double a : advantages(std::array{-1e9, -1e9 - 1e-6}, by_deviation)) EXPECT_EQ(a, 0);
+    for (const double a : advantages(std::array{0.0, 0.0}, by_deviation)) EXPECT_EQ(a, 0);
+    EXPECT_GT(advantages(std::array{1e-12, 0.0}, by_deviation)[0], 0);  // small beside nothing
+    EXPECT_GT(advantages(std::array{1.000001, 1.0}, by_deviation)[0], 0);
   }
   EXPECT_TRUE(advantages({}, true).empty());
 }

@@ -293,6 +293,30 @@ TEST(Conversation, ThoughtsWithinTheContentAreThoughts) {
   EXPECT_EQ(c.messages[3]["content"], "yes");
 }
 
+TEST(Conversation, ThoughtsThatEndWithinThemselvesAreRefusedWhereTheyWouldBeLearned) {
+  ordered_json line{{"messages",
+                     {{{"role", "user"}, {"content", "x"}},
+                      {{"role", "assistant"}, {"reasoning_content", "a</think>b"}, {"content", "c"}}}}};
+  for (const char* name : {"deepseek-v3", "deepseek-r1", "deepseek-v3.1"}) {
+    EXPECT_THAT(refusal([&] { learned(line, name); }),
+                HasSubstr("messages[1].reasoning_content: has </think> in it, where thoughts end"))
+        << name;
+  }
+  line["thinking"] = false;
+  EXPECT_THAT(learned(line, "deepseek-v3.1"), ElementsAre(ElementsAre(std::string("c") + kEnd)));
+}
+
+TEST(Conversation, ATemplateThatWritesTheSameWhateverIsAskedIsDeaf) {
+  EXPECT_THAT(why_deaf("constant", {}), HasSubstr("whatever is asked"));
+  EXPECT_THAT(why_deaf("{% for m in messages %}[{{ m.role }}]{% endfor %}", {}), HasSubstr("--template FILE"));
+  for (const char* name : {"deepseek-v3", "deepseek-r1", "deepseek-v3.1", "deepseek-v3.2-encoding"}) {
+    EXPECT_EQ(why_deaf(template_of(name), told_with(name).chat), "") << name;
+  }
+  // Words that are not found again have been heard all the same.
+  EXPECT_EQ(why_deaf("{{ messages[-1].content | upper }}", {}), "");
+  EXPECT_EQ(why_deaf("{{ raise_exception('needs a system') }}", {}), "");
+}
+
 TEST(Conversation, APromptWithItsCompletionNeedsNoTemplate) {
   const auto sequences =
       encode_conversation(deepseek_v3(), told_with("deepseek-v3"), parsed({{"prompt", "2+2="}, {"completion", "4"}}));

@@ -183,6 +183,7 @@ TEST_F(Grpo, WhatSamplingToldIsWhatTrainingComputes) {
     o.mini_batches = 2;
     o.train.balance = c.config.router.n_routed_experts == 0 ? Balance::none : Balance::automatic;
     run(o);
+    EXPECT_THAT(column(o, "updates"), testing::Each(testing::Gt(0))) << c.name;
     EXPECT_THAT(column(o, "greatest_log_ratio"), testing::ElementsAre(0, 0, 0, 0)) << c.name;
     EXPECT_EQ(column(o, "draft_acceptance").size(), c.draft_tokens > 0 ? 4u : 0u) << c.name;
   }
@@ -192,6 +193,7 @@ TEST_F(Grpo, RoundedTrainingIsNotWhatSampled) {
   GrpoOptions o = options("out", model_directory());
   o.train.precision = Precision::bf16;
   run(o);
+  EXPECT_EQ(column(o, "greatest_log_ratio").size(), 4u);
   for (const double ratio : column(o, "greatest_log_ratio")) {
     EXPECT_GT(ratio, 0);
     EXPECT_LT(ratio, 0.2);
@@ -215,6 +217,9 @@ TEST_F(Grpo, WhatCannotBeLearnedIsTold) {
   o.train.data = {folder_.write("hard.jsonl", R"({"question": "a", "answer": "123456"})")};
   EXPECT_THAT(error_of([&] { run(o); }), HasSubstr("nothing was learned"));
   EXPECT_THAT(column(o, "groups_without_signal"), testing::ElementsAre(1));
+  EXPECT_THAT(column(o, "updates"), testing::ElementsAre(0));
+  EXPECT_THAT(column(o, "mean_log_ratio"), testing::IsEmpty());  // nothing was compared
+  EXPECT_THAT(column(o, "greatest_log_ratio"), testing::IsEmpty());
 }
 
 TEST_F(Grpo, OptionsAreChecked) {

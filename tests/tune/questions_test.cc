@@ -91,6 +91,9 @@ TEST_F(Questions, ErrorsNameFileAndLine) {
     EXPECT_THAT(said, testing::Not(HasSubstr("\n")));
   }
   EXPECT_THAT(error("\n\n"), HasSubstr("no question"));
+  QuestionOptions deaf;
+  deaf.chat_template = "constant";
+  EXPECT_THAT(error("{\"question\": \"a\"}\n", deaf), HasSubstr("the same prompt whatever is asked"));
   EXPECT_THAT(error("{\"question\": \"four\"}\n", {}, 3), HasSubstr("4 tokens"));
 }
 

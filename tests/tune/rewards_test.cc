@@ -1,8 +1,10 @@
 #include "tune/rewards.h"
 
 #include <gmock/gmock.h>
+#include <unistd.h>
 
 #include <csignal>
+#include <filesystem>
 
 #include "base/error.h"
 #include "temporary_directory.h"
@@ -53,6 +55,9 @@ TEST(Exact, IsOfWhatIsSaidBehindTheThoughts) {
   EXPECT_FALSE(is_exact("<think>\\boxed{4}</think>\\boxed{5}", false, "4"));
   EXPECT_FALSE(is_exact("<think>\\boxed{4}</think>", false, "4"));
   EXPECT_TRUE(is_exact("#### 4", false, "4"));
+  EXPECT_TRUE(is_exact("4", false, "1 and 2 more\n#### 4"));  // as GSM8K has it
+  EXPECT_TRUE(is_exact("<think>2 2</think>4", false, "It is $\\boxed{4}$."));
+  EXPECT_FALSE(is_exact("1", false, "1 and 2 more\n#### 4"));
   EXPECT_FALSE(is_exact("4", true, "4"));  // cut within the thoughts
   EXPECT_TRUE(is_exact("2+2</think>4", true, "4"));
   EXPECT_FALSE(is_exact("", false, "4"));
@@ -178,11 +183,43 @@ TEST(Command, WhatItDoesWrongIsTold) {
   EXPECT_THAT(told("exit 0"), HasSubstr("exit code 0"));
   EXPECT_THAT(told("no-such-program-here"), HasSubstr("exit code 127"));
   EXPECT_THAT(told(one + "read b; echo hello"), HasSubstr("replied to second with hello"));
-  EXPECT_THAT(told("echo '{\"reward\": 1e999}'; cat >/dev/null"), HasSubstr("replied to first"));
-  EXPECT_THAT(told("echo '{\"reward\": \"1\"}'; cat >/dev/null"), HasSubstr("NUMBER"));
+  EXPECT_THAT(told("read a; echo '{\"reward\": 1e999}'; cat >/dev/null"), HasSubstr("replied to first"));
+  EXPECT_THAT(told("read a; echo '{\"reward\": \"1\"}'; cat >/dev/null"), HasSubstr("NUMBER"));
   EXPECT_THAT(told("yes '{\"reward\": 1}'"), HasSubstr("more lines than it was asked"));
-  EXPECT_THAT(told("head -c 3000000 /dev/zero; cat >/dev/null"), HasSubstr("more than 1 MiB"));
+  EXPECT_THAT(told("read a; head -c 3000000 /dev/zero; cat >/dev/null"), HasSubstr("more than 1 MiB"));
   EXPECT_THAT(told(one + "cat >/dev/null", 0.2), HasSubstr("said nothing about second for 0.2 s"));
+}
+
+TEST(Command, ALineThatNothingAskedForIsRefused) {
+  std::signal(SIGPIPE, SIG_IGN);
+  const std::string one = "echo '{\"reward\": 1}'; ";
+  const std::string refusal = "has said more lines than it was asked: {\"reward\": 1}";
+  {
+    RewardCommand command("read a; printf '{\"reward\": 2}\\n{\"reward\": 1}\\n'; cat >/dev/null",
+                          10);  // in one breath
+    EXPECT_THAT(error_of([&] { command.ask(std::vector{request("a", "x")}); }), HasSubstr(refusal));
+  }
+  {
+    const test::TemporaryDirectory folder;
+    const std::filesystem::path said = folder.path() / "said";
+    RewardCommand command("read a; " + one + "sleep 0.05; " + one + ": >'" + said.string() + "'; read b; " + one, 10);
+    EXPECT_THAT(command.ask(std::vector{request("a", "x")}).value(), ElementsAre(1));
+    while (!std::filesystem::exists(said)) usleep(1000);
+    EXPECT_THAT(error_of([&] { command.ask(std::vector{request("b", "x")}); }), HasSubstr(refusal));
+  }
+  {
+    RewardCommand command("read a; " + one + one + "sleep 10", 10);  // the second is not half written by then
+    const std::string more_than_a_pipe(1 << 20, 'y');
+    EXPECT_THAT(error_of([&] {
+                  command.ask(std::vector{request("a", "x"), request("b", more_than_a_pipe)});
+                }),
+                HasSubstr(refusal));
+  }
+}
+
+TEST(Command, MayEndOnceAllIsAnswered) {
+  RewardCommand command("read a; echo '{\"reward\": 1}'", 10);
+  EXPECT_THAT(command.ask(std::vector{request("a", "x")}).value(), ElementsAre(1));
 }
 
 TEST(Command, IsNotAskedAgainOnceItHasFailed) {

@@ -202,6 +202,11 @@ TEST_F(Sft, BadLinesEndTheRunUnlessSoManyMayBePassedOver) {
   o.skip_bad = 2;
   EXPECT_EQ(read(o).counts.conversations, 1);
   EXPECT_EQ(read(o).counts.bad, 2);
+  o.skip_bad = 0;
+  o.chat_template = "constant";
+  EXPECT_THAT(refusal([&] { read(o); }), HasSubstr("bad.jsonl: line 1: the chat template writes the same prompt"));
+  o.train.data = {folder_.write("pair.jsonl", R"({"prompt": "a", "completion": "b"})")};  // which no template tells
+  EXPECT_EQ(read(o).counts.conversations, 1);
   o.train.data = {folder_.write("text.txt", "words")};
   EXPECT_THAT(refusal([&] { read(o); }), HasSubstr("text.txt: is no .jsonl"));
 }

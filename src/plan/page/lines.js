@@ -1,0 +1,155 @@
+// The lines of a plan by sections: each with its value, and behind it formula, numbers in it, basis and source.
+
+import { by, h } from './dom.js';
+import { tokensOf } from './expression.js';
+import { withNumbers } from './plan.js';
+import { pointed, showNumber, showValue } from './show.js';
+
+const kBases = {
+  exact: 'exact: follows from the architecture',
+  published: 'published: a figure or rule of the source',
+  fitted: 'fitted: rests on constants that were fitted to published runs',
+  estimate: 'estimate: a model of what happens, not fitted'
+};
+
+// Shows where a name of a formula has its value.
+function goTo(name) {
+  const line = by('line-' + name);
+  if (line && !line.hidden) {
+    line.open = true;
+    line.querySelector('summary').focus();
+    return;
+  }
+  const field = by('input-' + name) ?? by('input-' + name.replace(/_is_.*$/, ''));
+  if (field) return field.focus();
+  const row = by('behind-' + name);
+  if (!row) return;
+  row.closest('details').open = true;
+  row.querySelector('th').focus();
+}
+
+function formulaNodes(text, titles) {
+  return tokensOf(text).map(({ kind, text: part }) => (
+    kind === 'name' && titles(part) !== undefined
+      ? h('button', { type: 'button', class: 'name', title: titles(part), text: part, on: { click: () => goTo(part) } })
+      : part));
+}
+
+class LineRow {
+  #line;
+  #value;
+  #whole;
+  #working;
+  #drawn = null;
+
+  constructor(line) {
+    this.#line = line;
+    this.#value = h('span', { class: 'value' });
+    this.#whole = h('span', { class: 'whole' });
+    this.#working = h('dl', { class: 'working' });
+    this.element = h(
+      'details', { class: 'line', id: 'line-' + line.name, data: { line: line.name, basis: line.basis }, on: { toggle: () => this.#work() } },
+      h('summary', {}, h('span', { class: 'title', text: line.title }), this.#whole, this.#value,
+        h('span', { class: 'basis', text: line.basis === 'exact' ? '' : line.basis })),
+      this.#working);
+  }
+
+  draw(plan, titles) {
+    const { value, shown } = plan.lines.get(this.#line.name);
+    this.#drawn = { plan, titles };
+    this.element.hidden = !shown;
+    this.element.dataset.value = String(value);
+    this.#value.textContent = showValue(value, this.#line.unit);
+    this.#whole.textContent = this.#line.unit === 'parameters' && Math.abs(value) >= 1e6 ? pointed(value, 0).replace(/\B(?=(\d{3})+$)/g, ',') : '';
+    this.#work();
+    return shown;
+  }
+
+  #work() {
+    if (!this.element.open || !this.#drawn) return;
+    const { plan, titles } = this.#drawn;
+    const { name, value: formula, unit, basis, source } = this.#line;
+    const exact = plan.lines.get(name).value;
+    const entries = [
+      ['Formula', h('code', {}, `${name} = `, ...formulaNodes(formula, titles))],
+      ['With numbers', h('code', { class: 'numbers-in', text: withNumbers(formula, plan.values) })],
+      ['Value', unit === 'yes' || unit === 'count' ? showNumber(exact) : `${showNumber(exact)} ${unit}`],
+      ['Basis', kBases[basis]],
+      ['Source', source]
+    ];
+    if (!/[a-z]/.test(formula)) entries.splice(1, 1);
+    this.#working.replaceChildren(...entries.flatMap(([term, what]) => [h('dt', { text: term }), h('dd', {}, what)]));
+  }
+}
+
+export class Lines {
+  #data;
+  #kind = '';
+  #sections = [];
+
+  constructor(data) { this.#data = data; }
+
+  #build(kind) {
+    this.#kind = kind;
+    this.#sections = [];
+    for (const line of this.#data.kinds[kind].lines) {
+      if (!line.show) continue;
+      let section = this.#sections.find(({ title }) => title === line.section);
+      if (!section) {
+        const id = `section-${this.#sections.length}`;
+        section = { title: line.section, rows: [], element: h('section', { class: 'panel lines', 'aria-labelledby': id }, h('h2', { id, text: line.section })) };
+        this.#sections.push(section);
+      }
+      const row = new LineRow(line);
+      section.rows.push(row);
+      section.element.append(row.element);
+    }
+    by('lines').replaceChildren(...this.#sections.map(({ element }) => element));
+  }
+
+  draw(plan) {
+    if (plan.kind !== this.#kind) this.#build(plan.kind);
+    const titles = (name) => plan.lines.get(name)?.line.title ?? plan.inputs.get(name)?.input.title ?? plan.inputs.get(name.replace(/_is_.*$/, ''))?.input.title ??
+      (plan.values[name] !== undefined ? name : undefined);
+    for (const { rows, element } of this.#sections) {
+      const shown = rows.map((row) => row.draw(plan, titles));
+      element.hidden = !shown.includes(true);
+    }
+  }
+}
+
+// ---- What formulas take beside inputs: facts of the model, numbers of the hardware, constants, lines that are not shown
+
+function table(title, rows) {
+  return h('details', {}, h('summary', { text: title }), h('div', { class: 'table' }, h('table', {}, h('caption', { class: 'visually-hidden', text: title }),
+    h('tbody', {}, ...rows.map(([name, value, about]) => h('tr', { id: 'behind-' + name }, h('th', { scope: 'row', tabindex: -1 }, h('code', { text: name })),
+      h('td', { text: showNumber(value) }), h('td', { text: about })))))));
+}
+
+let open_tables = new Set();
+
+export function drawBehind(data, plan) {
+  const { model, device, values } = plan;
+  const of_choices = Object.entries(model.of_choice).flatMap(([input, choices]) => {
+    const planned = plan.inputs.get(input);
+    return planned ? Object.keys(choices[planned.choice]).map((name) => [name, values[name], `of ${input} ${planned.choice}`]) : [];
+  });
+  const hidden = [...plan.lines.values()].filter(({ shown }) => !shown).map(({ line, value }) => [line.name, value, `${line.title}: ${line.value}`]);
+  // Keys of the table have other units and names than formulas: sources stand by themselves.
+  const tables = [
+    [`Facts of ${model.name}`, [...Object.entries(model.values).map(([name, value]) => [name, value, '']), ...of_choices]],
+    [`Numbers of ${device.title}`, Object.entries(device.values).map(([name, value]) => [name, value, ''])],
+    ['Constants', data.constants.map(({ name, value, title, source }) => [name, value, `${title}; ${source}`])],
+    ['Lines that are not shown', hidden]
+  ];
+  const shown = tables.map(([title, rows], i) => {
+    const element = table(title, rows);
+    if (i === 1) {
+      element.append(h('dl', { class: 'working' }, ...Object.entries(device.sources).flatMap(([key, text]) => [h('dt', {}, h('code', { text: key })), h('dd', { text })])));
+    }
+    element.open = open_tables.has(i);
+    element.addEventListener('toggle', () => (element.open ? open_tables.add(i) : open_tables.delete(i)));
+    return element;
+  });
+  by('behind').replaceChildren(h('h2', { text: 'Numbers behind' }), ...shown);
+}

@@ -103,7 +103,7 @@ function overBatches(data, plan, given) {
   return points;
 }
 
-const kBox = { width: 420, height: 220, left: 62, right: 12, top: 14, bottom: 34 };
+const kBox = { width: 420, height: 220, left: 62, right: 20, top: 14, bottom: 34 };
 
 function curve(points, name, color) {
   const { line } = points[0].plan.lines.get(name);

@@ -1,7 +1,7 @@
 // A slider and a field for each input of a plan, a list for each choice.
 
 import { by, h, iconButton } from './dom.js';
-import { optionText, parseQuantity, showValue } from './show.js';
+import { general, optionText, parseQuantity, showValue } from './show.js';
 
 // Which inputs stand together; those that are not here stand at the end.
 const kGroups = {
@@ -124,12 +124,13 @@ class Control {
       const n = this.#stops.filter((stop) => stop <= model_context).length;
       this.#slider.max = String(Math.max(1, n) - 1);
     }
+    this.element.dataset.value = planned ? planned.choice || String(planned.value) : '';
     if (planned) {
       if (this.#slider) {
         this.#slider.value = String(nearest(this.#stops, planned.value));
         this.#slider.setAttribute('aria-valuetext', showValue(planned.value, unit));
       }
-      if (this.#field !== document.activeElement || !this.#slider) this.#field.value = given ?? (planned.choice || optionText(planned.value, unit));
+      if (this.#field !== document.activeElement || !this.#slider) this.#field.value = given ?? (planned.choice || (planned.value % 1 === 0 ? optionText(planned.value, unit) : optionText(Number(general(planned.value, 9)), unit)));
       return;
     }
     if (given === undefined || this.#field === document.activeElement) return;

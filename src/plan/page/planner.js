@@ -12,16 +12,27 @@ import { themeChoice } from './theme_choice.js';
 const kStore_ms = 250;
 const kAnnounce_ms = 1200;
 
-// What stands at the top.
+// What stands at the top; small windows show the first four.
 const kFigures = {
-  memory: ['parameters', 'active_parameters', 'cache_token_bytes', 'needed_bytes', 'fits', 'rank_bytes', 'training_fits'],
-  train: ['tokens_per_s', 'mfu', 'days', 'gpu_hours', 'dollars'],
-  serve: ['decode_node', 'prefill_node', 'tpot_s', 'first_token_s', 'price_input_s', 'price_output_s', 'fits']
+  memory: [
+    ['needed_bytes', 'Needed to serve'], ['rank_bytes', 'Needed to train, of a GPU'], ['fits', 'Fits, to serve'], ['training_fits', 'Fits, to train'],
+    ['parameters', 'Parameters'], ['active_parameters', 'Active for a token'], ['cache_token_bytes', 'Cache of a token']
+  ],
+  train: [
+    ['days', 'Time'], ['dollars', 'Price'], ['tokens_per_s', 'Speed'], ['mfu', 'MFU'], ['gpu_hours', 'GPU hours'], ['bubble_share', 'Bubble'],
+    ['exposed_share', 'Exposed communication']
+  ],
+  serve: [
+    ['tpot_s', 'Time per output token'], ['first_token_s', 'Time to the first token'], ['decode_node', 'Output of a node'], ['prefill_node', 'Input of a node'],
+    ['price_output_s', '10^6 output tokens'], ['price_input_s', '10^6 input tokens'], ['fits', 'The batch fits'], ['host_tokens_s', 'A host']
+  ]
 };
 
 const data = readData(by('data').textContent);
 let state = standardState(data);
+const kFirst = toFragment(data, state);  // what an address without a fragment means
 let frame = 0;
+let shown = '';  // kind of the plan on the page
 let stored = '';  // the fragment that was written last
 let store_timer = 0;
 let announce_timer = 0;
@@ -69,24 +80,32 @@ function draw() {
   by('command').textContent = commandOf(data, state);
   by('error').hidden = error === '';
   if (by('error').textContent !== error) by('error').textContent = error;
-  by('plan').hidden = plan === null;
+  // While a slider passes what cannot be, the page stays as it was.
+  const stale = plan === null && shown === state.kind;
+  by('stale').hidden = !stale;
+  document.body.dataset.stale = String(stale);
+  by('plan').inert = stale;
+  by('plan').hidden = by('summary').querySelector('dl').hidden = plan === null && !stale;
+  if (!stale) by('what').textContent = `${model.name} on ${device.title}`;
   document.body.dataset.drawn = toFragment(data, state);
   if (plan) drawPlan(plan);
+  shown = plan || stale ? state.kind : '';
   store();
 }
 
 function drawPlan(plan) {
-  const figures = kFigures[plan.kind].map((name) => plan.lines.get(name)).filter((each) => each?.shown);
-  by('what').textContent = `${plan.model.name} on ${plan.device.title}`;
-  by('summary').querySelector('dl').replaceChildren(...figures.map(({ line, value }) => h(
-    'div', {}, h('dt', { text: line.unit === 'yes' || line.title.length < 8 ? `${line.title}, ${line.section.toLowerCase()}` : line.title }), h('dd', { text: showValue(value, line.unit) }))));
+  const figures = kFigures[plan.kind].filter(([name]) => plan.lines.get(name)?.shown).map(([name, title]) => {
+    const { line, value } = plan.lines.get(name);
+    return { name, title, text: showValue(value, line.unit) };
+  });
+  by('summary').querySelector('dl').replaceChildren(...figures.map(({ name, title, text }) => h('div', { data: { figure: name } }, h('dt', { text: title }), h('dd', { text }))));
   by('advice').hidden = plan.advice.length === 0;
   by('advice').replaceChildren(...plan.advice.map((text) => h('li', { text })));
   drawCharts(data, plan, given());
   lines.draw(plan);
   by('sureness').textContent = data.sureness[plan.kind];
   drawBehind(data, plan);
-  say(figures.map(({ line, value }) => `${line.title}: ${showValue(value, line.unit)}`).join('; '));
+  say(figures.map(({ title, text }) => `${title}: ${text}`).join('; '));
 }
 
 // Once the user rests.
@@ -104,7 +123,7 @@ function store() {
   clearTimeout(store_timer);
   store_timer = setTimeout(() => {
     const fragment = toFragment(data, state);
-    if (fragment === stored || (stored === '' && location.hash === '' && Object.keys(given()).length === 0)) return;
+    if (fragment === stored || (stored === '' && fragment === kFirst)) return;
     stored = fragment;
     history.replaceState(null, '', fragment);
   }, kStore_ms);

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <numeric>
 
+#include "base/residency.h"
 #include "base/rng.h"
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
@@ -262,7 +263,8 @@ void run_machine(const CommonOptions& common) {
                                   {"i8_gops", r.i8_gops},
                                   {"i8_short_gops", r.i8_short_gops},
                                   {"i8_dot_gops", nullptr},
-                                  {"latency_ns", latency_ns}};
+                                  {"latency_ns", latency_ns},
+                                  {"memory_gib", static_cast<double>(memory_limit_bytes()) / (1 << 30)}};
       if (r.i8_dot_gops > 0) json["i8_dot_gops"] = r.i8_dot_gops;
       write_stdout(json.dump() + "\n");
     } else {

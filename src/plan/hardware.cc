@@ -26,10 +26,11 @@ constexpr Key kKeys[] = {{"fp8_tflops", "gpu_fp8_flops", 1e12},
                          {"bf16_tflops", "gpu_bf16_flops", 1e12},
                          {"f32_tflops", "gpu_f32_flops", 1e12},
                          {"int8_tops", "gpu_int8_ops", 1e12},
-                         {"memory_gb", "gpu_memory_bytes", 1e9},
+                         {"memory_gib", "gpu_memory_bytes", 1 << 30},
                          {"memory_gbs", "gpu_memory_bandwidth", 1e9},
                          {"cache_gbs", "gpu_cache_bandwidth", 1e9},
                          {"cache_mb", "gpu_cache_bytes", 1e6},
+                         {"core_gbs", "gpu_core_bandwidth", 1e9},
                          {"link_gbs", "gpu_link_bandwidth", 1e9},
                          {"network_gbs", "gpu_network_bandwidth", 1e9},
                          {"per_node", "gpus_a_node", 1},
@@ -84,6 +85,7 @@ Hardware device_of(const json& table) {
   const double node = v.at("gpus_a_node");
   if (node < 1 || node != std::floor(node)) throw named("per_node should be a whole number from 1");
   device.values["is_host"] = device.is_host ? 1 : 0;
+  device.values["is_measured"] = 0;
   return device;
 }
 
@@ -102,9 +104,9 @@ std::vector<Hardware> devices_of(const json& document) {
   return devices;
 }
 
-// The last of bench's lines: that of all threads.
+// The last of bench's lines, that of all threads, and from the first one what a thread alone reads.
 std::vector<Hardware> machine_of(std::string_view text) {
-  json last;
+  json first, last;
   while (!text.empty()) {
     const size_t end = std::min(text.find('\n'), text.size());
     const std::string_view line = text.substr(0, end);
@@ -112,25 +114,29 @@ std::vector<Hardware> machine_of(std::string_view text) {
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     (void)JsonDocument::parse(line, "a line", 4);  // bounds and UTF-8
     last = json::parse(line, nullptr, false);
+    if (first.is_null()) first = last;
   }
   if (!last.is_object() || last.value("test", json()) != "machine")
     throw Error("is neither TOML with [[device]] nor what fathom bench --machine --json prints");
-  const auto number = [&](const char* key) {
-    const json value = last.value(key, json());
+  const auto number = [&](const char* key, const json* of = nullptr) {
+    const json value = (of != nullptr ? *of : last).value(key, json());
     if (value.is_null()) return 0.0;
     if (!value.is_number()) throw Error("{} should be a number", key);
     return value.get<double>();
   };
-  json table{{"name", "machine"},
-             {"title", fmt::format("this machine, {} threads", number("threads"))},
-             {"kind", "host"},
-             {"f32_tflops", number("f32_gflops") / 1e3},
-             {"int8_tops", std::max(number("i8_gops"), number("i8_dot_gops")) / 1e3},
-             {"memory_gbs", number("memory_gbs")},
-             {"cache_gbs", number("l3_gbs")},
-             {"cores", number("threads")},
-             {"memory_gb", number("memory_gb")}};
+  json table{
+      {"name", "machine"},
+      {"title", fmt::format("this machine, {} threads", number("threads"))},
+      {"kind", "host"},
+      {"f32_tflops", number("f32_gflops") / 1e3},
+      {"int8_tops", std::max(number("i8_gops"), number("i8_dot_gops")) / 1e3},
+      {"memory_gbs", number("memory_gbs")},
+      {"cache_gbs", number("l3_gbs")},
+      {"core_gbs", first.is_object() ? number("memory_gbs", &first) / std::max(number("threads", &first), 1.0) : 0},
+      {"cores", number("threads")},
+      {"memory_gib", number("memory_gib")}};
   Hardware device = device_of(table);
+  device.values["is_measured"] = 1;
   for (const auto& [key, value] : table.items()) {
     if (value.is_number()) device.sources[key] = "fathom bench --machine";
   }

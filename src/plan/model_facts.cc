@@ -51,7 +51,7 @@ void count_parameters(Values& v, const ModelConfig& config, const ModelWeights& 
   set("attention_layer_parameters", attention_size(last));
   set("indexer_layer_parameters", indexer_size(last.attention.indexer));
   set("norms_layer_parameters", norm_size(last));
-  int64_t dense_layers = 0, dense = 0, router = 0, expert = 0, shared = 0;
+  int64_t dense_layers = 0, dense = 0, router = 0, bias = 0, expert = 0, shared = 0;
   for (const LayerWeights& layer : w.layers) {
     if (!layer.moe.gate) {
       ++dense_layers;
@@ -59,6 +59,7 @@ void count_parameters(Values& v, const ModelConfig& config, const ModelWeights& 
       continue;
     }
     router = size(layer.moe.gate) + size(layer.moe.e_score_correction_bias);
+    bias = size(layer.moe.e_score_correction_bias);
     expert = (size(layer.moe.gate_up) + size(layer.moe.down)) / config.router.n_routed_experts;
     shared = mlp_size(layer.moe.shared);
   }
@@ -66,6 +67,7 @@ void count_parameters(Values& v, const ModelConfig& config, const ModelWeights& 
   set("moe_layers", config.num_hidden_layers - dense_layers);
   set("dense_mlp_layer_parameters", dense);
   set("router_layer_parameters", router);
+  set("router_bias_layer_parameters", bias);
   set("expert_parameters", expert);
   set("shared_experts_layer_parameters", shared);
   int64_t own = 0, active = 0, projection = 0;

@@ -41,7 +41,7 @@ const kStops = {
   micro_batch: () => powers(1, 64),
   tokens: () => round(9, 14, [1, 1.5, 2, 3, 4, 5, 6, 8]),
   price: () => even(0, 10, 0.1),
-  ram: () => [0, ...powers(16, 4096).map((gb) => gb * 1e9)],
+  ram: () => [0, ...powers(16, 4096).map((gib) => gib * 2 ** 30)],
   input_tokens_a_day: () => [0, ...round(6, 13, [1, 2, 5])],
   output_tokens_a_day: () => [0, ...round(6, 13, [1, 2, 5])]
 };
@@ -103,6 +103,11 @@ class Control {
 
   #drawn = null;
 
+  // Of a fraction not more digits than anyone reads.
+  #standardText(value) {
+    return optionText(value % 1 === 0 ? value : Number(general(value, 9)), this.#input.unit);
+  }
+
   // planned: what the plan took; without it, of a plan that cannot be, what was given stays.
   draw(drawn) {
     this.#drawn = drawn;
@@ -130,7 +135,9 @@ class Control {
         this.#slider.value = String(nearest(this.#stops, planned.value));
         this.#slider.setAttribute('aria-valuetext', showValue(planned.value, unit));
       }
-      if (this.#field !== document.activeElement || !this.#slider) this.#field.value = given ?? (planned.choice || (planned.value % 1 === 0 ? optionText(planned.value, unit) : optionText(Number(general(planned.value, 9)), unit)));
+      // What is being written stays as it is.
+      const typing = this.#slider && this.#field === document.activeElement && this.#field.value.trim() === (given ?? '');
+      if (!typing) this.#field.value = given ?? (planned.choice || this.#standardText(planned.value));
       return;
     }
     if (given === undefined || this.#field === document.activeElement) return;

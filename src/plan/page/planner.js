@@ -110,9 +110,10 @@ function drawPlan(plan) {
 
 // Once the user rests.
 function say(text) {
+  last_said ||= text;
   clearTimeout(announce_timer);
   announce_timer = setTimeout(() => {
-    if (last_said !== '' && text !== last_said) announce(text);
+    if (text !== last_said) announce(text);
     last_said = text;
   }, kAnnounce_ms);
 }
@@ -123,9 +124,10 @@ function store() {
   clearTimeout(store_timer);
   store_timer = setTimeout(() => {
     const fragment = toFragment(data, state);
-    if (fragment === stored || (stored === '' && fragment === kFirst)) return;
-    stored = fragment;
+    // Another address, which was written there meanwhile, is about to be read.
+    if (location.hash !== stored || fragment === stored || (stored === '' && fragment === kFirst)) return;
     history.replaceState(null, '', fragment);
+    stored = location.hash;
   }, kStore_ms);
 }
 

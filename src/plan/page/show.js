@@ -132,7 +132,7 @@ export function printableText(text, most_bytes = 200) {
 // A number as one would write it for an option: a text that parseQuantity makes this number of again.
 export function optionText(x, unit) {
   if (unit === 'share') return reads(`${general(100 * x, 12)}%`, x) ?? String(x);
-  const ends = unit === 'bytes' || unit === 'bytes/s' ? ['TB', 'GB', 'MB', 'KB'] : unit === 'tokens' || x >= 1e6 ? ['T', 'B', 'M'] : [];
+  const ends = unit === 'bytes' || unit === 'bytes/s' ? ['TB', 'TiB', 'GB', 'GiB', 'MB', 'KB'] : unit === 'tokens' || x >= 1e6 ? ['T', 'B', 'M'] : [];
   for (const end of ends) {
     if (Math.abs(x) < kSizes[end]) continue;
     const text = general(x / kSizes[end], 12);

@@ -127,7 +127,7 @@ READ = """async (fragments) => {
         location.hash = fragment;
         await told;
       }
-      await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+      await new Promise((done) => requestAnimationFrame(done));  // the page has asked for this frame before
       const shown = (selector) => [...document.querySelectorAll(selector)].filter((e) => !e.hidden && !e.closest('[hidden]'));
       plans.push({
         error: document.getElementById('error').textContent,

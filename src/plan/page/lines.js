@@ -13,7 +13,7 @@ const kBases = {
 };
 
 // Shows where a name of a formula has its value.
-function goTo(name) {
+function goTo(name, behind) {
   const line = by('line-' + name);
   if (line && !line.hidden) {
     line.open = true;
@@ -22,16 +22,13 @@ function goTo(name) {
   }
   const field = by('input-' + name) ?? by('input-' + name.replace(/_is_.*$/, ''));
   if (field) return field.focus();
-  const row = by('behind-' + name);
-  if (!row) return;
-  row.closest('details').open = true;
-  row.querySelector('th').focus();
+  behind.show(name);
 }
 
-function formulaNodes(text, titles) {
+function formulaNodes(text, titles, behind) {
   return tokensOf(text).map(({ kind, text: part }) => (
     kind === 'name' && titles(part) !== undefined
-      ? h('button', { type: 'button', class: 'name', title: titles(part), text: part, on: { click: () => goTo(part) } })
+      ? h('button', { type: 'button', class: 'name', title: titles(part), text: part, on: { click: () => goTo(part, behind) } })
       : part));
 }
 
@@ -54,10 +51,14 @@ class LineRow {
       this.#working);
   }
 
-  draw(plan, titles) {
+  draw(plan, titles, behind) {
     const { value, shown } = plan.lines.get(this.#line.name);
-    this.#drawn = { plan, titles };
+    this.#drawn = { plan, titles, behind };
     this.element.hidden = !shown;
+    if (this.element.dataset.value === String(value)) {
+      this.#work();
+      return shown;
+    }
     this.element.dataset.value = String(value);
     this.#value.textContent = showValue(value, this.#line.unit);
     this.#whole.textContent = this.#line.unit === 'parameters' && Math.abs(value) >= 1e6 ? pointed(value, 0).replace(/\B(?=(\d{3})+$)/g, ',') : '';
@@ -67,11 +68,11 @@ class LineRow {
 
   #work() {
     if (!this.element.open || !this.#drawn) return;
-    const { plan, titles } = this.#drawn;
+    const { plan, titles, behind } = this.#drawn;
     const { name, value: formula, unit, basis, source } = this.#line;
     const exact = plan.lines.get(name).value;
     const entries = [
-      ['Formula', h('code', {}, `${name} = `, ...formulaNodes(formula, titles))],
+      ['Formula', h('code', {}, `${name} = `, ...formulaNodes(formula, titles, behind))],
       ['With numbers', h('code', { class: 'numbers-in', text: withNumbers(formula, plan.values) })],
       ['Value', unit === 'yes' || unit === 'count' ? showNumber(exact) : `${showNumber(exact)} ${unit}`],
       ['Basis', kBases[basis]],
@@ -87,7 +88,12 @@ export class Lines {
   #kind = '';
   #sections = [];
 
-  constructor(data) { this.#data = data; }
+  #behind;
+
+  constructor(data, behind) {
+    this.#data = data;
+    this.#behind = behind;
+  }
 
   #build(kind) {
     this.#kind = kind;
@@ -112,7 +118,7 @@ export class Lines {
     const titles = (name) => plan.lines.get(name)?.line.title ?? plan.inputs.get(name)?.input.title ?? plan.inputs.get(name.replace(/_is_.*$/, ''))?.input.title ??
       (plan.values[name] !== undefined ? name : undefined);
     for (const { rows, element } of this.#sections) {
-      const shown = rows.map((row) => row.draw(plan, titles));
+      const shown = rows.map((row) => row.draw(plan, titles, this.#behind));
       element.hidden = !shown.includes(true);
     }
   }
@@ -120,36 +126,65 @@ export class Lines {
 
 // ---- What formulas take beside inputs: facts of the model, numbers of the hardware, constants, lines that are not shown
 
-function table(title, rows) {
-  return h('details', {}, h('summary', { text: title }), h('div', { class: 'table' }, h('table', {}, h('caption', { class: 'visually-hidden', text: title }),
+const table = (title, rows) => h(
+  'div', { class: 'table' },
+  h('table', {}, h('caption', { class: 'visually-hidden', text: title }),
     h('tbody', {}, ...rows.map(([name, value, about]) => h('tr', { id: 'behind-' + name }, h('th', { scope: 'row', tabindex: -1 }, h('code', { text: name })),
-      h('td', { text: showNumber(value) }), h('td', { text: about })))))));
-}
+      h('td', { text: showNumber(value) }), h('td', { text: about }))))));
 
-let open_tables = new Set();
-
-export function drawBehind(data, plan) {
-  const { model, device, values } = plan;
+// A choice's numbers stand behind the model's.
+function modelRows({ model, inputs, values }) {
   const of_choices = Object.entries(model.of_choice).flatMap(([input, choices]) => {
-    const planned = plan.inputs.get(input);
+    const planned = inputs.get(input);
     return planned ? Object.keys(choices[planned.choice]).map((name) => [name, values[name], `of ${input} ${planned.choice}`]) : [];
   });
-  const hidden = [...plan.lines.values()].filter(({ shown }) => !shown).map(({ line, value }) => [line.name, value, `${line.title}: ${line.value}`]);
-  // Keys of the table have other units and names than formulas: sources stand by themselves.
-  const tables = [
-    [`Facts of ${model.name}`, [...Object.entries(model.values).map(([name, value]) => [name, value, '']), ...of_choices]],
-    [`Numbers of ${device.title}`, Object.entries(device.values).map(([name, value]) => [name, value, ''])],
-    ['Constants', data.constants.map(({ name, value, title, source }) => [name, value, `${title}; ${source}`])],
-    ['Lines that are not shown', hidden]
-  ];
-  const shown = tables.map(([title, rows], i) => {
-    const element = table(title, rows);
-    if (i === 1) {
-      element.append(h('dl', { class: 'working' }, ...Object.entries(device.sources).flatMap(([key, text]) => [h('dt', {}, h('code', { text: key })), h('dd', { text })])));
+  return [...Object.entries(model.values).map(([name, value]) => [name, value, '']), ...of_choices];
+}
+
+// Keys of the hardware's table have other units and names than formulas: sources stand by themselves.
+const sourceList = ({ sources }) => h('dl', { class: 'working' }, ...Object.entries(sources).flatMap(([key, text]) => [h('dt', {}, h('code', { text: key })), h('dd', { text })]));
+
+export class Behind {
+  #parts;
+  #plan = null;
+
+  constructor(data) {
+    const hidden = ({ lines }) => [...lines.values()].filter(({ shown }) => !shown).map(({ line, value }) => [line.name, value, `${line.title}: ${line.value}`]);
+    const part = (title, rows, more = () => []) => {
+      const summary = h('summary');
+      const body = h('div');
+      const element = h('details', { on: { toggle: () => this.#fill() } }, summary, body);
+      return { title, rows, more, summary, body, element };
+    };
+    const constants = data.constants.map(({ name, value, title, source }) => [name, value, `${title}; ${source}`]);
+    this.#parts = [
+      part(({ model }) => `Facts of ${model.name}`, modelRows),
+      part(({ device }) => `Numbers of ${device.title}`, ({ device }) => Object.entries(device.values).map(([name, value]) => [name, value, '']), ({ device }) => [sourceList(device)]),
+      part(() => 'Constants', () => constants),
+      part(() => 'Lines that are not shown', hidden)
+    ];
+    by('behind').replaceChildren(h('h2', { text: 'Numbers behind' }), ...this.#parts.map(({ element }) => element));
+  }
+
+  draw(plan) {
+    this.#plan = plan;
+    for (const { summary, title } of this.#parts) summary.textContent = title(plan);
+    this.#fill();
+  }
+
+  #fill() {
+    if (!this.#plan) return;
+    for (const { element, body, title, rows, more } of this.#parts) {
+      body.replaceChildren(...(element.open ? [table(title(this.#plan), rows(this.#plan)), ...more(this.#plan)] : []));
     }
-    element.open = open_tables.has(i);
-    element.addEventListener('toggle', () => (element.open ? open_tables.add(i) : open_tables.delete(i)));
-    return element;
-  });
-  by('behind').replaceChildren(h('h2', { text: 'Numbers behind' }), ...shown);
+  }
+
+  // Opens and focuses the row of a name.
+  show(name) {
+    const part = this.#parts.find(({ rows }) => rows(this.#plan).some(([row]) => row === name));
+    if (!part) return;
+    part.element.open = true;
+    this.#fill();
+    by('behind-' + name).querySelector('th').focus();
+  }
 }

@@ -3,7 +3,7 @@
 import { announce, banner, by, copyText, h } from './dom.js';
 import { drawCharts } from './charts.js';
 import { Controls } from './controls.js';
-import { drawBehind, Lines } from './lines.js';
+import { Behind, Lines } from './lines.js';
 import { makePlan, readData } from './plan.js';
 import { PlanError, showValue } from './show.js';
 import { commandOf, fromFragment, standardState, toFragment } from './state.js';
@@ -53,7 +53,8 @@ const controls = new Controls(data, {
     change();
   }
 });
-const lines = new Lines(data);
+const behind = new Behind(data);
+const lines = new Lines(data, behind);
 
 // ---- Drawing
 
@@ -104,7 +105,7 @@ function drawPlan(plan) {
   drawCharts(data, plan, given());
   lines.draw(plan);
   by('sureness').textContent = data.sureness[plan.kind];
-  drawBehind(data, plan);
+  behind.draw(plan);
   say(figures.map(({ title, text }) => `${title}: ${text}`).join('; '));
 }
 

@@ -3,14 +3,15 @@
 // The digits of |x| and its power of ten, cut to `places` digits behind the first one as exact decimals are rounded: half to even. `places`
 // may be negative.
 function roundedDigits(x, places) {
-  const [mantissa, power] = Math.abs(x).toExponential(99).split('e');
-  const all = mantissa.replace('.', '');
   const kept = places + 1;
+  const tie = (mantissa) => /^50*$/.test(mantissa.replace('.', '').slice(Math.max(0, kept)));
+  let [mantissa, power] = Math.abs(x).toExponential(Math.min(99, Math.max(0, places) + 20)).split('e');
+  if (tie(mantissa)) [mantissa, power] = Math.abs(x).toExponential(99).split('e');  // every digit there is
+  const all = mantissa.replace('.', '');
   if (kept < 0) return { digits: '0', power: -places + Number(power) };
   const rest = all.slice(kept);
   const before = kept === 0 ? '0' : all.slice(0, kept);
-  const exactly_half = rest[0] === '5' && /^50*$/.test(rest);
-  const up = rest !== '' && (exactly_half ? Number(before.at(-1)) % 2 === 1 : rest[0] >= '5');
+  const up = rest !== '' && (tie(mantissa) ? Number(before.at(-1)) % 2 === 1 : rest[0] >= '5');
   const digits = up ? String(BigInt(before) + 1n).padStart(before.length, '0') : before;
   const exponent = kept === 0 ? Number(power) + 1 : Number(power);
   return digits.length > Math.max(1, kept) ? { digits: digits.slice(0, kept === 0 ? 1 : kept), power: exponent + 1 } : { digits, power: exponent };
@@ -38,7 +39,7 @@ export function pointed(x, decimals) {
   if (!Number.isFinite(x)) return general(x);
   const sign = x < 0 || Object.is(x, -0) ? '-' : '';
   if (x === 0) return sign + (decimals > 0 ? '0.' + '0'.repeat(decimals) : '0');
-  const first = Number(Math.abs(x).toExponential(99).split('e')[1]);
+  const first = Number(Math.abs(x).toExponential(20).split('e')[1]);
   const { digits, power } = roundedDigits(x, first + decimals);
   const all = power < 0 ? '0'.repeat(-power) + digits : digits.padEnd(power + 1, '0');
   const before = power < 0 ? 1 : power + 1;

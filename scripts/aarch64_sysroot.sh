@@ -8,7 +8,7 @@ sysroot=${1:-build/aarch64-sysroot}
 
 # What fathom is built with, and what its programs load when they run under the emulator.
 packages=(libfmt-dev libfmt9 libsimdjson-dev libsimdjson14 libpcre2-dev libpcre2-8-0 libseccomp-dev libseccomp2 libutf8proc-dev libutf8proc2
-  libxxhash-dev libxxhash0 zlib1g-dev zlib1g libzstd-dev libzstd1 nlohmann-json3-dev libcli11-dev libboost1.81-dev libssl-dev libssl3
+  libtomlplusplus-dev libxxhash-dev libxxhash0 zlib1g-dev zlib1g libzstd-dev libzstd1 nlohmann-json3-dev libcli11-dev libboost1.81-dev libssl-dev libssl3
   libgtest-dev libgmock-dev libc6 libstdc++6 libgcc-s1)
 
 if [ "$(cat "$sysroot/packages" 2>/dev/null)" = "${packages[*]}" ]; then

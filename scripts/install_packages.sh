@@ -5,7 +5,7 @@ set -euo pipefail
 
 packages=(g++ cmake ninja-build ccache pkg-config git python3 python3-jinja2
   libfmt-dev libsimdjson-dev nlohmann-json3-dev libcli11-dev libpcre2-dev libxxhash-dev zlib1g-dev libzstd-dev libboost1.81-dev
-  libssl-dev libjs-marked libjs-katex fonts-katex node-prismjs bubblewrap libseccomp-dev libutf8proc-dev libgtest-dev libgmock-dev "$@")
+  libssl-dev libjs-marked libjs-katex fonts-katex node-prismjs bubblewrap libseccomp-dev libutf8proc-dev libtomlplusplus-dev libgtest-dev libgmock-dev "$@")
 
 missing=()
 for package in "${packages[@]}"; do

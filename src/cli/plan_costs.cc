@@ -22,7 +22,7 @@ constexpr size_t kMostHardwareBytes = size_t{1} << 20;
 constexpr int kTitleColumns = 60, kValueColumns = 26;
 
 struct Options {
-  std::string model = "deepseek-v3", gpu, hardware;
+  std::string model = "deepseek-v3", gpu, hardware, over;
   bool explain = false;
   std::map<std::string, std::string> given;  // of inputs; empty: not given
 };
@@ -114,23 +114,25 @@ std::string sureness(const std::string& kind) {
   const std::string exact = "Figures without a mark follow from the architecture and are exact; ";
   if (kind == "memory") {
     return exact +
-           "published ones follow rules of the reports. Estimates are what a careful implementation needs: expect "
-           "up to 15 % more for fragments and buffers.";
+           "published ones follow rules of the reports. Estimates are what a careful implementation needs: expect up "
+           "to "
+           "15 % more for fragments and buffers.";
   }
   if (kind == "train") {
     return exact +
-           "fitted ones rest on constants that were fitted to a few published runs, and were within 10 % of large "
-           "runs that they were not fitted to (docs/planner.md); other hardware and smaller models may differ by a "
-           "third.";
+           "fitted ones rest on a few published runs and were within 17 % of those that nothing was fitted to "
+           "(docs/planner.md); other hardware and smaller models may be a third off.";
   }
   return exact +
-         "fitted ones rest on constants that were fitted to a few published services, and were within 20 % of others "
-         "(docs/planner.md); batches of a few sequences are slower than they say, since launches are not counted.";
+         "fitted ones rest on a few published services and were within 12 % of those that nothing was fitted to, hosts "
+         "within a third (docs/planner.md); few sequences on GPUs are slower than this, since launches are not "
+         "counted.";
 }
 
 namespace {
 
-std::string as_text(const PlanRequest& request, const Plan& plan, bool explain) {
+// remark: a sentence behind the advice.
+std::string as_text(const PlanRequest& request, const Plan& plan, bool explain, const std::string& remark) {
   std::string text = fmt::format("{} on {} ({})\n", request.model.name, request.hardware.name, request.hardware.title);
   std::string with;
   for (const PlannedInput& each : plan.inputs) {
@@ -164,7 +166,87 @@ std::string as_text(const PlanRequest& request, const Plan& plan, bool explain) 
   }
   text += "\n";
   for (const std::string& advice : plan.advice) text += wrapped(advice + ".", 2) + "\n";
+  if (!remark.empty()) text += wrapped(remark, 2) + "\n";
   return text + wrapped(sureness(request.kind), 0) + "\n";
+}
+
+// What memory says of other hardware: how many would hold weights and caches.
+std::vector<std::pair<std::string, double>> counts_of_others(const PlanRequest& request,
+                                                             const std::vector<Hardware>& devices) {
+  PlanRequest other{request.kind, request.model, {}, {}};
+  for (const char* name : {"weights", "kv_type", "context", "batch"}) {
+    if (const auto found = request.given.find(name); found != request.given.end()) other.given.insert(*found);
+  }
+  // Defaults follow the hardware that was asked for, not each one's.
+  if (!other.given.contains("weights")) other.given["weights"] = request.hardware.is_host ? "q4_0" : "fp8";
+  std::vector<std::pair<std::string, double>> counts;
+  for (const Hardware& device : devices) {
+    if (device.values.at("gpu_memory_bytes") <= 0) continue;
+    other.hardware = device;
+    counts.emplace_back(device.name, make_plan(other).at("gpus_needed"));
+  }
+  return counts;
+}
+
+// --over NAME=V1,V2,...: the request for each of the values, by the value.
+std::vector<std::pair<std::string, PlanRequest>> requests_over(const PlanRequest& request, const std::string& over) {
+  constexpr size_t kMost = 32;
+  const size_t equals = std::min(over.find('='), over.size());
+  const std::string name = over.substr(0, equals);
+  const auto& inputs = formulas().inputs;
+  const auto input = std::find_if(inputs.begin(), inputs.end(), [&](const Input& each) {
+    return each.option == "--" + name &&
+           std::find(each.plans.begin(), each.plans.end(), request.kind) != each.plans.end();
+  });
+  if (input == inputs.end() || equals + 1 >= over.size()) {
+    throw UsageError("plan {}: --over {}: should be an option and its values, as batch=1,16,64 or context=4096,32768",
+                     request.kind, printable(over, 60));
+  }
+  std::vector<std::pair<std::string, PlanRequest>> all;
+  for (size_t at = equals + 1; at <= over.size();) {
+    const size_t comma = std::min(over.find(',', at), over.size());
+    all.emplace_back(over.substr(at, comma - at), request);
+    all.back().second.given[input->name] = all.back().first;
+    if (all.size() > kMost) throw UsageError("plan {}: --over has more than {} values", request.kind, kMost);
+    at = comma + 1;
+  }
+  return all;
+}
+
+// A column for each value; of the lines those that are not the same in all columns.
+std::string over_text(const std::string& over, const std::vector<std::pair<std::string, Plan>>& plans) {
+  constexpr int kColumns = 15;
+  std::string text = fmt::format("{:<{}}", over.substr(0, over.find('=')), kTitleColumns);
+  for (const auto& [value, plan] : plans) text += fmt::format(" {:>{}}", value, kColumns);
+  std::string section;
+  for (size_t i = 0; i < plans[0].second.lines.size(); ++i) {
+    const PlannedLine& first = plans[0].second.lines[i];
+    const Line& line = *first.line;
+    const bool shown =
+        std::any_of(plans.begin(), plans.end(), [&](const auto& each) { return each.second.lines[i].shown; });
+    const bool same = std::all_of(plans.begin(), plans.end(),
+                                  [&](const auto& each) { return each.second.lines[i].value == first.value; });
+    if (!shown || same) continue;
+    if (line.section != section) text += fmt::format("\n\n{}", section = line.section);
+    text += fmt::format("\n  {:<{}}", line.title, kTitleColumns - 2);
+    for (const auto& [value, plan] : plans) {
+      std::string cell = show_value(plan.lines[i].value, line.unit);
+      text += fmt::format(" {:>{}}", cell.substr(0, cell.find(" (")), kColumns);
+    }
+  }
+  return text + "\n";
+}
+
+void run_over(const PlanRequest& request, const Options& o, const CommonOptions& common) {
+  std::vector<std::pair<std::string, Plan>> plans;
+  for (const auto& [value, each] : requests_over(request, o.over)) {
+    plans.emplace_back(value, make_plan(each));
+    if (common.json) write_stdout(as_json(each, plans.back().second, o.explain));
+  }
+  if (common.json) return;
+  write_stdout(fmt::format("{} on {} ({}); lines that change\n\n", request.model.name, request.hardware.name,
+                           request.hardware.title) +
+               over_text(o.over, plans) + "\n" + wrapped(sureness(request.kind), 0) + "\n");
 }
 
 void run_plan(const std::string& kind, const Options& o, const CommonOptions& common) {
@@ -172,8 +254,15 @@ void run_plan(const std::string& kind, const Options& o, const CommonOptions& co
   for (const auto& [name, text] : o.given) {
     if (!text.empty()) request.given[name] = text;
   }
+  if (!o.over.empty()) return run_over(request, o, common);
   const Plan plan = make_plan(request);
-  write_stdout(common.json ? as_json(request, plan, o.explain) : as_text(request, plan, o.explain));
+  if (common.json) return write_stdout(as_json(request, plan, o.explain));
+  std::string others;
+  if (kind == "memory") {
+    for (const auto& [name, count] : counts_of_others(request, devices_of(o.hardware)))
+      others += fmt::format("{}{:.0f} x {}", others.empty() ? "Weights and caches would fit into " : ", ", count, name);
+  }
+  write_stdout(as_text(request, plan, o.explain, others.empty() ? others : others + "."));
 }
 
 void run_hardware(const Options& o, const CommonOptions& common) {
@@ -224,6 +313,9 @@ void add_kind(CLI::App& plan, const char* kind, const char* about, CommonOptions
     if (!input.choices.empty()) help += fmt::format(": {}", fmt::join(input.choices, ", "));
     c->add_option(input.option, o->given[input.name], help)->type_name("");
   }
+  c->add_option("--over", o->over,
+                "A table of what changes with an option: batch=1,16,64,256 or context=4096,32768,131072")
+      ->type_name("NAME=V1,V2,...");
   c->add_flag("--explain", o->explain, "Under each line its formula, the numbers in it, source and basis");
   c->callback([o, kind, &common] { run_plan(kind, *o, common); });
 }

@@ -519,7 +519,7 @@ class Bench(Case):
             self.assertEqual((rates.pop("test"), rates.pop("threads")), ("machine", n))
             dot = rates.pop("i8_dot_gops")  # null where the CPU has no such instruction
             self.assertTrue(dot is None or dot > 0, dot)
-            self.assertEqual(list(rates), ["memory_gbs", "memory_4k_gbs", "l3_gbs", "l2_gbs", "f32_gflops", "i8_gops", "i8_short_gops", "latency_ns"])
+            self.assertEqual(list(rates), ["memory_gbs", "memory_4k_gbs", "l3_gbs", "l2_gbs", "f32_gflops", "i8_gops", "i8_short_gops", "latency_ns", "memory_gib"])
             self.assertTrue(all(rate > 0 for rate in rates.values()), rates)
         self.assertEqual(len(lines), 2)
 

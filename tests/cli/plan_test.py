@@ -143,5 +143,100 @@ class Eplb(unittest.TestCase):
         self.assertEqual(plan("eplb", stdin="[" * 100000).returncode, 1)
 
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+SHAKESPEARE = str(ROOT / "models" / "shakespeare.config.json")
+
+
+class Costs(unittest.TestCase):
+    def told(self, *arguments):
+        done = plan(*arguments, "--json")
+        self.assertEqual((done.returncode, done.stderr), (0, ""), arguments)
+        self.assertEqual(done.stdout.count("\n"), 1)
+        return json.loads(done.stdout)
+
+    def refused(self, code, words, *arguments):
+        done = plan(*arguments)
+        self.assertEqual((done.returncode, done.stdout), (code, ""), (arguments, done.stderr))
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+
+    def test_figures_of_the_reports(self):
+        memory = self.told("memory", "--model-config", "deepseek-v3", "--gpu", "h100", "--gpus", "8")["lines"]
+        self.assertEqual(memory["parameters"], {"value": 671026419200, "unit": "parameters", "basis": "exact"})
+        self.assertEqual(memory["cache_token_bytes"]["value"], 70272)
+        train = self.told("train", "--model-config", "deepseek-v3", "--gpus", "2048", "--gpu", "h800")
+        self.assertAlmostEqual(train["lines"]["gpu_hours"]["value"] / 2.664e6, 1, 2)
+        self.assertEqual((train["inputs"]["pp"], train["inputs"]["ep"], train["inputs"]["pp_schedule"]), (16, 64, "dualpipe"))
+        serve = self.told("serve", "--network-bandwidth", "50GB/s")["lines"]
+        self.assertAlmostEqual(serve["limit_network_s"]["value"] * 7000 / 7168, 14.76e-3, 5)
+
+    def test_a_plan_and_inspect_count_the_same(self):
+        for model in (SHAKESPEARE, str(ROOT / "models" / "shakespeare"), str(ROOT / "tests" / "data" / "oracle" / "v3_tiny")):
+            lines = self.told("memory", "--model-config", model)["lines"]
+            done = subprocess.run([PROGRAM, "inspect", model, "--json"], capture_output=True, text=True, timeout=60)
+            inspected = json.loads(done.stdout)
+            for ours, theirs in (("parameters", "total"), ("active_parameters", "active")):
+                self.assertEqual(lines[ours]["value"], inspected["parameters"][theirs], model)
+            self.assertEqual(lines["cache_token_bytes"]["value"], inspected["cache_bytes_per_token"]["bf16"])
+
+    def test_every_line_is_explained(self):
+        for kind in ("memory", "train", "serve"):
+            told = self.told(kind, "--explain")
+            for name, line in told["lines"].items():
+                self.assertTrue(line["formula"] and line["with_numbers"] and line["source"] and line["title"], name)
+            text = plan(kind, "--explain").stdout
+            self.assertIn("Constants\n", text)
+            for name in told["lines"]:
+                self.assertIn(f"      {name} = ", text)
+            self.assertIn("docs/planner.md" if kind != "memory" else "Estimates", plan(kind).stdout.splitlines()[-1] + plan(kind).stdout.splitlines()[-2])
+
+    def test_a_table_over_an_option(self):
+        done = plan("serve", "--over", "batch=1,32,256", "--json")
+        plans = [json.loads(line) for line in done.stdout.splitlines()]
+        self.assertEqual([each["inputs"]["batch"] for each in plans], [1, 32, 256])
+        times = [each["lines"]["tpot_s"]["value"] for each in plans]
+        self.assertEqual(times, sorted(times))
+        text = plan("serve", "--over", "batch=1,32,256").stdout
+        self.assertIn("Time per output token", text)
+        self.assertNotIn("Attention, all layers", text)  # the same for all
+        for over in ("batch", "batch=", "nothing=1", "=1", "batch=1,,2", "batch=1,x", "tokens=1"):
+            self.refused(2, ["plan serve"], "serve", "--over", over)
+
+    def test_wrong_use(self):
+        self.refused(2, ["no GPU", "h800"], "memory", "--gpu", "h900")
+        self.refused(2, ["no model", "deepseek-v3"], "memory", "--model-config", "deepseek-v9")
+        self.refused(2, ["--batch -1", "from 1"], "serve", "--batch=-1")
+        self.refused(2, ["--pp 7", "--gpus 2048"], "train", "--pp", "7")
+        self.refused(2, ["--ep 3"], "train", "--ep", "3")
+        self.refused(2, ["q4_0"], "memory", "--weights", "int3")
+        self.refused(2, ["number"], "train", "--tokens", "lots")
+        self.refused(2, ["no FP8"], "train", "--gpu", "a100", "--precision", "fp8")
+        self.refused(2, ["--nonsense"], "serve", "--nonsense", "1")
+        self.refused(1, ["nothere"], "serve", "--hardware", "/nowhere/nothere.toml")
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "config.json"
+            file.write_text("{")
+            self.refused(1, ["config.json"], "memory", "--model-config", str(file))
+
+    def test_hardware_of_ones_own(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "own.toml"
+            file.write_text('[[device]]\nname = "own"\nfp8_tflops = 1000\nbf16_tflops = 500\nf32_tflops = 50\nmemory_gib = 1000\nmemory_gbs = 10000\nlink_gbs = 100\nnetwork_gbs = 50\ndollars_an_hour = 9\n')
+            told = self.told("serve", "--hardware", str(file))
+            self.assertEqual((told["gpu"], told["inputs"]["price"]), ("own", 9))
+            self.assertEqual(self.told("serve", "--hardware", str(file), "--gpu", "h200")["gpu"], "h200")
+            names = [json.loads(line)["name"] for line in plan("hardware", "--hardware", str(file), "--json").stdout.splitlines()]
+            self.assertEqual(names[:2], ["own", "h800"])
+            self.assertIn("its assumption", plan("hardware", "--explain").stdout)
+            machine = {"test": "machine", "threads": 1, "memory_gbs": 30.0, "l3_gbs": 70.0, "l2_gbs": 100.0, "f32_gflops": 110.0, "i8_gops": 230.0, "i8_dot_gops": None}
+            file.write_text(json.dumps(machine) + "\n" + json.dumps({**machine, "threads": 2, "f32_gflops": 220.0}) + "\n")
+            one = self.told("train", "--hardware", str(file), "--model-config", SHAKESPEARE, "--seq-len", "128", "--batch-size", "16", "--micro-batch", "16")
+            self.assertEqual((one["gpu"], one["inputs"]["precision"]), ("machine", "f32"))
+            self.assertGreater(one["lines"]["tokens_per_s"]["value"], 1000)
+            file.write_text('[[device]]\nname = "\x1b"\n')
+            self.refused(1, ["own.toml"], "serve", "--hardware", str(file))
+
+
 if __name__ == "__main__":
     unittest.main()

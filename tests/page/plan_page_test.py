@@ -225,6 +225,8 @@ class PlanPage(BrowserTest):
                 row = f"{line['title']} {int(line['value'])} " if line["unit"] == "parameters" else f"{line['title']} "
                 row += shown["texts"][name] + ("" if line["basis"] == "exact" else f" {line['basis']}")
                 self.assertIn(row, rows)
+            others = self.page.locator("#others").all_text_contents()
+            self.assertTrue(all(each in " ".join(table.split()) for each in others) and len(others) == (kind == "memory"), others)
             of_page = self.page.evaluate(
                 "Object.fromEntries([...document.querySelectorAll('.line')].map((e) => [e.dataset.line, [...e.querySelectorAll('dd')].map((d) => d.textContent)]))"
             )

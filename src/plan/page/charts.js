@@ -165,7 +165,16 @@ function speedFigures(data, plan, given) {
   return [h('div', { class: 'curves' }, ...curves), h('div', { class: 'panel' }, h('p', { class: 'hint', text: note }), details)];
 }
 
+// How many of each kind of hardware would hold weights and caches, as the program counts them: formats follow the hardware that was chosen.
+function othersText(data, plan, given) {
+  const same = Object.fromEntries(['weights', 'kv_type', 'context', 'batch'].filter((name) => given[name] !== undefined).map((name) => [name, given[name]]));
+  same.weights ??= plan.device.is_host ? 'q4_0' : 'fp8';
+  const counts = data.devices.filter(({ values }) => values.gpu_memory_bytes > 0).map((device) => [makePlan(data, plan.kind, plan.model, device, same).values.gpus_needed, device.name]);
+  return `Weights and caches would fit into ${counts.map(([n, name]) => `${general(n)} x ${name}`).join(', ')}.`;
+}
+
 export function drawCharts(data, plan, given) {
   const bars = kBars[plan.kind].map((bar) => barFigure(bar, plan.values)).filter((each) => each !== null);
-  by('charts').replaceChildren(...bars, ...(plan.kind === 'serve' ? speedFigures(data, plan, given) : []));
+  const others = plan.kind === 'memory' ? [h('p', { id: 'others', class: 'panel', text: othersText(data, plan, given) })] : [];
+  by('charts').replaceChildren(...bars, ...others, ...(plan.kind === 'serve' ? speedFigures(data, plan, given) : []));
 }

@@ -4,7 +4,7 @@ import { by, h } from './dom.js';
 import { compiled } from './expression.js';
 import { logTicks } from './formats.js';
 import { makePlan, PlanError } from './plan.js';
-import { general, optionText, showValue } from './show.js';
+import { general, optionText, pointed, showValue } from './show.js';
 
 // Parts are formulas over the plan's values, as those of formulas.toml.
 const kBars = {
@@ -87,18 +87,24 @@ function svg(tag, attributes, ...children) {
   return element;
 }
 
+// null where there is none.
+function possiblePlan(...wanted) {
+  try {
+    return makePlan(...wanted);
+  } catch (error) {
+    if (error instanceof PlanError) return null;
+    throw error;
+  }
+}
+
 // Plans that differ in the batch alone, those that can be.
 function overBatches(data, plan, given) {
   const now = plan.inputs.get('batch').value;
   const batches = [...new Set([...Array.from({ length: Math.log2(kMostBatch) + 1 }, (_, i) => 2 ** i), now])].sort((a, b) => a - b);
   const points = [];
   for (const batch of batches) {
-    try {
-      const other = makePlan(data, plan.kind, plan.model, plan.device, { ...given, batch: String(batch) });
-      points.push({ batch, now: batch === now, fits: other.lines.get('fits').value !== 0, plan: other });
-    } catch (error) {
-      if (!(error instanceof PlanError)) throw error;
-    }
+    const other = possiblePlan(data, plan.kind, plan.model, plan.device, { ...given, batch: String(batch) });
+    if (other) points.push({ batch, now: batch === now, fits: other.lines.get('fits').value !== 0, plan: other });
   }
   return points;
 }
@@ -169,8 +175,11 @@ function speedFigures(data, plan, given) {
 function othersText(data, plan, given) {
   const same = Object.fromEntries(['weights', 'kv_type', 'context', 'batch'].filter((name) => given[name] !== undefined).map((name) => [name, given[name]]));
   same.weights ??= plan.device.is_host ? 'q4_0' : 'fp8';
-  const counts = data.devices.filter(({ values }) => values.gpu_memory_bytes > 0).map((device) => [makePlan(data, plan.kind, plan.model, device, same).values.gpus_needed, device.name]);
-  return `Weights and caches would fit into ${counts.map(([n, name]) => `${general(n)} x ${name}`).join(', ')}.`;
+  const counts = data.devices.filter(({ values }) => values.gpu_memory_bytes > 0).map((device) => {
+    const other = possiblePlan(data, plan.kind, plan.model, device, same);
+    return other ? [`${pointed(other.values.gpus_needed, 0)} x ${device.name}`] : [];
+  });
+  return `Weights and caches would fit into ${counts.flat().join(', ')}.`;
 }
 
 export function drawCharts(data, plan, given) {

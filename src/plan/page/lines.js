@@ -154,7 +154,7 @@ export class Behind {
       const summary = h('summary');
       const body = h('div');
       const element = h('details', { on: { toggle: () => this.#fill() } }, summary, body);
-      return { title, rows, more, summary, body, element };
+      return { title, rows, more, summary, body, element, filled: null };
     };
     const constants = data.constants.map(({ name, value, title, source }) => [name, value, `${title}; ${source}`]);
     this.#parts = [
@@ -174,8 +174,11 @@ export class Behind {
 
   #fill() {
     if (!this.#plan) return;
-    for (const { element, body, title, rows, more } of this.#parts) {
-      body.replaceChildren(...(element.open ? [table(title(this.#plan), rows(this.#plan)), ...more(this.#plan)] : []));
+    for (const part of this.#parts) {
+      const wanted = part.element.open ? this.#plan : null;
+      if (part.filled === wanted) continue;
+      part.filled = wanted;
+      part.body.replaceChildren(...(wanted ? [table(part.title(wanted), part.rows(wanted)), ...part.more(wanted)] : []));
     }
   }
 

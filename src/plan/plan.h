@@ -41,7 +41,7 @@ struct Plan {
 // UsageError, in a line that says what is possible, for an input out of its range, and where one of the plan's checks
 // is true (a layout that does not divide, a number format that the GPU does not have). Error for a number that comes
 // out infinite, which names the line.
-Plan make_plan(const PlanRequest& request, const Formulas& formulas = formulas());
+Plan make_plan(const PlanRequest& request, const Formulas& all = formulas());
 
 // "14.8T", "671B", "400GB", "50GB/s", "1.5MiB", "80%", "2,048": a number. UsageError, beginning with `what`, for
 // another text.

@@ -2,6 +2,7 @@
 """fathom plan. usage: plan_test.py PROGRAM"""
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -190,6 +191,19 @@ class Costs(unittest.TestCase):
             for name in told["lines"]:
                 self.assertIn(f"      {name} = ", text)
             self.assertIn("docs/planner.md" if kind != "memory" else "Estimates", plan(kind).stdout.splitlines()[-1] + plan(kind).stdout.splitlines()[-2])
+
+    @unittest.skipUnless(shutil.which("node"), "no node")
+    def test_formulas_with_numbers_are_javascript(self):
+        lines = [line for kind in ("memory", "train", "serve") for model in ("deepseek-v3.2", "llama-3.1-8b")
+                 for line in self.told(kind, "--model-config", model, "--explain")["lines"].values()]
+        script = ("const {min, max, ceil, floor, round, sqrt, pow, log, exp} = Math; const lines = JSON.parse(require('fs').readFileSync(0, 'utf8'));"
+                  "for (const line of lines) console.log(Number(eval(line.with_numbers)))")
+        done = subprocess.run(["node", "-e", script], input=json.dumps(lines), capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        values = [float(value) for value in done.stdout.split()]
+        self.assertEqual(len(values), len(lines))
+        for line, value in zip(lines, values):  # numbers are shown with six digits
+            self.assertAlmostEqual(value, line["value"], delta=1e-3 * abs(line["value"]) + 1e-9, msg=line["formula"])
 
     def test_a_table_over_an_option(self):
         done = plan("serve", "--over", "batch=1,32,256", "--json")

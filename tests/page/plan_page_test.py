@@ -328,10 +328,10 @@ class PlanPage(BrowserTest):
                         const before = control.dataset.value;
                         slider.value = slider.value === slider.max ? Math.max(0, slider.max - 1) : Number(slider.value) + 1;
                         slider.dispatchEvent(new Event('input', { bubbles: true }));
-                        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+                        await new Promise((done) => requestAnimationFrame(done));
                         const after = control.dataset.value, error = document.getElementById('error').textContent;
                         document.getElementById('reset').click();
-                        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+                        await new Promise((done) => requestAnimationFrame(done));
                         return [before !== after, error];
                     }""",
                     name,

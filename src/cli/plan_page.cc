@@ -1,5 +1,6 @@
 // fathom plan page: the planner as a page that needs no program and no server.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>

@@ -11,7 +11,7 @@ endfunction()
 file(GLOB chat CONFIGURE_DEPENDS ${page}/*.html ${page}/*.css ${page}/*.js ${page}/*.txt)
 file(GLOB watch CONFIGURE_DEPENDS ${page}/watch/*.html ${page}/watch/*.css ${page}/watch/*.js)
 page_files(chat ${chat})
-page_files(watch ${watch} ${page}/base.css ${page}/theme.js ${page}/dom.js ${page}/ask.js ${page}/key.js)
+page_files(watch ${watch} ${page}/base.css ${page}/theme.js ${page}/dom.js ${page}/theme_choice.js ${page}/ask.js ${page}/key.js)
 
 function(page_library package folder) # FILE=SERVED ...
   foreach(pair ${ARGN})

@@ -249,6 +249,7 @@ void add_plan(CLI::App& app, CommonOptions& common) {
       "plan", "What a training or a deployment needs: memory, time, money, schedules, experts' places");
   plan->require_subcommand(1);
   add_plan_costs(*plan, common);
+  add_plan_page(*plan, common);
   add_schedule(*plan, common);
   plan->add_subcommand("eplb",
                        "Place copies of experts on GPUs: {\"weight\": [[load of each expert] of each layer], "

@@ -27,6 +27,8 @@ struct Options {
   std::map<std::string, std::string> given;  // of inputs; empty: not given
 };
 
+}  // namespace
+
 ModelFacts facts_of(const std::string& model) {
   if (is_known_model(model)) return model_facts(known_model(model), model);
   const std::filesystem::path path(model);
@@ -44,6 +46,8 @@ std::vector<Hardware> devices_of(const std::string& hardware) {
   devices.insert(devices.end(), known_devices().begin(), known_devices().end());
   return devices;
 }
+
+namespace {
 
 // The GPU that was asked for; else the first of the user's own file; else DeepSeek's.
 Hardware device_of(const Options& o) {
@@ -104,6 +108,8 @@ std::string wrapped(const std::string& text, size_t indent) {
   return out;
 }
 
+}  // namespace
+
 std::string sureness(const std::string& kind) {
   const std::string exact = "Figures without a mark follow from the architecture and are exact; ";
   if (kind == "memory") {
@@ -122,6 +128,8 @@ std::string sureness(const std::string& kind) {
          "within a third (docs/planner.md); few sequences on GPUs are slower than this, since launches are not "
          "counted.";
 }
+
+namespace {
 
 // remark: a sentence behind the advice.
 std::string as_text(const PlanRequest& request, const Plan& plan, bool explain, const std::string& remark) {

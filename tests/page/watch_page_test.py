@@ -533,7 +533,7 @@ class Watch(BrowserTest):
         page = self.open(self.run_of("demo", step(1)))
         for theme in ["light", "dark"]:
             page.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
-            ratios = contrasts(page, [(f"--run-{i + 1}", "--page") for i in range(8)])
+            ratios = contrasts(page, [(f"--series-{i + 1}", "--page") for i in range(8)])
             self.assertEqual([each for each in ratios if not each[2] >= 4.5], [], theme)
 
     def test_theme(self):

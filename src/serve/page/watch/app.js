@@ -1,8 +1,9 @@
 // The page of fathom watch: puts the parts together.
 
 import { apiKey } from '/ask.js';
-import { announce, banner, by, h, icon, number } from '/dom.js';
+import { banner, by, h, number } from '/dom.js';
 import { askForKey } from '/key.js';
+import { themeChoice } from '/theme_choice.js';
 import { BalanceView } from './balance.js';
 import { short } from './formats.js';
 import { Plot } from './plot.js';
@@ -12,8 +13,6 @@ import { RunCards, Samples, SkippedSteps } from './runs.js';
 import { sources } from './sources.js';
 import { View } from './view.js';
 
-const kThemes = ['', 'light', 'dark'];
-const kSettings = 'fathom.settings';  // where theme.js looks
 const kTick_ms = 1000;
 const kParts = { all: null, half: 0.5, tenth: 0.1, hundredth: 0.01 };
 
@@ -117,33 +116,6 @@ const reader = new Reader({
 
 const windowOf = (value) => Math.round(10 ** Number(value));
 
-function readTheme() {
-  return document.documentElement.dataset.theme ?? '';
-}
-
-function drawTheme() {
-  const label = { '': 'Theme: as the system', light: 'Theme: light', dark: 'Theme: dark' }[readTheme()];
-  by('theme').setAttribute('aria-label', label);
-  by('theme').title = label;
-  by('theme').replaceChildren(icon({ '': 'auto', light: 'sun', dark: 'moon' }[readTheme()]));
-  view.readColors();
-  balance.repaint();
-  draw(true);
-}
-
-by('theme').addEventListener('click', () => {
-  const theme = kThemes[(kThemes.indexOf(readTheme()) + 1) % kThemes.length];
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
-  try {
-    localStorage.setItem(kSettings, JSON.stringify({ ...JSON.parse(localStorage.getItem(kSettings) ?? '{}'), theme }));
-  } catch {
-    // for this visit at least
-  }
-  drawTheme();
-  announce(by('theme').title);
-});
-matchMedia('(prefers-color-scheme: dark)').addEventListener('change', drawTheme);
 for (const radio of document.querySelectorAll('input[name=axis]')) radio.addEventListener('change', () => view.setAxis(radio.value));
 by('window').value = String(Math.log10(view.window));
 by('window').addEventListener('input', () => view.setWindow(windowOf(by('window').value)));
@@ -152,5 +124,9 @@ by('whole').addEventListener('click', () => view.zoom(null));
 for (const select of document.querySelectorAll('select.which-run')) select.addEventListener('change', () => choose(Number(select.value)));
 setInterval(() => { if (!document.hidden) draw(); }, kTick_ms);  // ages grow
 
-drawTheme();
+themeChoice(() => {
+  view.readColors();
+  balance.repaint();
+  draw(true);
+});
 reader.retry();

@@ -34,7 +34,7 @@ export class View {
     const style = getComputedStyle(document.documentElement);
     const color = (name) => style.getPropertyValue('--' + name).trim();
     this.colors = {
-      runs: Array.from({ length: kColors }, (_, i) => color(`run-${i + 1}`)),
+      runs: Array.from({ length: kColors }, (_, i) => color(`series-${i + 1}`)),
       under: color('load-under'), even: color('load-even'), over: color('load-over')
     };
     for (const name of ['page', 'line', 'muted', 'text', 'accent', 'danger']) this.colors[name] = color(name);

@@ -57,7 +57,8 @@ class Tokenizer {
   std::string token_bytes(int32_t id) const;  // what decoding it emits
 
   const std::string& chat_template() const;  // Jinja source, empty when there is none
-  // What it is from now on, for save() too, which then writes it to a file of its own. Error where it is no UTF-8, or longer than kMaxTemplateBytes.
+  // What it is from now on, for save() too, which then writes it to a file of its own. Error where it is no UTF-8, or
+  // longer than kMaxTemplateBytes.
   void set_chat_template(std::string source);
   bool is_bytes() const;
   const std::string& json() const;  // the text of its tokenizer.json; empty for bytes

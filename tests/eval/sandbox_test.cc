@@ -325,10 +325,19 @@ async def f(): await asyncio.sleep(0.01); return 8
 assert asyncio.run(f()) == 8
 assert subprocess.run(["/bin/echo", "hi"], capture_output=True, text=True).stdout == "hi\n"
 with multiprocessing.Pool(2) as pool: assert pool.map(math.factorial, [3, 4]) == [6, 24]
+shared = multiprocessing.Array("i", 3)
+child = multiprocessing.Process(target=lambda: shared.__setitem__(0, 7))
+child.start(); child.join()
+assert shared[0] == 7
+with multiprocessing.Manager() as manager: assert manager.list([1])[0] == 1
+import mmap, os
+assert mmap.mmap(0, 0, access=mmap.ACCESS_READ)[:] == b"input"
+with open("/dev/null", "w") as file: file.write("x")
 with tempfile.TemporaryFile() as file: file.write(b"x")
 assert multiprocessing.cpu_count() > 0 and random.random() < 1
 print("all run")
-)");
+)",
+                                   {}, "input");
   EXPECT_EQ(result.out, "all run\n") << result.err;
 }
 

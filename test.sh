@@ -65,7 +65,7 @@ ctest --preset asan -j "$jobs" -E "$slow" >build/asan/ctest.log || { grep -v " P
 grep "tests passed" build/asan/ctest.log
 
 say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, conversations, mathematics, requests, HTTP both ways"
-scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s conversation_fuzz=6s http_fuzz=6s reply_fuzz=6s same_answer_fuzz=6s
+scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=6s safetensors_header_fuzz=6s gguf_fuzz=6s tokenizer_fuzz=6s jinja_fuzz=6s dataset_fuzz=6s answer_parser_fuzz=6s grammar_fuzz=6s conversation_fuzz=6s http_fuzz=6s reply_fuzz=6s same_answer_fuzz=6s code_problem_fuzz=6s
 
 say "Arm: kernels and number formats, cross-compiled"
 if scripts/aarch64_sysroot.sh; then

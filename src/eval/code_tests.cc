@@ -61,6 +61,8 @@ std::optional<std::string> bad_end(const SandboxResult& result) {
       return "crashed: more output than allowed";
     case SandboxResult::out_of_memory:
       return "crashed: more memory than allowed";
+    case SandboxResult::stopped:
+      return "stopped";
   }
   return std::nullopt;
 }

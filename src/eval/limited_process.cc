@@ -238,6 +238,7 @@ ProcessEnd watch(pid_t pid, const ProcessPlan& plan, Descriptor out, Descriptor 
   for (bool running = true; running;) {
     const double now = seconds();
     if (now >= plan.limits.wall_s) pass(SandboxResult::out_of_time);
+    if (plan.limits.stopped != nullptr && *plan.limits.stopped) pass(SandboxResult::stopped);
     if (now >= next_memory_s) {
       const pid_t first = has_inner ? victim.inner() : pid;
       if (first > 0 && memory_of(first) > plan.limits.memory_bytes) pass(SandboxResult::out_of_memory);

@@ -210,6 +210,8 @@ const Available& available() {
 
 }  // namespace
 
+SandboxLimits limits_of_time(double cpu_s) { return {.cpu_s = cpu_s, .wall_s = std::max(2 * cpu_s, cpu_s + 5)}; }
+
 std::string why_no_sandbox(const std::string& bubblewrap) {
   if (access(bubblewrap.c_str(), X_OK) != 0) return fmt::format("{}: no such program", printable(bubblewrap));
   try {

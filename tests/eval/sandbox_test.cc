@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -315,6 +316,26 @@ TEST_F(Sandbox, SaysHowAProgramEnded) {
   const SandboxResult long_output = run("print('x' * 101)", {.output_bytes = 101});
   EXPECT_EQ(long_output.end, SandboxResult::too_much_output);
   EXPECT_EQ(long_output.out, std::string(101, 'x'));
+}
+
+TEST_F(Sandbox, AProgramThatIsStoppedIsEndedAtOnce) {
+  std::atomic<bool> stopped = false;
+  std::thread stopper([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    stopped = true;
+  });
+  const SandboxResult result = run("import time\ntime.sleep(100)", {.wall_s = 100, .stopped = &stopped});
+  stopper.join();
+  EXPECT_EQ(result.end, SandboxResult::stopped);
+  EXPECT_LT(result.seconds, 50);
+}
+
+TEST(LimitsOfTime, LeaveTimeToShareAndToStart) {
+  EXPECT_EQ(limits_of_time(SandboxLimits{}.cpu_s).wall_s, SandboxLimits{}.wall_s);
+  for (const double seconds : {0.1, 1.0, 60.0, 3600.0}) {
+    EXPECT_EQ(limits_of_time(seconds).cpu_s, seconds);
+    EXPECT_GE(limits_of_time(seconds).wall_s, std::ceil(seconds) + 4);
+  }
 }
 
 TEST_F(Sandbox, CommonProgramsRun) {

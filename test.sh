@@ -65,7 +65,7 @@ ctest --preset asan -j "$jobs" -E "$slow" >build/asan/ctest.log || { grep -v " P
 grep "tests passed" build/asan/ctest.log
 
 say "Fuzzers: model files, tokenizers, chat templates, datasets, answers, grammars, conversations, mathematics, requests, HTTP both ways"
-scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=5s safetensors_header_fuzz=5s gguf_fuzz=5s tokenizer_fuzz=5s jinja_fuzz=5s dataset_fuzz=5s answer_parser_fuzz=5s grammar_fuzz=5s conversation_fuzz=5s http_fuzz=5s reply_fuzz=5s same_answer_fuzz=5s questions_fuzz=5s teacher_logits_fuzz=5s traces_journal_fuzz=5s
+scripts/fuzz.sh request_fuzz=300000 request_fuzz:2=300000 model_load_fuzz=5s safetensors_header_fuzz=5s gguf_fuzz=5s tokenizer_fuzz=5s jinja_fuzz=5s dataset_fuzz=5s answer_parser_fuzz=5s grammar_fuzz=5s conversation_fuzz=5s http_fuzz=5s reply_fuzz=5s same_answer_fuzz=5s questions_fuzz=5s teacher_logits_fuzz=5s traces_journal_fuzz=5s code_problem_fuzz=5s
 
 say "Arm: kernels and number formats, cross-compiled"
 if scripts/aarch64_sysroot.sh; then

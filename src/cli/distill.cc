@@ -29,6 +29,7 @@ struct TraceCommandOptions {
   std::vector<fs::path> questions;
   tune::TraceOptions traces;
   std::string thinking, keep = "verified";
+  double code_timeout = eval::SandboxLimits{}.cpu_s;
   const char* keep_option = "--keep";  // what a command calls it
 };
 
@@ -79,6 +80,10 @@ void add_trace_options(CLI::App& c, TraceCommandOptions& options) {
                "verified: all right answers; first-verified: of each question the first, and none is asked behind it; "
                "shortest: of each the shortest right one; all: right or wrong")
       ->check(CLI::IsMember({"all", "verified", "first-verified", "shortest"}))
+      ->capture_default_str();
+  c.add_option("--code-timeout", options.code_timeout,
+               "Seconds of CPU that a test of code may take, twice that on the clock")
+      ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str();
   c.add_option("--max-per-question", t.max_per_question, "Traces of one question at most (0: all)")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 20));
@@ -137,6 +142,7 @@ std::optional<tune::TraceCounts> run_traces(const TraceCommandOptions& options, 
   traces.keep = tune::keep_traces_named(options.keep);
   traces.seed = common.seed;
   traces.at_a_time = thread_count(common);
+  traces.limits = eval::limits_of_time(options.code_timeout);
   traces.teacher = teacher_of(options.teacher, teacher);
   if (!options.thinking.empty()) traces.thinking = options.thinking == "on";
   if (!teacher.can_chat) {
@@ -144,6 +150,13 @@ std::optional<tune::TraceCounts> run_traces(const TraceCommandOptions& options, 
                      printable(teacher.name), options.teacher.template_option);
   }
   const std::vector<tune::AskedQuestion> questions = tune::read_asked_questions(options.questions);
+  const bool has_tests =
+      std::ranges::any_of(questions, [](const tune::AskedQuestion& q) { return q.tests != nullptr; });
+  if (traces.keep != tune::KeepTraces::all && has_tests) {  // before anything is asked
+    if (const std::string why = eval::why_no_sandbox(); !why.empty()) {
+      throw Error("{}: some questions have \"tests\", and programs cannot be run here: {}", command, why);
+    }
+  }
   const auto counts =
       tune::make_traces(questions, *teacher.answerer, traces, tune::verify_trace, [] { return interrupted_by != 0; });
   if (counts) {

@@ -25,7 +25,7 @@ struct Options {
   eval::RunOptions run;
   std::string data, out, thinking;
   int64_t limit = 0, shots = 0, max_tokens = 0;
-  double temperature = 0, top_p = 1;
+  double temperature = 0, top_p = 1, time_limit = eval::SandboxLimits{}.cpu_s;
   bool chat = false, resume = false;
 };
 
@@ -107,6 +107,7 @@ void run(const Options& o, const CommonOptions& common) {
   run.data = o.data;
   run.out = o.out;
   run.seed = common.seed;
+  run.limits = eval::limits_of_time(o.time_limit);
   if (!o.thinking.empty()) run.thinking = o.thinking == "on";
   if (o.resume && (o.out.empty() || !path_exists(fs::path(o.out) / "settings.json"))) {
     throw UsageError("eval: --resume: {} has no run to go on with",
@@ -272,7 +273,7 @@ void add_eval(CLI::App& app, CommonOptions& common) {
   constexpr const char* kPrograms = "Of programs that are tried";
   command->add_flag("--unsandboxed", o->run.unsandboxed, "Run what the model writes with all of your rights")
       ->group(kPrograms);
-  command->add_option("--time-limit", o->run.limits.wall_s, "Seconds that one test may take")
+  command->add_option("--time-limit", o->time_limit, "Seconds of CPU that one test may take, twice that on the clock")
       ->check(CLI::Range(0.1, 3600.0))
       ->group(kPrograms);
   add_compare(*command, common);

@@ -21,7 +21,7 @@ struct Options {
                                        kl_estimate = "unbiased";
   bool plain = false, no_keep_routing = false;
   const CLI::Option *length_free = nullptr, *mask_off_policy = nullptr;
-  double off_policy = 0;
+  double off_policy = 0, code_timeout = eval::SandboxLimits{}.cpu_s;
 };
 
 tune::QuestionOptions question_options(const Options& options, TrainOptions& train) {
@@ -50,6 +50,7 @@ void run(const Options& options, const CommonOptions& common) {
   grpo.questions = question_options(options, grpo.train);
   grpo.rewards.weights = tune::parse_reward_weights(options.reward);
   if (options.length_free->count() == 0) grpo.rewards.length_free = grpo.rollout.max_tokens / 2;
+  grpo.rewards.limits = eval::limits_of_time(options.code_timeout);
   grpo.rollout.kv_type = cache_format(options.kv_type, nullptr);
   grpo.rollout.draft_tokens = options.draft.draft == "mtp" ? options.draft.tokens : 0;
   grpo.by_deviation = options.advantage == "deviation";
@@ -88,7 +89,8 @@ void add_reward_options(CLI::App& c, Options& options) {
       ->type_name("CMD");
   c.add_option("--reward-timeout", r.command_timeout_s, "Seconds that it may think about one answer")
       ->capture_default_str();
-  c.add_option("--code-timeout", r.limits.cpu_s, "Seconds of CPU that a test of code may take")
+  c.add_option("--code-timeout", options.code_timeout,
+               "Seconds of CPU that a test of code may take, twice that on the clock")
       ->check(CLI::Range(0.1, 3600.0))
       ->capture_default_str();
   c.add_option("--length-penalty", r.length_penalty,

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "eval/embedded.h"
+#include "text/answer_parser.h"
 
 namespace fathom::eval {
 namespace {
@@ -22,8 +23,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr size_t kMaxWhyBytes = 300;
-
-constexpr std::array<std::string_view, 6> kContinuationStops = {"\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@"};
 
 // Of the system: its folders are what the sandbox shows.
 const std::string& python() {
@@ -61,6 +60,8 @@ std::optional<std::string> bad_end(const SandboxResult& result) {
       return "crashed: more output than allowed";
     case SandboxResult::out_of_memory:
       return "crashed: more memory than allowed";
+    case SandboxResult::stopped:
+      return "stopped";
   }
   return std::nullopt;
 }
@@ -109,6 +110,36 @@ std::vector<std::string_view> split(std::string_view text, char at) {
     if (end == std::string_view::npos) return parts;
     text.remove_prefix(end + 1);
   }
+}
+
+// A byte order mark is no part of a program.
+std::string_view without_mark(std::string_view text) {
+  constexpr std::string_view kMark = "\xef\xbb\xbf";
+  return text.starts_with(kMark) ? text.substr(kMark.size()) : text;
+}
+
+// Columns of spaces and tabs.
+size_t width_of(std::string_view space) {
+  size_t width = 0;
+  for (const char c : space) width = c == '\t' ? (width / 4 + 1) * 4 : width + 1;
+  return width;
+}
+
+// As CommonMark has it: a block's lines lose as much of their indentation as its fence has.
+std::string without_indentation(std::string_view line, size_t width) {
+  size_t column = 0, n = 0;
+  while (n < line.size() && column < width && (line[n] == ' ' || line[n] == '\t'))
+    column = width_of(line.substr(0, ++n));
+  return std::string(column > width ? column - width : 0, ' ') + std::string(line.substr(n));
+}
+
+// python, py, Python3, python3.11, ...
+bool is_python(std::string_view language) {
+  std::string name(language);
+  for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  name = name.substr(0, name.find_first_of("0123456789"));
+  return (name == "python" || name == "py") &&
+         language.find_first_not_of("0123456789.", name.size()) == std::string::npos;
 }
 
 // sign * 0.digits * 10^exponent, digits without zeros at either end: equal numbers have equal parts.
@@ -239,6 +270,7 @@ std::string run_input_case(const CodeProblem& problem, const CodeCase& test, std
 
 CodeVerdict judge_code(const CodeProblem& problem, std::string_view program, const SandboxLimits& limits,
                        Containment containment) {
+  if (trimmed(program).empty()) return {false, "wrong answer: no program"};
   if (problem.cases.empty()) return verdict_of(run_tests(problem, program, limits, containment));
   for (size_t i = 0; i < problem.cases.size(); ++i) {
     const auto run = problem.kind == CodeProblem::function ? run_function_case : run_input_case;
@@ -276,40 +308,39 @@ std::vector<CodeVerdict> judge_many(std::span<const CodeAnswer> answers, int at_
 }
 
 std::string extract_code(std::string_view completion) {
-  constexpr std::string_view kThought = "</think>";
-  if (const size_t at = completion.rfind(kThought); at != std::string_view::npos)
-    completion.remove_prefix(at + kThought.size());
-  std::optional<std::string> found, current;
-  std::string fence;  // of the open block
-  bool is_python = false;
-  for (const std::string_view line : split(completion, '\n')) {
-    std::string_view mark = line;
-    while (mark.starts_with(' ') || mark.starts_with('\t')) mark.remove_prefix(1);
+  const std::optional<std::string_view> said = behind_thoughts(completion);
+  if (!said) return {};
+  completion = *said;
+  std::optional<std::string> python, unnamed, current;
+  size_t indentation = 0;  // of the open block's fence
+  std::string fence;       // and its mark
+  std::optional<std::string>* kind = nullptr;
+  for (const std::string_view line : split(without_mark(completion), '\n')) {
+    const std::string_view mark = line.substr(std::min(line.find_first_not_of(" \t"), line.size()));
+    const size_t in_front = width_of(line.substr(0, line.size() - mark.size()));
     const char sign = mark.starts_with("```") ? '`' : mark.starts_with("~~~") ? '~' : '\0';
     const size_t length = sign == '\0' ? 0 : std::min(mark.find_first_not_of(sign), mark.size());
     const std::string_view label = trimmed(mark.substr(length));
     if (!current) {
       if (length == 0 || label.find('`') != std::string_view::npos) continue;
-      std::string language(label.substr(0, label.find_first_of(" {")));
-      for (char& c : language) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
-      is_python = language.empty() || language == "python" || language == "py" || language == "python3";
+      const std::string_view language = label.substr(0, label.find_first_of(" {:,"));
+      kind = language.empty() ? &unnamed : is_python(language) ? &python : nullptr;
       fence = std::string(mark.substr(0, length));
+      indentation = in_front;
       current.emplace();
-    } else if (length >= fence.size() && sign == fence[0] && label.empty()) {
-      if (is_python) found = *current;
+    } else if (length >= fence.size() && sign == fence[0] && label.empty() && in_front < indentation + 4) {
+      if (kind != nullptr) *kind = std::move(current);
       current.reset();
     } else {
-      (*current += line) += '\n';
+      (*current += without_indentation(current->empty() ? without_mark(line) : line, indentation)) += '\n';
     }
   }
-  if (current && is_python) {
+  if (current && kind != nullptr) {
     if (completion.ends_with('\n')) current->pop_back();  // no line is behind it
-    found = std::move(current);
+    *kind = std::move(current);
   }
-  return found ? *found : std::string(completion);
+  return python ? *python : unnamed ? *unnamed : std::string(completion);
 }
-
-std::span<const std::string_view> continuation_stops() { return kContinuationStops; }
 
 bool same_output(std::string_view got, std::string_view expected) {
   const auto a = split(trimmed(got), '\n'), b = split(trimmed(expected), '\n');

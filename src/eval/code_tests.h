@@ -2,6 +2,7 @@
 // (Austin et al. 2021) and LiveCodeBench (Jain et al. 2024). Programs run in the sandbox (eval/sandbox.h).
 #pragma once
 
+#include <array>
 #include <filesystem>
 #include <span>
 #include <string>
@@ -58,13 +59,13 @@ struct CodeAnswer {
 std::vector<CodeVerdict> judge_many(std::span<const CodeAnswer> answers, int at_a_time,
                                     const SandboxLimits& limits = {}, Containment containment = Containment::sandbox);
 
-// The program in what a model wrote: the last fenced block that is Python's or says no language, up to its end where it
-// is cut off; without fences the whole. What stands before a last </think> is left out.
+// The program in what a model wrote: the last fenced block that is Python's, or else that says no language, up to its
+// end where it is cut off; without fences the whole. What stands before a last </think> is left out; empty where the
+// answer was cut within its thoughts.
 std::string extract_code(std::string_view completion);
 
-// Where a continuation of HumanEval's prompts ends, if not before (Chen et al. 2021, section 2.1): "\nclass", "\ndef",
-// ...
-std::span<const std::string_view> continuation_stops();
+// Where a continuation of HumanEval's prompts ends, if not before (Chen et al. 2021, section 2.1).
+inline constexpr std::array<std::string_view, 5> kContinuationStops = {"\nclass", "\ndef", "\n#", "\nif", "\nprint"};
 
 // Whether two outputs are the same as LiveCodeBench has it: as many lines, and each the same but for space at its ends,
 // or the same row of decimal numbers.

@@ -148,12 +148,17 @@ pid_t parent_of(pid_t pid) {
   return number_behind(std::string_view(text).substr(name_end + 3), " ");
 }
 
-// Bytes of memory that the process and all that descend from it have for themselves, by /proc; what is not there any
-// more has none. Where the kernel does not list children it is that of the process alone.
+// kB of a line of /proc/PID/status, and 0 where it has none.
+int64_t kilobytes(std::string_view status, std::string_view name) {
+  return std::max<pid_t>(number_behind(status, name), 0);
+}
+
+// Bytes of memory that the process and all that descend from it have for themselves, in the machine or swapped out, by
+// /proc; what is not there any more has none. Where the kernel does not list children it is that of the process alone.
 int64_t memory_of(pid_t pid, int depth = 0) {
-  int64_t size = 0, resident = 0, shared = 0;
-  std::ifstream(fmt::format("/proc/{}/statm", pid)) >> size >> resident >> shared;
-  int64_t bytes = (resident - shared) * sysconf(_SC_PAGESIZE);
+  std::ifstream file(fmt::format("/proc/{}/status", pid));
+  const std::string status(std::istreambuf_iterator<char>(file), {});
+  int64_t bytes = (kilobytes(status, "\nRssAnon:\t") + kilobytes(status, "\nVmSwap:\t")) * 1024;
   if (depth > 256) return bytes;
   const std::string tasks = fmt::format("/proc/{}/task", pid);
   DIR* folder = opendir(tasks.c_str());
@@ -233,6 +238,7 @@ ProcessEnd watch(pid_t pid, const ProcessPlan& plan, Descriptor out, Descriptor 
   for (bool running = true; running;) {
     const double now = seconds();
     if (now >= plan.limits.wall_s) pass(SandboxResult::out_of_time);
+    if (plan.limits.stopped != nullptr && *plan.limits.stopped) pass(SandboxResult::stopped);
     if (now >= next_memory_s) {
       const pid_t first = has_inner ? victim.inner() : pid;
       if (first > 0 && memory_of(first) > plan.limits.memory_bytes) pass(SandboxResult::out_of_memory);

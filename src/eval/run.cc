@@ -1,17 +1,16 @@
 #include "eval/run.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
-#include <condition_variable>
-#include <deque>
 #include <exception>
-#include <thread>
 #include <utility>
 
 #include "base/checksum.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/terminal.h"
+#include "eval/code_judges.h"
 #include "infer/score.h"
 
 namespace fathom::eval {
@@ -215,68 +214,6 @@ void run_choices(Answerer& answerer, const TaskPlan& plan, Ledger& ledger, const
       interrupted);
 }
 
-// Programs are tried on threads of their own, while others are still written.
-class Judges {
- public:
-  Judges(int n, std::function<void(const Answer&, size_t, int64_t)> judge) : judge_(std::move(judge)) {
-    for (int i = 0; i < n; ++i) threads_.emplace_back([this] { work(); });
-  }
-  ~Judges() { stop(/*drop=*/true); }
-  // Error that a trial has ended with.
-  void add(Answer answer, size_t item, int64_t sample) {
-    std::unique_lock lock(mutex_);
-    if (failure_) std::rethrow_exception(failure_);
-    waiting_.push_back({std::move(answer), item, sample});
-    wake_.notify_one();
-  }
-  void finish() {
-    stop(/*drop=*/false);
-    if (failure_) std::rethrow_exception(failure_);
-  }
-
- private:
-  struct Waiting {
-    Answer answer;
-    size_t item;
-    int64_t sample;
-  };
-  void work() {
-    for (;;) {
-      std::unique_lock lock(mutex_);
-      wake_.wait(lock, [this] { return stops_ || !waiting_.empty(); });
-      if (waiting_.empty()) return;
-      const Waiting one = std::move(waiting_.front());
-      waiting_.pop_front();
-      lock.unlock();
-      try {
-        judge_(one.answer, one.item, one.sample);
-      } catch (...) {
-        lock.lock();
-        if (!failure_) failure_ = std::current_exception();
-        waiting_.clear();
-      }
-    }
-  }
-  void stop(bool drop) {
-    {
-      const std::lock_guard lock(mutex_);
-      stops_ = true;
-      if (drop) waiting_.clear();
-      wake_.notify_all();
-    }
-    for (std::thread& thread : threads_) thread.join();
-    threads_.clear();
-  }
-
-  std::function<void(const Answer&, size_t, int64_t)> judge_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<Waiting> waiting_;
-  std::exception_ptr failure_;
-  bool stops_ = false;
-  std::vector<std::thread> threads_;
-};
-
 void run_generated(Answerer& answerer, const RunOptions& o, const TaskPlan& plan, Ledger& ledger,
                    const Interrupted& interrupted) {
   const Task& task = *plan.task;
@@ -297,7 +234,8 @@ void run_generated(Answerer& answerer, const RunOptions& o, const TaskPlan& plan
     question.seed = o.seed + i * static_cast<uint64_t>(plan.samples);
     questions.push_back(std::move(question));
   }
-  const auto judge = [&](const Answer& answer, size_t i, int64_t sample) {
+  // False where the program was stopped.
+  const auto judge = [&](const Answer& answer, size_t i, int64_t sample, const std::atomic<bool>* stopped) {
     const Item& item = plan.items[i];
     Record record = record_of(item, static_cast<int64_t>(i));
     record.sample = sample;
@@ -326,26 +264,53 @@ void run_generated(Answerer& answerer, const RunOptions& o, const TaskPlan& plan
       record.scores = {{"passed", 0}};
     } else {
       const std::string program = task.program(item, answer.text, plan.chats);
+      SandboxLimits limits = o.limits;
+      limits.stopped = stopped;
       const CodeVerdict verdict =
-          judge_code(*item.problem, program, o.limits, o.unsandboxed ? Containment::none : Containment::sandbox);
+          judge_code(*item.problem, program, limits, o.unsandboxed ? Containment::none : Containment::sandbox);
+      if (stopped != nullptr && *stopped) return false;
       record.scores = {{"passed", verdict.passed ? 1 : 0}};
       more["program"] = program;
       more["verdict"] = verdict.why;
     }
     ledger.add(std::move(record), more);
+    return true;
   };
   const auto skip = [&](size_t i, int64_t sample) { return bool{done[i][static_cast<size_t>(sample)]}; };
   if (task.kind == TaskKind::answers) {
     answer_questions(
-        answerer, questions, [&](size_t i, int64_t sample, Answer answer) { judge(answer, i, sample); }, interrupted,
-        skip);
+        answerer, questions, [&](size_t i, int64_t sample, Answer answer) { judge(answer, i, sample, nullptr); },
+        interrupted, skip);
     return;
   }
-  Judges judges(o.judges, judge);
-  answer_questions(
-      answerer, questions, [&](size_t i, int64_t sample, Answer answer) { judges.add(std::move(answer), i, sample); },
-      interrupted, skip);
-  judges.finish();
+  const fs::path untried_path = o.out.empty() ? fs::path() : o.out / (std::string(task.name) + ".untried.jsonl");
+  CodeJudges judges(o.judges, [&](const UntriedAnswer& one, const std::atomic<bool>& stopped) {
+    return judge(one.answer, one.item, one.sample, &stopped);
+  });
+  std::vector<UntriedAnswer> untried = read_untried(untried_path, plan.items.size(), plan.samples);
+  std::erase_if(untried, [&](const UntriedAnswer& one) {
+    std::vector<bool>::reference is_done = done[one.item][static_cast<size_t>(one.sample)];
+    const bool was_done = is_done;
+    is_done = true;
+    return was_done;
+  });
+  std::exception_ptr failure;
+  try {
+    for (; !untried.empty(); untried.pop_back()) judges.add(untried.back(), interrupted);
+    answer_questions(
+        answerer, questions,
+        [&](size_t i, int64_t sample, Answer answer) {
+          judges.add({std::move(answer), i, sample}, interrupted);
+        },
+        interrupted, skip);
+    judges.finish(interrupted);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  std::vector<UntriedAnswer> left = judges.stop();
+  left.insert(left.end(), std::make_move_iterator(untried.begin()), std::make_move_iterator(untried.end()));
+  write_untried(untried_path, left);
+  if (failure) std::rethrow_exception(failure);
 }
 
 // Returns the windows.

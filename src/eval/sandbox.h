@@ -1,6 +1,7 @@
 // Where programs run that a model wrote: nothing that they do reaches this machine or outlives them (docs/sandbox.md).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -9,14 +10,19 @@
 namespace fathom::eval {
 
 struct SandboxLimits {
-  double cpu_s = 10;                     // of each process, whole seconds, rounded up
-  double wall_s = 20;                    // from the start, that of the sandbox included
-  int64_t memory_bytes = 1 << 30;        // addresses of each process; memory of all together
-  int64_t file_bytes = 16 << 20;         // one file
-  int64_t folder_bytes = 64 << 20;       // the work folder
-  int64_t output_bytes = 1 << 20;        // of stdout, and of stderr
-  int processes = 64, descriptors = 64;  // processes and threads together, one the sandbox's; of each process
+  double cpu_s = 10;                           // of each process, whole seconds, rounded up
+  double wall_s = 20;                          // from the start, that of the sandbox included
+  int64_t memory_bytes = 1 << 30;              // addresses of each process; memory of all together
+  int64_t file_bytes = 16 << 20;               // one file
+  int64_t folder_bytes = 64 << 20;             // the work folder
+  int64_t output_bytes = 1 << 20;              // of stdout, and of stderr
+  int processes = 64, descriptors = 64;        // processes and threads together, one the sandbox's; of each process
+  const std::atomic<bool>* stopped = nullptr;  // once true, the program is killed
 };
+
+// Of programs that may compute for so long: twice that on the clock, where they share it with others, and 5 s more at
+// least, for their start.
+SandboxLimits limits_of_time(double cpu_s);
 
 // Put into the work folder, which is the current one, under a plain name.
 struct SandboxFile {
@@ -24,7 +30,7 @@ struct SandboxFile {
 };
 
 struct SandboxResult {
-  enum End { exited, signalled, out_of_time, too_much_output, out_of_memory } end = exited;
+  enum End { exited, signalled, out_of_time, too_much_output, out_of_memory, stopped } end = exited;
   // Exit code or signal; 0 for the other ends, which are the runner's doing. A program that exits with 128 + n cannot
   // be told from one that signal n ended.
   int code = 0;

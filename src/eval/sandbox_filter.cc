@@ -1,5 +1,6 @@
 #include "eval/sandbox_filter.h"
 
+#include <fcntl.h>
 #include <linux/prctl.h>
 #include <sched.h>
 #include <seccomp.h>
@@ -20,22 +21,23 @@ namespace {
 // Whatever their arguments. What this machine's architecture lacks is left out. Not here, among others: ptrace, keyctl,
 // add_key, bpf, userfaultfd, io_uring_*, unshare, setns, mount and its new forms, umount2, pivot_root, chroot,
 // perf_event_open, process_vm_*, pidfd_getfd, kexec_*, *_module, open_by_handle_at, personality, clone3, seccomp,
-// set*id, memfd_create and System V's shared memory (memory that no limit counts), splice, inotify, mknod.
+// set*id, memfd_create and System V's shared memory (memory that no limit counts), splice, inotify, mknod, and flock:
+// /usr is the machine's, and who locks a file of it has others wait.
 constexpr const char* kAllowed[] = {
     // Descriptors.
     "read", "write", "readv", "writev", "pread64", "pwrite64", "preadv", "pwritev", "preadv2", "pwritev2", "open",
     "openat", "creat", "close", "close_range", "dup", "dup2", "dup3", "pipe", "pipe2", "lseek", "sendfile",
-    "copy_file_range", "fsync", "fdatasync", "sync_file_range", "ftruncate", "truncate", "fallocate", "flock", "fcntl",
-    "fadvise64", "select", "pselect6", "poll", "ppoll", "epoll_create", "epoll_create1", "epoll_ctl", "epoll_wait",
-    "epoll_pwait", "epoll_pwait2", "eventfd", "eventfd2", "timerfd_create", "timerfd_settime", "timerfd_gettime",
-    "signalfd", "signalfd4",
+    "copy_file_range", "fsync", "fdatasync", "sync_file_range", "ftruncate", "truncate", "fallocate", "fadvise64",
+    "select", "pselect6", "poll", "ppoll", "epoll_create", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait",
+    "epoll_pwait2", "eventfd", "eventfd2", "timerfd_create", "timerfd_settime", "timerfd_gettime", "signalfd",
+    "signalfd4",
     // Files.
     "stat", "fstat", "lstat", "newfstatat", "statx", "statfs", "fstatfs", "access", "faccessat", "faccessat2", "getcwd",
     "chdir", "fchdir", "rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat", "link",
     "linkat", "symlink", "symlinkat", "readlink", "readlinkat", "chmod", "fchmod", "fchmodat", "umask", "getdents",
     "getdents64", "utime", "utimes", "utimensat", "futimesat",
     // Memory.
-    "mmap", "mprotect", "munmap", "brk", "mremap", "madvise", "msync", "mincore",
+    "mprotect", "munmap", "brk", "mremap", "madvise", "msync", "mincore",
     // Processes and threads.
     "fork", "vfork", "execve", "exit", "exit_group", "wait4", "waitid", "kill", "tkill", "tgkill", "getpid", "getppid",
     "gettid", "getuid", "geteuid", "getgid", "getegid", "getresuid", "getresgid", "getgroups", "getpgid", "getpgrp",
@@ -58,6 +60,11 @@ constexpr uint64_t kLower = 0xffffffff;
 constexpr uint64_t kNamespaces =
     CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
 constexpr uint64_t kIoctls[] = {TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX};  // not TIOCSTI, TIOCLINUX
+// Not F_NOTIFY and F_SETLEASE, which tell of what others do with a file, or hold them up.
+constexpr uint64_t kFcntls[] = {F_DUPFD,      F_DUPFD_CLOEXEC, F_GETFD,    F_SETFD, F_GETFL,
+                                F_SETFL,      F_GETOWN,        F_SETOWN,   F_GETLK, F_OFD_GETLK,
+                                F_GETPIPE_SZ, F_SETPIPE_SZ,    F_GET_SEALS};
+constexpr uint64_t kLocks[] = {F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW};
 constexpr uint64_t kPrctls[] = {PR_SET_NAME, PR_GET_NAME, PR_SET_PDEATHSIG, PR_GET_PDEATHSIG, PR_GET_DUMPABLE};
 
 void must(int result, const char* what) {
@@ -87,6 +94,16 @@ std::string sandbox_filter() {
   for (const char* name : kAllowed) add(filter, SCMP_ACT_ALLOW, name);
   for (const uint64_t request : kIoctls) add(filter, SCMP_ACT_ALLOW, "ioctl", lower_bits(1, kLower, request));
   for (const uint64_t option : kPrctls) add(filter, SCMP_ACT_ALLOW, "prctl", lower_bits(0, kLower, option));
+  for (const uint64_t command : kFcntls) add(filter, SCMP_ACT_ALLOW, "fcntl", lower_bits(1, kLower, command));
+  for (const uint64_t command : kLocks) add(filter, SCMP_ACT_ERRNO(ENOLCK), "fcntl", lower_bits(1, kLower, command));
+  add(filter, SCMP_ACT_ERRNO(ENOLCK), "flock");
+  // Shared memory without a file stays as long as any process has a page of it mapped, whether or not it is in that
+  // process's resident set: it could be counted by nothing. Shared maps of files are those of the folder.
+  constexpr uint64_t kSharedNoFile = MAP_SHARED | MAP_ANONYMOUS;
+  for (const uint64_t kind : {uint64_t{0}, uint64_t{MAP_SHARED}, uint64_t{MAP_ANONYMOUS}}) {
+    add(filter, SCMP_ACT_ALLOW, "mmap", lower_bits(3, kSharedNoFile, kind));
+  }
+  add(filter, SCMP_ACT_ERRNO(EPERM), "mmap", lower_bits(3, kSharedNoFile, kSharedNoFile));
   add(filter, SCMP_ACT_ALLOW, "clone", lower_bits(0, kNamespaces, 0));
   for (uint64_t bit = 1; bit <= kNamespaces; bit <<= 1) {
     if ((kNamespaces & bit) != 0) add(filter, SCMP_ACT_ERRNO(EPERM), "clone", lower_bits(0, bit, bit));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "eval/code_tests.h"
 #include "eval/fewshot_sampler.h"
 #include "eval/task_files.h"
 
@@ -14,6 +15,7 @@ constexpr int64_t kLong = 32768;  // thoughts included, as the R1 report has it
 const std::vector<Task>& task_table() {
   using enum TaskKind;
   const std::vector<std::string> question{"Question:", "</s>", "<|im_end|>"};
+  const std::vector<std::string> continuation(kContinuationStops.begin(), kContinuationStops.end());
   static const std::vector<Task> table{
       {"mmlu", "MMLU, 57 subjects: the likeliest of A to D", choices, 5, 5, false, 0, 0, {}, read_mmlu, nullptr},
       {"mmlu_gen", "MMLU, the letter written", answers, 5, 0, true, 32, kLong, {"\n", "</s>"}, read_mmlu, judge_letter},
@@ -34,18 +36,8 @@ const std::vector<Task>& task_table() {
       {"math500", "MATH-500", answers, 4, 0, true, 1024, kLong, {"Problem:"}, read_math500, judge_math},
       {"aime24", "AIME 2024", answers, 0, 0, true, 4096, kLong, question, read_aime24, judge_math},
       {"aime25", "AIME 2025", answers, 0, 0, true, 4096, kLong, question, read_aime25, judge_math},
-      {"humaneval",
-       "HumanEval: functions in Python, tried",
-       code,
-       0,
-       0,
-       true,
-       1024,
-       kLong,
-       {"\nclass", "\ndef", "\n#", "\nif", "\nprint"},
-       read_humaneval,
-       nullptr,
-       humaneval_program},
+      {"humaneval", "HumanEval: functions in Python, tried", code, 0, 0, true, 1024, kLong, continuation,
+       read_humaneval, nullptr, humaneval_program},
       {"mbpp",
        "MBPP: short programs in Python, tried",
        code,

@@ -47,6 +47,16 @@ std::string escaped(std::string_view text) {
 
 }  // namespace
 
+std::optional<std::string_view> behind_thoughts(std::string_view answer, bool begun_thoughts) {
+  if (const size_t end = answer.rfind(kEndThink); end != std::string_view::npos) {
+    answer.remove_prefix(end + kEndThink.size());
+    begun_thoughts = false;
+  }
+  const size_t begin = std::min(answer.find_first_not_of(" \t\r\n"), answer.size());
+  if (begun_thoughts || answer.substr(begin).starts_with(kThink)) return std::nullopt;
+  return answer;
+}
+
 std::string_view calls_mark(CallFormat format) {
   if (format == CallFormat::none) return {};
   return format == CallFormat::deepseek_v3_2 ? kInvokes : kCalls;

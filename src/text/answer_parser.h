@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -11,6 +12,9 @@
 namespace fathom {
 
 inline constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
+// What an answer says behind the last </think>, or all of it where there is none. Nothing where it was cut within its
+// thoughts: it begins with <think>, or by begun_thoughts (its prompt ends in <think>) in them, and does not end them.
+std::optional<std::string_view> behind_thoughts(std::string_view answer, bool begun_thoughts = false);
 
 enum class CallFormat {
   none,          // marks of calls are content

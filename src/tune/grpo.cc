@@ -61,6 +61,8 @@ TrainedState initial_state(const GrpoOptions& o, const ModelConfig& config, Thre
 
 Settings settings_of(const GrpoOptions& o, std::span<const Question> questions) {
   const auto on = [](bool value) { return value ? "yes" : "no"; };
+  const bool has_code = o.rewards.weights[RewardKind::code] != 0;
+  const std::string code_timeout = has_code ? fmt::to_string(o.rewards.limits.cpu_s) : "not set";
   return {{"data", fmt::format("{} questions, xxh3 {:016x}", questions.size(), checksum_of(questions))},
           {"questions", fmt::to_string(o.questions_a_step)},
           {"group-size", fmt::to_string(o.group_size)},
@@ -75,6 +77,7 @@ Settings settings_of(const GrpoOptions& o, std::span<const Question> questions) 
           {"draft-tokens", fmt::to_string(o.rollout.draft_tokens)},
           {"reward", to_string(o.rewards.weights)},
           {"reward-command", o.rewards.command},
+          {"code-timeout", code_timeout},
           {"length-penalty", fmt::to_string(o.rewards.length_penalty)},
           {"length-free", fmt::to_string(o.rewards.length_free)},
           {"advantage by deviation", on(o.by_deviation)},

@@ -138,7 +138,10 @@ Reward Rewards::by_rules(const Completion& c) const {
 void Rewards::by_code(int at_a_time, std::span<const Completion> completions, Reward* rewards) const {
   std::vector<std::string> programs;
   std::vector<eval::CodeAnswer> answers;
-  for (const Completion& c : completions) programs.push_back(eval::extract_code(c.text));
+  for (const Completion& c : completions) {
+    const auto said = behind_thoughts(c.text, c.question->begun_thoughts);
+    programs.push_back(said ? eval::extract_code(*said) : std::string());
+  }
   for (size_t i = 0; i < completions.size(); ++i) {
     answers.push_back({completions[i].question->tests.get(), programs[i]});
   }

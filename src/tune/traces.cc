@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/terminal.h"
+#include "text/answer_parser.h"
 #include "tune/trace_journal.h"
 
 namespace fathom::tune {
@@ -33,19 +34,24 @@ std::string settings_of(std::span<const AskedQuestion> questions, const TraceOpt
   }
   Json thinking = nullptr;
   if (o.thinking) thinking = *o.thinking;
-  return dump({{"format", "fathom-traces"},
-               {"version", 1},
-               {"teacher", o.teacher},
-               {"questions", questions.size()},
-               {"questions_xxh3", fmt::format("{:016x}", sum.value())},
-               {"samples", o.samples},
-               {"temperature", o.temperature},
-               {"top_p", o.top_p},
-               {"top_k", o.top_k},
-               {"max_tokens", o.max_tokens},
-               {"thinking", thinking},
-               {"system", o.system},
-               {"seed", o.seed}});
+  Json settings{{"format", "fathom-traces"},
+                {"version", 1},
+                {"teacher", o.teacher},
+                {"questions", questions.size()},
+                {"questions_xxh3", fmt::format("{:016x}", sum.value())},
+                {"samples", o.samples},
+                {"temperature", o.temperature},
+                {"top_p", o.top_p},
+                {"top_k", o.top_k},
+                {"max_tokens", o.max_tokens},
+                {"thinking", thinking},
+                {"system", o.system},
+                {"seed", o.seed}};
+  // What it says of answers, too, is kept.
+  if (std::ranges::any_of(questions, [](const AskedQuestion& q) { return q.tests != nullptr; })) {
+    settings["code_timeout"] = o.limits.cpu_s;
+  }
+  return dump(settings);
 }
 
 Json with_system(const Json& messages, const std::string& system) {
@@ -56,7 +62,8 @@ Json with_system(const Json& messages, const std::string& system) {
 }
 
 bool came_to_an_end(const eval::Answer& answer) {
-  return answer.error.empty() && answer.finish != "length" && !(answer.text.empty() && answer.reasoning.empty());
+  return answer.error.empty() && answer.finish != "length" && !(answer.text.empty() && answer.reasoning.empty()) &&
+         behind_thoughts(answer.text).has_value();
 }
 
 struct Making {
@@ -133,7 +140,7 @@ struct Making {
         for (size_t i = next++; i < end; i = next++) {
           try {
             const TraceAnswer& answer = journal.answers().at(keys[i]);
-            verdicts[i - first] = verify(questions[keys[i].first], answer.answer);
+            verdicts[i - first] = verify(questions[keys[i].first], answer.answer, options.limits);
           } catch (...) {
             const std::lock_guard lock(failing);
             failure = std::current_exception();

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "eval/answerer.h"
+#include "eval/sandbox.h"
 #include "tune/questions.h"
 
 namespace fathom::tune {
@@ -33,10 +34,11 @@ struct TraceVerdict {
   std::optional<bool> right;
   std::string why{};  // not
 };
-using VerifyTrace = std::function<TraceVerdict(const AskedQuestion& question, const eval::Answer& answer)>;
+using VerifyTrace = std::function<TraceVerdict(const AskedQuestion& question, const eval::Answer& answer,
+                                               const eval::SandboxLimits& limits)>;
 // By the question's tests of code (eval/code_tests.h) where it has some, else by its answer (eval/answers.h). Safe to
 // call from many threads at a time. Error where code cannot be run.
-TraceVerdict verify_trace(const AskedQuestion& question, const eval::Answer& answer);
+TraceVerdict verify_trace(const AskedQuestion& question, const eval::Answer& answer, const eval::SandboxLimits& limits);
 
 struct TraceOptions {
   std::filesystem::path out;  // .jsonl
@@ -51,6 +53,7 @@ struct TraceOptions {
   KeepTraces keep = KeepTraces::verified;
   int64_t max_per_question = 0;  // the first ones; 0: all
   int at_a_time = 1;             // that are verified
+  eval::SandboxLimits limits{};  // of a test of code
 };
 
 struct TraceCounts {

@@ -5,9 +5,10 @@
 
 namespace fathom::tune {
 
-TraceVerdict verify_trace(const AskedQuestion& question, const eval::Answer& answer) {
+TraceVerdict verify_trace(const AskedQuestion& question, const eval::Answer& answer,
+                          const eval::SandboxLimits& limits) {
   if (question.tests) {
-    const eval::CodeVerdict verdict = eval::judge_code(*question.tests, eval::extract_code(answer.text));
+    const eval::CodeVerdict verdict = eval::judge_code(*question.tests, eval::extract_code(answer.text), limits);
     return {verdict.passed, verdict.passed ? "" : verdict.why};
   }
   if (!question.answer) return {};

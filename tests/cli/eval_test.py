@@ -282,6 +282,35 @@ class Evaluated(Case):
         for record in records(self.folder / "out", "humaneval"):
             self.assertEqual(record["scores"]["passed"], record["verdict"] == "passed", record)
 
+    def test_an_interruption_ends_programs_and_keeps_their_answers(self):
+        server, source = self.scripted(lambda handler, n, body: handler.answer("```python\nimport time\ntime.sleep(1000)\n```"))
+        out = self.folder / "out"
+        arguments = ("eval", *source, "--task", "humaneval", "--data", f"{DATA}/humaneval_5.jsonl", "--time-limit", "60", "--out", str(out))
+        process = subprocess.Popen([PROGRAM, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
+        for _ in range(500):
+            if len(server.asked) == 5 or process.poll() is not None:
+                break
+            time.sleep(0.02)
+        time.sleep(0.3)  # the last answer comes
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        if "there is none" in said:
+            self.skipTest(said)
+        self.assertEqual(process.returncode, 130, said)
+        settings = json.loads((out / "settings.json").read_text())["tasks"]["humaneval"]
+        self.assertEqual((settings["cpu_s"], settings["wall_s"]), (60, 120))
+        untried = out / "humaneval.untried.jsonl"
+        lines = [json.loads(line) for line in untried.read_text(encoding="utf-8").splitlines()]
+        self.assertEqual(sorted(line["item"] for line in lines), [0, 1, 2, 3, 4])
+        problems = [json.loads(line) for line in pathlib.Path(DATA, "humaneval_5.jsonl").read_text(encoding="utf-8").splitlines()]
+        for line in lines:  # what is tried is what was kept
+            line["answer"] = "```python\n" + problems[line["item"]]["prompt"] + problems[line["item"]]["canonical_solution"] + "\n```"
+        untried.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        result = json.loads(self.assert_done(fathom(*arguments, "--resume", "--json")))
+        self.assertEqual(measures(result), {"pass@1": 1})
+        self.assertEqual(len(server.asked), 5, "nothing is asked again")
+        self.assertFalse(untried.exists())
+
     def test_prompts_that_are_too_long_are_told(self):
         # 512 tokens are this model's context, and bytes its tokens.
         done = self.eval("--task", "arc,gsm8k", "--shots", "3", "--limit", "2", "--max-tokens", "4", "--json", "--out", str(self.folder / "out"))

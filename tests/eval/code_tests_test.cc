@@ -4,9 +4,14 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
+#include <thread>
 
+#include "base/error.h"
+#include "eval/code_judges.h"
 #include "refusal.h"
 #include "temporary_directory.h"
 
@@ -147,6 +152,10 @@ TEST_F(CodeTests, NoProgramForgesItsVerdict) {
       "import sys; sys.exit(0)",
       "import os; os._exit(0)",
       "import sys\ndef square(n): sys.exit(0)",
+      "class Exit(SystemExit): pass\ndef square(n): raise Exit(0)",
+      "class Passed(AssertionError): pass\ndef square(n): raise Passed('passed')",
+      "class Refused(BaseException): pass\ndef square(n): raise Refused('passed')",
+      "class Raised(Exception): pass\ndef square(n): raise Raised('passed')",
       "import os\ndef square(n): os._exit(0)",
       "import os, signal\ndef square(n): os.kill(os.getppid(), signal.SIGKILL)",
       "import os, signal\ndef square(n): os.kill(os.getppid(), signal.SIGTERM)",
@@ -189,6 +198,8 @@ TEST_F(CodeTests, NoProgramForgesItsVerdict) {
       "9)\n  except OSError: pass\nos._exit(0)",
       "import os\nfor fd in range(64):\n  try: os.write(fd, b'{\"error\": [\"Refused\", \"passed\"]}\\n' * 9)\n  "
       "except OSError: pass\nos._exit(0)",
+      "import os\nfor fd in range(64):\n  try: os.write(fd, b'{\"error\": [[\"Refused\", \"AssertionError\"], "
+      "\"passed\"]}\\n' * 9)\n  except OSError: pass\nos._exit(0)",
       "import os\nfor fd in range(64):\n  try: os.write(fd, b'[' * 100000 + b'\\n')\n  except OSError: pass\ndef "
       "square(n): return 1",
       "import os\nos.write(1, b'{\"verdict\": \"passed\"}\\n')\nfor fd in range(64):\n  try: os.close(fd)\n  except "
@@ -263,6 +274,36 @@ def f(x=None, point=None):
   EXPECT_TRUE(verdict.passed) << verdict.why;
 }
 
+TEST_F(CodeTests, AnErrorIsToTheTestsWhatItDerivesFrom) {
+  const CodeProblem problem{.entry_point = "f", .test_code = R"(
+def raised(n):
+    try: f(n)
+    except Exception as error: return error
+for n in range(2): assert isinstance(raised(n), ValueError), n
+assert type(raised(2)) is FileNotFoundError
+assert isinstance(raised(3), KeyError)
+assert type(raised(4)) is Exception
+assert type(raised(5)) is RuntimeError
+assert str(raised(0)) == "bad"
+)"};
+  const std::string program = R"(
+import json
+class Bad(ValueError): pass
+class Missing(KeyError): pass
+class Odd(Exception): pass
+def f(n):
+    if n == 0: raise Bad("bad")
+    if n == 1: json.loads("{")
+    if n == 2: open("/not/there")
+    if n == 3: raise Missing(3)
+    if n == 4: raise Odd()
+    raise RuntimeError())";
+  const CodeVerdict verdict = judge_code(problem, program, kShort);
+  EXPECT_TRUE(verdict.passed) << verdict.why;
+  const CodeProblem other{.entry_point = "f", .test_code = "f(0)\n"};
+  EXPECT_EQ(judge_code(other, program, kShort).why, "crashed: Bad: bad");
+}
+
 TEST_F(CodeTests, AnythingThatCanBeCalledIsAFunction) {
   const CodeProblem whole{.entry_point = "whole", .test_code = "assert whole('7') == 7\nassert whole(2.5) == 2\n"};
   for (const CodeVerdict& verdict :
@@ -304,12 +345,86 @@ TEST(ExtractCode, TakesTheLastBlockThatMayBePython) {
       {"~~~Python3\na\n~~~", "a\n"},
       {"<think>```python\nno\n```</think>```python\nyes\n```", "yes\n"},
       {"<think>```python\nno\n```</think>\nno code", "\nno code"},
-      {"  ```python title=\"x\"\n  a\n  ```", "  a\n"},
+      {"  ```python title=\"x\"\n  a\n  ```", "a\n"},
       {"```bash\nls\n```", "```bash\nls\n```"},
       {"```python\r\na\r\n```\r\n", "a\r\n"},
       {"", ""},
   };
   for (const auto& [completion, code] : cases) EXPECT_EQ(extract_code(completion), code) << completion;
+}
+
+TEST(ExtractCode, AnAnswerThatIsCutInItsThoughtsHasNone) {
+  EXPECT_EQ(extract_code("<think>It is\n```python\nno\n``` hmm wait"), "");
+  EXPECT_EQ(extract_code("\n <think>\n```python\nno\n```"), "");
+  EXPECT_EQ(extract_code("<think>a</think>\n<think>```python\nno\n```"), "");
+  EXPECT_EQ(extract_code("```python\nprint('<think>')\n```"), "print('<think>')\n");
+  EXPECT_EQ(judge_code({.kind = CodeProblem::standard_input, .cases = {{"", ""}}}, " \n").why,
+            "wrong answer: no program");
+}
+
+TEST(ExtractCode, ABlockIsReadAsMarkdownHasIt) {
+  const std::pair<const char*, const char*> cases[] = {
+      // In a list; a line that stands further left keeps what it has.
+      {"1. So:\n\n   ```python\n   def f():\n       return '''\n a'''\n   ```\n", "def f():\n    return '''\na'''\n"},
+      {"\t```python\n\tdef f():\n\t\treturn 1\n\t```", "def f():\n\treturn 1\n"},
+      {"  ```python\n\ta\n  ```", "  a\n"},
+      // A fence in a text of the program.
+      {"```python\ndef f():\n    \"\"\"\n    ```\n    \"\"\"\n```", "def f():\n    \"\"\"\n    ```\n    \"\"\"\n"},
+      // Blocks without a language stand back behind Python's.
+      {"```python\na\n```\nOutput:\n```\n7\n```", "a\n"},
+      {"```\nb\n```\n```python\na\n```\n```\n7", "a\n"},
+      {"```python3.11\na\n```", "a\n"},
+      {"```Py3\na\n```", "a\n"},
+      {"```python:main.py\na\n```", "a\n"},
+      {"```python\na\n```\n```pycon\n>>> 7\n```", "a\n"},
+      {"```python\na\n```\n```pythonic\n7\n```", "a\n"},
+      {"```python\n\xef\xbb\xbf"
+       "a\n```",
+       "a\n"},
+      {"\xef\xbb\xbf```python\na\n```", "a\n"},
+  };
+  for (const auto& [completion, code] : cases) EXPECT_EQ(extract_code(completion), code) << completion;
+}
+
+TEST(CodeJudges, WhatIsStoppedIsLeftAndReadAgain) {
+  const TemporaryDirectory directory;
+  const std::filesystem::path path = directory.path() / "untried.jsonl";
+  std::vector<UntriedAnswer> left;
+  {
+    CodeJudges judges(2, [](const UntriedAnswer& one, const std::atomic<bool>& stopped) {
+      if (one.item < 2) return true;
+      while (!stopped) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      return false;
+    });
+    for (size_t i = 0; i < 7; ++i) judges.add({{.text = fmt::format("\"{}\n", i), .tokens = 3}, i, 1}, {});
+    judges.add({{.text = "", .error = "too long"}, 7, 1}, {});
+    judges.finish([] { return true; });
+    left = judges.stop();
+  }
+  EXPECT_THAT(left, testing::SizeIs(testing::Ge(6)));
+  write_untried(path, left);
+  std::vector<UntriedAnswer> again = read_untried(path, 8, 2);
+  std::ranges::sort(again, {}, &UntriedAnswer::item);
+  ASSERT_GE(again.size(), 5U);
+  for (size_t i = 2; i < 7; ++i) {
+    const UntriedAnswer& one = again[again.size() + i - 7];
+    EXPECT_EQ(one.item, i);
+    EXPECT_EQ(one.sample, 1);
+    EXPECT_EQ(one.answer.text, fmt::format("\"{}\n", i));
+    EXPECT_EQ(one.answer.tokens, 3);
+  }
+  EXPECT_THAT(refusal([&] { read_untried(path, 3, 2); }), HasSubstr("is an answer to nothing that this run asks"));
+  write_untried(path, {});
+  EXPECT_TRUE(read_untried(path, 8, 2).empty());
+  EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+TEST(CodeJudges, AFailureEndsThemAndLosesNoAnswer) {
+  CodeJudges judges(1, [](const UntriedAnswer&, const std::atomic<bool>&) -> bool { throw Error("no more"); });
+  judges.add({{.text = "a"}, 0, 0}, {});
+  EXPECT_EQ(refusal([&] { judges.finish({}); }), "no more");
+  EXPECT_EQ(refusal([&] { judges.add({{.text = "b"}, 1, 0}, {}); }), "no more");
+  EXPECT_EQ(judges.stop().size(), 2U);
 }
 
 TEST(SameOutput, IsThatOfLiveCodeBench) {

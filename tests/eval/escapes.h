@@ -147,7 +147,8 @@ denied("nice", lambda: os.nice(-5))
 )"},
     // Memory.
     {"MemoryIsLimited", Ends::denied, "denied('2 GiB', lambda: len(bytearray(2 << 30)))\n"},
-    {"MappedMemoryIsLimited", Ends::denied, "import mmap\ndenied('2 GiB', lambda: mmap.mmap(-1, 2 << 30))\n"},
+    {"MappedMemoryIsLimited", Ends::denied,
+     "import mmap\ndenied('2 GiB', lambda: mmap.mmap(-1, 2 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))\n"},
     {"MemoryOfManyProcessesIsLimited", Ends::out_of_memory, R"(
 for i in range(6):
     if os.fork() == 0:
@@ -164,6 +165,27 @@ for name in ("AS", "CPU", "NPROC", "FSIZE", "NOFILE", "CORE", "MEMLOCK"):
 )"},
     {"MemoryCannotBeLockedOrSharedUnderNoLimit", Ends::denied,
      "refused('mlock', 'shmget', 'mq_open', 'memfd_create')\n"},
+    {"SharedMemoryHasAFileOfTheFolder", Ends::denied, R"(
+import mmap
+denied("shared", lambda: mmap.mmap(-1, 4096))
+libc.mmap.restype = ctypes.c_void_p
+def mapped(flags):
+    got = libc.mmap(None, ctypes.c_size_t(4096), 3, ctypes.c_int(flags), -1, ctypes.c_long(0))
+    if got == ctypes.c_void_p(-1).value: raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return got
+for flags in (0x21, 0x23, 0x4021): denied(hex(flags), lambda: mapped(flags))
+mapped(0x22)
+denied("/dev/zero", lambda: os.open("/dev/zero", os.O_RDWR))
+)"},
+    {"SharedMemoryOfManyProcessesIsNone", Ends::denied, R"(
+import mmap
+def fill():
+    block = mmap.mmap(-1, 350 << 20)
+    for at in range(0, len(block), 4096): block[at] = 1
+for i in range(8):
+    if os.fork() == 0: denied("350 MiB", fill); os._exit(0)
+for i in range(8): os.wait()
+)"},
     {"SharedMemoryIsInTheFolder", Ends::denied, R"(
 from multiprocessing import shared_memory
 denied("128 MiB", lambda: [shared_memory.SharedMemory(create=True, size=15 << 20).buf.__setitem__(slice(None), bytes(15 << 20)) for i in range(8)])
@@ -226,6 +248,19 @@ for path in (os.__file__, sys.executable, ctypes.__file__, "/usr/lib/os-release"
     denied(path, lambda: os.chmod(path, 0o777))
     denied(path, lambda: os.utime(path))
 )"},
+    {"FilesCannotBeLockedOrWatched", Ends::denied, R"(
+import fcntl
+for path in (sys.executable, os.__file__, "/etc/ld.so.cache", "/dev/null"):
+    if not os.path.exists(path): continue
+    file = os.open(path, os.O_RDONLY)
+    for how in (fcntl.LOCK_EX, fcntl.LOCK_SH, fcntl.LOCK_EX | fcntl.LOCK_NB): denied(path, lambda: fcntl.flock(file, how))
+    lock = b"\0" * 64
+    for command in (fcntl.F_SETLK, fcntl.F_SETLKW, fcntl.F_OFD_SETLK, fcntl.F_OFD_SETLKW): denied(path, lambda: fcntl.fcntl(file, command, lock))
+    for command in (fcntl.F_NOTIFY, fcntl.F_SETLEASE): denied(path, lambda: fcntl.fcntl(file, command, 1))
+    denied(path, lambda: libc.fcntl(file, ctypes.c_long(1 << 32 | fcntl.F_SETLK), lock) == 0 or (_ for _ in ()).throw(OSError("refused")))
+denied("folder", lambda: fcntl.fcntl(os.open("/usr/bin", os.O_RDONLY), fcntl.F_NOTIFY, 0x8000003f))
+denied("lockf", lambda: fcntl.lockf(os.open("/dev/null", os.O_WRONLY), fcntl.LOCK_EX))
+)"},
     {"HugeFilesAreCut", Ends::denied, R"(
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 file = open("big", "wb", buffering=0)
@@ -260,7 +295,7 @@ for name in ("mem", "kmem", "kmsg", "sda", "vda", "nvme0n1", "loop0", "tty", "co
     denied(name, lambda: os.open("/dev/" + name, os.O_RDWR))
 denied("mknod", lambda: os.mknod("disk", 0o60600, os.makedev(8, 0)))
 denied("mknod", lambda: os.mknod("memory", 0o20600, os.makedev(1, 1)))
-if set(os.listdir("/dev")) - {"null", "zero", "full", "random", "urandom", "shm"}: escaped(os.listdir("/dev"))
+if set(os.listdir("/dev")) - {"null", "full", "random", "urandom", "shm"}: escaped(os.listdir("/dev"))
 )"},
     {"TerminalsCannotBeTypedInto", Ends::denied, R"(
 import fcntl, termios
@@ -318,7 +353,7 @@ if os.uname().nodename != "sandbox": escaped(os.uname().nodename)
     {"CallsOf32BitsEndTheProgram", Ends::signalled, R"(
 import mmap
 if not X86: os.kill(os.getpid(), signal.SIGSYS)
-code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+code = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 code.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, getpid; int 0x80; ret
 escaped(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))())
 )"},

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -317,6 +318,26 @@ TEST_F(Sandbox, SaysHowAProgramEnded) {
   EXPECT_EQ(long_output.out, std::string(101, 'x'));
 }
 
+TEST_F(Sandbox, AProgramThatIsStoppedIsEndedAtOnce) {
+  std::atomic<bool> stopped = false;
+  std::thread stopper([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    stopped = true;
+  });
+  const SandboxResult result = run("import time\ntime.sleep(100)", {.wall_s = 100, .stopped = &stopped});
+  stopper.join();
+  EXPECT_EQ(result.end, SandboxResult::stopped);
+  EXPECT_LT(result.seconds, 50);
+}
+
+TEST(LimitsOfTime, LeaveTimeToShareAndToStart) {
+  EXPECT_EQ(limits_of_time(SandboxLimits{}.cpu_s).wall_s, SandboxLimits{}.wall_s);
+  for (const double seconds : {0.1, 1.0, 60.0, 3600.0}) {
+    EXPECT_EQ(limits_of_time(seconds).cpu_s, seconds);
+    EXPECT_GE(limits_of_time(seconds).wall_s, std::ceil(seconds) + 4);
+  }
+}
+
 TEST_F(Sandbox, CommonProgramsRun) {
   const SandboxResult result = run(R"(
 import asyncio, collections, concurrent.futures, decimal, json, math, multiprocessing, random, re, subprocess, tempfile, threading, time
@@ -325,10 +346,19 @@ async def f(): await asyncio.sleep(0.01); return 8
 assert asyncio.run(f()) == 8
 assert subprocess.run(["/bin/echo", "hi"], capture_output=True, text=True).stdout == "hi\n"
 with multiprocessing.Pool(2) as pool: assert pool.map(math.factorial, [3, 4]) == [6, 24]
+shared = multiprocessing.Array("i", 3)
+child = multiprocessing.Process(target=lambda: shared.__setitem__(0, 7))
+child.start(); child.join()
+assert shared[0] == 7
+with multiprocessing.Manager() as manager: assert manager.list([1])[0] == 1
+import mmap, os
+assert mmap.mmap(0, 0, access=mmap.ACCESS_READ)[:] == b"input"
+with open("/dev/null", "w") as file: file.write("x")
 with tempfile.TemporaryFile() as file: file.write(b"x")
 assert multiprocessing.cpu_count() > 0 and random.random() < 1
 print("all run")
-)");
+)",
+                                   {}, "input");
   EXPECT_EQ(result.out, "all run\n") << result.err;
 }
 

@@ -135,18 +135,27 @@ TEST_F(RewardsTest, CodeIsWorthSomethingWhereItPassesItsTests) {
   twice.answer.reset();
   twice.tests = std::make_shared<const eval::CodeProblem>(eval::parse_mbpp(
       R"({"task_id": 1, "text": "t", "code": "", "test_list": ["assert f(2) == 4"], "test_setup_code": ""})", "here"));
+  Question begun = twice;
+  begun.begun_thoughts = true;
   RewardOptions options;
   options.weights = parse_reward_weights("code=2");
   const auto r = judge(
       options,
       std::vector<Completion>{{&twice, "<think>```python\nno\n```</think>\n```python\ndef f(x): return 2 * x\n```"},
                               {&twice, "```python\ndef f(x): return x\n```"},
-                              {&twice, ""}});
+                              {&twice, ""},
+                              {&twice, "<think>```python\ndef f(x): return 2 * x\n```"},
+                              {&begun, "```python\ndef f(x): return 2 * x\n```"},
+                              {&begun, "so</think>```python\ndef f(x): return 2 * x\n```"}});
   EXPECT_EQ(r[0].total, 2);
   EXPECT_EQ(r[0].why, "passed");
   EXPECT_EQ(r[1].total, 0);
   EXPECT_THAT(r[1].why, HasSubstr("wrong answer"));
-  EXPECT_EQ(r[2].total, 0);
+  for (const size_t nothing : {2, 3, 4}) {
+    EXPECT_EQ(r[nothing].total, 0);
+    EXPECT_EQ(r[nothing].why, "wrong answer: no program");
+  }
+  EXPECT_EQ(r[5].total, 2);
 }
 
 RewardRequest request(const std::string& id, const std::string& completion) { return {id, "what?", "4", completion}; }

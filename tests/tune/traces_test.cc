@@ -109,6 +109,33 @@ TEST_F(Traces, WhatIsKeptFollowsFromTheAnswersAlone) {
   EXPECT_THAT(said(KeepTraces::all, 1), ElementsAre("1+1? \\boxed{3}", "2+2? The answer is 4.0", "Who? a"));
 }
 
+TEST_F(Traces, AnAnswerThatEndsInItsThoughtsWasCut) {
+  options_.samples = 1;
+  const fs::path journal = folder_.path() / "traces.jsonl.answers";
+  (void)refusal([&] { make(); });
+  {
+    const std::string content = read_file(journal, 1 << 20);
+    TraceJournal filled(journal, content.substr(0, content.find('\n')), 3, 1);
+    filled.add({0, 0}, answered("<think>It is \\boxed{2}, but wait"));
+    filled.add({1, 0}, answered("\\boxed{4}"));
+    filled.add({2, 0}, answered("\n<think>him"));
+  }
+  EXPECT_THAT(said(KeepTraces::all), ElementsAre("2+2? \\boxed{4}"));
+  EXPECT_EQ(counts_.cut, 2);
+}
+
+TEST_F(Traces, VerdictsOfCodeAreThoseOfOneTimeLimit) {
+  const fs::path file =
+      folder_.write("code.jsonl", R"({"question": "f", "tests": {"task_id": 1, "text": "t", "code": "", )"
+                                  R"("test_list": ["assert f(2) == 4"], "test_setup_code": ""}})"
+                                  "\n");
+  questions_ = read_asked_questions(std::vector{file});
+  EXPECT_THAT(refusal([&] { make(); }), testing::Not(HasSubstr("holds answers")));
+  options_.limits = eval::limits_of_time(60);
+  EXPECT_THAT(refusal([&] { make(); }),
+              HasSubstr("holds answers to other questions, of another teacher or with other"));
+}
+
 TEST_F(Traces, ALineThatWasCutOffIsAskedAgainAndOtherSettingsAreRefused) {
   fill();
   const fs::path journal = folder_.path() / "traces.jsonl.answers";

@@ -33,6 +33,6 @@ ${table}  };
 
 }  // namespace fathom::${room}
 ")
-  set_source_files_properties(${out} PROPERTIES OBJECT_DEPENDS "${files}")
+  set_source_files_properties(${out} PROPERTIES OBJECT_DEPENDS "${files}" SKIP_UNITY_BUILD_INCLUSION ON)
   target_sources(${target} PRIVATE ${out})
 endfunction()

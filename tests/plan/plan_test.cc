@@ -73,6 +73,18 @@ TEST(Plan, WrongInputsAreToldInALine) {
             std::string::npos);
 }
 
+TEST(Plan, AGpuWithoutRoomForAnythingIsRefused) {
+  Hardware tiny = known_devices().at(0);
+  ASSERT_FALSE(tiny.is_host);
+  tiny.values["gpu_memory_bytes"] = 3e9;
+  for (const char* kind : {"memory", "train", "serve"}) {
+    const std::string said = refusal([&] {
+      (void)make_plan({kind, model_facts(known_model("deepseek-v2-lite"), "deepseek-v2-lite"), tiny, {}});
+    });
+    EXPECT_NE(said.find("3000000000 bytes"), std::string::npos) << said;
+  }
+}
+
 TEST(Plan, AdviceSaysWhatWouldFit) {
   const auto advice = [](const Plan& plan) {
     std::string all;

@@ -19,7 +19,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <fstream>
+#include <sstream>
 
 #include "base/error.h"
 
@@ -129,49 +129,6 @@ std::vector<const char*> pointers(const std::vector<std::string>& texts) {
   return out;
 }
 
-pid_t number_behind(std::string_view text, std::string_view name) {
-  const size_t at = text.find(name);
-  if (at == std::string_view::npos) return -1;
-  size_t begin = at + name.size();
-  while (begin < text.size() && text[begin] == ' ') ++begin;
-  pid_t number = -1;
-  std::from_chars(text.data() + begin, text.data() + text.size(), number);
-  return number;
-}
-
-// The parent of a process, and 0 where there is no such process.
-pid_t parent_of(pid_t pid) {
-  std::ifstream file(fmt::format("/proc/{}/stat", pid));
-  std::string text(std::istreambuf_iterator<char>(file), {});
-  const size_t name_end = text.rfind(") ");
-  if (name_end == std::string::npos || name_end + 4 > text.size()) return 0;
-  return number_behind(std::string_view(text).substr(name_end + 3), " ");
-}
-
-// kB of a line of /proc/PID/status, and 0 where it has none.
-int64_t kilobytes(std::string_view status, std::string_view name) {
-  return std::max<pid_t>(number_behind(status, name), 0);
-}
-
-// Bytes of memory that the process and all that descend from it have for themselves, in the machine or swapped out, by
-// /proc; what is not there any more has none. Where the kernel does not list children it is that of the process alone.
-int64_t memory_of(pid_t pid, int depth = 0) {
-  std::ifstream file(fmt::format("/proc/{}/status", pid));
-  const std::string status(std::istreambuf_iterator<char>(file), {});
-  int64_t bytes = (kilobytes(status, "\nRssAnon:\t") + kilobytes(status, "\nVmSwap:\t")) * 1024;
-  if (depth > 256) return bytes;
-  const std::string tasks = fmt::format("/proc/{}/task", pid);
-  DIR* folder = opendir(tasks.c_str());
-  if (folder == nullptr) return bytes;
-  while (const dirent* entry = readdir(folder)) {
-    if (entry->d_name[0] == '.') continue;
-    std::ifstream children(fmt::format("{}/{}/children", tasks, entry->d_name));
-    for (pid_t child = 0; children >> child;) bytes += memory_of(child, depth + 1);
-  }
-  closedir(folder);
-  return bytes;
-}
-
 // Reads what there is into `out`, no more than `most` bytes of it. False: there was more. Closes a pipe that has ended.
 bool read_some(Descriptor& from, std::string& out, size_t most) {
   std::array<char, kReadBytes> buffer;
@@ -186,6 +143,56 @@ bool read_some(Descriptor& from, std::string& out, size_t most) {
     if (fits < static_cast<size_t>(n)) return false;
   }
   return true;
+}
+
+// What a file of /proc says, and nothing where its process has ended, be it while it is read.
+std::string proc_text(const std::string& path) {
+  constexpr size_t kMost = size_t{1} << 20;
+  std::string text;
+  Descriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  read_some(file, text, kMost);
+  return text;
+}
+
+pid_t number_behind(std::string_view text, std::string_view name) {
+  const size_t at = text.find(name);
+  if (at == std::string_view::npos) return -1;
+  size_t begin = at + name.size();
+  while (begin < text.size() && text[begin] == ' ') ++begin;
+  pid_t number = -1;
+  std::from_chars(text.data() + begin, text.data() + text.size(), number);
+  return number;
+}
+
+// The parent of a process, and 0 where there is no such process.
+pid_t parent_of(pid_t pid) {
+  const std::string text = proc_text(fmt::format("/proc/{}/stat", pid));
+  const size_t name_end = text.rfind(") ");
+  if (name_end == std::string::npos || name_end + 4 > text.size()) return 0;
+  return number_behind(std::string_view(text).substr(name_end + 3), " ");
+}
+
+// kB of a line of /proc/PID/status, and 0 where it has none.
+int64_t kilobytes(std::string_view status, std::string_view name) {
+  return std::max<pid_t>(number_behind(status, name), 0);
+}
+
+// Bytes of memory that the process and all that descend from it have for themselves, in the machine or swapped out, by
+// /proc; what is not there any more has none. Where the kernel does not list children it is that of the process alone.
+int64_t memory_of(pid_t pid, int depth = 0) {
+  const std::string status = proc_text(fmt::format("/proc/{}/status", pid));
+  int64_t bytes = (kilobytes(status, "\nRssAnon:\t") + kilobytes(status, "\nVmSwap:\t")) * 1024;
+  if (depth > 256) return bytes;
+  const std::string tasks = fmt::format("/proc/{}/task", pid);
+  DIR* folder = opendir(tasks.c_str());
+  if (folder == nullptr) return bytes;
+  while (const dirent* entry = readdir(folder)) {
+    if (entry->d_name[0] == '.') continue;
+    std::istringstream children(proc_text(fmt::format("{}/{}/children", tasks, entry->d_name)));
+    for (pid_t child = 0; children >> child;) bytes += memory_of(child, depth + 1);
+  }
+  closedir(folder);
+  return bytes;
 }
 
 // Whom to kill, and how.

@@ -33,6 +33,10 @@ FileChecksum checksum_of_file(const std::filesystem::path& path) {
   return {bytes, sum.value()};
 }
 
+std::string xxh3_of(std::string_view text) { return hex_of(XXH3_64bits(text.data(), text.size())); }
+
+std::string hex_of(uint64_t checksum) { return fmt::format("{:016x}", checksum); }
+
 std::string hex_of(std::span<const uint8_t> bytes) {
   std::string hex;
   for (const uint8_t byte : bytes) hex += fmt::format("{:02x}", byte);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 
 struct XXH3_state_s;
 
@@ -35,6 +36,10 @@ struct FileChecksum {
   uint64_t bytes, xxh3;
 };
 FileChecksum checksum_of_file(const std::filesystem::path& path);
+
+// Of a text, as 16 digits of 0 to 9 and a to f; and a checksum as such.
+std::string xxh3_of(std::string_view text);
+std::string hex_of(uint64_t checksum);
 
 // Two digits a byte, of 0 to 9 and a to f.
 std::string hex_of(std::span<const uint8_t> bytes);

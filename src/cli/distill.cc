@@ -104,15 +104,9 @@ void add_pass_options(CLI::App& c, tune::TeacherPassOptions& pass, std::string& 
       ->capture_default_str();
 }
 
-std::string checksum_of(std::string_view text) {
-  Xxh3 sum;
-  sum.update(text.data(), text.size());
-  return fmt::format("{:016x}", sum.value());
-}
-
 // What tells a teacher's numbers from another's: its files.
 std::string files_of(const std::string& model) {
-  return fmt::format("{} ({})", printable(model), checksum_of(identity_of_model(model)));
+  return fmt::format("{} ({})", printable(model), xxh3_of(identity_of_model(model)));
 }
 
 // What tells a teacher's answers from another's, beside how it is asked.
@@ -121,7 +115,7 @@ std::string teacher_of(const ModelUnderTestOptions& options, const ModelUnderTes
   if (local == nullptr) return fmt::format("{} at {}", printable(teacher.name), printable(options.url));
   const BatchingOptions& batching = local->batching;
   return fmt::format("{}, template {}, ctx {}, kv-type {}, {} drafts", files_of(options.model),
-                     checksum_of(local->chat_template), batching.context, format_traits(batching.kv_type).name,
+                     xxh3_of(local->chat_template), batching.context, format_traits(batching.kv_type).name,
                      batching.draft_tokens);
 }
 
@@ -150,9 +144,7 @@ std::optional<tune::TraceCounts> run_traces(const TraceCommandOptions& options, 
                      printable(teacher.name), options.teacher.template_option);
   }
   const std::vector<tune::AskedQuestion> questions = tune::read_asked_questions(options.questions);
-  const bool has_tests =
-      std::ranges::any_of(questions, [](const tune::AskedQuestion& q) { return q.tests != nullptr; });
-  if (traces.keep != tune::KeepTraces::all && has_tests) {  // before anything is asked
+  if (traces.keep != tune::KeepTraces::all && tune::have_tests(questions)) {  // before anything is asked
     if (const std::string why = eval::why_no_sandbox(); !why.empty()) {
       throw Error("{}: some questions have \"tests\", and programs cannot be run here: {}", command, why);
     }

@@ -35,12 +35,6 @@ struct CompareOptions {
 
 std::string first_line(std::string text) { return text.substr(0, text.find('\n')); }
 
-std::string hash_of(std::string_view text) {
-  Xxh3 hash;
-  hash.update(text.data(), text.size());
-  return fmt::format("{:016x}", hash.value());
-}
-
 // What names the model in OUT, so that the answers of another, or of the same asked in another way, are not put beside
 // its own.
 Json model_identity(const Options& o, const ModelUnderTest& opened) {
@@ -49,11 +43,11 @@ Json model_identity(const Options& o, const ModelUnderTest& opened) {
   const int64_t context =
       std::min({local.batching.context, local.batching.cache_tokens, local.model.config.max_position_embeddings});
   Json json{{"model", fs::path(o.model.model).lexically_normal().string()},
-            {"files", hash_of(identity_of_model(o.model.model))},
+            {"files", xxh3_of(identity_of_model(o.model.model))},
             {"kv_type", o.model.kv_type},
             {"context", context},                            // cuts answers
             {"draft_tokens", local.batching.draft_tokens}};  // other samples of the same distribution
-  if (!local.chat_template.empty()) json["template"] = hash_of(local.chat_template);
+  if (!local.chat_template.empty()) json["template"] = xxh3_of(local.chat_template);
   return json;
 }
 

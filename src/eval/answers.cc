@@ -7,6 +7,7 @@
 
 #include "eval/math_compare.h"
 #include "eval/math_parser.h"
+#include "eval/task_files.h"
 
 namespace fathom::eval {
 namespace {
@@ -18,12 +19,6 @@ bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; 
 bool is_digit(char c) { return '0' <= c && c <= '9'; }
 char lower(char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
 bool is_letter(char c) { return 'a' <= lower(c) && lower(c) <= 'z'; }
-
-std::string lowered(std::string_view text) {
-  std::string out(text);
-  std::ranges::transform(out, out.begin(), lower);
-  return out;
-}
 
 std::string_view trimmed(std::string_view text) {
   while (!text.empty() && is_space(text.front())) text.remove_prefix(1);

@@ -18,10 +18,6 @@ std::optional<std::string> final_answer(std::string_view solution);
 // a box or behind "####" (GSM8K, MATH).
 std::string expected_answer(std::string_view text);
 
-// What data has for the answer of a question: the answer itself, or the final one of a whole solution, which has it in
-// a box or behind "####" (GSM8K, MATH).
-std::string expected_answer(std::string_view text);
-
 // Whether two answers mean the same. LaTeX, plain text or both. What is not understood as mathematics is compared as
 // text, and so is an answer of more than 10,000 bytes. An empty answer is none. Symmetric but where the expected answer
 // says itself that it is rounded ("\approx 3.14"), or leaves out its base.

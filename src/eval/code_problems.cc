@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <optional>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "eval/code_tests.h"
+#include "eval/task_files.h"
 #include "text/unpacking.h"
 
 namespace fathom::eval {
@@ -96,8 +96,6 @@ class Fields {
   const std::string& where_;
   simdjson::dom::object object_;
 };
-
-bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
 
 // The names behind "def " at the beginnings of lines.
 std::vector<std::string> defined_functions(std::string_view code) {

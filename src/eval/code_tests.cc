@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "eval/embedded.h"
+#include "eval/task_files.h"
 #include "text/answer_parser.h"
 
 namespace fathom::eval {
@@ -95,13 +96,6 @@ bool defines(std::string_view program, std::string_view name) {
   return false;
 }
 
-std::string_view trimmed(std::string_view text) {
-  constexpr std::string_view kSpace(" \t\n\r\f\v\x1c\x1d\x1e\x1f");
-  const size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) - begin + 1);
-}
-
 std::vector<std::string_view> split(std::string_view text, char at) {
   std::vector<std::string_view> parts;
   for (;;) {
@@ -135,8 +129,7 @@ std::string without_indentation(std::string_view line, size_t width) {
 
 // python, py, Python3, python3.11, ...
 bool is_python(std::string_view language) {
-  std::string name(language);
-  for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  std::string name = lowered(language);
   name = name.substr(0, name.find_first_of("0123456789"));
   return (name == "python" || name == "py") &&
          language.find_first_not_of("0123456789.", name.size()) == std::string::npos;
@@ -157,8 +150,7 @@ std::optional<Decimal> parse_decimal(std::string_view text) {
     out.negative = text[0] == '-';
     text.remove_prefix(1);
   }
-  std::string lower(text);
-  for (char& c : lower) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+  const std::string lower = lowered(text);
   if (lower == "inf" || lower == "infinity") {
     out.digits = "inf";
     return out;
@@ -193,7 +185,7 @@ std::optional<Decimal> parse_decimal(std::string_view text) {
 
 std::optional<std::vector<Decimal>> parse_decimals(std::string_view line) {
   std::vector<Decimal> out;
-  while (!(line = trimmed(line)).empty()) {
+  while (!(line = stripped(line)).empty()) {
     const size_t end = std::min(line.find_first_of(" \t\r\f\v\x1c\x1d\x1e\x1f"), line.size());
     const std::optional<Decimal> number = parse_decimal(line.substr(0, end));
     if (!number) return std::nullopt;
@@ -211,7 +203,7 @@ bool same_line(std::string_view got, std::string_view expected) {
 
 // The last line of a traceback says what went wrong.
 std::string last_line(std::string_view text) {
-  text = trimmed(text);
+  text = stripped(text);
   const size_t at = text.rfind('\n');
   return printable(at == std::string_view::npos ? text : text.substr(at + 1), kMaxWhyBytes);
 }
@@ -262,15 +254,15 @@ std::string run_input_case(const CodeProblem& problem, const CodeCase& test, std
     return "crashed: " + (said.empty() ? fmt::format("exit code {}", result.code) : said);
   }
   if (same_output(result.out, test.output)) return "passed";
-  return fmt::format("wrong answer: \"{}\" for \"{}\"", printable(trimmed(result.out), 60),
-                     printable(trimmed(test.output), 60));
+  return fmt::format("wrong answer: \"{}\" for \"{}\"", printable(stripped(result.out), 60),
+                     printable(stripped(test.output), 60));
 }
 
 }  // namespace
 
 CodeVerdict judge_code(const CodeProblem& problem, std::string_view program, const SandboxLimits& limits,
                        Containment containment) {
-  if (trimmed(program).empty()) return {false, "wrong answer: no program"};
+  if (stripped(program).empty()) return {false, "wrong answer: no program"};
   if (problem.cases.empty()) return verdict_of(run_tests(problem, program, limits, containment));
   for (size_t i = 0; i < problem.cases.size(); ++i) {
     const auto run = problem.kind == CodeProblem::function ? run_function_case : run_input_case;
@@ -320,7 +312,7 @@ std::string extract_code(std::string_view completion) {
     const size_t in_front = width_of(line.substr(0, line.size() - mark.size()));
     const char sign = mark.starts_with("```") ? '`' : mark.starts_with("~~~") ? '~' : '\0';
     const size_t length = sign == '\0' ? 0 : std::min(mark.find_first_not_of(sign), mark.size());
-    const std::string_view label = trimmed(mark.substr(length));
+    const std::string_view label = stripped(mark.substr(length));
     if (!current) {
       if (length == 0 || label.find('`') != std::string_view::npos) continue;
       const std::string_view language = label.substr(0, label.find_first_of(" {:,"));
@@ -343,10 +335,10 @@ std::string extract_code(std::string_view completion) {
 }
 
 bool same_output(std::string_view got, std::string_view expected) {
-  const auto a = split(trimmed(got), '\n'), b = split(trimmed(expected), '\n');
+  const auto a = split(stripped(got), '\n'), b = split(stripped(expected), '\n');
   if (a.size() != b.size()) return false;
   for (size_t i = 0; i < a.size(); ++i) {
-    if (!same_line(trimmed(a[i]), trimmed(b[i]))) return false;
+    if (!same_line(stripped(a[i]), stripped(b[i]))) return false;
   }
   return true;
 }

@@ -45,7 +45,7 @@ std::string hash_of(std::span<const Item> items) {
       add(one.output);
     }
   }
-  return fmt::format("{:016x}", hash.value());
+  return hex_of(hash.value());
 }
 
 TaskPlan plan_task(const RunOptions& o, const Task& task, bool is_local) {

@@ -1,6 +1,7 @@
 #include "eval/task_files.h"
 
 #include <algorithm>
+#include <cctype>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -154,6 +155,14 @@ std::vector<std::vector<std::string>> parse_csv(std::string_view text, const std
   }
   return rows;
 }
+
+std::string lowered(std::string_view text) {
+  std::string out(text);
+  for (char& c : out) c = 'A' <= c && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+  return out;
+}
+
+bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
 
 std::string_view stripped(std::string_view text) {
   constexpr std::string_view kSpace = " \t\n\r\v\f\x1c\x1d\x1e\x1f";

@@ -42,6 +42,8 @@ std::vector<std::vector<std::string>> parse_csv(std::string_view text, const std
 
 // Without the white space around it, as Python's strip() has it for ASCII.
 std::string_view stripped(std::string_view text);
+std::string lowered(std::string_view text);  // small letters for ASCII's capital ones
+bool is_word(char c);                        // an ASCII letter or digit, or _
 // How many characters it has, as Python's len() counts.
 int64_t n_characters(std::string_view text);
 

@@ -65,9 +65,7 @@ std::string compared(std::string text) {
   std::erase_if(text, [](char c) { return c == ',' || c == '$'; });
   if (const size_t at = text.rfind("#### "); at != std::string::npos) text.erase(0, at + 5);
   if (text.ends_with('.')) text.pop_back();
-  std::transform(text.begin(), text.end(), text.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  return text;
+  return lowered(text);
 }
 
 }  // namespace

@@ -123,15 +123,6 @@ std::vector<Item> read_mmlu(const TaskFiles& files) {
 
 namespace {
 
-bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
-
-std::string lowered(std::string_view text) {
-  std::string out(text);
-  std::transform(out.begin(), out.end(), out.begin(),
-                 [](char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; });
-  return out;
-}
-
 // Without what Markdown puts around words and without spaces before colons: "**Answer** : B" as "Answer: B".
 std::string without_marks(std::string_view text) {
   std::string out;

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "base/arithmetic.h"
+#include "base/checksum.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/terminal.h"
@@ -39,12 +40,10 @@ struct ShardHeader {
 };
 static_assert(sizeof(ShardHeader) == 24 && std::is_trivially_copyable_v<ShardHeader>);
 
-std::string hex(uint64_t value) { return fmt::format("{:016x}", value); }
-
 std::optional<uint64_t> parse_hex(std::string_view text) {
   uint64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 16);
-  if (error != std::errc() || end != text.data() + text.size() || hex(value) != text) return std::nullopt;
+  if (error != std::errc() || end != text.data() + text.size() || hex_of(value) != text) return std::nullopt;
   return value;
 }
 
@@ -137,7 +136,7 @@ DatasetInfo dataset_for(const Tokenizer& tokenizer, const std::string& name) {
   DatasetInfo info;
   info.tokenizer = name;
   const std::string& json = tokenizer.json();
-  info.tokenizer_xxh3 = tokenizer.is_bytes() ? "bytes" : hex(XXH3_64bits(json.data(), json.size()));
+  info.tokenizer_xxh3 = tokenizer.is_bytes() ? "bytes" : xxh3_of(json);
   info.vocab_size = tokenizer.vocab_size();
   info.eos_id = tokenizer.eos_id();
   info.token_bytes = info.vocab_size <= kMaxNarrowVocabulary ? 2 : 4;
@@ -168,7 +167,7 @@ std::string dataset_json(const DatasetInfo& info) {
     sources.push_back({{"path", file.path.native()}, {"bytes", file.bytes}, {"modified_ns", file.modified_ns}});
   }
   for (const TokenShard& shard : info.shards) {
-    shards.push_back({{"file", shard_name(shards.size())}, {"tokens", shard.n_tokens}, {"xxh3", hex(shard.xxh3)}});
+    shards.push_back({{"file", shard_name(shards.size())}, {"tokens", shard.n_tokens}, {"xxh3", hex_of(shard.xxh3)}});
   }
   const Json json{{"format", kFormat},
                   {"version", kVersion},
@@ -178,13 +177,13 @@ std::string dataset_json(const DatasetInfo& info) {
                   {"tokens", info.n_tokens},
                   {"documents", info.n_documents},
                   {"token_bytes", info.token_bytes},
-                  {"ids_xxh3", hex(info.ids_xxh3)},
+                  {"ids_xxh3", hex_of(info.ids_xxh3)},
                   {"fim", {{"rate", info.fim_rate}, {"seed", info.fim_seed}}},
                   {"sources", sources},
                   {"shards", shards}};
   std::string text = json.dump(1, ' ', false, Json::error_handler_t::replace);
   text.resize(text.size() - 2);  // "\n}"
-  const std::string checksum = hex(XXH3_64bits(text.data(), text.size()));
+  const std::string checksum = xxh3_of(text);
   return fmt::format("{}{}{}{}", text, kChecksumKey, checksum, kJsonEnd);
 }
 
@@ -200,8 +199,7 @@ DatasetInfo parse_dataset_json(std::string_view json, const std::string& where) 
   }
   const size_t end_bytes = kChecksumKey.size() + kHexDigits + kJsonEnd.size();
   const std::string_view body = json.substr(0, json.size() - std::min(json.size(), end_bytes));
-  if (json.substr(body.size()) !=
-      fmt::format("{}{}{}", kChecksumKey, hex(XXH3_64bits(body.data(), body.size())), kJsonEnd)) {
+  if (json.substr(body.size()) != fmt::format("{}{}{}", kChecksumKey, xxh3_of(body), kJsonEnd)) {
     throw Error("{}: its content changed since it was written; make the dataset anew", where);
   }
   constexpr int64_t kMostIds = std::numeric_limits<int32_t>::max();

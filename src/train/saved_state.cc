@@ -1,7 +1,5 @@
 #include "train/saved_state.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -28,8 +26,6 @@ constexpr const char* kAverage = "average.safetensors";
 constexpr const char* kKept[] = {"first_moment", "second_moment", "average"};  // [Kept], in files
 constexpr const char* kPartial = ".partial";  // behind the name of a checkpoint that is being written
 constexpr const char* kRemoved = ".removed";  // and of one that is being removed
-
-std::string hex(uint64_t checksum) { return fmt::format("{:016x}", checksum); }
 
 // The N of "step-N"; -1 for any other name.
 int64_t step_of(const fs::path& path) {
@@ -67,15 +63,13 @@ uint64_t checkpoint_bytes(const TrainedState& state) {
 }
 
 // The last line of a manifest of which `before` is the rest: a checksum of that.
-std::string manifest_end(std::string_view before) {
-  return fmt::format(" \"xxh3\": \"{}\"\n}}\n", hex(XXH3_64bits(before.data(), before.size())));
-}
+std::string manifest_end(std::string_view before) { return fmt::format(" \"xxh3\": \"{}\"\n}}\n", xxh3_of(before)); }
 
 std::string manifest_of(const fs::path& directory) {
   nlohmann::ordered_json files;
   for (const fs::path& path : list_directory(directory)) {
     const auto [bytes, xxh3] = checksum_of_file(path);
-    files[path.filename().string()] = {{"bytes", bytes}, {"xxh3", hex(xxh3)}};
+    files[path.filename().string()] = {{"bytes", bytes}, {"xxh3", hex_of(xxh3)}};
   }
   std::string manifest = nlohmann::ordered_json{{"files", files}}.dump(1);
   manifest.resize(manifest.size() - 2);  // the line end and brace that come behind the checksum
@@ -499,7 +493,7 @@ void verify_checkpoint(const fs::path& directory) {
     const uint64_t size = fs::file_size(directory / file, error);
     if (error) throw Error("{}: {}", printable(file), error.message());
     if (size != bytes) throw Error("{}: has {} bytes, was written with {}", printable(file), size, bytes);
-    if (hex(checksum_of_file(directory / file).xxh3) != checksum) {
+    if (hex_of(checksum_of_file(directory / file).xxh3) != checksum) {
       throw Error("{}: its content changed since it was written", printable(file));
     }
   }

@@ -26,8 +26,6 @@ constexpr size_t kMaxShards = 99'999;
 constexpr const char* kMakeAnew = "make them anew with fathom distill logits";
 
 std::string shard_file(size_t index) { return fmt::format("logits-{:05}.safetensors", index); }
-std::string hex(uint64_t value) { return fmt::format("{:016x}", value); }
-
 template <class T>
 T field(dom::object object, const char* key, const std::string& where) {
   T value{};
@@ -133,7 +131,7 @@ std::string teacher_json(const TeacherInfo& info) {
     shards.push_back({{"file", shard_file(shards.size())},
                       {"sequences", shard.sequences},
                       {"rows", shard.rows},
-                      {"xxh3", hex(shard.xxh3)}});
+                      {"xxh3", hex_of(shard.xxh3)}});
   }
   const Json json{{"format", kFormat},
                   {"version", kVersion},
@@ -195,7 +193,7 @@ TeacherInfo parse_teacher_json(std::string_view json, const std::string& where) 
     char* end = nullptr;
     const std::string digits(text);
     const uint64_t sum = std::strtoull(digits.c_str(), &end, 16);
-    if (hex(sum) != text) throw Error("{}: xxh3 is no checksum", at);
+    if (hex_of(sum) != text) throw Error("{}: xxh3 is no checksum", at);
     info.shards.push_back({count(shard, "sequences", 1, kMost, at), count(shard, "rows", 0, kMost, at), sum});
   }
   return info;

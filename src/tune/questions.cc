@@ -180,6 +180,10 @@ std::vector<AskedQuestion> read_asked_questions(std::span<const fs::path> files)
   return questions;
 }
 
+bool have_tests(std::span<const AskedQuestion> questions) {
+  return std::ranges::any_of(questions, [](const AskedQuestion& q) { return q.tests != nullptr; });
+}
+
 std::vector<Question> read_questions(std::span<const fs::path> files, const Tokenizer& tokenizer,
                                      const QuestionOptions& options, int64_t longest_prompt) {
   if (!options.chat_template.empty()) {

@@ -42,6 +42,9 @@ struct Question {
   bool begun_thoughts = false;  // the prompt ends in <think>
 };
 
+// Whether one of them is judged by tests of code.
+bool have_tests(std::span<const AskedQuestion> questions);
+
 struct QuestionOptions {
   std::string chat_template;  // Jinja source or kDeepseekV32Encoding; empty: a question is the prompt as it stands
   std::string system;         // a message of the system in front of those that have none; not without a template

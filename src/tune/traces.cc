@@ -48,9 +48,7 @@ std::string settings_of(std::span<const AskedQuestion> questions, const TraceOpt
                 {"system", o.system},
                 {"seed", o.seed}};
   // What it says of answers, too, is kept.
-  if (std::ranges::any_of(questions, [](const AskedQuestion& q) { return q.tests != nullptr; })) {
-    settings["code_timeout"] = o.limits.cpu_s;
-  }
+  if (have_tests(questions)) settings["code_timeout"] = o.limits.cpu_s;
   return dump(settings);
 }
 

@@ -9,16 +9,11 @@ import time
 import unittest
 
 sys.dont_write_bytecode = True
-from program import PROGRAM, Case, fathom  # noqa: E402
+from program import CHAT_CONFIG, PROGRAM, Case, fathom  # noqa: E402
 
 TEMPLATE = str(pathlib.Path(__file__).resolve().parents[1] / "data/chat/deepseek-v3.1.jinja")
-CONFIG = {"model_type": "deepseek_v3", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 258, "hidden_size": 32, "num_hidden_layers": 2,
-          "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": None, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
-          "v_head_dim": 8, "intermediate_size": 64, "moe_intermediate_size": 32, "n_routed_experts": 4, "n_shared_experts": 1,
-          "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
-          "topk_method": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 1.0, "num_nextn_predict_layers": 1, "hidden_act": "silu",
-          "attention_bias": False, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.05,
-          "tie_word_embeddings": False}
+CONFIG = {**CHAT_CONFIG, "vocab_size": 258, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2,
+          "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "intermediate_size": 64, "moe_intermediate_size": 32}
 # The share of capital letters.
 REWARD = """import json, sys
 for line in sys.stdin:

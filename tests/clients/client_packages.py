@@ -9,6 +9,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/cli"))
 
 
+def need_browser():
+    """The same for what drives a browser, and Debian's chromium."""
+    need("playwright")
+    if not pathlib.Path("/usr/bin/chromium").exists():
+        print("skipped: there is no /usr/bin/chromium (Debian's package chromium)")
+        sys.exit(77)
+
+
 def need(*packages):
     """Starts the script again in that Python, once; exits 77, "skipped", where a package is missing there too."""
     other = os.environ.get("FATHOM_CLIENTS") or str(ROOT / "build/clients/bin/python")

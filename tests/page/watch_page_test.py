@@ -21,10 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/clients"))
 import client_packages
 
-client_packages.need("playwright")
-if not pathlib.Path("/usr/bin/chromium").exists():
-    print("skipped: there is no /usr/bin/chromium (Debian's package chromium)")
-    sys.exit(77)
+client_packages.need_browser()
 
 from playwright.sync_api import expect
 

@@ -55,11 +55,6 @@ static inline Ints splat_int(int32_t x) { return x - Ints{}; }
 static inline Floats splat_float(float x) { return x - Floats{}; }
 static inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 static inline Floats to_floats(Ints v) { return __builtin_convertvector(v, Floats); }
-static inline Floats from_bf16(const void* p) {
-  typedef uint16_t Codes __attribute__((vector_size(16)));
-  return as<Floats>(__builtin_convertvector(load_as<Codes>(p), Ints) << 16);
-}
-
 // a b + c, as in vec.h.
 static inline Floats multiply_add(Floats a, Floats b, Floats c) {
 #if defined(__AVX2__)
@@ -172,6 +167,9 @@ static inline Ints add_signed(Ints sum, Bytes w, Ints s) {
 #endif
 
 #if defined(__AVX2__)
+static inline Floats from_bf16(const void* p) {
+  return as<Floats>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p))), 16));
+}
 static inline Floats from_f16(const void* p) {
   return as<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(static_cast<const __m128i*>(p))));
 }
@@ -189,6 +187,10 @@ static inline Floats from_i8(const void* p) {
   return as<Floats>(_mm256_cvtepi32_ps(wide));
 }
 #else
+static inline Floats from_bf16(const void* p) {
+  typedef uint16_t Codes __attribute__((vector_size(16)));
+  return as<Floats>(__builtin_convertvector(load_as<Codes>(p), Ints) << 16);
+}
 static inline Floats from_f16(const void* p) {
   typedef uint16_t Codes __attribute__((vector_size(16)));
   const Ints codes = __builtin_convertvector(load_as<Codes>(p), Ints);

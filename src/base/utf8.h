@@ -1,4 +1,4 @@
-// UTF-8 (RFC 3629): where it breaks and how to mend it.
+// UTF-8 (RFC 3629): where it breaks and how to mend it; a text without the white space around it.
 #pragma once
 
 #include <cstddef>
@@ -28,5 +28,8 @@ void append_utf8(std::string& out, char32_t code_point);
 
 // The code point at the start of valid, non-empty text.
 char32_t utf8_code_point(std::string_view text);
+
+// Without the white space around it, as Python's strip() has it for ASCII.
+std::string_view stripped(std::string_view text);
 
 }  // namespace fathom

@@ -9,6 +9,7 @@
 
 #include "base/file.h"
 #include "base/terminal.h"
+#include "base/utf8.h"
 #include "cli/command.h"
 #include "infer/generation.h"
 
@@ -25,22 +26,15 @@ struct Options {
   PlacementOptions placement;
 };
 
-std::string_view trimmed(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\r\n";
-  const size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
-}
-
 // "1,2,3" or "[1, 2, 3]"
 std::vector<int32_t> parse_tokens(std::string_view text) {
-  std::string_view list = trimmed(text);
+  std::string_view list = stripped(text);
   if (list.size() >= 2 && list.front() == '[' && list.back() == ']') list = list.substr(1, list.size() - 2);
-  if (trimmed(list).empty()) throw UsageError("--tokens: there is no id in '{}'", printable(text, 40));
+  if (stripped(list).empty()) throw UsageError("--tokens: there is no id in '{}'", printable(text, 40));
   std::vector<int32_t> ids;
   for (size_t begin = 0; begin <= list.size();) {
     const size_t end = std::min(list.find(',', begin), list.size());
-    const std::string_view number = trimmed(list.substr(begin, end - begin));
+    const std::string_view number = stripped(list.substr(begin, end - begin));
     int32_t id = 0;
     const auto [rest, error] = std::from_chars(number.data(), number.data() + number.size(), id);
     if (error != std::errc() || rest != number.data() + number.size()) {

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/utf8.h"
 #include "eval/math_compare.h"
 #include "eval/math_parser.h"
 #include "eval/task_files.h"
@@ -19,12 +20,6 @@ bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; 
 bool is_digit(char c) { return '0' <= c && c <= '9'; }
 char lower(char c) { return 'A' <= c && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
 bool is_letter(char c) { return 'a' <= lower(c) && lower(c) <= 'z'; }
-
-std::string_view trimmed(std::string_view text) {
-  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
-  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
-  return text;
-}
 
 // What stands in the braces that begin at text[at], or nothing where they do not end.
 std::optional<std::string_view> in_braces(std::string_view text, size_t at) {
@@ -54,10 +49,10 @@ std::optional<std::string_view> boxed(std::string_view text) {
     while (at < text.size() && text[at] == ' ') ++at;
     if (at < text.size() && text[at] == '{') {
       const auto inside = in_braces(text, at);
-      if (inside && !trimmed(*inside).empty()) return trimmed(*inside);
+      if (inside && !stripped(*inside).empty()) return stripped(*inside);
     } else if (spaced) {
       const std::string_view rest = text.substr(at, text.find_first_of("$ \n", at) - at);
-      if (!trimmed(rest).empty()) return trimmed(rest);
+      if (!stripped(rest).empty()) return stripped(rest);
     }
     if (found == 0) return std::nullopt;
     end = found - 1;
@@ -69,14 +64,14 @@ std::optional<std::string_view> boxed(std::string_view text) {
 std::optional<std::string_view> behind_hashes(std::string_view text) {
   const size_t at = text.rfind("####");
   if (at == kNone) return std::nullopt;
-  const std::string_view line = trimmed(text.substr(at + 4, text.find('\n', at) - at - 4));
+  const std::string_view line = stripped(text.substr(at + 4, text.find('\n', at) - at - 4));
   return line.empty() ? std::nullopt : std::optional(line);
 }
 
 // Without what Markdown and sentences put around an answer.
 std::string_view bare(std::string_view text) {
   for (bool more = true; std::exchange(more, false);) {
-    text = trimmed(text);
+    text = stripped(text);
     for (const std::string_view mark : {"**", "__", "`", "\"", ":"}) {
       if (text.starts_with(mark)) {
         text.remove_prefix(mark.size());
@@ -112,13 +107,13 @@ std::optional<std::string_view> behind_phrase(std::string_view text) {
        {std::pair<std::string_view, std::string_view>{"$$", "$$"}, {"\\(", "\\)"}, {"\\[", "\\]"}}) {
     if (!rest.starts_with(open)) continue;
     const size_t end = rest.find(close, open.size());
-    if (end != kNone && !trimmed(rest.substr(open.size(), end - open.size())).empty()) {
-      return trimmed(rest.substr(open.size(), end - open.size()));
+    if (end != kNone && !stripped(rest.substr(open.size(), end - open.size())).empty()) {
+      return stripped(rest.substr(open.size(), end - open.size()));
     }
   }
   const size_t dollar = rest.find('$', 1);
-  if (rest.starts_with('$') && dollar != kNone && !trimmed(rest.substr(1, dollar - 1)).empty()) {
-    return trimmed(rest.substr(1, dollar - 1));
+  if (rest.starts_with('$') && dollar != kNone && !stripped(rest.substr(1, dollar - 1)).empty()) {
+    return stripped(rest.substr(1, dollar - 1));
   }
   for (size_t i = 0; i + 1 < rest.size(); ++i) {
     const bool ends = (rest[i] == '.' || rest[i] == ';') && is_space(rest[i + 1]);
@@ -160,10 +155,10 @@ std::vector<Span> numbers(std::string_view text) {
 
 // The letter that an answer is, or begins with: "B", "(B)", "\text{(B) } 12", "B. Paris".
 std::optional<char> choice_of(std::string_view text) {
-  text = trimmed(text);
+  text = stripped(text);
   for (const std::string_view command : {"\\text", "\\textbf", "\\mathrm", "\\mathbf", "\\mbox", "\\textrm"}) {
     if (text.starts_with(command) && text.substr(command.size()).starts_with('{')) {
-      text = trimmed(text.substr(command.size() + 1));
+      text = stripped(text.substr(command.size() + 1));
       break;
     }
   }
@@ -292,23 +287,23 @@ std::string_view without_phrase(std::string_view text) {
   if (!text.starts_with("\\text{")) return text;
   const auto inside = in_braces(text, 5);
   if (!inside) return text;
-  std::string phrase = lowered(trimmed(*inside));
+  std::string phrase = lowered(stripped(*inside));
   if (phrase.ends_with(':')) phrase.pop_back();
   for (const std::string_view known : {"the answer is", "answer is", "the final answer is", "answer", "final answer"}) {
-    if (phrase == known) return trimmed(text.substr(inside->size() + 7));
+    if (phrase == known) return stripped(text.substr(inside->size() + 7));
   }
   return text;
 }
 
 std::string_view unwrapped(std::string_view text) {
-  text = trimmed(text);
+  text = stripped(text);
   for (int i = 0; i < 4; ++i) {
     if (text.starts_with("**") && text.ends_with("**") && text.size() > 4)
-      text = trimmed(text.substr(2, text.size() - 4));
+      text = stripped(text.substr(2, text.size() - 4));
     for (const std::string_view box : {"\\boxed", "\\fbox"}) {
       if (!text.starts_with(box) || !text.substr(box.size()).starts_with('{') || !text.ends_with('}')) continue;
       const auto inside = in_braces(text, box.size());
-      if (inside && inside->size() + box.size() + 2 == text.size()) text = trimmed(*inside);
+      if (inside && inside->size() + box.size() + 2 == text.size()) text = stripped(*inside);
     }
   }
   return without_phrase(text);
@@ -320,7 +315,7 @@ std::optional<std::string> final_answer(std::string_view solution) {
   constexpr std::string_view kThink = "<think>", kEndThink = "</think>";
   if (const size_t end = solution.rfind(kEndThink); end != kNone) {
     solution.remove_prefix(end + kEndThink.size());
-  } else if (trimmed(solution).starts_with(kThink)) {
+  } else if (stripped(solution).starts_with(kThink)) {
     return std::nullopt;
   }
   const auto box = boxed(solution), hashes = behind_hashes(solution), phrase = behind_phrase(solution);

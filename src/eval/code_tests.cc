@@ -14,6 +14,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/utf8.h"
 #include "eval/embedded.h"
 #include "eval/task_files.h"
 #include "text/answer_parser.h"

@@ -4,6 +4,7 @@
 #include <array>
 #include <utility>
 
+#include "base/utf8.h"
 #include "eval/math_units.h"
 
 namespace fathom::eval {
@@ -77,12 +78,6 @@ constexpr std::array<std::pair<std::string_view, std::string_view>, 20> kGreekCh
     {{"α", "alpha"}, {"β", "beta"},  {"γ", "gamma"},  {"δ", "delta"}, {"ε", "epsilon"}, {"ζ", "zeta"}, {"η", "eta"},
      {"θ", "theta"}, {"κ", "kappa"}, {"λ", "lambda"}, {"μ", "mu"},    {"ν", "nu"},      {"ξ", "xi"},   {"ρ", "rho"},
      {"σ", "sigma"}, {"τ", "tau"},   {"φ", "phi"},    {"χ", "chi"},   {"ψ", "psi"},     {"ω", "omega"}}};
-
-std::string_view trimmed(std::string_view text) {
-  while (!text.empty() && is_space(text.front())) text.remove_prefix(1);
-  while (!text.empty() && is_space(text.back())) text.remove_suffix(1);
-  return text;
-}
 
 struct Lexer {
   std::string_view text;
@@ -221,7 +216,7 @@ struct Lexer {
       // Between brackets, "(1, 2) U (3, 4)".
       if (run == "U" && !out.empty() && (out.back().text == ")" || out.back().text == "]")) return symbol("\\cup");
       if ((run == "m" || run == "g" || run == "s" || run == "h" || run == "L") && space && !out.empty() &&
-          out.back().kind == Kind::number && trimmed(text.substr(at)).size() <= 1) {  // "5 m", but not "5 m + 1"
+          out.back().kind == Kind::number && stripped(text.substr(at)).size() <= 1) {  // "5 m", but not "5 m + 1"
         return put(Kind::word, std::string(run));
       }
       return put(Kind::letter, std::string(run));
@@ -275,7 +270,7 @@ struct Lexer {
   }
 
   void read_text(std::string_view command) {
-    const std::string_view raw = group(), inside = trimmed(raw);
+    const std::string_view raw = group(), inside = stripped(raw);
     if (inside.empty()) {
       space = true;
       return;
@@ -331,7 +326,7 @@ struct Lexer {
       return;  // the group behind it is one as it is
     }
     if (name == "begin" || name == "end") {
-      const std::string_view environment = trimmed(group());
+      const std::string_view environment = stripped(group());
       if (environment == "array" && name == "begin") group();  // its columns
       return symbol("\\" + std::string(name) + "{" + std::string(environment.substr(0, 20)) + "}");
     }

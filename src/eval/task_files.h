@@ -40,8 +40,6 @@ std::optional<std::string> find_text(simdjson::dom::element object, const char* 
 // that does not close and for text behind one.
 std::vector<std::vector<std::string>> parse_csv(std::string_view text, const std::string& where);
 
-// Without the white space around it, as Python's strip() has it for ASCII.
-std::string_view stripped(std::string_view text);
 std::string lowered(std::string_view text);  // small letters for ASCII's capital ones
 bool is_word(char c);                        // an ASCII letter or digit, or _
 // How many characters it has, as Python's len() counts.

@@ -1,5 +1,6 @@
 // HellaSwag (Zellers et al. 2019): which of four endings goes on with what is told.
 #include "base/error.h"
+#include "base/utf8.h"
 #include "eval/task_files.h"
 #include "eval/tasks.h"
 

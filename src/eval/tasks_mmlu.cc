@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/file.h"
+#include "base/utf8.h"
 #include "eval/task_files.h"
 #include "eval/tasks.h"
 

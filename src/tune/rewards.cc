@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/utf8.h"
 #include "eval/answers.h"
 #include "eval/code_tests.h"
 #include "text/answer_parser.h"
@@ -23,13 +24,6 @@ int64_t count(std::string_view text, std::string_view mark) {
   return n;
 }
 
-std::string_view trimmed(std::string_view text) {
-  constexpr std::string_view kSpace = " \t\r\n";
-  const size_t begin = text.find_first_not_of(kSpace);
-  if (begin == std::string_view::npos) return {};
-  return text.substr(begin, text.find_last_not_of(kSpace) + 1 - begin);
-}
-
 }  // namespace
 
 const char* reward_name(RewardKind kind) { return kNames[static_cast<size_t>(kind)]; }
@@ -39,10 +33,10 @@ RewardWeights parse_reward_weights(const std::string& text) {
   std::array<bool, kRewardKinds> seen{};
   for (std::string_view left = text; !left.empty();) {
     const size_t end = std::min(left.find(','), left.size());
-    const std::string_view item = trimmed(left.substr(0, end));
+    const std::string_view item = stripped(left.substr(0, end));
     left.remove_prefix(std::min(end + 1, left.size()));
     const size_t equals = std::min(item.find('='), item.size());
-    const std::string_view name = trimmed(item.substr(0, equals));
+    const std::string_view name = stripped(item.substr(0, equals));
     const auto* const found = std::ranges::find(kNames, name);
     if (found == std::end(kNames)) {
       throw UsageError("--reward {}: '{}' is none of {}", printable(text), printable(name), fmt::join(kNames, ", "));
@@ -51,7 +45,7 @@ RewardWeights parse_reward_weights(const std::string& text) {
     if (std::exchange(seen[kind], true)) throw UsageError("--reward {}: {} stands there twice", printable(text), name);
     double weight = 1;
     if (equals < item.size()) {
-      const std::string_view number = trimmed(item.substr(equals + 1));
+      const std::string_view number = stripped(item.substr(equals + 1));
       const auto [rest, error] = std::from_chars(number.data(), number.data() + number.size(), weight);
       if (error != std::errc() || rest != number.data() + number.size() || !std::isfinite(weight)) {
         throw UsageError("--reward {}: '{}' is no finite number", printable(text), printable(number));
@@ -79,11 +73,11 @@ AnswerParts parts_of(std::string_view completion, bool begun_thoughts) {
 }
 
 bool has_format(std::string_view completion, bool begun_thoughts) {
-  const std::string_view text = trimmed(completion);
+  const std::string_view text = stripped(completion);
   if (count(text, kThink) != (begun_thoughts ? 0 : 1) || count(text, kEndThink) != 1) return false;
   if (!begun_thoughts && !text.starts_with(kThink)) return false;
   const AnswerParts parts = parts_of(text, begun_thoughts);
-  return !trimmed(parts.thoughts).empty() && !trimmed(parts.said).empty();
+  return !stripped(parts.thoughts).empty() && !stripped(parts.said).empty();
 }
 
 bool is_exact(std::string_view completion, bool begun_thoughts, const std::string& expected) {

@@ -5,8 +5,8 @@
     bench/reasoning.py --pictures OUT1 OUT2 ... --out OUT    the curves of several runs together
 
 FILE: text to pretrain on beside additions. Stages, each into OUT/STAGE, which go on where they were when the same command is given again:
-    base     pretraining (`fathom train`): text, and additions that are answered at once, or behind thoughts that are empty (70 %), broken
-             off (18 %) or worked out digit by digit (12 %)
+    base     pretraining (`fathom train`): text, and additions that are answered at once, or behind thoughts that are empty (60 %), broken
+             off (15 %) or worked out digit by digit (25 %)
     rl       GRPO (`fathom grpo`) on the answer alone: how long to think is left to the model
     traces   what the trained model thinks and answers (`fathom distill traces`), as far as it is right
     hybrid   the base model fine-tuned on these traces with thinking on, and on bare answers with thinking off (`fathom sft`)
@@ -79,7 +79,7 @@ def pretraining_text(text, size, most_digits, rng):
             thoughts = DONE
             if rng.random() > 0.35:
                 lines, kind = worked(a, b), rng.random()
-                shown = len(lines) if kind < 0.12 else rng.randrange(len(lines)) if kind < 0.30 else 0
+                shown = len(lines) if kind < 0.25 else rng.randrange(len(lines)) if kind < 0.40 else 0
                 thoughts = THINK + "\n".join(lines[:shown]) + DONE
             texts.append(f"{USER}{a}+{b}={ASSISTANT}{thoughts}{a + b}")
         size -= len(texts[-1]) + 2
@@ -130,7 +130,7 @@ def make_data(data, a):
     write_lines(data / "base.jsonl", [{"text": t} for t in texts])
     write_lines(data / "held-out.jsonl", held_out)
     n = max(100, int(20_000 * a.scale))
-    write_lines(data / "rl.jsonl", [q for q in questions(n, 3, a.digits) if q["question"] not in asked])
+    write_lines(data / "rl.jsonl", [q for q in questions(n, 3, (max(1, a.digits[0] - 2), a.digits[1])) if q["question"] not in asked])
     write_lines(data / "to-trace.jsonl", [q for q in questions(n, 4, a.digits) if q["question"] not in asked])
 
 
@@ -245,7 +245,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--digits", type=lambda text: tuple(map(int, text.split("-"))), default=(5, 8), metavar="LOW-HIGH",
-                        help="of the longer number in the questions that are trained and asked (5-8); pretraining has shorter ones too")
+                        help="of the longer number in the questions that are asked (5-8); pretraining has all shorter ones too, GRPO those of two digits less")
     parser.add_argument("--until", choices=("rl", "student"), default="student", help="the last stage")
     parser.add_argument("--held-out", type=int, default=500, help="questions that each model is asked")
     parser.add_argument("--scale", type=float, default=1, help="of steps and data")

@@ -1,6 +1,7 @@
 // What the subcommands share: the options every one of them has, and one function each that adds it to the program.
 #pragma once
 
+#include <atomic>
 #include <csignal>
 #include <cstdint>
 #include <filesystem>
@@ -153,7 +154,7 @@ std::string version_text();
 
 // Set by SIGINT or SIGTERM (main.cc installs the handlers): the signal's number, else 0. Long work looks at it at safe
 // points, saves what can be saved, and throws Interrupted; the program then exits with 128 + signal.
-extern volatile std::sig_atomic_t interrupted_by;
+extern std::atomic<int> interrupted_by;  // threads look too
 struct Interrupted {};
 void stop_when_interrupted();  // throws it when a signal has come
 

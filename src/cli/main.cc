@@ -22,7 +22,8 @@
 
 namespace fathom::cli {
 
-volatile std::sig_atomic_t interrupted_by = 0;
+std::atomic<int> interrupted_by = 0;
+static_assert(std::atomic<int>::is_always_lock_free);  // a handler of signals may write it
 
 void stop_when_interrupted() {
   if (interrupted_by != 0) throw Interrupted{};

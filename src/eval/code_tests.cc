@@ -276,13 +276,13 @@ CodeVerdict judge_code(const CodeProblem& problem, std::string_view program, con
 }
 
 std::vector<CodeVerdict> judge_many(std::span<const CodeAnswer> answers, int at_a_time, const SandboxLimits& limits,
-                                    Containment containment) {
+                                    Containment containment, const std::function<bool()>& interrupted) {
   std::vector<CodeVerdict> verdicts(answers.size());
   std::atomic<size_t> next = 0;
   std::exception_ptr error;
   std::mutex error_mutex;
   const auto work = [&] {
-    for (size_t i; (i = next++) < answers.size();) {
+    for (size_t i; (i = next++) < answers.size() && !(interrupted && interrupted());) {
       try {
         verdicts[i] = judge_code(*answers[i].problem, answers[i].program, limits, containment);
       } catch (...) {

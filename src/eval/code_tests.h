@@ -4,6 +4,7 @@
 
 #include <array>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -55,9 +56,11 @@ struct CodeAnswer {
   const CodeProblem* problem;
   std::string_view program;
 };
-// The verdicts of all, at_a_time (>= 1) of them at a time, in threads of their own. The first Error ends it.
+// The verdicts of all, at_a_time (>= 1) of them at a time, in threads of their own, which ask `interrupted` too: once
+// it is true, no more are tried, and the verdicts mean nothing. The first Error ends it.
 std::vector<CodeVerdict> judge_many(std::span<const CodeAnswer> answers, int at_a_time,
-                                    const SandboxLimits& limits = {}, Containment containment = Containment::sandbox);
+                                    const SandboxLimits& limits = {}, Containment containment = Containment::sandbox,
+                                    const std::function<bool()>& interrupted = {});
 
 // The program in what a model wrote: the last fenced block that is Python's, or else that says no language, up to its
 // end where it is cut off; without fences the whole. What stands before a last </think> is left out; empty where the

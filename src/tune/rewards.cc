@@ -14,8 +14,6 @@
 namespace fathom::tune {
 namespace {
 
-constexpr size_t kPrograms = 64;  // between two looks at whether to stop
-
 constexpr const char* kNames[kRewardKinds] = {"exact", "format", "code", "command"};
 
 int64_t count(std::string_view text, std::string_view mark) {
@@ -129,7 +127,8 @@ Reward Rewards::by_rules(const Completion& c) const {
   return reward;
 }
 
-void Rewards::by_code(int at_a_time, std::span<const Completion> completions, Reward* rewards) const {
+void Rewards::by_code(int at_a_time, std::span<const Completion> completions, std::span<Reward> rewards,
+                      const std::function<bool()>& interrupted) const {
   std::vector<std::string> programs;
   std::vector<eval::CodeAnswer> answers;
   for (const Completion& c : completions) {
@@ -139,7 +138,8 @@ void Rewards::by_code(int at_a_time, std::span<const Completion> completions, Re
   for (size_t i = 0; i < completions.size(); ++i) {
     answers.push_back({completions[i].question->tests.get(), programs[i]});
   }
-  const std::vector<eval::CodeVerdict> verdicts = eval::judge_many(answers, at_a_time, options_.limits);
+  const std::vector<eval::CodeVerdict> verdicts =
+      eval::judge_many(answers, at_a_time, options_.limits, eval::Containment::sandbox, interrupted);
   for (size_t i = 0; i < completions.size(); ++i) {
     rewards[i].parts[static_cast<size_t>(RewardKind::code)] = verdicts[i].passed ? 1 : 0;
     rewards[i].why = verdicts[i].why;
@@ -152,11 +152,7 @@ std::optional<std::vector<Reward>> Rewards::judge(ThreadPool& pool, std::span<co
   pool.run(std::ssize(completions),
            [&](int64_t i, int) { rewards[static_cast<size_t>(i)] = by_rules(completions[static_cast<size_t>(i)]); });
   if (options_.weights[RewardKind::code] != 0) {
-    for (size_t begin = 0; begin < completions.size(); begin += kPrograms) {
-      if (interrupted && interrupted()) return std::nullopt;
-      by_code(pool.size(), completions.subspan(begin, std::min(kPrograms, completions.size() - begin)),
-              &rewards[begin]);
-    }
+    by_code(pool.size(), completions, rewards, interrupted);
   }
   if (interrupted && interrupted()) return std::nullopt;
   if (command_) {

@@ -82,7 +82,8 @@ class Rewards {
 
  private:
   Reward by_rules(const Completion& completion) const;
-  void by_code(int at_a_time, std::span<const Completion> completions, Reward* rewards) const;  // [completions]
+  void by_code(int at_a_time, std::span<const Completion> completions, std::span<Reward> rewards,
+               const std::function<bool()>& interrupted) const;
 
   RewardOptions options_;
   std::unique_ptr<RewardCommand> command_;

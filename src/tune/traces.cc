@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -130,12 +131,12 @@ struct Making {
     constexpr size_t kTogether = 256;
     for (size_t first = 0; first < keys.size() && !is_interrupted(); first += kTogether) {
       const size_t end = std::min(keys.size(), first + kTogether);
-      std::vector<TraceVerdict> verdicts(end - first);
+      std::vector<std::optional<TraceVerdict>> verdicts(end - first);
       std::atomic<size_t> next{first};
       std::exception_ptr failure;
       std::mutex failing;
       const auto work = [&] {
-        for (size_t i = next++; i < end; i = next++) {
+        for (size_t i = next++; i < end && !is_interrupted(); i = next++) {
           try {
             const TraceAnswer& answer = journal.answers().at(keys[i]);
             verdicts[i - first] = verify(questions[keys[i].first], answer.answer, options.limits);
@@ -151,7 +152,9 @@ struct Making {
       work();
       for (std::thread& thread : threads) thread.join();
       if (failure) std::rethrow_exception(failure);
-      for (size_t i = first; i < end; ++i) journal.verify(keys[i], std::move(verdicts[i - first]));
+      for (size_t i = first; i < end; ++i) {
+        if (auto& verdict = verdicts[i - first]) journal.verify(keys[i], std::move(*verdict));
+      }
       progress.update(static_cast<int64_t>(end));
     }
     progress.finish();

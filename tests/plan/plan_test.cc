@@ -50,7 +50,7 @@ TEST(Plan, WrongInputsAreToldInALine) {
                {"train", {{"batch_size", "1000"}}, "whole number of chunks"},
                {"train", {{"batch_size", "2048"}, {"pp_schedule", "dualpipe"}}, "zb1p"},
                {"train", {{"seq_len", "1T"}}, "--seq-len"},
-               {"train", {{"moments", "bf16"}}, "no input"},
+               {"train", {{"kv_type", "bf16"}}, "no input"},
                {"train", {{"tokens", "nan"}}, "should be a number"},
                {"train", {{"tokens", "1e400"}}, "should be a number"}};
   for (const auto& each : cases) {
@@ -101,6 +101,75 @@ TEST(Plan, AdviceSaysWhatWouldFit) {
                 .at("fits"),
             1);
   EXPECT_EQ(plan_of("memory", {{"weights", "q4_0"}, {"ram", "350GB"}}, "deepseek-v3", "epyc-9654").at("fits"), 0);
+}
+
+// What serving needs is what `plan serve` finds a place for: whole experts and whole sequences on a GPU, all else on
+// each.
+TEST(Plan, AsManyGpusAsMemorySaysServe) {
+  for (const char* model : {"deepseek-v3", "deepseek-v2", "llama-3.1-8b"}) {
+    for (const char* gpu : {"h800", "h200", "rtx-4090"}) {
+      for (const char* context : {"4096", "131072"}) {
+        const double gpus = plan_of("memory", {{"context", context}}, model, gpu).at("gpus_needed");
+        if (gpus == 0 || gpus > 256) continue;
+        const auto serves = [&](double n) {
+          return plan_of("serve", {{"gpus", std::to_string(static_cast<int>(n))}, {"context", context}, {"batch", "1"}},
+                         model, gpu)
+                     .at("fits") == 1;
+        };
+        EXPECT_TRUE(serves(gpus)) << model << " " << gpu << " " << context << " " << gpus;
+        EXPECT_EQ(
+            plan_of("memory", {{"context", context}, {"gpus", std::to_string(static_cast<int>(gpus))}}, model, gpu)
+                .at("fits"),
+            1);
+      }
+    }
+  }
+  EXPECT_EQ(plan_of("memory", {{"gpus", "33"}}, "deepseek-v3", "rtx-4090").at("fits"), 0)
+      << "no GPU of 24 GB holds V3's attention and a cache";
+  EXPECT_EQ(plan_of("memory", {{"ram", "1GB"}}, "deepseek-v3", "epyc-9654").at("gpus_needed"), 0);
+}
+
+TEST(Plan, ATrainingThatDoesNotFitSaysSo) {
+  const Plan plan = plan_of("train", {{"gpus", "1"}});
+  EXPECT_EQ(plan.at("training_fits"), 0);
+  ASSERT_FALSE(plan.advice.empty());
+  EXPECT_NE(plan.advice[0].find("does not fit"), std::string::npos) << plan.advice[0];
+  EXPECT_EQ(plan_of("train").at("training_fits"), 1);
+}
+
+// Advice of a layout is a layout that is not refused.
+TEST(Plan, LayoutsThatAreAdvisedCanBePlanned) {
+  for (const char* gpus : {"8", "12", "64", "96"}) {
+    const Plan plan = plan_of("memory", {{"gpus", gpus}});
+    for (const std::string& each : plan.advice) {
+      for (const char* option : {"pp", "ep"}) {
+        const std::string mark = std::string("--") + option + " ";
+        const size_t at = each.find(mark);
+        if (!each.starts_with("To train") || at == std::string::npos) continue;
+        const std::string value = each.substr(at + mark.size(), each.find(' ', at + mark.size()) - at - mark.size());
+        EXPECT_NO_THROW(plan_of("memory", {{"gpus", gpus}, {option, value}})) << each;
+      }
+    }
+  }
+}
+
+TEST(Plan, LimitsAreBelowWhatIsPlanned) {
+  for (const char* device : {"h800", "epyc-9654"}) {
+    for (const char* acceptance : {"0", "0.85"}) {
+      const Plan plan = plan_of("serve", {{"batch", "1"}, {"mtp_acceptance", acceptance}}, "deepseek-v3", device);
+      EXPECT_LT(plan.at("limit_read_s"), plan.at("tpot_s")) << device << " " << acceptance;
+    }
+  }
+}
+
+TEST(Plan, WhatHasNoPlaceIsRefused) {
+  EXPECT_THROW(plan_of("serve", {{"prefill_ep", "1000"}}), UsageError);
+  EXPECT_THROW(plan_of("serve", {{"redundant_experts", "8"}}, "llama-3.1-8b"), UsageError);
+  EXPECT_THROW(plan_of("train", {{"batch_size", "4224"}, {"pp_schedule", "dualpipe"}}), UsageError);
+  EXPECT_EQ(plan_of("train", {{"batch_size", "4224"}}).at("pp_schedule"), 1) << "33 chunks: no DualPipe";
+  EXPECT_NO_THROW(plan_of("train", {{"gpus", "8"}}, "deepseek-v3", "epyc-9654"));
+  EXPECT_THROW(plan_of("train", {{"gpus", "8"}, {"ep", "8"}}, "deepseek-v3", "epyc-9654"), UsageError);
+  EXPECT_THROW(plan_of("serve", {{"prefill_ep", "16"}, {"network_bandwidth", "0"}}), UsageError);
 }
 
 TEST(Plan, SparseAttentionCostsWhatItChooses) {

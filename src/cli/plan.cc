@@ -37,13 +37,7 @@ struct ScheduleOptions {
 
 ordered_json numbers(const std::vector<double>& values) {
   ordered_json list = ordered_json::array();
-  for (const double x : values) {
-    if (x == static_cast<double>(static_cast<int64_t>(x))) {
-      list.push_back(static_cast<int64_t>(x));
-    } else {
-      list.push_back(x);
-    }
-  }
+  for (const double x : values) list.push_back(json_number(x));
   return list;
 }
 
@@ -108,11 +102,11 @@ void run_schedule(const ScheduleOptions& o, const CommonOptions& common) {
                               {"ranks", o.ranks},
                               {"chunks", o.chunks},
                               {"ops", ops},
-                              {"makespan", numbers({sim.makespan})[0]},
+                              {"makespan", json_number(sim.makespan)},
                               {"idle", numbers(sim.idle)},
                               {"peak_live", sim.peak_live},
                               {"peak_held", sim.peak_held},
-                              {"bubble_by_formula", numbers({bubble})[0]},
+                              {"bubble_by_formula", json_number(bubble)},
                               {"peak_by_formula", peak}};
     return write_stdout(result.dump() + "\n");
   }

@@ -1,6 +1,8 @@
 // fathom plan memory, train and serve: what a model needs, how fast it trains and is served, what that costs; hardware:
 // the table behind them.
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -47,6 +49,12 @@ std::vector<Hardware> devices_of(const std::string& hardware) {
   return devices;
 }
 
+nlohmann::ordered_json json_number(double x) {
+  // The bound first: a larger number, or one that is none, is no int64_t.
+  if (std::abs(x) < 9e15 && x == std::floor(x)) return static_cast<int64_t>(x);
+  return x;
+}
+
 namespace {
 
 // The GPU that was asked for; else the first of the user's own file; else DeepSeek's.
@@ -56,23 +64,18 @@ Hardware device_of(const Options& o) {
   return o.hardware.empty() ? find_device(devices, "h800") : devices.front();
 }
 
-ordered_json number(double x) {
-  if (x == static_cast<double>(static_cast<int64_t>(x)) && std::abs(x) < 9e15) return static_cast<int64_t>(x);
-  return x;
-}
-
 std::string as_json(const PlanRequest& request, const Plan& plan, bool explain) {
   ordered_json inputs = ordered_json::object(), lines = inputs, constants = inputs;
   for (const PlannedInput& each : plan.inputs) {
     if (each.choice.empty()) {
-      inputs[each.input->name] = number(each.value);
+      inputs[each.input->name] = json_number(each.value);
     } else {
       inputs[each.input->name] = each.choice;
     }
   }
   for (const PlannedLine& each : plan.lines) {
     if (!each.shown) continue;
-    ordered_json line{{"value", number(each.value)}, {"unit", each.line->unit}, {"basis", each.line->basis}};
+    ordered_json line{{"value", json_number(each.value)}, {"unit", each.line->unit}, {"basis", each.line->basis}};
     if (explain) {
       line["title"] = each.line->title;
       line["formula"] = each.line->value.text();
@@ -81,7 +84,7 @@ std::string as_json(const PlanRequest& request, const Plan& plan, bool explain) 
     }
     lines[each.line->name] = std::move(line);
   }
-  for (const Constant& each : formulas().constants) constants[each.name] = number(each.value);
+  for (const Constant& each : formulas().constants) constants[each.name] = json_number(each.value);
   const ordered_json result{
       {"plan", request.kind}, {"model", request.model.name}, {"gpu", request.hardware.name}, {"inputs", inputs},
       {"lines", lines},       {"constants", constants},      {"advice", plan.advice}};
@@ -270,7 +273,7 @@ void run_hardware(const Options& o, const CommonOptions& common) {
   if (common.json) {
     for (const Hardware& device : devices) {
       ordered_json json{{"name", device.name}, {"title", device.title}, {"kind", device.is_host ? "host" : "gpu"}};
-      for (const auto& [name, value] : device.values) json[name] = number(value);
+      for (const auto& [name, value] : device.values) json[name] = json_number(value);
       json["source"] = device.sources;
       write_stdout(json.dump() + "\n");
     }

@@ -217,6 +217,11 @@ class Costs(unittest.TestCase):
         for over in ("batch", "batch=", "nothing=1", "=1", "batch=1,,2", "batch=1,x", "tokens=1"):
             self.refused(2, ["plan serve"], "serve", "--over", over)
 
+    def test_numbers_that_no_integer_holds(self):
+        done = plan("train", "--tokens", "1e18", "--json")
+        self.assertIn('"tokens":1e+18', done.stdout)
+        self.assertGreater(json.loads(done.stdout)["lines"]["flops_total"]["value"], 2.5e29)
+
     def test_wrong_use(self):
         self.refused(2, ["no GPU", "h800"], "memory", "--gpu", "h900")
         self.refused(2, ["no model", "deepseek-v3"], "memory", "--model-config", "deepseek-v9")

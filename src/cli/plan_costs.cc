@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -173,22 +174,29 @@ std::string as_text(const PlanRequest& request, const Plan& plan, bool explain, 
   return text + wrapped(sureness(request.kind), 0) + "\n";
 }
 
-// What memory says of other hardware: how many would hold weights and caches.
-std::vector<std::pair<std::string, double>> counts_of_others(const PlanRequest& request,
-                                                             const std::vector<Hardware>& devices) {
+// What memory says of other hardware: how many would hold weights and caches in the formats that `plan` has them in,
+// which are not each one's defaults; --ram, where it is given, is that of every host. As the page says it (charts.js).
+std::string others_text(const PlanRequest& request, const Plan& plan, const std::vector<Hardware>& devices) {
   PlanRequest other{request.kind, request.model, {}, {}};
-  for (const char* name : {"weights", "kv_type", "context", "batch"}) {
+  for (const char* name : {"context", "batch", "ram"}) {
     if (const auto found = request.given.find(name); found != request.given.end()) other.given.insert(*found);
   }
-  // Defaults follow the hardware that was asked for, not each one's.
-  if (!other.given.contains("weights")) other.given["weights"] = request.hardware.is_host ? "q4_0" : "fp8";
-  std::vector<std::pair<std::string, double>> counts;
-  for (const Hardware& device : devices) {
-    if (device.values.at("gpu_memory_bytes") <= 0) continue;
-    other.hardware = device;
-    counts.emplace_back(device.name, make_plan(other).at("gpus_needed"));
+  for (const PlannedInput& each : plan.inputs) {
+    if (each.input->name == "weights" || each.input->name == "kv_type") other.given[each.input->name] = each.choice;
   }
-  return counts;
+  std::string text;
+  std::set<std::string> names;  // of two with a name the first one counts
+  for (const Hardware& device : devices) {
+    if (!names.insert(device.name).second || device.values.at("gpu_memory_bytes") <= 0) continue;
+    other.hardware = device;
+    try {
+      text += fmt::format("{}{:.0f} x {}", text.empty() ? "" : ", ", make_plan(other).at("gpus_needed"), device.name);
+    } catch (const Error&) {
+      // A device that nothing can be planned for is none of those that would do; the plan asked for is another's.
+    }
+  }
+  return text.empty() ? ""
+                      : fmt::format("Weights in {} and caches would fit into {}.", other.given.at("weights"), text);
 }
 
 // --over NAME=V1,V2,...: the request for each of the values, by the value.
@@ -260,12 +268,8 @@ void run_plan(const std::string& kind, const Options& o, const CommonOptions& co
   if (!o.over.empty()) return run_over(request, o, common);
   const Plan plan = make_plan(request);
   if (common.json) return write_stdout(as_json(request, plan, o.explain));
-  std::string others;
-  if (kind == "memory") {
-    for (const auto& [name, count] : counts_of_others(request, devices_of(o.hardware)))
-      others += fmt::format("{}{:.0f} x {}", others.empty() ? "Weights and caches would fit into " : ", ", count, name);
-  }
-  write_stdout(as_text(request, plan, o.explain, others.empty() ? others : others + "."));
+  const std::string others = kind == "memory" ? others_text(request, plan, devices_of(o.hardware)) : "";
+  write_stdout(as_text(request, plan, o.explain, others));
 }
 
 void run_hardware(const Options& o, const CommonOptions& common) {

@@ -2,6 +2,7 @@
 """fathom plan. usage: plan_test.py PROGRAM"""
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -237,6 +238,28 @@ class Costs(unittest.TestCase):
             file = pathlib.Path(folder) / "config.json"
             file.write_text("{")
             self.refused(1, ["config.json"], "memory", "--model-config", str(file))
+
+    def test_what_other_hardware_holds(self):
+        def others(*arguments):
+            done = plan("memory", *arguments)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), arguments)
+            text = " ".join(done.stdout.split())
+            format_name, counts = re.search(r"Weights in (\S+) and caches would fit into ([^,]*(?:, [^,]*)*?)\. ", text).groups()
+            return text, format_name, dict(reversed(each.split(" x ")) for each in counts.split(", "))
+
+        text, format_name, counts = others("--gpu", "a100")
+        self.assertEqual((format_name, f"; {counts['a100']} such GPUs would do" in text), ("bf16", True), text)
+        for arguments in (["--gpu", "h800"], ["--gpu", "a100", "--weights", "q4_0"], ["--gpu", "epyc-9654", "--ram", "200GB"], ["--gpu", "epyc-9654"]):
+            counts = others(*arguments)[2]
+            self.assertEqual(float(counts[arguments[1]]), self.told("memory", *arguments)["lines"]["gpus_needed"]["value"], arguments)
+        # One that nothing fits into is left out and stops no plan of another.
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "small.toml"
+            file.write_text('[[device]]\nname = "tiny"\nbf16_tflops = 10\nmemory_gib = 2\nmemory_gbs = 100\n')
+            counts = others("--hardware", str(file), "--gpu", "h800")[2]
+            self.assertIn("h200", counts)
+            self.assertNotIn("tiny", counts)
+            self.refused(2, ["memory"], "memory", "--hardware", str(file))
 
     def test_hardware_of_ones_own(self):
         with tempfile.TemporaryDirectory() as folder:

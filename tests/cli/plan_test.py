@@ -193,6 +193,24 @@ class Costs(unittest.TestCase):
                 self.assertIn(f"      {name} = ", text)
             self.assertIn("docs/planner.md" if kind != "memory" else "Estimates", plan(kind).stdout.splitlines()[-1] + plan(kind).stdout.splitlines()[-2])
 
+    def test_errors_told_are_those_of_the_tables(self):
+        tables = (ROOT / "docs" / "planner.md").read_text()
+
+        def blind(section):
+            rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.split(f"### {section}\n")[1].split("\n#")[0].split("What the tables say")[0].splitlines() if line.startswith("|")]
+            return [(figure, abs(float(error.rstrip(" %")))) for figure, _, _, error, basis in rows if basis == "blind" and error != "within"]
+
+        def sureness(kind):
+            return " ".join(plan(kind).stdout.split())
+
+        bubbles, others = [[error for figure, error in blind("Training") if ("bubble" in figure) == is_bubble] for is_bubble in (True, False)]
+        within, bubble = map(int, re.search(r"within (\d+) % .* bubble .* (\d+) % too low", sureness("train")).groups())
+        self.assertLessEqual(max(others), within)
+        self.assertEqual([round(error) for error in bubbles], [bubble])
+        hosts, gpus = [[error for figure, error in blind("Serving") if bool(re.search("Xeon|EPYC|DDR", figure)) == is_host] for is_host in (True, False)]
+        self.assertLessEqual(max(gpus), int(re.search(r"within (\d+) % .* hosts within a third", sureness("serve")).group(1)))
+        self.assertLessEqual(max(hosts), 100 / 3)
+
     @unittest.skipUnless(shutil.which("node"), "no node")
     def test_formulas_with_numbers_are_javascript(self):
         lines = [line for kind in ("memory", "train", "serve") for model in ("deepseek-v3.2", "llama-3.1-8b")

@@ -252,12 +252,18 @@ std::string over_text(const std::string& over, const std::vector<std::pair<std::
 }
 
 void run_over(const PlanRequest& request, const Options& o, const CommonOptions& common) {
+  if (o.explain && !common.json) {
+    throw UsageError("plan {}: the table of --over has no room for --explain: add --json, or leave one of them out",
+                     request.kind);
+  }
+  // All of them before a word of any: a value that is none leaves stdout empty.
   std::vector<std::pair<std::string, Plan>> plans;
+  std::string lines;
   for (const auto& [value, each] : requests_over(request, o.over)) {
     plans.emplace_back(value, make_plan(each));
-    if (common.json) write_stdout(as_json(each, plans.back().second, o.explain));
+    if (common.json) lines += as_json(each, plans.back().second, o.explain);
   }
-  if (common.json) return;
+  if (common.json) return write_stdout(lines);
   write_stdout(fmt::format("{} on {} ({}); lines that change\n\n", request.model.name, request.hardware.name,
                            request.hardware.title) +
                over_text(o.over, plans) + "\n" + wrapped(sureness(request.kind), 0) + "\n");

@@ -309,6 +309,8 @@ void run_hardware(const Options& o, const CommonOptions& common) {
   write_stdout(text);
 }
 
+std::string not_empty(const std::string& text) { return text.empty() ? "is empty; left out, it has its default" : ""; }
+
 void add_kind(CLI::App& plan, const char* kind, const char* about, CommonOptions& common) {
   const auto o = std::make_shared<Options>();
   CLI::App* c = plan.add_subcommand(kind, about);
@@ -332,6 +334,9 @@ void add_kind(CLI::App& plan, const char* kind, const char* about, CommonOptions
   c->add_option("--over", o->over,
                 "A table of what changes with an option: batch=1,16,64,256 or context=4096,32768,131072")
       ->type_name("NAME=V1,V2,...");
+  for (CLI::Option* const option : c->get_options()) {
+    if (option != c->get_help_ptr()) option->check(not_empty);
+  }
   c->add_flag("--explain", o->explain, "Under each line its formula, the numbers in it, source and basis");
   c->callback([o, kind, &common] { run_plan(kind, *o, common); });
 }

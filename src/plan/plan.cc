@@ -169,23 +169,36 @@ Plan make_plan(const PlanRequest& request, const Formulas& all) {
 
 double parse_quantity(std::string_view text, std::string_view what) {
   const auto fail = [&]() -> double {
-    throw UsageError("{} {}: should be a number, as 4096, 14.8T, 400GB or 80%", what, printable(text, 60));
+    throw UsageError("{} {}: should be a number, as 4096, 14.8T, 400GB or 80%{}", what, printable(text, 60),
+                     text.find(',') == std::string_view::npos ? "" : "; commas part groups of three digits, as 1,024");
   };
   std::string digits;
   size_t at = 0;
-  if (at < text.size() && (text[at] == '-' || text[at] == '+')) digits += text[at++];
-  for (; at < text.size(); ++at) {
-    const char c = text[at];
-    const bool exponent = (c == 'e' || c == 'E') && at + 1 < text.size() &&
-                          (text[at + 1] == '-' || text[at + 1] == '+' || (text[at + 1] >= '0' && text[at + 1] <= '9'));
-    if (exponent) {
-      digits += text.substr(at, 2);
-      ++at;
-    } else if ((c >= '0' && c <= '9') || c == '.') {
-      digits += c;
-    } else if (c != ',' && c != '_') {
-      break;
+  const auto is = [&](size_t i, std::string_view any) {
+    return i < text.size() && any.find(text[i]) != std::string_view::npos;
+  };
+  constexpr std::string_view kDigits = "0123456789", kSigns = "+-";
+  const auto take_digits = [&] {
+    while (is(at, kDigits)) digits += text[at++];
+  };
+  if (is(at, kSigns)) digits += text[at++];
+  const size_t whole = at;
+  take_digits();
+  // Groups of three behind one to three digits and nothing else: 1,64 is a list, no number.
+  if (at > whole && at - whole <= 3) {
+    while (is(at, ",_") && is(at + 1, kDigits) && is(at + 2, kDigits) && is(at + 3, kDigits)) {
+      digits += text.substr(at + 1, 3);
+      at += 4;
     }
+  }
+  if (is(at, ".")) {
+    digits += text[at++];
+    take_digits();
+  }
+  if (is(at, "eE") && is(is(at + 1, kSigns) ? at + 2 : at + 1, kDigits)) {
+    digits += text.substr(at, 2);
+    at += 2;
+    take_digits();
   }
   if (digits.starts_with('+')) digits.erase(0, 1);
   double value = 0;

@@ -249,6 +249,9 @@ class Costs(unittest.TestCase):
         self.refused(2, ["no GPU", "h800"], "memory", "--gpu", "h900")
         self.refused(2, ["no model", "deepseek-v3"], "memory", "--model-config", "deepseek-v9")
         self.refused(2, ["--batch -1", "from 1"], "serve", "--batch=-1")
+        self.refused(2, ["--batch 1,64", "as 1,024"], "serve", "--batch", "1,64")
+        for option in ("--batch", "--weights", "--gpu", "--over", "--hardware", "--model-config"):
+            self.refused(2, [f"{option}: is empty"], "serve", option, "")
         self.refused(2, ["--pp 7", "--gpus 2048"], "train", "--pp", "7")
         self.refused(2, ["--ep 3"], "train", "--ep", "3")
         self.refused(2, ["q4_0"], "memory", "--weights", "int3")

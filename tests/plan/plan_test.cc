@@ -133,12 +133,18 @@ TEST(Quantity, SuffixesArePowers) {
   EXPECT_EQ(parse_quantity("400GB", "x"), 400e9);
   EXPECT_EQ(parse_quantity("50GB/s", "x"), 50e9);
   EXPECT_EQ(parse_quantity("2,048", "x"), 2048);
+  EXPECT_EQ(parse_quantity("14,800,000.5K", "x"), 14800000.5e3);
+  EXPECT_EQ(parse_quantity("1_000", "x"), 1000);
+  EXPECT_EQ(parse_quantity("-.5e+1", "x"), -5);
   EXPECT_EQ(parse_quantity("1.5 GiB", "x"), 1.5 * (1 << 30));
   EXPECT_EQ(parse_quantity("80%", "x"), 0.8);
   EXPECT_EQ(parse_quantity("1e3K", "x"), 1e6);
-  for (const char* text : {"", "-", "GB", "1X", "1..2", "1e", "0x10", "inf", "nan", "1 2", "--1", "1e400", "1e308T"}) {
+  for (const char* text :
+       {"",       "-",    "GB",     "1X",       "1..2", "1e",     "0x10",   "inf",     "nan",     "1 2", "--1", "1e400",
+        "1e308T", "1,64", "1,0245", "1024,000", ",100", "1,,000", "1,024,", "1.0,000", "1e1,000", "1_6", "."}) {
     EXPECT_NE(refusal([&] { (void)parse_quantity(text, "plan: --x"); }).find("plan: --x"), std::string::npos) << text;
   }
+  EXPECT_NE(refusal([] { (void)parse_quantity("1,64", "x"); }).find("as 1,024"), std::string::npos);
 }
 
 TEST(Quantity, IsShownByItsUnit) {

@@ -104,11 +104,12 @@ const kSizes = {
 
 // "14.8T", "400GB", "80%", "2,048": a number; PlanError, beginning with `what`, for another text.
 export function parseQuantity(text, what) {
-  const match = /^([-+]?)([0-9.,_]*(?:[eE][-+]?[0-9][0-9.,_]*)?)(.*)$/s.exec(text);
+  const match = /^([-+]?)((?:[0-9]{1,3}(?:[,_][0-9]{3})+|[0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)(.*)$/s.exec(text);
   const digits = match[2].replace(/[,_]/g, '');
   const unit = match[3].replace(/^ +/, '').replace(/\/s$/, '');
   const value = /^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$/.test(digits) && Object.hasOwn(kSizes, unit) ? Number((match[1] === '-' ? '-' : '') + digits) * kSizes[unit] : NaN;
-  if (!Number.isFinite(value)) throw new PlanError(`${what} ${printableText(text, 60)}: should be a number, as 4096, 14.8T, 400GB or 80%`);
+  const commas = text.includes(',') ? '; commas part groups of three digits, as 1,024' : '';
+  if (!Number.isFinite(value)) throw new PlanError(`${what} ${printableText(text, 60)}: should be a number, as 4096, 14.8T, 400GB or 80%${commas}`);
   return value;
 }
 

@@ -23,6 +23,7 @@ constexpr int kMostRanks = 1024, kMostChunks = 65536;
 constexpr int64_t kMostOperations = 4 << 20;
 constexpr size_t kMostLineBytes = size_t{64} << 20;
 constexpr int kMostExperts = 1 << 16, kMostReplicas = 1 << 18;
+constexpr double kMostLoad = 1e100;  // sums of what a line may hold stay finite
 constexpr int kDrawingColumns = 100;
 
 struct ScheduleOptions {
@@ -131,6 +132,7 @@ std::vector<std::vector<double>> loads_of(const json& weight) {
     for (const json& x : layer) {
       if (!x.is_number()) throw Error("weight: a layer is a list of 1 to {} numbers", kMostExperts);
       load.push_back(x.get<double>());
+      if (load.back() > kMostLoad) throw Error("weight: the load of an expert is at most {:g}", kMostLoad);
     }
   }
   return loads;

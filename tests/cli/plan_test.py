@@ -137,12 +137,14 @@ class Eplb(unittest.TestCase):
         good = {"weight": [[1, 2]], "num_replicas": 2, "num_groups": 1, "num_nodes": 1, "num_gpus": 2}
         self.assertIn("GPU by GPU: 0 | 1", plan("eplb", stdin=json.dumps(good)).stdout)
         for change in ({"weight": 5}, {"weight": []}, {"weight": [[]]}, {"weight": [["a"]]}, {"num_gpus": 0}, {"num_gpus": 1.5}, {"num_replicas": 10**9},
-                       {"num_nodes": None}, {"weight": [[1, -2]]}, {"num_groups": 3}):
+                       {"num_nodes": None}, {"weight": [[1, -2]]}, {"weight": [[1e308, 1e308]]}, {"num_groups": 3}):
             done = plan("eplb", stdin=json.dumps({**good, **change}))
             self.assertEqual(done.returncode, 1, change)
             self.assertTrue(done.stderr.startswith("fathom: standard input: line 1: "), done.stderr)
             self.assertEqual(done.stderr.count("\n"), 1)
         self.assertEqual(plan("eplb", stdin="[" * 100000).returncode, 1)
+        large = {**good, "weight": [[1e100] * 64], "num_replicas": 64, "num_gpus": 64}
+        self.assertAlmostEqual(json.loads(plan("eplb", "--json", stdin=json.dumps(large)).stdout)["max_over_mean_gpu_load"][0], 1)
 
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent

@@ -207,6 +207,16 @@ void run_eplb(const CommonOptions& common) {
   }
 }
 
+// As CLI::Range, which writes its limits, 1e-9 too, with six digits behind the point.
+CLI::Validator time_between(double least, double most) {
+  return {[least, most](const std::string& text) {
+            double x = 0;
+            const bool ok = CLI::detail::lexical_cast(text, x) && x >= least && x <= most;
+            return ok ? "" : fmt::format("{} is no number from {:g} to {:g}", printable(text), least, most);
+          },
+          fmt::format("FLOAT in [{:g} - {:g}]", least, most)};
+}
+
 void add_schedule(CLI::App& plan, CommonOptions& common) {
   const auto o = std::make_shared<ScheduleOptions>();
   CLI::App* c = plan.add_subcommand("schedule",
@@ -219,7 +229,7 @@ void add_schedule(CLI::App& plan, CommonOptions& common) {
       c->add_option("--ranks", o->ranks, "Ranks of the pipeline")->check(CLI::Range(1, kMostRanks)),
       c->add_option("--chunks", o->chunks, "Micro-batches of a step, of both directions together")
           ->check(CLI::Range(1, kMostChunks))};
-  const CLI::Range time(1e-9, 1e9);
+  const CLI::Validator time = time_between(1e-9, 1e9);
   for (const auto& [name, value, text] : {std::tuple("--f", &o->times.f, "Time of a forward pass"),
                                           {"--b", &o->times.b, "Time of a whole backward pass"},
                                           {"--w", &o->times.w, "Time of its part for weights"},
@@ -227,7 +237,7 @@ void add_schedule(CLI::App& plan, CommonOptions& common) {
     simulated.push_back(c->add_option(name, *value, text)->check(time));
   }
   simulated.push_back(
-      c->add_option("--transfer", o->transfer, "Time from one rank to the next")->check(CLI::Range(0.0, 1e9)));
+      c->add_option("--transfer", o->transfer, "Time from one rank to the next")->check(time_between(0, 1e9)));
   CLI::Option* const trace =
       c->add_option("--from-trace", o->trace,
                     "Draw instead what was measured: a file that fathom train --trace has written")

@@ -43,7 +43,12 @@ class Schedule(unittest.TestCase):
             done = plan("schedule", *arguments)
             self.assertEqual(done.returncode, 2, arguments)
             self.assertEqual(done.stderr.count("\n"), 1)
-        self.assertEqual(plan().returncode, 2)
+        self.assertIn("--f: 0 is no number from 1e-09 to 1e+09", plan("schedule", "--f", "0").stderr)
+        self.assertIn("--transfer: -1 is no number from 0 to 1e+09", plan("schedule", "--transfer=-1").stderr)
+        for arguments, words in ((["foo"], "foo is no subcommand: must be one of memory, train, "), ([], "A subcommand is required: memory, train, "), (["--nonsense"], "required: memory")):
+            done = plan(*arguments)
+            self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (2, "", 1))
+            self.assertIn(words, done.stderr)
         done = plan("schedule", "--svg", "/nowhere/at/all.svg")
         self.assertEqual(done.returncode, 1)
         self.assertEqual(done.stderr.count("\n"), 1)

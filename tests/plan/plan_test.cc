@@ -211,6 +211,7 @@ TEST(Hardware, HostileFilesAreRefused) {
                                 std::string("{\"test\":\"machine\"}"),
                                 std::string("[[device]]"),
                                 std::string("device = 5"),
+                                std::string("device = []"),
                                 std::string("device = [5]"),
                                 good + "x = 1\n",
                                 good + "memory_gib = -1\n",

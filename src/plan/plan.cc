@@ -94,22 +94,27 @@ void take_inputs(Plan& plan, const PlanRequest& request, const Formulas& formula
   }
 }
 
+// As {:.<digits>g}, but a number with more digits before its point has all of them in place of an exponent.
+std::string significant(double x, int digits) {
+  return std::abs(x) >= std::pow(10, digits) - 0.5 ? fmt::format("{:.0f}", x) : fmt::format("{:.{}g}", x, digits);
+}
+
 // Bytes in powers of ten, and where they are many in powers of two as well, as memory is sold.
 std::string show_bytes(double x) {
-  static constexpr const char* kUnits[] = {"bytes", "KB", "MB", "GB", "TB", "PB"};
+  static constexpr const char* kUnits[] = {"bytes", "KB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"};
   size_t unit = 0;
   double y = x;
   for (; std::abs(y) >= 1000 && unit + 1 < std::size(kUnits); ++unit) y /= 1000;
-  std::string text = unit == 0 ? fmt::format("{:g} bytes", y) : fmt::format("{:.5g} {}", y, kUnits[unit]);
-  if (std::abs(x) >= 1e9) text += fmt::format(" ({:.4g} GiB)", x / (1 << 30));
+  std::string text = unit == 0 ? fmt::format("{:g} bytes", y) : significant(y, 5) + " " + kUnits[unit];
+  if (std::abs(x) >= 1e9) text += fmt::format(" ({} GiB)", significant(x / (1 << 30), 4));
   return text;
 }
 
 std::string show_scaled(double x, std::string_view unit) {
-  static constexpr std::pair<double, const char*> kSteps[] = {
-      {1e15, "P"}, {1e12, "T"}, {1e9, "G"}, {1e6, "M"}, {1e3, "K"}};
+  static constexpr std::pair<double, const char*> kSteps[] = {{1e24, "Y"}, {1e21, "Z"}, {1e18, "E"}, {1e15, "P"},
+                                                              {1e12, "T"}, {1e9, "G"},  {1e6, "M"},  {1e3, "K"}};
   for (const auto& [size, letter] : kSteps) {
-    if (std::abs(x) >= size) return fmt::format("{:.4g} {}{}", x / size, letter, unit);
+    if (std::abs(x) >= size) return fmt::format("{} {}{}", significant(x / size, 4), letter, unit);
   }
   return fmt::format("{:.4g} {}", x, unit);
 }
@@ -120,13 +125,13 @@ std::string show_seconds(double x) {
   if (size < 1e-3) return fmt::format("{:.4g} us", x * 1e6);
   if (size < 1) return fmt::format("{:.4g} ms", x * 1e3);
   if (size < 3600) return fmt::format("{:.4g} s", x);
-  return size < 86400 ? fmt::format("{:.4g} hours", x / 3600) : fmt::format("{:.4g} days", x / 86400);
+  return size < 86400 ? fmt::format("{:.4g} hours", x / 3600) : significant(x / 86400, 4) + " days";
 }
 
 std::string show_count(double x) {
   static constexpr std::pair<double, const char*> kSteps[] = {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}};
   for (const auto& [size, letter] : kSteps) {
-    if (std::abs(x) >= size) return fmt::format("{:.5g} {}", x / size, letter);
+    if (std::abs(x) >= size) return fmt::format("{} {}", significant(x / size, 5), letter);
   }
   return std::abs(x) >= 100 ? fmt::format("{:.0f}", x) : fmt::format("{:.4g}", x);
 }
@@ -227,9 +232,9 @@ std::string show_value(double x, std::string_view unit) {
   if (unit == "bytes") return show_bytes(x);
   if (unit == "bytes/s") return show_scaled(x, "B/s");
   if (unit == "s") return show_seconds(x);
-  if (unit == "share") return fmt::format("{:.4g} %", 100 * x);
+  if (unit == "share") return significant(100 * x, 4) + " %";
   if (unit == "dollars") {
-    return std::abs(x) >= 1e6 ? fmt::format("${:.4g} M", x / 1e6)
+    return std::abs(x) >= 1e6 ? fmt::format("${} M", significant(x / 1e6, 4))
                               : fmt::format("${:.{}f}", x, std::abs(x) >= 1000 ? 0 : 2);
   }
   if (unit == "FLOP") return show_scaled(x, "FLOP");

@@ -154,6 +154,14 @@ TEST(Quantity, IsShownByItsUnit) {
   EXPECT_EQ(show_value(0.3894, "share"), "38.94 %");
   EXPECT_EQ(show_value(14.8e12, "tokens"), "14.8 T");
   EXPECT_EQ(show_number(2664000), "2664000");
+  EXPECT_EQ(show_value(3.858e24, "FLOP"), "3.858 YFLOP");
+  EXPECT_EQ(show_value(2.5046e29, "FLOP"), "250460 YFLOP");
+  EXPECT_EQ(show_value(1e18, "tokens"), "1000000 T");
+  EXPECT_EQ(show_value(99999.4e12, "tokens"), "99999 T");
+  EXPECT_EQ(show_value(99999.6e12, "tokens"), "100000 T");
+  EXPECT_EQ(show_value(123456e6, "dollars"), "$123456 M");
+  EXPECT_EQ(show_value(2e18, "bytes"), "2 EB (1862645149 GiB)");
+  EXPECT_EQ(show_value(86400 * 12345.6, "s"), "12346 days");
 }
 
 TEST(Hardware, EveryNumberHasASource) {

@@ -175,6 +175,19 @@ std::vector<const char*> with_config(int argc, char** argv) {
   return arguments;
 }
 
+// CLI11's words, but where a command of `at` is missing those that there are, and what stood in its place.
+std::string words_of(const CLI::ParseError& error, const CLI::App& app, const CLI::App& at) {
+  const bool is_missing = dynamic_cast<const CLI::RequiredError*>(&error) != nullptr && at.get_subcommands().empty() &&
+                          at.get_require_subcommand_min() > 0;
+  if (!is_missing) return printable(error.what(), 1000);
+  std::string names;
+  for (const CLI::App* each : at.get_subcommands([](const CLI::App*) { return true; }))
+    names += fmt::format("{}{}", names.empty() ? "" : ", ", each->get_name());
+  const std::vector<std::string> rest = app.remaining(true);
+  if (rest.empty() || rest.front().starts_with('-')) return fmt::format("A subcommand is required: {}", names);
+  return fmt::format("{} is no subcommand: must be one of {}", printable(rest.front()), names);
+}
+
 int parse_and_run(int argc, char** argv) {
   CommonOptions common;
   CLI::App app("fathom: one engine for the DeepSeek-V3 family: train, score, generate, serve", "fathom");
@@ -216,11 +229,12 @@ int parse_and_run(int argc, char** argv) {
   } catch (const CLI::ParseError& e) {
     if (!is_first_of_mpi()) return kUsage;  // all processes of a job have the same options
     std::string command = "fathom";
-    for (const CLI::App* at = &app; !at->get_subcommands().empty();) {
+    const CLI::App* at = &app;
+    while (!at->get_subcommands().empty()) {
       at = at->get_subcommands().front();
       command += " " + at->get_name();
     }
-    return report(fmt::format("{} (see {} --help)", printable(e.what(), 1000), command), kUsage);
+    return report(fmt::format("{} (see {} --help)", words_of(e, app, *at), command), kUsage);
   }
   if (app.get_subcommands().empty()) {
     std::fputs(app.help().c_str(), stderr);

@@ -23,6 +23,7 @@ constexpr int kMostRanks = 1024, kMostChunks = 65536;
 constexpr int64_t kMostOperations = 4 << 20;
 constexpr size_t kMostLineBytes = size_t{64} << 20;
 constexpr int kMostExperts = 1 << 16, kMostReplicas = 1 << 18;
+constexpr double kMostLoad = 1e100;  // sums of what a line may hold stay finite
 constexpr int kDrawingColumns = 100;
 
 struct ScheduleOptions {
@@ -37,13 +38,7 @@ struct ScheduleOptions {
 
 ordered_json numbers(const std::vector<double>& values) {
   ordered_json list = ordered_json::array();
-  for (const double x : values) {
-    if (x == static_cast<double>(static_cast<int64_t>(x))) {
-      list.push_back(static_cast<int64_t>(x));
-    } else {
-      list.push_back(x);
-    }
-  }
+  for (const double x : values) list.push_back(json_number(x));
   return list;
 }
 
@@ -108,11 +103,11 @@ void run_schedule(const ScheduleOptions& o, const CommonOptions& common) {
                               {"ranks", o.ranks},
                               {"chunks", o.chunks},
                               {"ops", ops},
-                              {"makespan", numbers({sim.makespan})[0]},
+                              {"makespan", json_number(sim.makespan)},
                               {"idle", numbers(sim.idle)},
                               {"peak_live", sim.peak_live},
                               {"peak_held", sim.peak_held},
-                              {"bubble_by_formula", numbers({bubble})[0]},
+                              {"bubble_by_formula", json_number(bubble)},
                               {"peak_by_formula", peak}};
     return write_stdout(result.dump() + "\n");
   }
@@ -137,6 +132,7 @@ std::vector<std::vector<double>> loads_of(const json& weight) {
     for (const json& x : layer) {
       if (!x.is_number()) throw Error("weight: a layer is a list of 1 to {} numbers", kMostExperts);
       load.push_back(x.get<double>());
+      if (load.back() > kMostLoad) throw Error("weight: the load of an expert is at most {:g}", kMostLoad);
     }
   }
   return loads;
@@ -211,6 +207,16 @@ void run_eplb(const CommonOptions& common) {
   }
 }
 
+// As CLI::Range, which writes its limits, 1e-9 too, with six digits behind the point.
+CLI::Validator time_between(double least, double most) {
+  return {[least, most](const std::string& text) {
+            double x = 0;
+            const bool ok = CLI::detail::lexical_cast(text, x) && x >= least && x <= most;
+            return ok ? "" : fmt::format("{} is no number from {:g} to {:g}", printable(text), least, most);
+          },
+          fmt::format("FLOAT in [{:g} - {:g}]", least, most)};
+}
+
 void add_schedule(CLI::App& plan, CommonOptions& common) {
   const auto o = std::make_shared<ScheduleOptions>();
   CLI::App* c = plan.add_subcommand("schedule",
@@ -223,7 +229,7 @@ void add_schedule(CLI::App& plan, CommonOptions& common) {
       c->add_option("--ranks", o->ranks, "Ranks of the pipeline")->check(CLI::Range(1, kMostRanks)),
       c->add_option("--chunks", o->chunks, "Micro-batches of a step, of both directions together")
           ->check(CLI::Range(1, kMostChunks))};
-  const CLI::Range time(1e-9, 1e9);
+  const CLI::Validator time = time_between(1e-9, 1e9);
   for (const auto& [name, value, text] : {std::tuple("--f", &o->times.f, "Time of a forward pass"),
                                           {"--b", &o->times.b, "Time of a whole backward pass"},
                                           {"--w", &o->times.w, "Time of its part for weights"},
@@ -231,7 +237,7 @@ void add_schedule(CLI::App& plan, CommonOptions& common) {
     simulated.push_back(c->add_option(name, *value, text)->check(time));
   }
   simulated.push_back(
-      c->add_option("--transfer", o->transfer, "Time from one rank to the next")->check(CLI::Range(0.0, 1e9)));
+      c->add_option("--transfer", o->transfer, "Time from one rank to the next")->check(time_between(0, 1e9)));
   CLI::Option* const trace =
       c->add_option("--from-trace", o->trace,
                     "Draw instead what was measured: a file that fathom train --trace has written")

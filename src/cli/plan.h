@@ -1,6 +1,7 @@
 // fathom plan memory, train, serve, hardware and page: parts of cli/plan.cc.
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,8 @@ void add_plan_page(CLI::App& plan, CommonOptions& common);
 plan::ModelFacts facts_of(const std::string& model);
 // Those of a file, where one is named, and then the known ones; the first is what a plan takes without --gpu.
 std::vector<plan::Hardware> devices_of(const std::string& hardware);
+// A whole number that a double holds exactly as one, any other as it is.
+nlohmann::ordered_json json_number(double x);
 // How sure the figures of a plan are.
 std::string sureness(const std::string& kind);
 

@@ -1,9 +1,12 @@
 // fathom plan memory, train and serve: what a model needs, how fast it trains and is served, what that costs; hardware:
 // the table behind them.
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -47,6 +50,12 @@ std::vector<Hardware> devices_of(const std::string& hardware) {
   return devices;
 }
 
+nlohmann::ordered_json json_number(double x) {
+  // The bound first: a larger number, or one that is none, is no int64_t.
+  if (std::abs(x) < 9e15 && x == std::floor(x)) return static_cast<int64_t>(x);
+  return x;
+}
+
 namespace {
 
 // The GPU that was asked for; else the first of the user's own file; else DeepSeek's.
@@ -56,23 +65,18 @@ Hardware device_of(const Options& o) {
   return o.hardware.empty() ? find_device(devices, "h800") : devices.front();
 }
 
-ordered_json number(double x) {
-  if (x == static_cast<double>(static_cast<int64_t>(x)) && std::abs(x) < 9e15) return static_cast<int64_t>(x);
-  return x;
-}
-
 std::string as_json(const PlanRequest& request, const Plan& plan, bool explain) {
   ordered_json inputs = ordered_json::object(), lines = inputs, constants = inputs;
   for (const PlannedInput& each : plan.inputs) {
     if (each.choice.empty()) {
-      inputs[each.input->name] = number(each.value);
+      inputs[each.input->name] = json_number(each.value);
     } else {
       inputs[each.input->name] = each.choice;
     }
   }
   for (const PlannedLine& each : plan.lines) {
     if (!each.shown) continue;
-    ordered_json line{{"value", number(each.value)}, {"unit", each.line->unit}, {"basis", each.line->basis}};
+    ordered_json line{{"value", json_number(each.value)}, {"unit", each.line->unit}, {"basis", each.line->basis}};
     if (explain) {
       line["title"] = each.line->title;
       line["formula"] = each.line->value.text();
@@ -81,7 +85,7 @@ std::string as_json(const PlanRequest& request, const Plan& plan, bool explain) 
     }
     lines[each.line->name] = std::move(line);
   }
-  for (const Constant& each : formulas().constants) constants[each.name] = number(each.value);
+  for (const Constant& each : formulas().constants) constants[each.name] = json_number(each.value);
   const ordered_json result{
       {"plan", request.kind}, {"model", request.model.name}, {"gpu", request.hardware.name}, {"inputs", inputs},
       {"lines", lines},       {"constants", constants},      {"advice", plan.advice}};
@@ -120,8 +124,11 @@ std::string sureness(const std::string& kind) {
   }
   if (kind == "train") {
     return exact +
-           "fitted ones rest on a few published runs and were within 17 % of those that nothing was fitted to "
-           "(docs/planner.md); other hardware and smaller models may be a third off.";
+           "fitted ones rest on a few published runs. Hours, and with them price and MFU, were within 17 % of those "
+           "that "
+           "nothing was fitted to, the one bubble that was published 61 % too low (docs/planner.md); other hardware "
+           "and "
+           "smaller models may be a third off.";
   }
   return exact +
          "fitted ones rest on a few published services and were within 12 % of those that nothing was fitted to, hosts "
@@ -170,22 +177,29 @@ std::string as_text(const PlanRequest& request, const Plan& plan, bool explain, 
   return text + wrapped(sureness(request.kind), 0) + "\n";
 }
 
-// What memory says of other hardware: how many would hold weights and caches.
-std::vector<std::pair<std::string, double>> counts_of_others(const PlanRequest& request,
-                                                             const std::vector<Hardware>& devices) {
+// What memory says of other hardware: how many would hold weights and caches in the formats that `plan` has them in,
+// which are not each one's defaults; --ram, where it is given, is that of every host. As the page says it (charts.js).
+std::string others_text(const PlanRequest& request, const Plan& plan, const std::vector<Hardware>& devices) {
   PlanRequest other{request.kind, request.model, {}, {}};
-  for (const char* name : {"weights", "kv_type", "context", "batch"}) {
+  for (const char* name : {"context", "batch", "ram"}) {
     if (const auto found = request.given.find(name); found != request.given.end()) other.given.insert(*found);
   }
-  // Defaults follow the hardware that was asked for, not each one's.
-  if (!other.given.contains("weights")) other.given["weights"] = request.hardware.is_host ? "q4_0" : "fp8";
-  std::vector<std::pair<std::string, double>> counts;
-  for (const Hardware& device : devices) {
-    if (device.values.at("gpu_memory_bytes") <= 0) continue;
-    other.hardware = device;
-    counts.emplace_back(device.name, make_plan(other).at("gpus_needed"));
+  for (const PlannedInput& each : plan.inputs) {
+    if (each.input->name == "weights" || each.input->name == "kv_type") other.given[each.input->name] = each.choice;
   }
-  return counts;
+  std::string text;
+  std::set<std::string> names;  // of two with a name the first one counts
+  for (const Hardware& device : devices) {
+    if (!names.insert(device.name).second || device.values.at("gpu_memory_bytes") <= 0) continue;
+    other.hardware = device;
+    try {
+      text += fmt::format("{}{:.0f} x {}", text.empty() ? "" : ", ", make_plan(other).at("gpus_needed"), device.name);
+    } catch (const Error&) {
+      // A device that nothing can be planned for is none of those that would do; the plan asked for is another's.
+    }
+  }
+  return text.empty() ? ""
+                      : fmt::format("Weights in {} and caches would fit into {}.", other.given.at("weights"), text);
 }
 
 // --over NAME=V1,V2,...: the request for each of the values, by the value.
@@ -238,12 +252,18 @@ std::string over_text(const std::string& over, const std::vector<std::pair<std::
 }
 
 void run_over(const PlanRequest& request, const Options& o, const CommonOptions& common) {
+  if (o.explain && !common.json) {
+    throw UsageError("plan {}: the table of --over has no room for --explain: add --json, or leave one of them out",
+                     request.kind);
+  }
+  // All of them before a word of any: a value that is none leaves stdout empty.
   std::vector<std::pair<std::string, Plan>> plans;
+  std::string lines;
   for (const auto& [value, each] : requests_over(request, o.over)) {
     plans.emplace_back(value, make_plan(each));
-    if (common.json) write_stdout(as_json(each, plans.back().second, o.explain));
+    if (common.json) lines += as_json(each, plans.back().second, o.explain);
   }
-  if (common.json) return;
+  if (common.json) return write_stdout(lines);
   write_stdout(fmt::format("{} on {} ({}); lines that change\n\n", request.model.name, request.hardware.name,
                            request.hardware.title) +
                over_text(o.over, plans) + "\n" + wrapped(sureness(request.kind), 0) + "\n");
@@ -257,12 +277,8 @@ void run_plan(const std::string& kind, const Options& o, const CommonOptions& co
   if (!o.over.empty()) return run_over(request, o, common);
   const Plan plan = make_plan(request);
   if (common.json) return write_stdout(as_json(request, plan, o.explain));
-  std::string others;
-  if (kind == "memory") {
-    for (const auto& [name, count] : counts_of_others(request, devices_of(o.hardware)))
-      others += fmt::format("{}{:.0f} x {}", others.empty() ? "Weights and caches would fit into " : ", ", count, name);
-  }
-  write_stdout(as_text(request, plan, o.explain, others.empty() ? others : others + "."));
+  const std::string others = kind == "memory" ? others_text(request, plan, devices_of(o.hardware)) : "";
+  write_stdout(as_text(request, plan, o.explain, others));
 }
 
 void run_hardware(const Options& o, const CommonOptions& common) {
@@ -270,7 +286,7 @@ void run_hardware(const Options& o, const CommonOptions& common) {
   if (common.json) {
     for (const Hardware& device : devices) {
       ordered_json json{{"name", device.name}, {"title", device.title}, {"kind", device.is_host ? "host" : "gpu"}};
-      for (const auto& [name, value] : device.values) json[name] = number(value);
+      for (const auto& [name, value] : device.values) json[name] = json_number(value);
       json["source"] = device.sources;
       write_stdout(json.dump() + "\n");
     }
@@ -292,6 +308,8 @@ void run_hardware(const Options& o, const CommonOptions& common) {
   }
   write_stdout(text);
 }
+
+std::string not_empty(const std::string& text) { return text.empty() ? "is empty; left out, it has its default" : ""; }
 
 void add_kind(CLI::App& plan, const char* kind, const char* about, CommonOptions& common) {
   const auto o = std::make_shared<Options>();
@@ -316,6 +334,9 @@ void add_kind(CLI::App& plan, const char* kind, const char* about, CommonOptions
   c->add_option("--over", o->over,
                 "A table of what changes with an option: batch=1,16,64,256 or context=4096,32768,131072")
       ->type_name("NAME=V1,V2,...");
+  for (CLI::Option* const option : c->get_options()) {
+    if (option != c->get_help_ptr()) option->check(not_empty);
+  }
   c->add_flag("--explain", o->explain, "Under each line its formula, the numbers in it, source and basis");
   c->callback([o, kind, &common] { run_plan(kind, *o, common); });
 }

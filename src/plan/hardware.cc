@@ -92,6 +92,7 @@ Hardware device_of(const json& table) {
 std::vector<Hardware> devices_of(const json& document) {
   if (!document.is_object() || document.size() != 1 || !document.contains("device") || !document["device"].is_array())
     throw Error("should hold [[device]] tables and nothing else");
+  if (document["device"].empty()) throw Error("holds no [[device]]");
   std::vector<Hardware> devices;
   for (const json& table : document["device"]) {
     if (devices.size() == kMostDevices) throw Error("has more than {} devices", kMostDevices);

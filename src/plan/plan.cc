@@ -94,22 +94,27 @@ void take_inputs(Plan& plan, const PlanRequest& request, const Formulas& formula
   }
 }
 
+// As {:.<digits>g}, but a number with more digits before its point has all of them in place of an exponent.
+std::string significant(double x, int digits) {
+  return std::abs(x) >= std::pow(10, digits) - 0.5 ? fmt::format("{:.0f}", x) : fmt::format("{:.{}g}", x, digits);
+}
+
 // Bytes in powers of ten, and where they are many in powers of two as well, as memory is sold.
 std::string show_bytes(double x) {
-  static constexpr const char* kUnits[] = {"bytes", "KB", "MB", "GB", "TB", "PB"};
+  static constexpr const char* kUnits[] = {"bytes", "KB", "MB", "GB", "TB", "PB", "EB", "ZB", "YB"};
   size_t unit = 0;
   double y = x;
   for (; std::abs(y) >= 1000 && unit + 1 < std::size(kUnits); ++unit) y /= 1000;
-  std::string text = unit == 0 ? fmt::format("{:g} bytes", y) : fmt::format("{:.5g} {}", y, kUnits[unit]);
-  if (std::abs(x) >= 1e9) text += fmt::format(" ({:.4g} GiB)", x / (1 << 30));
+  std::string text = unit == 0 ? fmt::format("{:g} bytes", y) : significant(y, 5) + " " + kUnits[unit];
+  if (std::abs(x) >= 1e9) text += fmt::format(" ({} GiB)", significant(x / (1 << 30), 4));
   return text;
 }
 
 std::string show_scaled(double x, std::string_view unit) {
-  static constexpr std::pair<double, const char*> kSteps[] = {
-      {1e15, "P"}, {1e12, "T"}, {1e9, "G"}, {1e6, "M"}, {1e3, "K"}};
+  static constexpr std::pair<double, const char*> kSteps[] = {{1e24, "Y"}, {1e21, "Z"}, {1e18, "E"}, {1e15, "P"},
+                                                              {1e12, "T"}, {1e9, "G"},  {1e6, "M"},  {1e3, "K"}};
   for (const auto& [size, letter] : kSteps) {
-    if (std::abs(x) >= size) return fmt::format("{:.4g} {}{}", x / size, letter, unit);
+    if (std::abs(x) >= size) return fmt::format("{} {}{}", significant(x / size, 4), letter, unit);
   }
   return fmt::format("{:.4g} {}", x, unit);
 }
@@ -120,13 +125,13 @@ std::string show_seconds(double x) {
   if (size < 1e-3) return fmt::format("{:.4g} us", x * 1e6);
   if (size < 1) return fmt::format("{:.4g} ms", x * 1e3);
   if (size < 3600) return fmt::format("{:.4g} s", x);
-  return size < 86400 ? fmt::format("{:.4g} hours", x / 3600) : fmt::format("{:.4g} days", x / 86400);
+  return size < 86400 ? fmt::format("{:.4g} hours", x / 3600) : significant(x / 86400, 4) + " days";
 }
 
 std::string show_count(double x) {
   static constexpr std::pair<double, const char*> kSteps[] = {{1e12, "T"}, {1e9, "B"}, {1e6, "M"}};
   for (const auto& [size, letter] : kSteps) {
-    if (std::abs(x) >= size) return fmt::format("{:.5g} {}", x / size, letter);
+    if (std::abs(x) >= size) return fmt::format("{} {}", significant(x / size, 5), letter);
   }
   return std::abs(x) >= 100 ? fmt::format("{:.0f}", x) : fmt::format("{:.4g}", x);
 }
@@ -169,23 +174,36 @@ Plan make_plan(const PlanRequest& request, const Formulas& all) {
 
 double parse_quantity(std::string_view text, std::string_view what) {
   const auto fail = [&]() -> double {
-    throw UsageError("{} {}: should be a number, as 4096, 14.8T, 400GB or 80%", what, printable(text, 60));
+    throw UsageError("{} {}: should be a number, as 4096, 14.8T, 400GB or 80%{}", what, printable(text, 60),
+                     text.find(',') == std::string_view::npos ? "" : "; commas part groups of three digits, as 1,024");
   };
   std::string digits;
   size_t at = 0;
-  if (at < text.size() && (text[at] == '-' || text[at] == '+')) digits += text[at++];
-  for (; at < text.size(); ++at) {
-    const char c = text[at];
-    const bool exponent = (c == 'e' || c == 'E') && at + 1 < text.size() &&
-                          (text[at + 1] == '-' || text[at + 1] == '+' || (text[at + 1] >= '0' && text[at + 1] <= '9'));
-    if (exponent) {
-      digits += text.substr(at, 2);
-      ++at;
-    } else if ((c >= '0' && c <= '9') || c == '.') {
-      digits += c;
-    } else if (c != ',' && c != '_') {
-      break;
+  const auto is = [&](size_t i, std::string_view any) {
+    return i < text.size() && any.find(text[i]) != std::string_view::npos;
+  };
+  constexpr std::string_view kDigits = "0123456789", kSigns = "+-";
+  const auto take_digits = [&] {
+    while (is(at, kDigits)) digits += text[at++];
+  };
+  if (is(at, kSigns)) digits += text[at++];
+  const size_t whole = at;
+  take_digits();
+  // Groups of three behind one to three digits and nothing else: 1,64 is a list, no number.
+  if (at > whole && at - whole <= 3) {
+    while (is(at, ",_") && is(at + 1, kDigits) && is(at + 2, kDigits) && is(at + 3, kDigits)) {
+      digits += text.substr(at + 1, 3);
+      at += 4;
     }
+  }
+  if (is(at, ".")) {
+    digits += text[at++];
+    take_digits();
+  }
+  if (is(at, "eE") && is(is(at + 1, kSigns) ? at + 2 : at + 1, kDigits)) {
+    digits += text.substr(at, 2);
+    at += 2;
+    take_digits();
   }
   if (digits.starts_with('+')) digits.erase(0, 1);
   double value = 0;
@@ -214,9 +232,9 @@ std::string show_value(double x, std::string_view unit) {
   if (unit == "bytes") return show_bytes(x);
   if (unit == "bytes/s") return show_scaled(x, "B/s");
   if (unit == "s") return show_seconds(x);
-  if (unit == "share") return fmt::format("{:.4g} %", 100 * x);
+  if (unit == "share") return significant(100 * x, 4) + " %";
   if (unit == "dollars") {
-    return std::abs(x) >= 1e6 ? fmt::format("${:.4g} M", x / 1e6)
+    return std::abs(x) >= 1e6 ? fmt::format("${} M", significant(x / 1e6, 4))
                               : fmt::format("${:.{}f}", x, std::abs(x) >= 1000 ? 0 : 2);
   }
   if (unit == "FLOP") return show_scaled(x, "FLOP");

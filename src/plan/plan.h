@@ -44,7 +44,7 @@ struct Plan {
 Plan make_plan(const PlanRequest& request, const Formulas& all = formulas());
 
 // "14.8T", "671B", "400GB", "50GB/s", "1.5MiB", "80%", "2,048": a number. UsageError, beginning with `what`, for
-// another text.
+// another text, "1,64" too.
 double parse_quantity(std::string_view text, std::string_view what);
 
 // A value as people read it: "70.27 KB", "14.76 ms", "671.03 B", "$5.576 M", "38.9 %".

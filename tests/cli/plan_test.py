@@ -2,6 +2,7 @@
 """fathom plan. usage: plan_test.py PROGRAM"""
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,12 @@ class Schedule(unittest.TestCase):
             done = plan("schedule", *arguments)
             self.assertEqual(done.returncode, 2, arguments)
             self.assertEqual(done.stderr.count("\n"), 1)
-        self.assertEqual(plan().returncode, 2)
+        self.assertIn("--f: 0 is no number from 1e-09 to 1e+09", plan("schedule", "--f", "0").stderr)
+        self.assertIn("--transfer: -1 is no number from 0 to 1e+09", plan("schedule", "--transfer=-1").stderr)
+        for arguments, words in ((["foo"], "foo is no subcommand: must be one of memory, train, "), ([], "A subcommand is required: memory, train, "), (["--nonsense"], "required: memory")):
+            done = plan(*arguments)
+            self.assertEqual((done.returncode, done.stdout, done.stderr.count("\n")), (2, "", 1))
+            self.assertIn(words, done.stderr)
         done = plan("schedule", "--svg", "/nowhere/at/all.svg")
         self.assertEqual(done.returncode, 1)
         self.assertEqual(done.stderr.count("\n"), 1)
@@ -136,12 +142,14 @@ class Eplb(unittest.TestCase):
         good = {"weight": [[1, 2]], "num_replicas": 2, "num_groups": 1, "num_nodes": 1, "num_gpus": 2}
         self.assertIn("GPU by GPU: 0 | 1", plan("eplb", stdin=json.dumps(good)).stdout)
         for change in ({"weight": 5}, {"weight": []}, {"weight": [[]]}, {"weight": [["a"]]}, {"num_gpus": 0}, {"num_gpus": 1.5}, {"num_replicas": 10**9},
-                       {"num_nodes": None}, {"weight": [[1, -2]]}, {"num_groups": 3}):
+                       {"num_nodes": None}, {"weight": [[1, -2]]}, {"weight": [[1e308, 1e308]]}, {"num_groups": 3}):
             done = plan("eplb", stdin=json.dumps({**good, **change}))
             self.assertEqual(done.returncode, 1, change)
             self.assertTrue(done.stderr.startswith("fathom: standard input: line 1: "), done.stderr)
             self.assertEqual(done.stderr.count("\n"), 1)
         self.assertEqual(plan("eplb", stdin="[" * 100000).returncode, 1)
+        large = {**good, "weight": [[1e100] * 64], "num_replicas": 64, "num_gpus": 64}
+        self.assertAlmostEqual(json.loads(plan("eplb", "--json", stdin=json.dumps(large)).stdout)["max_over_mean_gpu_load"][0], 1)
 
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -192,6 +200,24 @@ class Costs(unittest.TestCase):
                 self.assertIn(f"      {name} = ", text)
             self.assertIn("docs/planner.md" if kind != "memory" else "Estimates", plan(kind).stdout.splitlines()[-1] + plan(kind).stdout.splitlines()[-2])
 
+    def test_errors_told_are_those_of_the_tables(self):
+        tables = (ROOT / "docs" / "planner.md").read_text()
+
+        def blind(section):
+            rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.split(f"### {section}\n")[1].split("\n#")[0].split("What the tables say")[0].splitlines() if line.startswith("|")]
+            return [(figure, abs(float(error.rstrip(" %")))) for figure, _, _, error, basis in rows if basis == "blind" and error != "within"]
+
+        def sureness(kind):
+            return " ".join(plan(kind).stdout.split())
+
+        bubbles, others = [[error for figure, error in blind("Training") if ("bubble" in figure) == is_bubble] for is_bubble in (True, False)]
+        within, bubble = map(int, re.search(r"within (\d+) % .* bubble .* (\d+) % too low", sureness("train")).groups())
+        self.assertLessEqual(max(others), within)
+        self.assertEqual([round(error) for error in bubbles], [bubble])
+        hosts, gpus = [[error for figure, error in blind("Serving") if bool(re.search("Xeon|EPYC|DDR", figure)) == is_host] for is_host in (True, False)]
+        self.assertLessEqual(max(gpus), int(re.search(r"within (\d+) % .* hosts within a third", sureness("serve")).group(1)))
+        self.assertLessEqual(max(hosts), 100 / 3)
+
     @unittest.skipUnless(shutil.which("node"), "no node")
     def test_formulas_with_numbers_are_javascript(self):
         lines = [line for kind in ("memory", "train", "serve") for model in ("deepseek-v3.2", "llama-3.1-8b")
@@ -216,11 +242,23 @@ class Costs(unittest.TestCase):
         self.assertNotIn("Attention, all layers", text)  # the same for all
         for over in ("batch", "batch=", "nothing=1", "=1", "batch=1,,2", "batch=1,x", "tokens=1"):
             self.refused(2, ["plan serve"], "serve", "--over", over)
+            self.refused(2, ["plan serve"], "serve", "--over", over, "--json")
+        self.refused(2, ["--over", "--explain", "--json"], "serve", "--over", "batch=1,2", "--explain")
+        told = [json.loads(line) for line in plan("serve", "--over", "batch=1,2", "--explain", "--json").stdout.splitlines()]
+        self.assertEqual([bool(each["lines"]["tpot_s"]["formula"]) for each in told], [True, True])
+
+    def test_numbers_that_no_integer_holds(self):
+        done = plan("train", "--tokens", "1e18", "--json")
+        self.assertIn('"tokens":1e+18', done.stdout)
+        self.assertGreater(json.loads(done.stdout)["lines"]["flops_total"]["value"], 2.5e29)
 
     def test_wrong_use(self):
         self.refused(2, ["no GPU", "h800"], "memory", "--gpu", "h900")
         self.refused(2, ["no model", "deepseek-v3"], "memory", "--model-config", "deepseek-v9")
         self.refused(2, ["--batch -1", "from 1"], "serve", "--batch=-1")
+        self.refused(2, ["--batch 1,64", "as 1,024"], "serve", "--batch", "1,64")
+        for option in ("--batch", "--weights", "--gpu", "--over", "--hardware", "--model-config"):
+            self.refused(2, [f"{option}: is empty"], "serve", option, "")
         self.refused(2, ["--pp 7", "--gpus 2048"], "train", "--pp", "7")
         self.refused(2, ["--ep 3"], "train", "--ep", "3")
         self.refused(2, ["q4_0"], "memory", "--weights", "int3")
@@ -232,6 +270,28 @@ class Costs(unittest.TestCase):
             file = pathlib.Path(folder) / "config.json"
             file.write_text("{")
             self.refused(1, ["config.json"], "memory", "--model-config", str(file))
+
+    def test_what_other_hardware_holds(self):
+        def others(*arguments):
+            done = plan("memory", *arguments)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), arguments)
+            text = " ".join(done.stdout.split())
+            format_name, counts = re.search(r"Weights in (\S+) and caches would fit into ([^,]*(?:, [^,]*)*?)\. ", text).groups()
+            return text, format_name, dict(reversed(each.split(" x ")) for each in counts.split(", "))
+
+        text, format_name, counts = others("--gpu", "a100")
+        self.assertEqual((format_name, f"; {counts['a100']} such GPUs would do" in text), ("bf16", True), text)
+        for arguments in (["--gpu", "h800"], ["--gpu", "a100", "--weights", "q4_0"], ["--gpu", "epyc-9654", "--ram", "200GB"], ["--gpu", "epyc-9654"]):
+            counts = others(*arguments)[2]
+            self.assertEqual(float(counts[arguments[1]]), self.told("memory", *arguments)["lines"]["gpus_needed"]["value"], arguments)
+        # One that nothing fits into is left out and stops no plan of another.
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "small.toml"
+            file.write_text('[[device]]\nname = "tiny"\nbf16_tflops = 10\nmemory_gib = 2\nmemory_gbs = 100\n')
+            counts = others("--hardware", str(file), "--gpu", "h800")[2]
+            self.assertIn("h200", counts)
+            self.assertNotIn("tiny", counts)
+            self.refused(2, ["memory"], "memory", "--hardware", str(file))
 
     def test_hardware_of_ones_own(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -202,12 +202,18 @@ TEST(Quantity, SuffixesArePowers) {
   EXPECT_EQ(parse_quantity("400GB", "x"), 400e9);
   EXPECT_EQ(parse_quantity("50GB/s", "x"), 50e9);
   EXPECT_EQ(parse_quantity("2,048", "x"), 2048);
+  EXPECT_EQ(parse_quantity("14,800,000.5K", "x"), 14800000.5e3);
+  EXPECT_EQ(parse_quantity("1_000", "x"), 1000);
+  EXPECT_EQ(parse_quantity("-.5e+1", "x"), -5);
   EXPECT_EQ(parse_quantity("1.5 GiB", "x"), 1.5 * (1 << 30));
   EXPECT_EQ(parse_quantity("80%", "x"), 0.8);
   EXPECT_EQ(parse_quantity("1e3K", "x"), 1e6);
-  for (const char* text : {"", "-", "GB", "1X", "1..2", "1e", "0x10", "inf", "nan", "1 2", "--1", "1e400", "1e308T"}) {
+  for (const char* text :
+       {"",       "-",    "GB",     "1X",       "1..2", "1e",     "0x10",   "inf",     "nan",     "1 2", "--1", "1e400",
+        "1e308T", "1,64", "1,0245", "1024,000", ",100", "1,,000", "1,024,", "1.0,000", "1e1,000", "1_6", "."}) {
     EXPECT_NE(refusal([&] { (void)parse_quantity(text, "plan: --x"); }).find("plan: --x"), std::string::npos) << text;
   }
+  EXPECT_NE(refusal([] { (void)parse_quantity("1,64", "x"); }).find("as 1,024"), std::string::npos);
 }
 
 TEST(Quantity, IsShownByItsUnit) {
@@ -217,6 +223,14 @@ TEST(Quantity, IsShownByItsUnit) {
   EXPECT_EQ(show_value(0.3894, "share"), "38.94 %");
   EXPECT_EQ(show_value(14.8e12, "tokens"), "14.8 T");
   EXPECT_EQ(show_number(2664000), "2664000");
+  EXPECT_EQ(show_value(3.858e24, "FLOP"), "3.858 YFLOP");
+  EXPECT_EQ(show_value(2.5046e29, "FLOP"), "250460 YFLOP");
+  EXPECT_EQ(show_value(1e18, "tokens"), "1000000 T");
+  EXPECT_EQ(show_value(99999.4e12, "tokens"), "99999 T");
+  EXPECT_EQ(show_value(99999.6e12, "tokens"), "100000 T");
+  EXPECT_EQ(show_value(123456e6, "dollars"), "$123456 M");
+  EXPECT_EQ(show_value(2e18, "bytes"), "2 EB (1862645149 GiB)");
+  EXPECT_EQ(show_value(86400 * 12345.6, "s"), "12346 days");
 }
 
 TEST(Hardware, EveryNumberHasASource) {
@@ -274,6 +288,7 @@ TEST(Hardware, HostileFilesAreRefused) {
                                 std::string("{\"test\":\"machine\"}"),
                                 std::string("[[device]]"),
                                 std::string("device = 5"),
+                                std::string("device = []"),
                                 std::string("device = [5]"),
                                 good + "x = 1\n",
                                 good + "memory_gib = -1\n",

@@ -171,15 +171,15 @@ function speedFigures(data, plan, given) {
   return [h('div', { class: 'curves' }, ...curves), h('div', { class: 'panel' }, h('p', { class: 'hint', text: note }), details)];
 }
 
-// How many of each kind of hardware would hold weights and caches, as the program counts them: formats follow the hardware that was chosen.
+// How many of each kind of hardware would hold weights and caches, as the program counts them: in the formats of the plan.
 function othersText(data, plan, given) {
-  const same = Object.fromEntries(['weights', 'kv_type', 'context', 'batch'].filter((name) => given[name] !== undefined).map((name) => [name, given[name]]));
-  same.weights ??= plan.device.is_host ? 'q4_0' : 'fp8';
+  const same = Object.fromEntries(['context', 'batch', 'ram'].filter((name) => given[name] !== undefined).map((name) => [name, given[name]]));
+  for (const name of ['weights', 'kv_type']) same[name] = plan.inputs.get(name).choice;
   const counts = data.devices.filter(({ values }) => values.gpu_memory_bytes > 0).map((device) => {
     const other = possiblePlan(data, plan.kind, plan.model, device, same);
     return other ? [`${pointed(other.values.gpus_needed, 0)} x ${device.name}`] : [];
   });
-  return `Weights and caches would fit into ${counts.flat().join(', ')}.`;
+  return counts.flat().length > 0 ? `Weights in ${same.weights} and caches would fit into ${counts.flat().join(', ')}.` : '';
 }
 
 export function drawCharts(data, plan, given) {

@@ -51,18 +51,22 @@ export function showNumber(x) {
   return x === Math.floor(x) && Math.abs(x) < 1e15 ? pointed(x, 0) : general(x, 6);
 }
 
+function significant(x, digits) {
+  return Math.abs(x) >= 10 ** digits - 0.5 ? pointed(x, 0) : general(x, digits);
+}
+
 function showBytes(x) {
-  const units = ['bytes', 'KB', 'MB', 'GB', 'TB', 'PB'];
+  const units = ['bytes', 'KB', 'MB', 'GB', 'TB', 'PB', 'EB', 'ZB', 'YB'];
   let unit = 0;
   let y = x;
   for (; Math.abs(y) >= 1000 && unit + 1 < units.length; ++unit) y /= 1000;
-  const text = unit === 0 ? `${general(y)} bytes` : `${general(y, 5)} ${units[unit]}`;
-  return Math.abs(x) >= 1e9 ? `${text} (${general(x / 2 ** 30, 4)} GiB)` : text;
+  const text = unit === 0 ? `${general(y)} bytes` : `${significant(y, 5)} ${units[unit]}`;
+  return Math.abs(x) >= 1e9 ? `${text} (${significant(x / 2 ** 30, 4)} GiB)` : text;
 }
 
 function showScaled(x, unit) {
-  for (const [size, letter] of [[1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'K']]) {
-    if (Math.abs(x) >= size) return `${general(x / size, 4)} ${letter}${unit}`;
+  for (const [size, letter] of [[1e24, 'Y'], [1e21, 'Z'], [1e18, 'E'], [1e15, 'P'], [1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'K']]) {
+    if (Math.abs(x) >= size) return `${significant(x / size, 4)} ${letter}${unit}`;
   }
   return `${general(x, 4)} ${unit}`;
 }
@@ -73,12 +77,12 @@ function showSeconds(x) {
   if (size < 1e-3) return `${general(x * 1e6, 4)} us`;
   if (size < 1) return `${general(x * 1e3, 4)} ms`;
   if (size < 3600) return `${general(x, 4)} s`;
-  return size < 86400 ? `${general(x / 3600, 4)} hours` : `${general(x / 86400, 4)} days`;
+  return size < 86400 ? `${general(x / 3600, 4)} hours` : `${significant(x / 86400, 4)} days`;
 }
 
 function showCount(x) {
   for (const [size, letter] of [[1e12, 'T'], [1e9, 'B'], [1e6, 'M']]) {
-    if (Math.abs(x) >= size) return `${general(x / size, 5)} ${letter}`;
+    if (Math.abs(x) >= size) return `${significant(x / size, 5)} ${letter}`;
   }
   return Math.abs(x) >= 100 ? pointed(x, 0) : general(x, 4);
 }
@@ -87,8 +91,8 @@ export function showValue(x, unit) {
   if (unit === 'bytes') return showBytes(x);
   if (unit === 'bytes/s') return showScaled(x, 'B/s');
   if (unit === 's') return showSeconds(x);
-  if (unit === 'share') return `${general(100 * x, 4)} %`;
-  if (unit === 'dollars') return Math.abs(x) >= 1e6 ? `$${general(x / 1e6, 4)} M` : `$${pointed(x, Math.abs(x) >= 1000 ? 0 : 2)}`;
+  if (unit === 'share') return `${significant(100 * x, 4)} %`;
+  if (unit === 'dollars') return Math.abs(x) >= 1e6 ? `$${significant(x / 1e6, 4)} M` : `$${pointed(x, Math.abs(x) >= 1000 ? 0 : 2)}`;
   if (unit === 'FLOP' || unit === 'FLOP/s') return showScaled(x, unit);
   if (unit === 'yes') return x !== 0 ? 'yes' : 'no';
   if (['hours', 'days', 'times', 'tokens/s'].includes(unit)) return `${showCount(x)} ${unit}`;
@@ -104,11 +108,12 @@ const kSizes = {
 
 // "14.8T", "400GB", "80%", "2,048": a number; PlanError, beginning with `what`, for another text.
 export function parseQuantity(text, what) {
-  const match = /^([-+]?)([0-9.,_]*(?:[eE][-+]?[0-9][0-9.,_]*)?)(.*)$/s.exec(text);
+  const match = /^([-+]?)((?:[0-9]{1,3}(?:[,_][0-9]{3})+|[0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)(.*)$/s.exec(text);
   const digits = match[2].replace(/[,_]/g, '');
   const unit = match[3].replace(/^ +/, '').replace(/\/s$/, '');
   const value = /^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$/.test(digits) && Object.hasOwn(kSizes, unit) ? Number((match[1] === '-' ? '-' : '') + digits) * kSizes[unit] : NaN;
-  if (!Number.isFinite(value)) throw new PlanError(`${what} ${printableText(text, 60)}: should be a number, as 4096, 14.8T, 400GB or 80%`);
+  const commas = text.includes(',') ? '; commas part groups of three digits, as 1,024' : '';
+  if (!Number.isFinite(value)) throw new PlanError(`${what} ${printableText(text, 60)}: should be a number, as 4096, 14.8T, 400GB or 80%${commas}`);
   return value;
 }
 

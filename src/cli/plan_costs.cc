@@ -193,7 +193,8 @@ std::string others_text(const PlanRequest& request, const Plan& plan, const std:
     if (!names.insert(device.name).second || device.values.at("gpu_memory_bytes") <= 0) continue;
     other.hardware = device;
     try {
-      text += fmt::format("{}{:.0f} x {}", text.empty() ? "" : ", ", make_plan(other).at("gpus_needed"), device.name);
+      const double needed = make_plan(other).at("gpus_needed");  // 0: no number would do
+      if (needed > 0) text += fmt::format("{}{:.0f} x {}", text.empty() ? "" : ", ", needed, device.name);
     } catch (const Error&) {
       // A device that nothing can be planned for is none of those that would do; the plan asked for is another's.
     }

@@ -200,6 +200,24 @@ class Costs(unittest.TestCase):
                 self.assertIn(f"      {name} = ", text)
             self.assertIn("docs/planner.md" if kind != "memory" else "Estimates", plan(kind).stdout.splitlines()[-1] + plan(kind).stdout.splitlines()[-2])
 
+    def test_tables_and_constants_of_the_documents_are_the_programs(self):
+        document = (ROOT / "docs/planner.md").read_text()
+        tables = subprocess.run([sys.executable, ROOT / "bench/plan_tables.py", PROGRAM], capture_output=True, text=True, check=True).stdout
+        rows = [line for line in tables.splitlines() if line.startswith("| ")]
+        self.assertGreater(len(rows), 40)
+        for row in rows:
+            self.assertIn(row, document)
+        told = {}
+        for line in re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([^|]*) \|", document, re.M):
+            told |= dict(zip(re.findall(r"\w+", line[0]), line[1].split(", "), strict=True))
+        units = {"MB": 1e6, "GB": 1e9, "us": 1e-6}
+        constants = {}
+        for kind in ("memory", "train", "serve"):
+            constants |= self.told(kind)["constants"]
+        for name, value in constants.items():
+            number, _, unit = told[name].partition(" ")
+            self.assertAlmostEqual(float(number) * units.get(unit, 1) / (value["value"] if isinstance(value, dict) else value), 1, 6, name)
+
     def test_errors_told_are_those_of_the_tables(self):
         tables = (ROOT / "docs" / "planner.md").read_text()
 
@@ -280,7 +298,7 @@ class Costs(unittest.TestCase):
             return text, format_name, dict(reversed(each.split(" x ")) for each in counts.split(", "))
 
         text, format_name, counts = others("--gpu", "a100")
-        self.assertEqual((format_name, f"; {counts['a100']} such GPUs would do" in text), ("bf16", True), text)
+        self.assertEqual((format_name, f"; --gpus {counts['a100']} would do" in text), ("bf16", True), text)
         for arguments in (["--gpu", "h800"], ["--gpu", "a100", "--weights", "q4_0"], ["--gpu", "epyc-9654", "--ram", "200GB"], ["--gpu", "epyc-9654"]):
             counts = others(*arguments)[2]
             self.assertEqual(float(counts[arguments[1]]), self.told("memory", *arguments)["lines"]["gpus_needed"]["value"], arguments)

@@ -177,7 +177,7 @@ function othersText(data, plan, given) {
   for (const name of ['weights', 'kv_type']) same[name] = plan.inputs.get(name).choice;
   const counts = data.devices.filter(({ values }) => values.gpu_memory_bytes > 0).map((device) => {
     const other = possiblePlan(data, plan.kind, plan.model, device, same);
-    return other ? [`${pointed(other.values.gpus_needed, 0)} x ${device.name}`] : [];
+    return other && other.values.gpus_needed > 0 ? [`${pointed(other.values.gpus_needed, 0)} x ${device.name}`] : [];
   });
   return counts.flat().length > 0 ? `Weights in ${same.weights} and caches would fit into ${counts.flat().join(', ')}.` : '';
 }

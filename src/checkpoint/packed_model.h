@@ -18,8 +18,9 @@ struct Imatrix;
 struct PackedModel {
   ModelConfig config;
   ModelWeights weights;
-  Buffer memory;      // where weights were packed
+  Buffer memory;      // where weights were packed, or what of them is on a device
   Checkpoint mapped;  // or what they are views of
+  Buffer experts;     // where routed experts were packed that stay while `memory` is a device's
   // How each weight stands in `mapped`, in the order of for_each_weight without those that are absent.
   std::vector<const StoredTensor*> stored;
 };

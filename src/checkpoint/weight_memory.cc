@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/arithmetic.h"
 #include "base/residency.h"
@@ -30,6 +31,25 @@ void check_fit(int64_t bytes, const char* option) {
   if (weights_fit(bytes, available)) return;
   throw Error("{}: the weights are {}, and {} of memory are available; leave {} out, and experts are read from disk",
               option, human_bytes(static_cast<double>(bytes)), human_bytes(static_cast<double>(available)), option);
+}
+
+constexpr int64_t kDeviceAlignment = 256;
+
+bool is_expert(WeightKind kind) { return kind == WeightKind::experts || kind == WeightKind::experts_down; }
+
+// Copies weights to new memory of the device, where they are views of it from then on.
+Buffer copy_to_device(ModelWeights& weights, const Device& device, int64_t bytes, bool but_experts) {
+  Buffer memory = device.allocate(static_cast<size_t>(bytes));
+  auto* to = static_cast<std::byte*>(memory.data());
+  for_each_weight(weights, [&](WeightKind kind, Tensor& slot) {
+    if (!slot || (but_experts && is_expert(kind))) return;
+    read_ahead({static_cast<const std::byte*>(slot.data), static_cast<size_t>(slot.size_bytes())});
+    device.upload(device, to, slot.data, static_cast<size_t>(slot.size_bytes()));
+    slot.data = to;
+    to += round_up(slot.size_bytes(), kDeviceAlignment);
+  });
+  device.synchronize(device);
+  return memory;
 }
 
 }  // namespace
@@ -112,21 +132,27 @@ void check_room(int64_t weight_bytes, const Device* device) {
 }
 
 void move_to_device(PackedModel& model, const Device& device) {
-  constexpr int64_t kDeviceAlignment = 256;
   const int64_t total = placed_bytes(model.weights, kDeviceAlignment);
   check_room(total, &device);
-  Buffer memory = device.allocate(static_cast<size_t>(total));
-  auto* to = static_cast<std::byte*>(memory.data());
-  for_each_present(model.weights, [&](Tensor& slot) {
-    read_ahead({static_cast<const std::byte*>(slot.data), static_cast<size_t>(slot.size_bytes())});
-    device.upload(device, to, slot.data, static_cast<size_t>(slot.size_bytes()));
-    slot.data = to;
-    to += round_up(slot.size_bytes(), kDeviceAlignment);
-  });
-  device.synchronize(device);
-  model.memory = std::move(memory);
+  model.memory = copy_to_device(model.weights, device, total, /*but_experts=*/false);
   model.stored.clear();
   model.mapped = {};
+}
+
+void move_to_device_without_experts(PackedModel& model, const Device& device) {
+  Buffer memory =
+      copy_to_device(model.weights, device, device_bytes_without_experts(model.weights), /*but_experts=*/true);
+  model.experts = std::exchange(model.memory, std::move(memory));
+  model.stored.clear();
+}
+
+int64_t device_bytes_without_experts(const ModelWeights& weights) {
+  ModelWeights views = weights;
+  int64_t total = 0;
+  for_each_weight(views, [&](WeightKind kind, const Tensor& slot) {
+    if (slot && !is_expert(kind)) total += round_up(slot.size_bytes(), kDeviceAlignment);
+  });
+  return total;
 }
 
 void lock_weights(const PackedModel& model) {

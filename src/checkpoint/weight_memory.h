@@ -31,6 +31,10 @@ void move_to_huge_pages(PackedModel& model, ThreadPool& pool);
 void check_room(int64_t weight_bytes, const Device* device);
 // Copies all weights to the device's memory and gives up those of the host. Error where they do not fit.
 void move_to_device(PackedModel& model, const Device& device);
+// All but routed experts, whose tensors and memory stay as they are.
+void move_to_device_without_experts(PackedModel& model, const Device& device);
+// What that takes there.
+int64_t device_bytes_without_experts(const ModelWeights& weights);
 
 // Keeps all weights in memory, whatever else wants it. Error where the system does not allow it, or they do not fit.
 void lock_weights(const PackedModel& model);

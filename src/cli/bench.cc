@@ -175,9 +175,15 @@ ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool
   if (recipe == nullptr) throw UsageError("--weights {}: must be one of {}", o.weights, recipe_names());
   const ModelConfig config = read_model_config(o.model_config);
   if (device != nullptr) require_dense_attention(config);
+  if (device == nullptr && o.placement.gpu_memory > 0) {
+    throw UsageError("--gpu-memory is for weights in a GPU's memory: give --device cuda, or leave it out");
+  }
+  if (o.placement.gpu_memory > 0) {
+    return on_device(random_model(config, *recipe, common.seed, nullptr), o.placement, pool, *device);
+  }
   PackedModel loaded = random_model(config, *recipe, common.seed, device);
   Model model = make_model(loaded.config, loaded.weights);
-  return {std::move(loaded), nullptr, std::move(model)};
+  return {std::move(loaded), nullptr, nullptr, std::move(model)};
 }
 
 void run(const Options& o, const CommonOptions& common) {
@@ -310,6 +316,7 @@ void add_bench(CLI::App& app, CommonOptions& common) {
   add_kv_type_option(*command, options->kv_type);
   command->add_option("--reps", options->reps, "How often; one run more is not counted")->check(CLI::Range(1, 1000));
   add_placement_options(*command, options->placement);
+  add_gpu_memory_option(*command, options->placement);
   // What a model's own benchmark has and that of a server has not.
   std::vector<CLI::Option*> of_models = command->get_options();
   std::erase_if(of_models, [&](const CLI::Option* option) {

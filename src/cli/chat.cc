@@ -344,6 +344,7 @@ void add_chat(CLI::App& app, CommonOptions& common) {
   add_draft_options(*command, options->draft);
   add_kv_type_option(*command, options->kv_type);
   add_placement_options(*command, options->placement);
+  add_gpu_memory_option(*command, options->placement);
   command->callback([options, &common] { run(*options, common); });
 }
 

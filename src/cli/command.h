@@ -99,22 +99,27 @@ Format cache_format(const std::string& kv_type, const Device* device);
 struct PlacementOptions {
   bool pin = false, lock = false, huge_pages = false;
   std::string read_ahead = "auto";
+  int64_t gpu_memory = 0;  // bytes of a device's for weights; 0: what is free
   // Of experts, what this machine's processes hold; others hold the rest (mpirun fathom serve).
   double expert_share = 1;
 };
 void add_placement_options(CLI::App& command, PlacementOptions& options);
+void add_gpu_memory_option(CLI::App& command, PlacementOptions& options);  // of commands that have --device
 // The threads to work on. On a machine with several memory nodes, what they load is dealt out over these.
 ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& common);
 
 // A model to infer with, and what it needs to live.
 struct ReadyModel {
   PackedModel loaded;
-  std::unique_ptr<ExpertReading> reading;  // null where the model fits in memory
+  std::unique_ptr<ExpertReading> reading;     // null where the model fits in memory
+  std::unique_ptr<HostExperts> host_experts;  // null where no device is, or it holds all
   Model model;
 };
-// In the memory of `device`, where it is not null.
+// In the memory of `device`, where it is not null; what of the routed experts has no room there, in the machine's.
 // UsageError for a model that no device computes.
 void require_dense_attention(const ModelConfig& config);
+// What a model in the machine's memory becomes there.
+ReadyModel on_device(PackedModel loaded, const PlacementOptions& options, ThreadPool& pool, const Device& device);
 ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool,
                             const Device* device = nullptr);
 // Of the experts that were chosen, the part that was in memory; nothing where that was not counted.

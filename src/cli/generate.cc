@@ -215,6 +215,7 @@ void add_generate(CLI::App& app, CommonOptions& common) {
   command->add_flag("--no-bos", options->no_bos, "Put no begin token before the text");
   add_draft_options(*command, options->draft);
   add_placement_options(*command, options->placement);
+  add_gpu_memory_option(*command, options->placement);
   add_kv_type_option(*command, options->kv_type);
   command->callback([options, prompt, tokens, &common] {
     options->has_prompt = prompt->count() > 0;

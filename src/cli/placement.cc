@@ -7,6 +7,7 @@
 #include "base/terminal.h"
 #include "checkpoint/weight_memory.h"
 #include "cli/command.h"
+#include "infer/device_placement.h"
 #include "ops/device.h"
 
 namespace fathom::cli {
@@ -94,6 +95,16 @@ void add_placement_options(CLI::App& command, PlacementOptions& options) {
       ->check(CLI::IsMember({"auto", "on", "off"}));
 }
 
+void add_gpu_memory_option(CLI::App& command, PlacementOptions& options) {
+  command
+      .add_option("--gpu-memory", options.gpu_memory,
+                  "Bytes of the GPU's memory for weights, such as 20GB: routed experts that have no room there stay in "
+                  "the machine's memory and are computed by the CPU (default: all weights where they fit, else seven "
+                  "eighths of what is free)")
+      ->transform(CLI::AsSizeValue(true))
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 60));
+}
+
 ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& common) {
   if (const std::vector<int> nodes = memory_nodes(); nodes.size() > 1 && interleave_memory(nodes)) {
     log("weights are dealt out over {} memory nodes", nodes.size());
@@ -116,6 +127,21 @@ void require_dense_attention(const ModelConfig& config) {
   throw UsageError("sparse attention ({}) runs on the CPU alone so far, leave --device out", config.model_type);
 }
 
+ReadyModel on_device(PackedModel loaded, const PlacementOptions& options, ThreadPool& pool, const Device& device) {
+  const auto free = static_cast<int64_t>(device.free_bytes());
+  const bool whole = weight_bytes(loaded.weights) <= free;
+  const int64_t budget = options.gpu_memory > 0 ? std::min(options.gpu_memory, free) : whole ? free : free - free / 8;
+  if (is_mapped(loaded) && !whole) prefer_huge_pages(loaded);
+  std::unique_ptr<HostExperts> host = place_on_device(loaded, device, budget, pool.size());
+  if (host != nullptr) {
+    log("{} of {} experts of each layer are on the GPU, the others are computed by the CPU", host->n_on_device(),
+        loaded.config.router.n_routed_experts);
+  }
+  Model model = make_model(loaded.config, loaded.weights);
+  model.host_experts = host.get();
+  return {std::move(loaded), nullptr, std::move(host), std::move(model)};
+}
+
 ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOptions& options, ThreadPool& pool,
                             const Device* device) {
   if (options.read_ahead == "on" && options.huge_pages) {
@@ -124,19 +150,20 @@ ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOp
   if (device != nullptr && (options.lock || options.huge_pages || options.read_ahead == "on")) {
     throw UsageError("--mlock, --hugepages and --read-ahead are for weights in the machine's memory: leave them out");
   }
+  if (device == nullptr && options.gpu_memory > 0) {
+    throw UsageError("--gpu-memory is for weights in a GPU's memory: give --device cuda, or leave it out");
+  }
   PackedModel loaded = load_packed_model(path, pool);
   if (device != nullptr) {
     require_dense_attention(loaded.config);
-    move_to_device(loaded, *device);
-    Model model = make_model(loaded.config, loaded.weights);
-    return {std::move(loaded), nullptr, std::move(model)};
+    return on_device(std::move(loaded), options, pool, *device);
   }
   if (options.huge_pages) load_in_huge_pages(loaded, pool);
   if (options.lock) lock_weights(loaded);
   std::unique_ptr<ExpertReading> reading = make_expert_reading(loaded, options);
   Model model = make_model(loaded.config, loaded.weights);
   model.reading = reading.get();
-  return {std::move(loaded), std::move(reading), std::move(model)};
+  return {std::move(loaded), std::move(reading), nullptr, std::move(model)};
 }
 
 std::unique_ptr<Device> open_device(const CommonOptions& common) {

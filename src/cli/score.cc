@@ -211,6 +211,7 @@ void add_score(CLI::App& app, CommonOptions& common) {
   command->add_flag("--fp8-activations", options->fp8_activations,
                     "FP8 models: round the inputs of FP8 matrices to e4m3 too, in groups of 128");
   add_placement_options(*command, options->placement);
+  add_gpu_memory_option(*command, options->placement);
   command->callback([options, &common] { run(*options, common); });
 }
 

@@ -58,6 +58,7 @@ PassResult Passes::run(Context& ctx, const Model& model, std::span<const std::ve
     if (result.logits) result.logits = on_host(ctx, result.logits, host_logits_);
     return result;
   };
+  if (model.host_experts != nullptr) model.host_experts->adapt();
   const bool recordable = ctx.device != nullptr && ctx.device->record != nullptr && n_tokens <= kRecordedTokens;
   Recorded* const known = recordable ? &find(std::move(shape)) : nullptr;
   if (known == nullptr || known->arena == nullptr) {

@@ -352,7 +352,13 @@ void moe_route(Context& ctx, const Model& model, const LayerWeights& layer, Cont
     route(ctx, router, s.topk_ids, s.topk_weights, s.scores, s.logits, w.e_score_correction_bias);
   }
   read_experts(ctx, model, layer, s.topk_ids, stream);
-  s.dispatch = make_dispatch(made_again, s.topk_ids, experts);
+  if (w.host == nullptr) {
+    s.dispatch = make_dispatch(made_again, s.topk_ids, experts);
+  } else if (w.gate_up) {
+    const Tensor placed = new_i32(ctx, {tokens, k});
+    ctx.device->operators.place_experts(ctx, placed, s.topk_ids, w.host->device_place);
+    s.dispatch = make_dispatch(made_again, placed, w.gate_up.shape[0]);
+  }
 }
 
 // The experts' products up to the last, which is returned: y_sorted [slots, hidden] = each chosen expert's output. Its
@@ -385,10 +391,70 @@ void shared_output(Context& ctx, const Model& model, const MoeWeights& w, Tensor
   }
 }
 
+// staging.y = sum of g_i Expert_i(x) over the chosen experts that the device does not hold, on the host.
+void compute_on_host(HostExperts& host, const Model& model, HostLayer& layer, const HostExperts::Staging& staging) {
+  Context ctx{host.pool(), host.arena()};
+  const ArenaScope scope(ctx.arena);
+  const Tensor here = new_i32(ctx, {staging.topk_ids.rows(), staging.topk_ids.cols()});
+  for (int64_t i = 0; i < here.size(); ++i) {
+    const int32_t expert = staging.topk_ids.i32()[i];
+    ++layer.chosen[static_cast<size_t>(expert)];
+    here.i32()[i] = layer.place[static_cast<size_t>(expert)] < 0 ? expert : -1;
+  }
+  fill_zero(ctx, staging.y);
+  MoeSaved s;
+  s.input = staging.x;
+  s.dispatch = make_dispatch(ctx, here, model.config.router.n_routed_experts);
+  const int64_t slots = s.dispatch.token_of.cols();
+  if (slots == 0) return;
+  MoeWeights w;
+  w.gate_up = layer.gate_up;
+  w.down = layer.down;
+  s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
+  const Tensor y_sorted = new_f32(ctx, {slots, staging.y.cols()});
+  linear(ctx, {expert_products(ctx, model, w, y_sorted, matrix_input(ctx, model, s.input, {w.gate_up}), s)});
+  combine(ctx, staging.y, y_sorted, staging.topk_weights, s.dispatch);
+}
+
+// moe_experts() with the shared expert, where experts are in the host's memory: while the host computes those that it
+// has to, the device does the shared one and those that it holds.
+void moe_experts_beside_host(Context& ctx, const Model& model, const MoeWeights& w, Tensor out,
+                             const LinearInput& matrix, MoeSaved& s) {
+  const Device& device = *ctx.device;
+  const ArenaScope scope(ctx.arena);
+  const HostExperts::Staging staging = model.host_experts->staging(out.rows(), out.cols(), s.topk_ids.cols());
+  const Tensor of_host = new_f32(ctx, {out.rows(), out.cols()});
+  const auto copy = [](Tensor to, Tensor from) {
+    FATHOM_CHECK(from.contiguous() && to.size() == from.size());
+    return HostWork::Copy{to.data, from.data, static_cast<size_t>(from.size_bytes())};
+  };
+  device.start_host(
+      device,
+      {{copy(staging.x, s.input), copy(staging.topk_ids, s.topk_ids), copy(staging.topk_weights, s.topk_weights)},
+       {copy(of_host, staging.y)},
+       [&model, layer = w.host, staging] { compute_on_host(*model.host_experts, model, *layer, staging); }});
+  if (w.gate_up) {
+    const int64_t slots = s.dispatch.token_of.cols();
+    s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});
+    const Tensor y_sorted = new_f32(ctx, {slots, out.cols()});
+    const LinearCall last = expert_products(ctx, model, w, y_sorted, matrix, s);
+    shared_output(ctx, model, w, out, s, &last);
+    combine(ctx, out, y_sorted, s.topk_weights, s.dispatch);
+  } else {
+    shared_output(ctx, model, w, out, s, nullptr);
+  }
+  device.join_host(device);
+  add(ctx, out, out, of_host);
+}
+
 // out += sum over the chosen experts of g_i Expert_i(x); with `also_shared` out = that and Shared(x), behind
 // moe_route() with the same (V3 equations 12-13).
 void moe_experts(Context& ctx, const Model& model, const MoeWeights& w, Context& made_again, Tensor out,
                  const LinearInput& matrix, bool also_shared, MoeSaved& s) {
+  if (w.host != nullptr) {
+    FATHOM_CHECK(also_shared);
+    return moe_experts_beside_host(ctx, model, w, out, matrix, s);
+  }
   const int64_t tokens = out.rows(), slots = s.dispatch.token_of.cols();
   const bool elsewhere = model.routed_experts != nullptr;
   if (!elsewhere) s.gate_up = new_f32(ctx, {slots, w.gate_up.shape[1]});

@@ -8,6 +8,7 @@
 
 #include "model/cache.h"
 #include "model/expert_reading.h"
+#include "model/host_experts.h"
 #include "model/weights.h"
 #include "ops/experts.h"
 
@@ -33,6 +34,7 @@ struct Model {
   bool dense_attention = false;      // to all tokens, though there is an indexer
   ExpertReading* reading = nullptr;  // where experts may not be in memory
   const RoutedExperts* routed_experts = nullptr;  // where they may be other processes'
+  HostExperts* host_experts = nullptr;            // where they may be in the host's memory and all else on a device
 };
 Model make_model(const ModelConfig& config, const ModelWeights& weights);
 

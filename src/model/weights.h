@@ -15,6 +15,8 @@
 
 namespace fathom {
 
+struct HostLayer;
+
 // V3.2's lightning indexer (ops/indexer.h); absent without one.
 struct IndexerWeights {
   Tensor q_b;             // [index_n_heads * index_head_dim, q_lora_rank], wq_b in the file
@@ -55,7 +57,8 @@ struct MoeWeights {
   Tensor gate_up;                  // [experts, 2 * moe_inter, hidden]: those from first_expert on that are here
   Tensor down;                     // [experts, hidden, moe_inter]
   int64_t first_expert = 0;
-  MlpWeights shared;  // width n_shared_experts * moe_inter; absent without shared experts
+  HostLayer* host = nullptr;  // on a device: where experts are that gate_up and down do not have (model/host_experts.h)
+  MlpWeights shared;          // width n_shared_experts * moe_inter; absent without shared experts
 };
 
 struct LayerWeights {

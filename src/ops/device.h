@@ -8,6 +8,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/buffer.h"
 #include "ops/attention.h"
@@ -48,6 +49,7 @@ struct DeviceOperators {
   void (*linear)(Context&, std::span<const LinearCall> calls);
   void (*route)(Context&, const RouterConfig&, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits,
                 Tensor bias);
+  void (*place_experts)(Context&, Tensor placed, Tensor topk_ids, Tensor places);  // placed = places[topk_ids]
   Dispatch (*make_dispatch)(Context&, Tensor topk_ids, int64_t n_routed_experts);
   void (*dispatch)(Context&, Tensor x_sorted, Tensor x, const Dispatch&);
   void (*cross_entropy)(Context&, Tensor loss, Tensor logits, Tensor targets);  // of each row, as head_cross_entropy
@@ -59,6 +61,18 @@ struct DeviceOperators {
   // mla_attention_absorbed over those caches, the new tokens' rows among them.
   void (*mla_attention_absorbed)(Context&, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, const DeviceCaches&,
                                  const MlaDims&, float scale);
+};
+
+// What the host computes beside the device: behind all that the stream was given before, `down` is copied to the host,
+// `work` is done there, and `up` is copied back.
+struct HostWork {
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  std::vector<Copy> down, up;  // the host's ends in memory of Device::allocate_pinned
+  std::function<void()> work;  // on a thread of the device's; asks nothing of the device
 };
 
 struct Device {
@@ -79,6 +93,13 @@ struct Device {
   void (*copy)(const Device&, void* to, const void* from, size_t bytes);
   void (*fill_zero)(const Device&, void* to, size_t bytes);
   void (*synchronize)(const Device&);  // throws Error for what went wrong on the way
+
+  Buffer (*allocate_pinned)(size_t bytes);  // of the machine's memory, where the device copies from and to
+  // Work that is recorded is done, and its copies made, by every replay. One at a time: behind each start comes a join,
+  // and what the stream is given behind that finds `up` copied. What the work throws, the next download or
+  // synchronize() does.
+  void (*start_host)(const Device&, HostWork);
+  void (*join_host)(const Device&);
 
   // Null where work cannot be recorded. What `work` launches is recorded, not run.
   std::shared_ptr<DeviceGraph> (*record)(const Device&, const std::function<void()>& work) = nullptr;

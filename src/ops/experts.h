@@ -15,7 +15,8 @@ struct Dispatch {
   Tensor experts{};  // on a device: [min(slots, experts)] i32, those that have slots, ascending, then -1
 };
 
-// topk_ids: [tokens, k] i32; -1 (not on a device): another process' expert, which gets no slot. Memory from ctx.arena.
+// topk_ids: [tokens, k] i32; -1: an expert that is not here, which gets no slot; on a device the last slots stay empty
+// then, and offsets' last number says how many do not. Memory from ctx.arena.
 Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts);
 
 // x_sorted[slot] = x[token_of[slot]].   x: [tokens, hidden], x_sorted: [slots, hidden]

@@ -8,6 +8,7 @@
 #include "checkpoint/hf_model.h"
 #include "checkpoint/weight_memory.h"
 #include "cuda/device_context.h"
+#include "infer/device_placement.h"
 #include "infer/generation.h"
 #include "infer/score.h"
 #include "temporary_directory.h"
@@ -45,6 +46,22 @@ class CudaModel : public testing::TestWithParam<Case> {
   // Then activations are rounded to 8 bits: what falls to the other side of a half for a difference in the seventh
   // digit has effects of its own, and other experts. The most of the numbers must agree still.
   bool in_blocks() const { return GetParam().recipe != nullptr && GetParam().recipe[0] == 'q'; }
+  void expect_near(const ScoreTensor& a, const ScoreTensor& b) const {
+    ASSERT_EQ(a.name, b.name);
+    EXPECT_TRUE(in_blocks() || a.ids == b.ids) << a.name;
+    ASSERT_EQ(a.values.size(), b.values.size()) << a.name;
+    if (a.values.empty()) return;
+    double largest = 1e-30;
+    std::vector<double> errors;
+    for (size_t j = 0; j < a.values.size(); ++j) {
+      largest = std::max(largest, std::abs(static_cast<double>(b.values[j])));
+      const double error = std::abs(static_cast<double>(a.values[j]) - b.values[j]);
+      errors.push_back(std::isnan(error) ? std::numeric_limits<double>::infinity() : error);
+    }
+    std::sort(errors.begin(), errors.end());
+    EXPECT_LE(in_blocks() ? errors[errors.size() / 2] : errors.back(), GetParam().tolerance * largest)
+        << a.name << ", largest " << largest;
+  }
   const test::TemporaryDirectory scratch_;
 };
 
@@ -69,22 +86,51 @@ TEST_P(CudaModel, ScoresAsTheCpuDoes) {
   EXPECT_NEAR(got.loss.loss(), want.loss.loss(), (in_blocks() ? 100 : 10) * GetParam().tolerance);
   ASSERT_EQ(got.tensors.size(), want.tensors.size());
   for (size_t i = 0; i < want.tensors.size(); ++i) {
-    const ScoreTensor &a = got.tensors[i], &b = want.tensors[i];
-    ASSERT_EQ(a.name, b.name);
-    EXPECT_TRUE(in_blocks() || a.ids == b.ids) << a.name;
-    ASSERT_EQ(a.values.size(), b.values.size()) << a.name;
-    if (a.values.empty()) continue;
-    double largest = 1e-30;
-    std::vector<double> errors;
-    for (size_t j = 0; j < a.values.size(); ++j) {
-      largest = std::max(largest, std::abs(static_cast<double>(b.values[j])));
-      const double error = std::abs(static_cast<double>(a.values[j]) - b.values[j]);
-      errors.push_back(std::isnan(error) ? std::numeric_limits<double>::infinity() : error);
-    }
-    std::sort(errors.begin(), errors.end());
-    EXPECT_LE(in_blocks() ? errors[errors.size() / 2] : errors.back(), GetParam().tolerance * largest)
-        << a.name << ", largest " << largest;
+    expect_near(got.tensors[i], want.tensors[i]);
   }
+}
+
+// Routed experts in the host's memory, none, some or all but one of them on the device too: the same outputs as the
+// CPU's, and as the device's alone.
+TEST_P(CudaModel, ScoresSoWithExpertsOnTheHost) {
+  const PackedModel on_cpu = load();
+  const int64_t experts = on_cpu.config.router.n_routed_experts;
+  const Model cpu_model = make_model(on_cpu.config, on_cpu.weights);
+  const ScoreOptions options{.tensors = true, .all = true, .mtp = !on_cpu.weights.mtp.empty()};
+  const ScoreResult want = score(ctx(), cpu_model, sequences(on_cpu.config), options);
+  const int64_t one = HostExperts::bytes_on_device(on_cpu.weights, 1),
+                others = device_bytes_without_experts(on_cpu.weights);
+  for (const int64_t n : {int64_t{0}, experts / 3, experts - 1}) {
+    PackedModel on_gpu = load();
+    const auto host = place_on_device(on_gpu, *cuda_ctx().device, others + n * one + one / 2, 2);
+    ASSERT_NE(host, nullptr);
+    Model model = make_model(on_gpu.config, on_gpu.weights);
+    model.host_experts = host.get();
+    const ScoreResult got = score(cuda_ctx(), model, sequences(on_cpu.config), options);
+    EXPECT_NEAR(got.loss.loss(), want.loss.loss(), (in_blocks() ? 100 : 10) * GetParam().tolerance) << n;
+    ASSERT_EQ(got.tensors.size(), want.tensors.size());
+    for (size_t i = 0; i < want.tensors.size(); ++i) expect_near(got.tensors[i], want.tensors[i]);
+  }
+}
+
+// Experts that are chosen often come to the device, and tokens stay what they are.
+TEST_P(CudaModel, HotExpertsMoveThere) {
+  const PackedModel on_cpu = load();
+  const int64_t experts = on_cpu.config.router.n_routed_experts, one = HostExperts::bytes_on_device(on_cpu.weights, 1);
+  PackedModel on_gpu = load();
+  const auto host = place_on_device(on_gpu, *cuda_ctx().device, device_bytes_without_experts(on_cpu.weights) + one, 1);
+  ASSERT_NE(host, nullptr);
+  const Model cpu_model = make_model(on_cpu.config, on_cpu.weights);
+  Model model = make_model(on_gpu.config, on_gpu.weights);
+  model.host_experts = host.get();
+  const GenerationOptions options{.sampler = {.temperature = 0}, .max_tokens = 40};
+  const std::vector<int32_t> prompt = sequences(on_cpu.config).back();
+  Sequence of_cpu{{}, make_latent_cache(on_cpu.config, 64, Format::f32)};
+  Sequence of_gpu{{}, make_latent_cache(on_cpu.config, 64, Format::f32, cuda_ctx().device)};
+  const auto want = generate(ctx(), cpu_model, nullptr, of_cpu, prompt, options).ids;
+  const auto got = generate(cuda_ctx(), model, nullptr, of_gpu, prompt, options).ids;
+  EXPECT_GT(host->n_moved(), 0);
+  if (GetParam().recipe == nullptr) EXPECT_EQ(got, want);
 }
 
 // Greedy tokens through the cache; where weights or cache are rounded, near ties may fall otherwise.

@@ -1,6 +1,9 @@
 // The CUDA device: memory, copies, and recorded work.
 #include <algorithm>
 #include <cstring>
+#include <exception>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "base/terminal.h"
@@ -9,9 +12,27 @@
 
 namespace fathom {
 
+namespace cuda {
+namespace {
+
+// What failed in the work of the host, which runs where nothing can be thrown.
+struct Failure {
+  std::mutex mutex;
+  std::exception_ptr error;
+};
+
+struct HostCall {
+  std::function<void()> work;
+  std::shared_ptr<Failure> failure;
+};
+
+}  // namespace
+}  // namespace cuda
+
 struct DeviceGraph {
   cudaGraphExec_t exec = nullptr;
   std::vector<void*> constants;  // pinned: what replays upload
+  std::vector<std::unique_ptr<cuda::HostCall>> calls;
   ~DeviceGraph() {
     if (exec != nullptr) cudaGraphExecDestroy(exec);
     for (void* p : constants) cudaFreeHost(p);
@@ -37,15 +58,39 @@ struct Stream {
   void* staging[2] = {};
   cudaEvent_t copied[2] = {};
   DeviceGraph* recording = nullptr;
+  cudaStream_t beside = nullptr;  // for what the host computes, from `begun` to `done`
+  cudaEvent_t begun = nullptr, done = nullptr;
+  std::shared_ptr<Failure> failure = std::make_shared<Failure>();
 
   ~Stream() {
-    for (cudaEvent_t event : copied) {
+    if (stream != nullptr) cudaStreamSynchronize(stream);  // the host's work may still run
+    for (cudaEvent_t event : {copied[0], copied[1], begun, done}) {
       if (event != nullptr) cudaEventDestroy(event);
     }
     for (void* p : staging) cudaFreeHost(p);
+    if (beside != nullptr) cudaStreamDestroy(beside);
     if (stream != nullptr) cudaStreamDestroy(stream);
   }
 };
+
+void throw_failure(Stream& s) {
+  const std::lock_guard lock(s.failure->mutex);
+  if (s.failure->error) std::rethrow_exception(std::exchange(s.failure->error, nullptr));
+}
+
+void run_call(void* data) {
+  auto& call = *static_cast<HostCall*>(data);
+  try {
+    call.work();
+  } catch (...) {
+    const std::lock_guard lock(call.failure->mutex);
+    if (!call.failure->error) call.failure->error = std::current_exception();
+  }
+}
+void run_call_once(void* data) {
+  const std::unique_ptr<HostCall> call(static_cast<HostCall*>(data));
+  run_call(call.get());
+}
 
 Stream& stream_of(const Device& device) { return *static_cast<Stream*>(device.state.get()); }
 
@@ -105,6 +150,7 @@ void download(const Device& device, void* to, const void* from, size_t bytes) {
     check(cudaMemcpyAsync(s.staging[0], static_cast<const char*>(from) + done, n, cudaMemcpyDeviceToHost, s.stream),
           "a copy from the GPU");
     check(cudaStreamSynchronize(s.stream), "the work before a copy from the GPU");
+    throw_failure(s);
     std::memcpy(static_cast<char*>(to) + done, s.staging[0], n);
   }
 }
@@ -119,6 +165,40 @@ void fill_zero(const Device& device, void* to, size_t bytes) {
 
 void synchronize(const Device& device) {
   check(cudaStreamSynchronize(stream_of(device).stream), "the work on the GPU");
+  throw_failure(stream_of(device));
+}
+
+Buffer allocate_pinned(size_t bytes) {
+  if (bytes == 0) return {};
+  void* p = nullptr;
+  check(cudaHostAlloc(&p, bytes, cudaHostAllocDefault), "cudaHostAlloc");
+  return {p, bytes, [](void* data, size_t) { cudaFreeHost(data); }};
+}
+
+void start_host(const Device& device, HostWork given) {
+  Stream& s = stream_of(device);
+  check(cudaEventRecord(s.begun, s.stream), "cudaEventRecord");
+  check(cudaStreamWaitEvent(s.beside, s.begun), "cudaStreamWaitEvent");
+  for (const HostWork::Copy& copy : given.down) {
+    check(cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyDeviceToHost, s.beside), "a copy from the GPU");
+  }
+  auto call = std::make_unique<HostCall>(HostCall{std::move(given.work), s.failure});
+  if (s.recording != nullptr) {
+    s.recording->calls.push_back(std::move(call));
+    check(cudaLaunchHostFunc(s.beside, run_call, s.recording->calls.back().get()), "cudaLaunchHostFunc");
+  } else {
+    check(cudaLaunchHostFunc(s.beside, run_call_once, call.get()), "cudaLaunchHostFunc");
+    (void)call.release();  // run_call_once has it now
+  }
+  for (const HostWork::Copy& copy : given.up) {
+    check(cudaMemcpyAsync(copy.to, copy.from, copy.bytes, cudaMemcpyHostToDevice, s.beside), "a copy to the GPU");
+  }
+  check(cudaEventRecord(s.done, s.beside), "cudaEventRecord");
+}
+
+void join_host(const Device& device) {
+  Stream& s = stream_of(device);
+  check(cudaStreamWaitEvent(s.stream, s.done), "cudaStreamWaitEvent");
 }
 
 std::shared_ptr<DeviceGraph> record(const Device& device, const std::function<void()>& work) {
@@ -154,6 +234,10 @@ std::shared_ptr<Stream> make_stream() {
   for (int i = 0; i < 2; ++i) {
     check(cudaHostAlloc(&s->staging[i], kStagingBytes, cudaHostAllocDefault), "cudaHostAlloc");
     check(cudaEventCreateWithFlags(&s->copied[i], cudaEventDisableTiming), "cudaEventCreate");
+  }
+  check(cudaStreamCreateWithFlags(&s->beside, cudaStreamNonBlocking), "cudaStreamCreate");
+  for (cudaEvent_t* event : {&s->begun, &s->done}) {
+    check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate");
   }
   return s;
 }
@@ -193,6 +277,9 @@ std::unique_ptr<Device> open_cuda_device(int index) {
   device->copy = cuda::copy;
   device->fill_zero = cuda::fill_zero;
   device->synchronize = cuda::synchronize;
+  device->allocate_pinned = cuda::allocate_pinned;
+  device->start_host = cuda::start_host;
+  device->join_host = cuda::join_host;
   device->record = cuda::record;
   device->replay = cuda::replay;
   return device;

@@ -336,6 +336,13 @@ std::unique_ptr<Device> open_emulated_device() {
   device->copy = device->upload;
   device->fill_zero = [](const Device&, void* to, size_t bytes) { memset(to, 0, bytes); };
   device->synchronize = [](const Device&) {};
+  device->allocate_pinned = [](size_t bytes) { return Buffer(bytes); };
+  device->start_host = [](const Device&, HostWork given) {
+    for (const HostWork::Copy& copy : given.down) memcpy(copy.to, copy.from, copy.bytes);
+    given.work();
+    for (const HostWork::Copy& copy : given.up) memcpy(copy.to, copy.from, copy.bytes);
+  };
+  device->join_host = [](const Device&) {};
   return device;
 }
 

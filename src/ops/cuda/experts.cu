@@ -104,7 +104,21 @@ struct Sort {
   int tokens, k, experts, n_active;
 };
 
-// A warp an expert: its slots begin behind those of all lower experts, and follow the tokens.
+struct Places {
+  int32_t* placed;
+  const int32_t *ids, *places;
+  int64_t placed_stride, ids_stride;
+  int k, n;
+};
+
+__global__ void place_kernel(Places p) {
+  wait_for_inputs();
+  start_next();
+  const int i = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (i < p.n) p.placed[i / p.k * p.placed_stride + i % p.k] = p.places[p.ids[i / p.k * p.ids_stride + i % p.k]];
+}
+
+// A warp an expert: its slots begin behind those of all lower experts, and follow the tokens. What is -1 has none.
 __global__ void sort_kernel(Sort s) {
   wait_for_inputs();
   start_next();
@@ -116,12 +130,11 @@ __global__ void sort_kernel(Sort s) {
   int lower = 0;
   for (int begin = 0; begin < slots; begin += kWarp) {
     const int i = begin + lane;
-    lower += __popc(__ballot_sync(kAllLanes, i < slots && id_of(i) < expert));
+    const int id = i < slots ? id_of(i) : -1;
+    lower += __popc(__ballot_sync(kAllLanes, id >= 0 && id < expert));
+    if (expert == 0 && i < slots && id < 0) s.slot_of[i] = -1;
   }
-  if (lane == 0) {
-    s.offsets[expert] = lower;
-    if (expert == s.experts - 1) s.offsets[s.experts] = slots;
-  }
+  if (lane == 0) s.offsets[expert] = lower;
   for (int begin = 0; begin < slots; begin += kWarp) {
     const int i = begin + lane;
     const bool mine = i < slots && id_of(i) == expert;
@@ -134,6 +147,9 @@ __global__ void sort_kernel(Sort s) {
     }
     lower += __popc(votes);
   }
+  if (expert != s.experts - 1) return;
+  if (lane == 0) s.offsets[s.experts] = lower;
+  for (int slot = lower + lane; slot < slots; slot += kWarp) s.token_of[slot] = 0;  // empty ones name a row that there is
 }
 
 // One block, a thread an expert: those that have slots.
@@ -191,6 +207,7 @@ __global__ void combine_kernel(Combine c) {
   float sum = *y;
   for (int i = 0; i < c.k; ++i) {
     const int slot = c.slot_of[blockIdx.y * c.slot_stride + i];
+    if (slot < 0) continue;
     sum = fmaf(c.weights[blockIdx.y * c.weights_stride + i], c.sorted[slot * c.sorted_stride + d], sum);
   }
   *y = sum;
@@ -224,6 +241,14 @@ void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor top
                .two_best = config.method == TopkMethod::noaux_tc,
                .norm_topk_prob = config.norm_topk_prob,
                .routed_scaling_factor = config.routed_scaling_factor});
+}
+
+void place_experts(Context& ctx, Tensor placed, Tensor topk_ids, Tensor places) {
+  const int64_t n = topk_ids.size();
+  if (n == 0) return;
+  launch(ctx, place_kernel, dim3(static_cast<unsigned>(ceil_div(n, int64_t{kThreads}))), dim3(kThreads), 0,
+         Places{placed.i32(), topk_ids.i32(), places.i32(), placed.row_stride, topk_ids.row_stride,
+                static_cast<int>(topk_ids.cols()), static_cast<int>(n)});
 }
 
 Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts) {

@@ -15,6 +15,7 @@ DeviceOperators cuda_operators() {
   operators.make_linear_input = make_linear_input;
   operators.linear = linear;
   operators.route = route;
+  operators.place_experts = place_experts;
   operators.make_dispatch = make_dispatch;
   operators.dispatch = dispatch;
   operators.cross_entropy = cross_entropy;

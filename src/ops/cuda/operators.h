@@ -25,6 +25,7 @@ void rope(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const Rope
 // experts.cu
 void route(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores, Tensor logits,
            Tensor bias);
+void place_experts(Context& ctx, Tensor placed, Tensor topk_ids, Tensor places);
 Dispatch make_dispatch(Context& ctx, Tensor topk_ids, int64_t n_routed_experts);
 void dispatch(Context& ctx, Tensor x_sorted, Tensor x, const Dispatch& d);
 void combine(Context& ctx, Tensor y, Tensor y_sorted, Tensor topk_weights, const Dispatch& d);

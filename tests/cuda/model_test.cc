@@ -116,7 +116,7 @@ TEST_P(CudaModel, ScoresSoWithExpertsOnTheHost) {
 // Experts that are chosen often come to the device, and tokens stay what they are.
 TEST_P(CudaModel, HotExpertsMoveThere) {
   const PackedModel on_cpu = load();
-  const int64_t experts = on_cpu.config.router.n_routed_experts, one = HostExperts::bytes_on_device(on_cpu.weights, 1);
+  const int64_t one = HostExperts::bytes_on_device(on_cpu.weights, 1);
   PackedModel on_gpu = load();
   const auto host = place_on_device(on_gpu, *cuda_ctx().device, device_bytes_without_experts(on_cpu.weights) + one, 1);
   ASSERT_NE(host, nullptr);
@@ -130,7 +130,7 @@ TEST_P(CudaModel, HotExpertsMoveThere) {
   const auto want = generate(ctx(), cpu_model, nullptr, of_cpu, prompt, options).ids;
   const auto got = generate(cuda_ctx(), model, nullptr, of_gpu, prompt, options).ids;
   EXPECT_GT(host->n_moved(), 0);
-  if (GetParam().recipe == nullptr) EXPECT_EQ(got, want);
+  EXPECT_TRUE(GetParam().recipe != nullptr || got == want);
 }
 
 // Greedy tokens through the cache; where weights or cache are rounded, near ties may fall otherwise.

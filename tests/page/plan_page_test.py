@@ -395,10 +395,10 @@ class PlanPage(BrowserTest):
         devices = [json.loads(row) for row in printed((options.program, "plan", "hardware", "--json")).stdout.splitlines()]
         memory = next(each["gpu_memory_bytes"] for each in devices if each["name"] == "h800")
         for i, (parts, whole) in enumerate(
-            [(["weight_bytes", "cache_bytes", "work_bytes"], 64 * memory), (["rank_copy_bytes", "rank_gradient_bytes", "rank_optimizer_bytes", "rank_activation_bytes"], memory)]
+            [(["rank_weight_bytes", "rank_cache_bytes", "work_bytes"], memory), (["rank_copy_bytes", "rank_gradient_bytes", "rank_optimizer_bytes", "rank_activation_bytes"], memory)]
         ):
             bar = page.locator(".bar").nth(i)
-            total = whole if i == 0 else float(self.line("rank_bytes").get_attribute("data-value"))
+            total = float(self.line(("needed_bytes", "rank_bytes")[i]).get_attribute("data-value"))
             scale = max(total, whole)
             widths = bar.locator(".piece").evaluate_all("all => all.map((e) => parseFloat(e.style.width))")
             for name, width in zip(parts, widths):

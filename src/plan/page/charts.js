@@ -10,8 +10,8 @@ import { general, optionText, pointed, showValue } from './show.js';
 const kBars = {
   memory: [
     {
-      title: 'Memory to serve', unit: 'bytes', whole: 'available_bytes',
-      parts: [['Weights', 'weight_bytes'], ['Caches', 'cache_bytes'], ['Activations, buffers, context', 'work_bytes']]
+      title: 'Memory to serve, the fullest GPU', unit: 'bytes', whole: 'available_bytes',
+      parts: [['Weights', 'rank_weight_bytes'], ['Caches', 'rank_cache_bytes'], ['Activations, buffers, context', 'work_bytes']]
     },
     {
       title: 'Memory to train, the fullest GPU', unit: 'bytes', whole: 'is_host ? ram : gpu_memory_bytes',

@@ -190,6 +190,42 @@ TEST_F(CudaOperators, DispatchAndCombine) {
   }
 }
 
+// Experts that are not there have no slots: nothing of theirs is added, and what is behind the others' slots names rows
+// that there are.
+TEST_F(CudaOperators, ExpertsThatAreElsewhere) {
+  constexpr int64_t kExperts = 40, kHere = 7, k = 3, kHidden = 33;
+  Rng rng(12);
+  std::vector<int32_t> places(kExperts, -1);
+  for (int32_t here = 0; here < kHere; ++here) places[static_cast<size_t>(5 * here + 3)] = here;
+  for (const int64_t tokens : {1, 9, 100}) {
+    std::vector<int32_t> ids, placed;
+    for (int64_t i = 0; i < tokens * k; ++i) {
+      ids.push_back(static_cast<int32_t>(rng.below(kExperts)));
+      placed.push_back(places[static_cast<size_t>(ids.back())]);
+    }
+    if (tokens == 1) placed = {-1, -1, -1}, ids = {0, 1, 2};
+    const Tensor topk(i32_tensor(ids).data, Format::i32, {tokens, k}),
+        topk_here(i32_tensor(placed).data, Format::i32, {tokens, k});
+    const Tensor got_here = upload(Tensor(i32_tensor(std::vector<int32_t>(ids.size())).data, Format::i32, {tokens, k}));
+    cuda_ctx().device->operators.place_experts(cuda_ctx(), got_here, upload(topk), upload(i32_tensor(places)));
+    EXPECT_TRUE(same_bits(download(got_here), topk_here)) << tokens;
+
+    const Dispatch want = make_dispatch(ctx(), topk_here, kHere), got = make_dispatch(cuda_ctx(), got_here, kHere);
+    EXPECT_TRUE(same_bits(download(got.offsets), want.offsets)) << tokens;
+    EXPECT_TRUE(same_bits(download(got.slot_of), want.slot_of)) << tokens;
+    const Tensor token_of = download(got.token_of);
+    const int64_t n = want.token_of.cols();
+    for (int64_t slot = 0; slot < tokens * k; ++slot) {
+      EXPECT_EQ(token_of.i32()[slot], slot < n ? want.token_of.i32()[slot] : 0) << tokens << " " << slot;
+    }
+    const Tensor sorted = random_f32(tokens * k, kHidden, 7), weights = random_f32(tokens, k, 8),
+                 y = random_f32(tokens, kHidden, 9), got_y = upload(y);
+    combine(ctx(), y, sorted.slice(0, n), weights, want);
+    combine(cuda_ctx(), got_y, upload(sorted), upload(weights), got);
+    EXPECT_LE(max_relative_error(download(got_y), y), 1e-6);
+  }
+}
+
 TEST_F(CudaOperators, ExpandedAttention) {
   for (const auto& [heads, nope, rope_dim, v] :
        {std::array<int64_t, 4>{1, 3, 2, 1}, {3, 16, 8, 24}, {2, 128, 64, 128}, {1, 20, 12, 256}}) {

@@ -60,6 +60,8 @@ class Program(Case):
         self.assert_refused(self.generate("--threads", "-1"), 2, "--threads")
         self.assert_refused(self.generate("--seed", "-1"), 2, "--seed")
         self.assert_refused(self.generate("--device", "cuda"), 2, "CUDA")
+        self.assert_refused(self.generate("--gpu-memory", "20GB"), 2, "--gpu-memory", "--device cuda")
+        self.assert_refused(self.generate("--gpu-memory", "many"), 2, "--gpu-memory")
         self.assert_refused(self.generate("--device", "abacus"), 2, "abacus")
         self.assert_refused(fathom("generate", "--model", "x", "--new\nline"), 2)
 

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/arithmetic.h"
+#include "base/error.h"
 #include "model/weights.h"
 #include "ops/device.h"
 
@@ -70,6 +71,14 @@ HostExperts::HostExperts(ModelWeights& weights, const Device& device, int64_t n_
     moe.host = &layers_.back().layer;
   });
   device.synchronize(device);
+}
+
+HostExperts::~HostExperts() {
+  try {
+    device_.synchronize(device_);
+  } catch (const Error&) {
+    // Whoever asked for the pass has been told, or has left it.
+  }
 }
 
 HostExperts::Staging HostExperts::staging(int64_t tokens, int64_t hidden, int64_t k) {

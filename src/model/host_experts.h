@@ -31,6 +31,9 @@ class HostExperts {
   // lifetime: of each layer the first `n_on_device` are copied to the device, where the layer's MoeWeights show them
   // from now on. Everything else that `weights` have is the caller's to move. Threads: of its own.
   HostExperts(ModelWeights& weights, const Device& device, int64_t n_on_device, int n_threads);
+  ~HostExperts();  // behind what the host may still be computing
+  HostExperts(const HostExperts&) = delete;
+  HostExperts& operator=(const HostExperts&) = delete;
   // Of the memory that n_on_device experts of every layer take on a device.
   static int64_t bytes_on_device(const ModelWeights& weights, int64_t n_on_device);
 

@@ -63,7 +63,7 @@ struct Stream {
   std::shared_ptr<Failure> failure = std::make_shared<Failure>();
 
   ~Stream() {
-    if (stream != nullptr) cudaStreamSynchronize(stream);  // the host's work may still run
+    if (beside != nullptr) cudaStreamSynchronize(beside);  // the host's work may still run
     for (cudaEvent_t event : {copied[0], copied[1], begun, done}) {
       if (event != nullptr) cudaEventDestroy(event);
     }
@@ -164,8 +164,10 @@ void fill_zero(const Device& device, void* to, size_t bytes) {
 }
 
 void synchronize(const Device& device) {
-  check(cudaStreamSynchronize(stream_of(device).stream), "the work on the GPU");
-  throw_failure(stream_of(device));
+  Stream& s = stream_of(device);
+  check(cudaStreamSynchronize(s.stream), "the work on the GPU");
+  check(cudaStreamSynchronize(s.beside), "the host's work beside the GPU");
+  throw_failure(s);
 }
 
 Buffer allocate_pinned(size_t bytes) {

@@ -20,7 +20,7 @@ MODELS = {"base, thinking on", "base, thinking off", "rl, thinking on", "hybrid,
 
 def chain(out):
     command = [sys.executable, ROOT / "bench" / "reasoning.py", "--fathom", FATHOM, "--text", ROOT / "data" / "tinyshakespeare-val.txt", "--out", out,
-               "--digits", "1-2", "--scale", "0.015", "--held-out", "40"]
+               "--digits", "1-1", "--scale", "0.02", "--held-out", "40"]
     done = subprocess.run([str(word) for word in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8")
     assert done.returncode == 0, done.stderr[-3000:]
     return done

@@ -137,28 +137,23 @@ TEST(Plan, ATrainingThatDoesNotFitSaysSo) {
   EXPECT_EQ(plan_of("train").at("training_fits"), 1);
 }
 
-// Advice of a layout is a layout that is not refused.
-TEST(Plan, LayoutsThatAreAdvisedCanBePlanned) {
-  for (const char* gpus : {"8", "12", "64", "96"}) {
-    const Plan plan = plan_of("memory", {{"gpus", gpus}});
-    for (const std::string& each : plan.advice) {
-      for (const char* option : {"pp", "ep"}) {
-        const std::string mark = std::string("--") + option + " ";
-        const size_t at = each.find(mark);
-        if (!each.starts_with("To train") || at == std::string::npos) continue;
-        const std::string value = each.substr(at + mark.size(), each.find(' ', at + mark.size()) - at - mark.size());
-        EXPECT_NO_THROW(plan_of("memory", {{"gpus", gpus}, {option, value}})) << each;
-      }
-    }
-  }
-}
-
 TEST(Plan, LimitsAreBelowWhatIsPlanned) {
   for (const char* device : {"h800", "epyc-9654"}) {
     for (const char* acceptance : {"0", "0.85"}) {
       const Plan plan = plan_of("serve", {{"batch", "1"}, {"mtp_acceptance", acceptance}}, "deepseek-v3", device);
       EXPECT_LT(plan.at("limit_read_s"), plan.at("tpot_s")) << device << " " << acceptance;
     }
+  }
+}
+
+TEST(Plan, ServingThatDoesNotFitSaysSo) {
+  for (const auto& [model, device] : {std::pair{"llama-3.1-405b", "desktop-ddr5"}, std::pair{"llama-3.1-405b", "h800"},
+                                      std::pair{"deepseek-v3", "h800"}}) {
+    const Plan plan = plan_of("serve", {{"weights", "bf16"}}, model, device);
+    EXPECT_EQ(plan.at("fits"), 0) << model << " " << device;
+    ASSERT_FALSE(plan.advice.empty()) << model << " " << device;
+    EXPECT_NE(plan.advice[0].find("not fit"), std::string::npos) << plan.advice[0];
+    EXPECT_EQ(std::string(model).starts_with("llama") && plan.advice[0].find("--ep") != std::string::npos, false);
   }
 }
 

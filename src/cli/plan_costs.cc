@@ -241,7 +241,8 @@ std::string over_text(const std::string& over, const std::vector<std::pair<std::
         std::any_of(plans.begin(), plans.end(), [&](const auto& each) { return each.second.lines[i].shown; });
     const bool same = std::all_of(plans.begin(), plans.end(),
                                   [&](const auto& each) { return each.second.lines[i].value == first.value; });
-    if (!shown || same) continue;
+    const bool whether_it_fits = line.unit == "yes";  // worth a line though it is no everywhere
+    if (!shown || (same && !whether_it_fits)) continue;
     if (line.section != section) text += fmt::format("\n\n{}", section = line.section);
     text += fmt::format("\n  {:<{}}", line.title, kTitleColumns - 2);
     for (const auto& [value, plan] : plans) {
@@ -265,8 +266,8 @@ void run_over(const PlanRequest& request, const Options& o, const CommonOptions&
     if (common.json) lines += as_json(each, plans.back().second, o.explain);
   }
   if (common.json) return write_stdout(lines);
-  write_stdout(fmt::format("{} on {} ({}); lines that change\n\n", request.model.name, request.hardware.name,
-                           request.hardware.title) +
+  write_stdout(fmt::format("{} on {} ({}); lines that change, and whether it fits\n\n", request.model.name,
+                           request.hardware.name, request.hardware.title) +
                over_text(o.over, plans) + "\n" + wrapped(sureness(request.kind), 0) + "\n");
 }
 

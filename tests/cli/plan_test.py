@@ -258,6 +258,7 @@ class Costs(unittest.TestCase):
         text = plan("serve", "--over", "batch=1,32,256").stdout
         self.assertIn("Time per output token", text)
         self.assertNotIn("Attention, all layers", text)  # the same for all
+        self.assertRegex(plan("train", "--gpus", "8", "--over", "tokens=1T,2T").stdout, r"\n  Fits +no +no\n")  # so is this, and it is told
         for over in ("batch", "batch=", "nothing=1", "=1", "batch=1,,2", "batch=1,x", "tokens=1"):
             self.refused(2, ["plan serve"], "serve", "--over", over)
             self.refused(2, ["plan serve"], "serve", "--over", over, "--json")

@@ -19,10 +19,15 @@ void for_each_present(ModelWeights& weights, const Visit& visit) {
   });
 }
 
-// Of the weights one behind the other, each at a multiple of `alignment`.
-int64_t placed_bytes(ModelWeights& weights, int64_t alignment) {
+bool is_expert(WeightKind kind) { return kind == WeightKind::experts || kind == WeightKind::experts_down; }
+
+// Of the weights, or all but routed experts, one behind the other, each at a multiple of `alignment`.
+int64_t placed_bytes(const ModelWeights& weights, int64_t alignment, bool but_experts = false) {
+  ModelWeights views = weights;  // the walk may change what it visits
   int64_t total = 0;
-  for_each_present(weights, [&](const Tensor& slot) { total += round_up(slot.size_bytes(), alignment); });
+  for_each_weight(views, [&](WeightKind kind, const Tensor& slot) {
+    if (slot && !(but_experts && is_expert(kind))) total += round_up(slot.size_bytes(), alignment);
+  });
   return total;
 }
 
@@ -35,11 +40,9 @@ void check_fit(int64_t bytes, const char* option) {
 
 constexpr int64_t kDeviceAlignment = 256;
 
-bool is_expert(WeightKind kind) { return kind == WeightKind::experts || kind == WeightKind::experts_down; }
-
 // Copies weights to new memory of the device, where they are views of it from then on.
-Buffer copy_to_device(ModelWeights& weights, const Device& device, int64_t bytes, bool but_experts) {
-  Buffer memory = device.allocate(static_cast<size_t>(bytes));
+Buffer copy_to_device(ModelWeights& weights, const Device& device, bool but_experts) {
+  Buffer memory = device.allocate(static_cast<size_t>(placed_bytes(weights, kDeviceAlignment, but_experts)));
   auto* to = static_cast<std::byte*>(memory.data());
   for_each_weight(weights, [&](WeightKind kind, Tensor& slot) {
     if (!slot || (but_experts && is_expert(kind))) return;
@@ -132,27 +135,20 @@ void check_room(int64_t weight_bytes, const Device* device) {
 }
 
 void move_to_device(PackedModel& model, const Device& device) {
-  const int64_t total = placed_bytes(model.weights, kDeviceAlignment);
-  check_room(total, &device);
-  model.memory = copy_to_device(model.weights, device, total, /*but_experts=*/false);
+  check_room(placed_bytes(model.weights, kDeviceAlignment), &device);
+  model.memory = copy_to_device(model.weights, device, /*but_experts=*/false);
   model.stored.clear();
   model.mapped = {};
 }
 
 void move_to_device_without_experts(PackedModel& model, const Device& device) {
-  Buffer memory =
-      copy_to_device(model.weights, device, device_bytes_without_experts(model.weights), /*but_experts=*/true);
+  Buffer memory = copy_to_device(model.weights, device, /*but_experts=*/true);
   model.experts = std::exchange(model.memory, std::move(memory));
   model.stored.clear();
 }
 
 int64_t device_bytes_without_experts(const ModelWeights& weights) {
-  ModelWeights views = weights;
-  int64_t total = 0;
-  for_each_weight(views, [&](WeightKind kind, const Tensor& slot) {
-    if (slot && !is_expert(kind)) total += round_up(slot.size_bytes(), kDeviceAlignment);
-  });
-  return total;
+  return placed_bytes(weights, kDeviceAlignment, /*but_experts=*/true);
 }
 
 void lock_weights(const PackedModel& model) {

@@ -175,9 +175,7 @@ ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool
   if (recipe == nullptr) throw UsageError("--weights {}: must be one of {}", o.weights, recipe_names());
   const ModelConfig config = read_model_config(o.model_config);
   if (device != nullptr) require_dense_attention(config);
-  if (device == nullptr && o.placement.gpu_memory > 0) {
-    throw UsageError("--gpu-memory is for weights in a GPU's memory: give --device cuda, or leave it out");
-  }
+  check_gpu_memory(o.placement, device);
   if (o.placement.gpu_memory > 0) {
     return on_device(random_model(config, *recipe, common.seed, nullptr), o.placement, pool, *device);
   }

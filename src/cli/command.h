@@ -104,7 +104,8 @@ struct PlacementOptions {
   double expert_share = 1;
 };
 void add_placement_options(CLI::App& command, PlacementOptions& options);
-void add_gpu_memory_option(CLI::App& command, PlacementOptions& options);  // of commands that have --device
+void add_gpu_memory_option(CLI::App& command, PlacementOptions& options);      // of commands that have --device
+void check_gpu_memory(const PlacementOptions& options, const Device* device);  // UsageError for it without a device
 // The threads to work on. On a machine with several memory nodes, what they load is dealt out over these.
 ThreadPool make_pool(const PlacementOptions& options, const CommonOptions& common);
 

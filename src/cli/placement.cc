@@ -127,6 +127,11 @@ void require_dense_attention(const ModelConfig& config) {
   throw UsageError("sparse attention ({}) runs on the CPU alone so far, leave --device out", config.model_type);
 }
 
+void check_gpu_memory(const PlacementOptions& options, const Device* device) {
+  if (device != nullptr || options.gpu_memory == 0) return;
+  throw UsageError("--gpu-memory is for weights in a GPU's memory: give --device cuda, or leave it out");
+}
+
 ReadyModel on_device(PackedModel loaded, const PlacementOptions& options, ThreadPool& pool, const Device& device) {
   const auto free = static_cast<int64_t>(device.free_bytes());
   const bool whole = weight_bytes(loaded.weights) <= free;
@@ -150,9 +155,7 @@ ReadyModel load_ready_model(const std::filesystem::path& path, const PlacementOp
   if (device != nullptr && (options.lock || options.huge_pages || options.read_ahead == "on")) {
     throw UsageError("--mlock, --hugepages and --read-ahead are for weights in the machine's memory: leave them out");
   }
-  if (device == nullptr && options.gpu_memory > 0) {
-    throw UsageError("--gpu-memory is for weights in a GPU's memory: give --device cuda, or leave it out");
-  }
+  check_gpu_memory(options, device);
   PackedModel loaded = load_packed_model(path, pool);
   if (device != nullptr) {
     require_dense_attention(loaded.config);

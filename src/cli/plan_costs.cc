@@ -125,10 +125,8 @@ std::string sureness(const std::string& kind) {
   if (kind == "train") {
     return exact +
            "fitted ones rest on a few published runs. Hours, and with them price and MFU, were within 17 % of those "
-           "that "
-           "nothing was fitted to, the one bubble that was published 61 % too low (docs/planner.md); other hardware "
-           "and "
-           "smaller models may be a third off.";
+           "that nothing was fitted to, the one bubble that was published 61 % too low (docs/planner.md); other "
+           "hardware and smaller models may be a third off.";
   }
   return exact +
          "fitted ones rest on a few published services and were within 12 % of those that nothing was fitted to, hosts "

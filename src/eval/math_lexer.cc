@@ -6,6 +6,7 @@
 
 #include "base/utf8.h"
 #include "eval/math_units.h"
+#include "eval/task_files.h"
 
 namespace fathom::eval {
 namespace {
@@ -209,8 +210,7 @@ struct Lexer {
     size_t n = 0;
     while (is_letter(peek(n))) ++n;
     const std::string_view run = text.substr(at, n);
-    std::string lower(run);
-    for (char& c : lower) c = is_upper(c) ? static_cast<char>(c - 'A' + 'a') : c;
+    const std::string lower = lowered(run);
     if (n == 1) {
       at += 1;
       // Between brackets, "(1, 2) U (3, 4)".
@@ -275,8 +275,7 @@ struct Lexer {
       space = true;
       return;
     }
-    std::string lower(inside);
-    for (char& c : lower) c = is_upper(c) ? static_cast<char>(c - 'A' + 'a') : c;
+    const std::string lower = lowered(inside);
     if (lower == "and" || lower == "or" || lower == ", and" || lower == ", or")
       return symbol(lower.substr(lower[0] == ',' ? 2 : 0));
     if (among(kFunctions, lower)) return put(Kind::name, lower);

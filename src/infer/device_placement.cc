@@ -9,7 +9,7 @@
 namespace fathom {
 
 std::unique_ptr<HostExperts> place_on_device(PackedModel& model, const Device& device, int64_t budget, int n_threads) {
-  const int64_t one_of_each = HostExperts::bytes_on_device(model.weights, 1);
+  const int64_t one_of_each = HostExperts::bytes_of_one(model.weights);
   const int64_t others = device_bytes_without_experts(model.weights);
   const int64_t experts = model.config.router.n_routed_experts;
   if (one_of_each == 0 || others + experts * one_of_each <= budget) {

@@ -36,12 +36,10 @@ void upload_expert(const Device& device, Tensor to, int64_t place, Tensor from, 
 
 }  // namespace
 
-int64_t HostExperts::bytes_on_device(const ModelWeights& weights, int64_t n_on_device) {
+int64_t HostExperts::bytes_of_one(const ModelWeights& weights) {
   ModelWeights views = weights;
   int64_t bytes = 0;
-  for_each_moe(views, [&](const MoeWeights& moe) {
-    bytes += n_on_device * (expert_bytes(moe.gate_up) + expert_bytes(moe.down));
-  });
+  for_each_moe(views, [&](const MoeWeights& moe) { bytes += expert_bytes(moe.gate_up) + expert_bytes(moe.down); });
   return bytes;
 }
 

@@ -34,8 +34,8 @@ class HostExperts {
   ~HostExperts();  // behind what the host may still be computing
   HostExperts(const HostExperts&) = delete;
   HostExperts& operator=(const HostExperts&) = delete;
-  // Of the memory that n_on_device experts of every layer take on a device.
-  static int64_t bytes_on_device(const ModelWeights& weights, int64_t n_on_device);
+  // What one expert of every layer takes.
+  static int64_t bytes_of_one(const ModelWeights& weights);
 
   // What a layer's input, choice and result pass through, contiguous, in memory that the device copies from and to.
   // Layers take turns. What it gave stays where it is, for passes that are recorded.

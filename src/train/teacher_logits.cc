@@ -26,6 +26,7 @@ constexpr size_t kMaxShards = 99'999;
 constexpr const char* kMakeAnew = "make them anew with fathom distill logits";
 
 std::string shard_file(size_t index) { return fmt::format("logits-{:05}.safetensors", index); }
+
 template <class T>
 T field(dom::object object, const char* key, const std::string& where) {
   T value{};

@@ -100,8 +100,7 @@ TEST_P(CudaModelBesideHost, ScoresAsTheCpuDoes) {
   const Model cpu_model = make_model(on_cpu.config, on_cpu.weights);
   const ScoreOptions options{.tensors = true, .all = true, .mtp = !on_cpu.weights.mtp.empty()};
   const ScoreResult want = score(ctx(), cpu_model, sequences(on_cpu.config), options);
-  const int64_t one = HostExperts::bytes_on_device(on_cpu.weights, 1),
-                others = device_bytes_without_experts(on_cpu.weights);
+  const int64_t one = HostExperts::bytes_of_one(on_cpu.weights), others = device_bytes_without_experts(on_cpu.weights);
   for (const int64_t n : {int64_t{0}, experts / 3, experts - 1}) {
     PackedModel on_gpu = load();
     const auto host = place_on_device(on_gpu, *cuda_ctx().device, others + n * one + one / 2, 2);
@@ -118,7 +117,7 @@ TEST_P(CudaModelBesideHost, ScoresAsTheCpuDoes) {
 // Experts that are chosen often come to the device, and tokens stay what they are.
 TEST_P(CudaModelBesideHost, HotExpertsMoveThere) {
   const PackedModel on_cpu = load();
-  const int64_t one = HostExperts::bytes_on_device(on_cpu.weights, 1);
+  const int64_t one = HostExperts::bytes_of_one(on_cpu.weights);
   PackedModel on_gpu = load();
   const auto host = place_on_device(on_gpu, *cuda_ctx().device, device_bytes_without_experts(on_cpu.weights) + one, 1);
   ASSERT_NE(host, nullptr);

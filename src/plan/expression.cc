@@ -23,7 +23,23 @@ constexpr std::string_view kWords[] = {
     "new",    "null",     "package", "private",   "protected",  "public", "return",     "static",    "super",
     "switch", "this",     "throw",   "true",      "try",        "typeof", "undefined",  "var",       "void",
     "while",  "with",     "yield",   "arguments", "min",        "max",    "ceil",       "floor",     "round",
-    "sqrt",   "pow",      "log",     "exp"};
+    "sqrt",   "pow",      "log",     "exp",       "least_parts"};
+
+// The least number of places, each with room for its share of `things` and of `others`, whole ones; 0 if there is none.
+double least_parts(double things, double thing, double others, double other, double room) {
+  const auto fits = [&](double n) { return std::ceil(things / n) * thing + std::ceil(others / n) * other <= room; };
+  double low = 1, high = std::max({1.0, things, others});
+  if (!(high <= 1e15) || !fits(high)) return 0;
+  while (low < high) {
+    const double middle = std::floor((low + high) / 2);
+    if (fits(middle)) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
 
 }  // namespace
 
@@ -102,8 +118,11 @@ class ExpressionParser {
     const std::string_view word = text_.substr(begin, at_ - begin);
     if (word.empty()) fail("a number, a name or '(' should stand here");
     static constexpr std::pair<std::string_view, Op> kFunctions[] = {
-        {"min", Op::min},   {"max", Op::max}, {"ceil", Op::ceil}, {"floor", Op::floor}, {"round", Op::round},
-        {"sqrt", Op::sqrt}, {"pow", Op::pow}, {"log", Op::log},   {"exp", Op::exp}};
+        {"min", Op::min},     {"max", Op::max},
+        {"ceil", Op::ceil},   {"floor", Op::floor},
+        {"round", Op::round}, {"sqrt", Op::sqrt},
+        {"pow", Op::pow},     {"log", Op::log},
+        {"exp", Op::exp},     {"least_parts", Op::least_parts}};
     for (const auto& [name, op] : kFunctions) {
       if (name == word) return call(op);
     }
@@ -121,6 +140,13 @@ class ExpressionParser {
       if (!accept(",")) fail("a second number is missing");
       left = node({op, 0, left, choice()});
       while (op != Op::pow && accept(",")) left = node({op, 0, left, choice()});
+    } else if (op == Op::least_parts) {
+      int rest[4];
+      for (int& each : rest) {
+        if (!accept(",")) fail("five numbers should stand here");
+        each = choice();
+      }
+      left = node({op, 0, left, rest[0], rest[1], 0, 0, rest[2], rest[3]});
     } else {
       left = node({op, 0, left});
     }
@@ -275,6 +301,8 @@ double Expression::evaluate(int at, const Values& values) const {
       return std::log(a());
     case Op::exp:
       return std::exp(a());
+    case Op::least_parts:
+      return least_parts(a(), b(), evaluate(n.c, values), evaluate(n.d, values), evaluate(n.e, values));
   }
   return 0;
 }

@@ -2,7 +2,8 @@
 // planner's page evaluates the same text.
 //
 //   a ? b : c    ||    &&    == !=    < <= > >=    + -    * /    - !    numbers, names, ( ), min max ceil floor round
-//   sqrt pow log exp
+//   sqrt pow log exp    least_parts(things, thing, others, other, room): into how many parts with room for `room` bytes
+//   things of `thing` bytes and others of `other` bytes go, whole ones on each; 0 if they go into none
 //
 // All are doubles; comparisons give 1 and 0, and what is not 0 is true. A division by zero is infinite, as everywhere.
 #pragma once
@@ -60,13 +61,15 @@ class Expression {
     sqrt,
     pow,
     log,
-    exp
+    exp,
+    least_parts
   };
   struct Node {
     Op op;
     double number = 0;
     int a = -1, b = -1, c = -1;
     size_t begin = 0, end = 0;  // of a name, in the text
+    int d = -1, e = -1;
   };
   double evaluate(int node, const Values& values) const;
   std::string_view name(const Node& node) const {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -34,6 +35,25 @@ TEST(Expression, FunctionsAreThoseOfMath) {
   EXPECT_EQ(value_of("ceil(1.2) + floor(1.8) + round(2.5) + round(-2.5)"), 2 + 1 + 3 - 2);
   EXPECT_EQ(value_of("sqrt(9) + pow(2, 10)"), 1027);
   EXPECT_NEAR(value_of("log(exp(2))"), 2, 1e-12);
+}
+
+TEST(Expression, LeastPartsAreTheFewestThatHoldAll) {
+  for (const double room : {1.0, 9.0, 10.0, 12.0, 17.0, 40.0, 1000.0}) {
+    for (const double things : {0.0, 1.0, 7.0, 64.0}) {
+      for (const double others : {0.0, 1.0, 16.0, 200.0}) {
+        double want = 0;
+        for (double n = std::max({1.0, things, others}); n >= 1; --n) {
+          if (std::ceil(things / n) * 7 + std::ceil(others / n) * 3 <= room) want = n;
+        }
+        const Values values = {{"things", things}, {"others", others}, {"room", room}};
+        EXPECT_EQ(value_of("least_parts(things, 7, others, 3, room)", values), want)
+            << things << " " << others << " " << room;
+      }
+    }
+  }
+  EXPECT_EQ(value_of("least_parts(1 / 0, 1, 1, 1, 1)"), 0);
+  EXPECT_NE(refusal([] { (void)Expression("least_parts(1, 2, 3, 4)"); }).find("five numbers"), std::string::npos);
+  EXPECT_EQ(value_of("least_parts(2, 0 / 0, 1, 1, 9)"), 0);
 }
 
 TEST(Expression, ADivisionByZeroIsInfinite) { EXPECT_TRUE(std::isinf(value_of("1 / 0"))); }

@@ -1,6 +1,19 @@
 // Formulas of formulas.toml, as functions made once. They are expressions of JavaScript, but making functions of texts is what the page's
 // Content-Security-Policy forbids, so that no text can become a script; this reads them as src/plan/expression.cc does.
 
+// The least number of places, each with room for its share of `things` and of `others`, whole ones; 0 if there is none.
+function leastParts(things, thing, others, other, room) {
+  const fits = (n) => Math.ceil(things / n) * thing + Math.ceil(others / n) * other <= room;
+  let [low, high] = [1, Math.max(1, things, others)];
+  if (!(high <= 1e15) || !fits(high)) return 0;
+  while (low < high) {
+    const middle = Math.floor((low + high) / 2);
+    if (fits(middle)) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
 const kFunctions = {
   min: (a, b) => (b < a ? b : a),
   max: (a, b) => (a < b ? b : a),
@@ -10,7 +23,8 @@ const kFunctions = {
   sqrt: Math.sqrt,
   pow: Math.pow,
   log: Math.log,
-  exp: Math.exp
+  exp: Math.exp,
+  least_parts: leastParts
 };
 const kTwoArguments = ['min', 'max', 'pow'];
 
@@ -135,6 +149,13 @@ class FormulaReader {
         const [a, b] = [left, this.#choice()];
         left = (v) => f(a(v), b(v));
       } while (name !== 'pow' && this.#accept(','));
+    } else if (name === 'least_parts') {
+      const all = [left];
+      while (all.length < f.length) {
+        this.#demand(',');
+        all.push(this.#choice());
+      }
+      left = (v) => f(...all.map((each) => each(v)));
     } else {
       const a = left;
       left = (v) => f(a(v));

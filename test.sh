@@ -47,7 +47,7 @@ if [ "${1:-}" = --peers ] && [ ! -x "$peers" ]; then scripts/install_peers.sh bu
 if [ -x "$peers" ]; then export FATHOM_PYTHON=${FATHOM_PYTHON:-$PWD/$peers}; fi
 
 say "Release: every test; beside them, where a core is idle, the build with AddressSanitizer and UndefinedBehaviorSanitizer"
-ctest --preset release -j "$jobs" >build/release/ctest.log 2>&1 &
+ctest --preset release -j "$((jobs + 1))" >build/release/ctest.log 2>&1 &
 tests=$!
 trap 'kill "$tests" 2>/dev/null || true' EXIT
 export jobs

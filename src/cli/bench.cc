@@ -19,7 +19,7 @@
 namespace fathom::cli {
 namespace {
 
-struct Options {
+struct BenchCommandOptions {
   std::string model, model_config, weights = "q4_0", kv_type = "auto";
   std::string attention = "auto";
   int64_t prompt = 512, gen = 64, batch = 1, reps = 3;
@@ -99,8 +99,8 @@ std::string behind(int64_t depth) { return depth > 0 ? fmt::format("@d{}", depth
 // Runs `test` reps times, from the same depth, and prints tokens / second. Before that, once that is not counted, but
 // for deeper ones than the first: the machine is warm, and they take long.
 template <class Test>
-void measure(const std::string& name, int64_t n_tokens, int64_t depth, const Options& o, const CommonOptions& common,
-             Bench& bench, const Test& test) {
+void measure(const std::string& name, int64_t n_tokens, int64_t depth, const BenchCommandOptions& o,
+             const CommonOptions& common, Bench& bench, const Test& test) {
   std::vector<double> rates;
   const ExpertReading* reading = bench.model.reading;
   ExpertBytes before, chosen;
@@ -125,7 +125,7 @@ constexpr int64_t kOpening = 64;
 
 // Writing with drafts and without, turn about, greedily. What follows random tokens is no text, so that drafts would
 // hit by chance: behind them stands an opening that the model draws itself, another one each time.
-void measure_drafting(const Options& o, const CommonOptions& common, Bench& bench, int64_t n_drafts) {
+void measure_drafting(const BenchCommandOptions& o, const CommonOptions& common, Bench& bench, int64_t n_drafts) {
   const ModelConfig& config = bench.model.config;
   std::vector<int32_t> prompt = bench.random_tokens(std::max<int64_t>(o.depths[0], 1));
   if (config.bos_token_id >= 0) prompt[0] = static_cast<int32_t>(config.bos_token_id);
@@ -169,7 +169,8 @@ void measure_drafting(const Options& o, const CommonOptions& common, Bench& benc
               fmt::format("   {:.2f}x, {:.0f}% of the drafts accepted", speedup, 100 * acceptance), common);
 }
 
-ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool& pool, const Device* device) {
+ReadyModel ready_model(const BenchCommandOptions& o, const CommonOptions& common, ThreadPool& pool,
+                       const Device* device) {
   if (o.model_config.empty()) return load_ready_model(o.model, o.placement, pool, device);
   const Recipe* const recipe = find_recipe(o.weights);
   if (recipe == nullptr) throw UsageError("--weights {}: must be one of {}", o.weights, recipe_names());
@@ -184,7 +185,7 @@ ReadyModel ready_model(const Options& o, const CommonOptions& common, ThreadPool
   return {std::move(loaded), nullptr, nullptr, std::move(model)};
 }
 
-void run(const Options& o, const CommonOptions& common) {
+void run(const BenchCommandOptions& o, const CommonOptions& common) {
   if (o.prompt == 0 && o.gen == 0) throw UsageError("bench: --prompt 0 and --gen 0 leave nothing to measure");
   if (o.draft.draft != "none" && (o.batch > 1 || o.gen < 2 || o.depths.size() > 1)) {
     throw UsageError(
@@ -283,7 +284,7 @@ void run_machine(const CommonOptions& common) {
 }  // namespace
 
 void add_bench(CLI::App& app, CommonOptions& common) {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<BenchCommandOptions>();
   CLI::App* command =
       app.add_subcommand("bench", "Tokens a second of reading a prompt and of writing; or a load on a server (--url)");
   command->option_defaults()->always_capture_default();

@@ -38,7 +38,7 @@ constexpr const char* kHelp =
     "/exit    leave (or Ctrl-D)\n"
     "Ctrl-C   stop the answer\n";
 
-struct Options {
+struct ChatCommandOptions {
   std::string model, template_file, system, thinking, kv_type = "auto";
   int64_t context = 0;
   GenerationOptions generation;
@@ -159,7 +159,7 @@ struct Conversation {
 };
 
 struct Chat {
-  const Options& options;
+  const ChatCommandOptions& options;
   const CommonOptions& common;
   const Tokenizer& tokenizer;
   const Model& model;
@@ -264,7 +264,7 @@ void talk(Chat& chat) {
   }
 }
 
-ChatOptions chat_options(const Options& options, const Tokenizer& tokenizer) {
+ChatOptions chat_options(const ChatCommandOptions& options, const Tokenizer& tokenizer) {
   ChatOptions chat = begin_and_end_of(tokenizer);
   // Templates know the switch by either name.
   if (!options.thinking.empty()) {
@@ -274,7 +274,7 @@ ChatOptions chat_options(const Options& options, const Tokenizer& tokenizer) {
   return chat;
 }
 
-void run(Options options, const CommonOptions& common) {
+void run(ChatCommandOptions options, const CommonOptions& common) {
   check_sampler(options.generation.sampler);
   const StopFilter stops_are_valid(options.generation.stop);
   ThreadPool pool = make_pool(options.placement, common);
@@ -323,7 +323,7 @@ ChatOptions begin_and_end_of(const Tokenizer& tokenizer) {
 }
 
 void add_chat(CLI::App& app, CommonOptions& common) {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ChatCommandOptions>();
   options->generation.max_tokens = 2048;
   CLI::App* command = app.add_subcommand("chat", "Talk with a model in the terminal");
   command->option_defaults()->always_capture_default();

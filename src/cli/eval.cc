@@ -20,7 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-struct Options {
+struct EvalCommandOptions {
   ModelUnderTestOptions model;
   eval::RunOptions run;
   std::string data, out, thinking;
@@ -37,7 +37,7 @@ std::string first_line(std::string text) { return text.substr(0, text.find('\n')
 
 // What names the model in OUT, so that the answers of another, or of the same asked in another way, are not put beside
 // its own.
-Json model_identity(const Options& o, const ModelUnderTest& opened) {
+Json model_identity(const EvalCommandOptions& o, const ModelUnderTest& opened) {
   if (!opened.is_local) return {{"model", opened.name}, {"url", o.model.url}};
   const auto& local = std::get<eval::LocalModel>(*opened.answerer);
   const int64_t context =
@@ -93,7 +93,7 @@ void check_sandbox(const eval::RunOptions& run) {
   }
 }
 
-void run(const Options& o, const CommonOptions& common) {
+void run(const EvalCommandOptions& o, const CommonOptions& common) {
   eval::RunOptions run = o.run;
   if (run.tasks.empty()) throw UsageError("eval: --task NAME,... says what to ask (fathom eval --help has the names)");
   if (o.data.empty()) throw UsageError("eval: --data PATH says where the questions are: a file, or the folder of them");
@@ -216,7 +216,7 @@ std::string task_names() {
 }  // namespace
 
 void add_eval(CLI::App& app, CommonOptions& common) {
-  const auto o = std::make_shared<Options>();
+  const auto o = std::make_shared<EvalCommandOptions>();
   CLI::App* command = app.add_subcommand("eval", "Benchmark scores of a model or a server");
   command->option_defaults()->always_capture_default();
   command->add_option("--task", o->run.tasks, "What to ask, one or several with commas: " + task_names())

@@ -18,7 +18,7 @@ namespace {
 
 constexpr size_t kMaxPromptBytes = size_t{64} << 20;
 
-struct Options {
+struct GenerateCommandOptions {
   std::string model, prompt, tokens, kv_type = "auto";
   bool has_prompt = false, has_tokens = false, ignore_eos = false, no_bos = false;
   GenerationOptions generation;
@@ -58,7 +58,7 @@ std::string read_stdin() {
   return text;
 }
 
-std::vector<int32_t> read_prompt(const Options& options, const Tokenizer* tokenizer) {
+std::vector<int32_t> read_prompt(const GenerateCommandOptions& options, const Tokenizer* tokenizer) {
   if (options.has_tokens) return parse_tokens(options.tokens);
   if (tokenizer == nullptr) {
     throw Error("{}: has no tokenizer to read a text with; give --tokens", printable(options.model));
@@ -90,7 +90,7 @@ void print_json(const Generation& g, std::optional<double> expert_hit_rate) {
   write_stdout(out.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n");
 }
 
-void run(const Options& options, const CommonOptions& common) {
+void run(const GenerateCommandOptions& options, const CommonOptions& common) {
   if (options.has_prompt && options.has_tokens) throw UsageError("give either --prompt or --tokens, not both");
   check_sampler(options.generation.sampler);
   const StopFilter stops_are_valid(options.generation.stop);
@@ -198,7 +198,7 @@ Format cache_format(const std::string& kv_type, const Device* device) {
 }
 
 void add_generate(CLI::App& app, CommonOptions& common) {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<GenerateCommandOptions>();
   CLI::App* command = app.add_subcommand("generate", "Complete a prompt");
   command->option_defaults()->always_capture_default();
   command->add_option("--model", options->model, "Model directory or .gguf file")->required()->type_name("MODEL");

@@ -13,7 +13,7 @@
 namespace fathom::cli {
 namespace {
 
-struct Options {
+struct GrpoCommandOptions {
   TrainerOptions trainer;
   tune::GrpoOptions grpo;
   DraftOptions draft;
@@ -24,7 +24,7 @@ struct Options {
   double off_policy = 0, code_timeout = eval::SandboxLimits{}.cpu_s;
 };
 
-tune::QuestionOptions question_options(const Options& options, TrainOptions& train) {
+tune::QuestionOptions question_options(const GrpoCommandOptions& options, TrainOptions& train) {
   tune::QuestionOptions questions = options.grpo.questions;
   if (options.plain) {
     if (!options.template_file.empty() || !options.thinking.empty() || !questions.system.empty()) {
@@ -43,7 +43,7 @@ tune::QuestionOptions question_options(const Options& options, TrainOptions& tra
   return questions;
 }
 
-void run(const Options& options, const CommonOptions& common) {
+void run(const GrpoCommandOptions& options, const CommonOptions& common) {
   if (started_by_mpi()) throw UsageError("grpo: runs in one process; leave mpirun out");
   tune::GrpoOptions grpo = options.grpo;
   grpo.train = trainer_options(options.trainer, common);
@@ -78,7 +78,7 @@ void run(const Options& options, const CommonOptions& common) {
                            result.reward, validation, human_duration(result.seconds), printable(out)));
 }
 
-void add_reward_options(CLI::App& c, Options& options) {
+void add_reward_options(CLI::App& c, GrpoCommandOptions& options) {
   tune::RewardOptions& r = options.grpo.rewards;
   c.add_option("--reward", options.reward,
                "What answers are worth, with weights: exact, format, code, command, such as exact=1,format=0.1")
@@ -99,7 +99,7 @@ void add_reward_options(CLI::App& c, Options& options) {
       c.add_option("--length-free", r.length_free, "Tokens without a penalty (default: half of --max-tokens)");
 }
 
-void add_sampling_options(CLI::App& c, Options& options) {
+void add_sampling_options(CLI::App& c, GrpoCommandOptions& options) {
   tune::GrpoOptions& g = options.grpo;
   c.add_option("--questions", g.questions_a_step, "Questions a step")->capture_default_str();
   c.add_option("--group-size", g.group_size, "Answers sampled to each")->capture_default_str();
@@ -113,7 +113,7 @@ void add_sampling_options(CLI::App& c, Options& options) {
   add_draft_options(c, options.draft);
 }
 
-void add_loss_options(CLI::App& c, Options& options) {
+void add_loss_options(CLI::App& c, GrpoCommandOptions& options) {
   tune::GrpoOptions& g = options.grpo;
   c.add_option("--advantage", options.advantage,
                "What an answer is worth beside its group: its reward less the group's mean (V3.2), or deviation: that "
@@ -149,7 +149,7 @@ void add_loss_options(CLI::App& c, Options& options) {
 }  // namespace
 
 void add_grpo(CLI::App& app, CommonOptions& common) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<GrpoCommandOptions>();
   TrainOptions& o = options->trainer.train;
   o.command = "grpo";
   o.steps = 100;

@@ -22,7 +22,7 @@ namespace {
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
-struct Options {
+struct InspectCommandOptions {
   std::string model;
   bool tensors = false;
 };
@@ -365,7 +365,7 @@ std::string as_text(const Subject& subject, bool list_tensors) {
 }  // namespace
 
 void add_inspect(CLI::App& app, CommonOptions& common) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<InspectCommandOptions>();
   CLI::App* command =
       app.add_subcommand("inspect", "What is in a checkpoint: parameters by part, bytes by type, cache size");
   command->add_option("model,--model", options->model, "Model directory, config.json, .safetensors or .gguf file")

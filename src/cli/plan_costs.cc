@@ -24,7 +24,7 @@ using namespace plan;
 constexpr size_t kMostHardwareBytes = size_t{1} << 20;
 constexpr int kTitleColumns = 60, kValueColumns = 26;
 
-struct Options {
+struct CostCommandOptions {
   std::string model = "deepseek-v3", gpu, hardware, over;
   bool explain = false;
   std::map<std::string, std::string> given;  // of inputs; empty: not given
@@ -59,7 +59,7 @@ nlohmann::ordered_json json_number(double x) {
 namespace {
 
 // The GPU that was asked for; else the first of the user's own file; else DeepSeek's.
-Hardware device_of(const Options& o) {
+Hardware device_of(const CostCommandOptions& o) {
   const std::vector<Hardware> devices = devices_of(o.hardware);
   if (!o.gpu.empty()) return find_device(devices, o.gpu);
   return o.hardware.empty() ? find_device(devices, "h800") : devices.front();
@@ -251,7 +251,7 @@ std::string over_text(const std::string& over, const std::vector<std::pair<std::
   return text + "\n";
 }
 
-void run_over(const PlanRequest& request, const Options& o, const CommonOptions& common) {
+void run_over(const PlanRequest& request, const CostCommandOptions& o, const CommonOptions& common) {
   if (o.explain && !common.json) {
     throw UsageError("plan {}: the table of --over has no room for --explain: add --json, or leave one of them out",
                      request.kind);
@@ -269,7 +269,7 @@ void run_over(const PlanRequest& request, const Options& o, const CommonOptions&
                over_text(o.over, plans) + "\n" + wrapped(sureness(request.kind), 0) + "\n");
 }
 
-void run_plan(const std::string& kind, const Options& o, const CommonOptions& common) {
+void run_plan(const std::string& kind, const CostCommandOptions& o, const CommonOptions& common) {
   PlanRequest request{kind, facts_of(o.model), device_of(o), {}};
   for (const auto& [name, text] : o.given) {
     if (!text.empty()) request.given[name] = text;
@@ -281,7 +281,7 @@ void run_plan(const std::string& kind, const Options& o, const CommonOptions& co
   write_stdout(as_text(request, plan, o.explain, others));
 }
 
-void run_hardware(const Options& o, const CommonOptions& common) {
+void run_hardware(const CostCommandOptions& o, const CommonOptions& common) {
   const std::vector<Hardware> devices = devices_of(o.hardware);
   if (common.json) {
     for (const Hardware& device : devices) {
@@ -312,7 +312,7 @@ void run_hardware(const Options& o, const CommonOptions& common) {
 std::string not_empty(const std::string& text) { return text.empty() ? "is empty; left out, it has its default" : ""; }
 
 void add_kind(CLI::App& plan, const char* kind, const char* about, CommonOptions& common) {
-  const auto o = std::make_shared<Options>();
+  const auto o = std::make_shared<CostCommandOptions>();
   CLI::App* c = plan.add_subcommand(kind, about);
   c->add_option("--model-config", o->model,
                 "A known model (deepseek-v3, deepseek-v3.2, deepseek-v2, deepseek-v2-lite, moonlight-16b-a3b, ...), a "
@@ -347,7 +347,7 @@ void add_plan_costs(CLI::App& plan, CommonOptions& common) {
   add_kind(plan, "memory", "Parameters, weights, caches and training's memory of a model, and what it fits on", common);
   add_kind(plan, "train", "Work, speed, MFU, bubbles, GPU hours and price of training a model", common);
   add_kind(plan, "serve", "Throughput, latency and price of serving a model, on GPUs or from main memory", common);
-  const auto o = std::make_shared<Options>();
+  const auto o = std::make_shared<CostCommandOptions>();
   CLI::App* hardware =
       plan.add_subcommand("hardware", "The GPUs and hosts that plans know, and where their numbers are from");
   hardware->add_option("--hardware", o->hardware, "A file with more of them")->type_name("FILE");

@@ -20,7 +20,7 @@ namespace {
 constexpr size_t kMaxTokensFile = size_t{1} << 30;
 constexpr size_t kMaxTextFile = size_t{1} << 30;
 
-struct Options {
+struct ScoreCommandOptions {
   std::string model, tokens, text, out, grads, attention = "auto";
   bool all = false, mtp = false, fp8_activations = false;
   double mtp_weight = 0;
@@ -50,7 +50,7 @@ std::vector<std::vector<int32_t>> read_token_lists(const std::string& path) {
   return sequences;
 }
 
-std::vector<std::vector<int32_t>> read_text(const Options& options, const ModelConfig& config) {
+std::vector<std::vector<int32_t>> read_text(const ScoreCommandOptions& options, const ModelConfig& config) {
   const Tokenizer tokenizer = load_tokenizer(options.model);
   check_vocabulary(tokenizer, config, options.model);
   const std::string text = read_file(options.text, kMaxTextFile);
@@ -82,7 +82,7 @@ void write_outputs(AtomicFile& file, std::vector<ScoreTensor>& tensors) {
   write_safetensors(file, list);
 }
 
-void run(const Options& options, const CommonOptions& common) {
+void run(const ScoreCommandOptions& options, const CommonOptions& common) {
   if (options.tokens.empty() == options.text.empty()) {
     throw UsageError("score: give either --tokens FILE.json or --text FILE");
   }
@@ -187,7 +187,7 @@ void run(const Options& options, const CommonOptions& common) {
 }  // namespace
 
 void add_score(CLI::App& app, CommonOptions& common) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<ScoreCommandOptions>();
   CLI::App* command = app.add_subcommand("score", "Log-probabilities, hidden states and gradients of given tokens");
   command->add_option("--model", options->model, "Model directory or .gguf file")->required();
   command->add_option("--tokens", options->tokens, "JSON file with a list of lists of token ids, one a sequence");

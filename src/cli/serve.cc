@@ -27,7 +27,7 @@ namespace fs = std::filesystem;
 
 constexpr double kFlushS = 2;  // for clients to take what was said last
 
-struct Options {
+struct ServeCommandOptions {
   std::string model, model_name, prefix_cache, template_file, thinking, kv_type = "auto";
   ListenOptions listen{.port = 8080};
   bool no_log = false, log_content = false;
@@ -55,7 +55,7 @@ struct Loaded {
   std::unique_ptr<PageStore> store;
   std::unique_ptr<serve::Engine> engine;
 
-  Loaded(const Options& o, const CommonOptions& common)
+  Loaded(const ServeCommandOptions& o, const CommonOptions& common)
       : pool(make_pool(o.placement, common)),
         tokenizer(load_tokenizer(o.model)),
         ready(load_ready_model(o.model, o.placement, pool)),
@@ -65,7 +65,7 @@ struct Loaded {
 };
 
 // Bits of what is computed depend on the program and the CPU's instructions too.
-std::unique_ptr<PageStore> open_store(const Options& o, const fs::path& directory, const Model& model,
+std::unique_ptr<PageStore> open_store(const ServeCommandOptions& o, const fs::path& directory, const Model& model,
                                       const BatchingOptions& batching) {
   const std::string identity =
       fmt::format("{}\n{}\n{}", version_text(), format_traits(batching.kv_type).name, identity_of_model(o.model));
@@ -74,7 +74,7 @@ std::unique_ptr<PageStore> open_store(const Options& o, const fs::path& director
 }
 
 // What the other processes of a job have too, and this one beside its model.
-BatchingOptions batching_options(const Options& o, Loaded& loaded, Communicator* comm) {
+BatchingOptions batching_options(const ServeCommandOptions& o, Loaded& loaded, Communicator* comm) {
   const Model& model = loaded.ready.model;
   BatchingOptions batching = o.batching;
   batching.kv_type = cache_format(o.kv_type, nullptr);
@@ -106,7 +106,7 @@ std::string name_of(const fs::path& model) {
   return name.filename().string();
 }
 
-serve::ServiceOptions service_options(const Options& o, const CommonOptions& common) {
+serve::ServiceOptions service_options(const ServeCommandOptions& o, const CommonOptions& common) {
   serve::ServiceOptions s;
   s.model_name = o.model_name.empty() ? name_of(o.model) : o.model_name;
   s.version = version_text();
@@ -121,7 +121,7 @@ serve::ServiceOptions service_options(const Options& o, const CommonOptions& com
 
 // A template that cannot be used is better known now than by the first who asks: one that was named ends the program,
 // the model's own leaves everything but chats.
-void try_template(const Options& o, const serve::PromptSource& prompts) {
+void try_template(const ServeCommandOptions& o, const serve::PromptSource& prompts) {
   try {
     render_chat(prompts.chat_template, {{{"role", "user"}, {"content", "Hello"}}}, prompts.chat);
   } catch (const Error& error) {
@@ -130,7 +130,7 @@ void try_template(const Options& o, const serve::PromptSource& prompts) {
   }
 }
 
-serve::PromptSource prompts_of(const Options& o, const Loaded& loaded) {
+serve::PromptSource prompts_of(const ServeCommandOptions& o, const Loaded& loaded) {
   serve::PromptSource prompts{loaded.tokenizer, std::make_shared<TokenTrie>(loaded.tokenizer),
                               load_chat_template(o.template_file, loaded.tokenizer),
                               begin_and_end_of(loaded.tokenizer)};
@@ -149,7 +149,8 @@ serve::PromptSource prompts_of(const Options& o, const Loaded& loaded) {
 
 serve::TokenTries tries_of(const serve::PromptSource& prompts) { return {prompts.trie, prompts.call_trie}; }
 
-serve::Served served_of(const Options& o, const Loaded& loaded, serve::PromptSource prompts, int n_processes) {
+serve::Served served_of(const ServeCommandOptions& o, const Loaded& loaded, serve::PromptSource prompts,
+                        int n_processes) {
   const Model& model = loaded.ready.model;
   std::vector<int64_t> eos_ids = model.config.eos_token_ids;
   if (loaded.tokenizer.eos_id() >= 0) eos_ids.push_back(loaded.tokenizer.eos_id());
@@ -171,7 +172,7 @@ std::unique_ptr<Communicator> join_others(double hang_s) {
 }
 
 // UsageError for what several processes cannot do.
-void check_spread(const Options& o, const ModelConfig& config, int n_processes) {
+void check_spread(const ServeCommandOptions& o, const ModelConfig& config, int n_processes) {
   const std::pair<bool, const char*> unsupported[] = {{o.placement.lock, "--mlock"},
                                                       {o.placement.huge_pages, "--hugepages"},
                                                       {o.placement.read_ahead == "on", "--read-ahead on"}};
@@ -182,14 +183,14 @@ void check_spread(const Options& o, const ModelConfig& config, int n_processes) 
 }
 
 // Of the model's experts, the part that this machine's processes need.
-double expert_share(const Options& o, const ModelConfig& config, int n_processes) {
+double expert_share(const ServeCommandOptions& o, const ModelConfig& config, int n_processes) {
   const auto experts = static_cast<double>(config.router.n_routed_experts);
   const int per_node = o.spread.ranks_per_node > 0 ? std::min(o.spread.ranks_per_node, n_processes) : n_processes;
   return std::min(1.0, (1 + o.spread.redundant_experts / experts) * per_node / n_processes);
 }
 
 // One of the job's processes but the first: generates until that one ends.
-void work(Options o, const CommonOptions& common, Communicator& comm) {
+void work(ServeCommandOptions o, const CommonOptions& common, Communicator& comm) {
   set_quiet(true);  // the first one says what there is to say
   if (!serve::await_loading(comm)) return;
   try {
@@ -204,7 +205,7 @@ void work(Options o, const CommonOptions& common, Communicator& comm) {
   }
 }
 
-void run(Options o, const CommonOptions& common) {
+void run(ServeCommandOptions o, const CommonOptions& common) {
   const std::unique_ptr<Communicator> comm = join_others(o.hang_s);
   if (comm != nullptr && comm->rank() > 0) return work(std::move(o), common, *comm);
   std::optional<serve::Crew> crew;
@@ -297,7 +298,7 @@ void run(Options o, const CommonOptions& common) {
 }  // namespace
 
 void add_serve(CLI::App& app, CommonOptions& common) {
-  const auto o = std::make_shared<Options>();
+  const auto o = std::make_shared<ServeCommandOptions>();
   const auto rows = std::make_shared<std::string>("f32");
   CLI::App* c = app.add_subcommand("serve", "Answer requests over HTTP, as OpenAI's and DeepSeek's APIs do");
   c->option_defaults()->always_capture_default();

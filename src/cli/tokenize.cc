@@ -21,7 +21,7 @@ namespace {
 
 constexpr size_t kMaxInputBytes = size_t{1} << 30;
 
-struct Options {
+struct TokenizeCommandOptions {
   std::string model, out, template_file;
   std::vector<std::string> data;
   bool decode = false, jsonl = false, chat = false;
@@ -95,11 +95,11 @@ void run_lines(std::string_view input, F line_result) {
   }
 }
 
-std::vector<std::filesystem::path> paths_of(const Options& options) {
+std::vector<std::filesystem::path> paths_of(const TokenizeCommandOptions& options) {
   return {options.data.begin(), options.data.end()};
 }
 
-void run_training(const Options& options) {
+void run_training(const TokenizeCommandOptions& options) {
   if (options.data.empty() || options.out.empty()) {
     throw UsageError("tokenize: --train needs --data PATH... and --out FILE");
   }
@@ -113,7 +113,7 @@ void run_training(const Options& options) {
   write_file_atomically(options.out, train_bpe(documents, options.train));
 }
 
-void make_dataset(const Options& o, const CommonOptions& common) {
+void make_dataset(const TokenizeCommandOptions& o, const CommonOptions& common) {
   if (o.out.empty()) throw UsageError("tokenize: --data needs --out DIR: where the dataset goes");
   if (o.decode || o.jsonl || o.chat)
     throw UsageError("tokenize: --data makes a dataset: leave --decode, --jsonl and --chat out");
@@ -142,7 +142,7 @@ void make_dataset(const Options& o, const CommonOptions& common) {
   }
 }
 
-void run(const Options& options, const CommonOptions& common) {
+void run(const TokenizeCommandOptions& options, const CommonOptions& common) {
   if (options.train != 0) return run_training(options);
   if (options.model.empty()) throw UsageError("tokenize: give --model, or --train to make a vocabulary");
   if (!options.data.empty()) return make_dataset(options, common);
@@ -174,7 +174,7 @@ void run(const Options& options, const CommonOptions& common) {
 }  // namespace
 
 void add_tokenize(CLI::App& app, CommonOptions& common) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TokenizeCommandOptions>();
   CLI::App* command = app.add_subcommand("tokenize", "Text to token ids and back; makes datasets and vocabularies");
   command->add_option("--model", options->model, "Model directory, .gguf file, tokenizer.json or the word bytes");
   command->add_flag("--decode", options->decode, "Read a JSON list of ids, write the text");

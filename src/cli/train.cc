@@ -14,7 +14,7 @@
 namespace fathom::cli {
 namespace {
 
-struct Options {
+struct TrainCommandOptions {
   TrainerOptions trainer;
   int pp = 0, ep = 0, dp = 0, ranks_per_node = 0;  // 0: not given
   std::string pp_schedule = "1f1b";
@@ -22,7 +22,7 @@ struct Options {
 };
 
 // What the processes are for: those that no option names go to dp.
-ParallelLayout layout_of(const Options& o, int n_ranks) {
+ParallelLayout layout_of(const TrainCommandOptions& o, int n_ranks) {
   ParallelLayout layout;
   layout.pp = std::max(o.pp, 1);
   layout.ep = std::max(o.ep, 1);
@@ -36,7 +36,7 @@ ParallelLayout layout_of(const Options& o, int n_ranks) {
 
 // One line on stderr, by the process that knows why, while it still holds the others in MPI: the first that leaves with
 // an error has mpirun kill the rest.
-TrainResult train_with_mpi(const Options& options, const TrainOptions& train_options, ThreadPool& pool,
+TrainResult train_with_mpi(const TrainCommandOptions& options, const TrainOptions& train_options, ThreadPool& pool,
                            const std::function<bool()>& stop_requested) {
   const std::unique_ptr<Communicator> comm = join_mpi(options.hang_s);
   try {
@@ -54,9 +54,9 @@ TrainResult train_with_mpi(const Options& options, const TrainOptions& train_opt
 }
 
 // Whether the options of several processes count; a process by itself may take them too.
-bool has_layout(const Options& o) { return started_by_mpi() || o.pp > 0 || o.ep > 0 || o.dp > 0; }
+bool has_layout(const TrainCommandOptions& o) { return started_by_mpi() || o.pp > 0 || o.ep > 0 || o.dp > 0; }
 
-void run(const Options& options, const CommonOptions& common) {
+void run(const TrainCommandOptions& options, const CommonOptions& common) {
   const TrainOptions train_options = trainer_options(options.trainer, common);
   ThreadPool pool(thread_count(common));
   const auto stop_requested = [] { return interrupted_by != 0; };
@@ -91,7 +91,7 @@ void add_data_options(CLI::App& c, TrainOptions& o) {
 }  // namespace
 
 void add_train(CLI::App& app, CommonOptions& common) {
-  auto options = std::make_shared<Options>();
+  auto options = std::make_shared<TrainCommandOptions>();
   TrainOptions& o = options->trainer.train;
   o.steps = 1000;
   o.seq_len = 256;

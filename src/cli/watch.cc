@@ -19,12 +19,12 @@ namespace {
 constexpr size_t kMostRuns = 16;  // more could not be told apart
 constexpr double kFlushS = 1;     // for answers that are begun
 
-struct Options {
+struct WatchCommandOptions {
   std::vector<std::string> runs;
   ListenOptions listen{.port = 8090};
 };
 
-void run(const Options& o, const CommonOptions& common) {
+void run(const WatchCommandOptions& o, const CommonOptions& common) {
   if (o.runs.size() > kMostRuns) throw UsageError("watch: {} runs, at most {}", o.runs.size(), kMostRuns);
   serve::Watch watch{serve::watched_runs(o.runs), access_of(o.listen, "watch"), version_text()};
   watch.version.resize(watch.version.find('\n'));
@@ -58,7 +58,7 @@ void run(const Options& o, const CommonOptions& common) {
 }  // namespace
 
 void add_watch(CLI::App& app, CommonOptions& common) {
-  const auto o = std::make_shared<Options>();
+  const auto o = std::make_shared<WatchCommandOptions>();
   CLI::App* c = app.add_subcommand(
       "watch", "Serve a page that draws training runs while they run: losses, balance, biases, speed, samples");
   c->add_option("RUN", o->runs, "What fathom train --out names, or a log (.jsonl); several are drawn over one another")

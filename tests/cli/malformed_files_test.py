@@ -724,6 +724,8 @@ class MalformedFiles(unittest.TestCase):
 
     def check(self, group):
         for number_of_case, case in enumerate(group()):
+            if SANITIZED and number_of_case % 2:  # most come with several commands, one behind the other
+                continue
             with self.subTest(case=number_of_case, command=case.command[0], expected=case.expected):
                 result, left = self.in_folder(case.base, case.edit, case.command, case.stdin)
                 self.assertEqual(result.stderr.count("\n"), 1, result.stderr)

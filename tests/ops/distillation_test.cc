@@ -4,6 +4,7 @@
 
 #include "ops/cross_entropy.h"
 #include "ops/test_tensors.h"
+#include "sanitized.h"
 
 namespace fathom {
 namespace {
@@ -74,6 +75,7 @@ TEST(HeadDistillation, EqualsItsPlainTwin) {
     for (const double temperature : {1.0, 2.5}) {
       const Problem p = make_problem(s, temperature);
       for (const double weight : {0.0, 0.4, 1.0}) {
+        if (test::kSanitized && weight != 0.4) continue;
         const std::string what =
             fmt::format("{} {} {} {}: {} {}", s.tokens, s.hidden, s.vocab, s.k, temperature, weight);
         const Result want = run_plain(p, weight);

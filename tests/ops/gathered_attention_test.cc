@@ -13,6 +13,7 @@
 #include "ops/cpu/gathered_attention_variants.h"
 #include "ops/each_isa.h"
 #include "ops/test_tensors.h"
+#include "sanitized.h"
 
 namespace fathom {
 namespace {
@@ -99,12 +100,13 @@ TEST(GatheredAttentionKernels, MatchPlainLoops) {
       if (bf16 && variant.kernels.attend_bf16 == nullptr) continue;
       const auto check = [&](const KernelCase& c) { check_kernel(variant.kernels, c, bf16, isa_name(variant.isa)); };
       for (const int64_t n_queries : {1, 3, 8, 16, 17, 31, 64}) {
+        if (test::kSanitized && n_queries % 8 == 0) continue;  // whole vectors
         for (const int64_t n : {1, 2, 7, 8, 63, 64, 65, 255, 256}) check({36, 32, n_queries, n});
       }
       check({64, 64, 6, 33});
       check({104, 96, 24, 129});
       check({576, 512, 16, 131});
-      check({576, 512, 40, 256});
+      if (!test::kSanitized) check({576, 512, 40, 256});
     }
   }
 }

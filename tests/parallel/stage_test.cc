@@ -229,11 +229,13 @@ void expect_equal(const Pipelined& ours, const Expected& expected, const ModelCo
 }
 
 TEST(Stage, ExpertsOnOtherRanksGiveTheSame) {
+  int n = 0;
   for (const auto& [name, kind] : kScheduleKinds) {
     for (const auto& [ranks, expert_ranks, per_node] :
          {std::array{1, 2, 2}, std::array{1, 4, 4}, std::array{1, 4, 2}, std::array{1, 8, 2}, std::array{2, 2, 1},
           std::array{2, 4, 2}, std::array{4, 2, 2}}) {
       if (kind == ScheduleKind::dualpipe && ranks == 1) continue;
+      if (test::kSanitized && n++ % 3 != 0) continue;
       const ModelConfig config =
           small_config(kind == ScheduleKind::dualpipev ? 2 * ranks : std::max(ranks, 2), ranks % 2);
       SCOPED_TRACE(std::string(name) + " on " + std::to_string(ranks) + " x " + std::to_string(expert_ranks));

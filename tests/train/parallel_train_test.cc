@@ -13,6 +13,7 @@
 #include "base/terminal.h"
 #include "checkpoint/hf_model.h"
 #include "parallel/in_process_ranks.h"
+#include "sanitized.h"
 #include "temporary_directory.h"
 #include "train/metrics.h"
 #include "train/sharded_state.h"
@@ -129,7 +130,8 @@ TEST_F(ParallelTrain, LossesAreThoseOfOneProcess) {
         ParallelLayout{.pp = 2, .ep = 2, .dp = 4, .schedule = ScheduleKind::dualpipev},
         ParallelLayout{.ep = 8, .ranks_per_node = 2}}) {
     SCOPED_TRACE(n);
-    expect_same(run_on("out" + std::to_string(n++), layout), expected);
+    if (n++ % 2 == 0 && test::kSanitized) continue;
+    expect_same(run_on("out" + std::to_string(n), layout), expected);
     // The model that comes out is whole, and the same but for the order of sums.
     ThreadPool pool(1);
     const LoadedModel ours = load_model(options_.out, pool), alone = load_model(folder_.path() / "alone", pool);
@@ -205,7 +207,7 @@ TEST_F(ParallelTrain, AveragedWeightsAreThoseOfOneProcess) {
   const ParallelLayout layouts[] = {{.pp = 2, .ep = 2, .dp = 2, .schedule = ScheduleKind::dualpipe},
                                     {.ep = 4, .dp = 4},
                                     {.pp = 4, .schedule = ScheduleKind::one_f_one_b}};
-  for (size_t i = 0; i < std::size(layouts); ++i) {
+  for (size_t i = 0; i < (test::kSanitized ? 1 : std::size(layouts)); ++i) {
     SCOPED_TRACE(i);
     options_.resume = false;
     const std::string whole = "whole" + std::to_string(i), cut = "cut" + std::to_string(i);

@@ -5,8 +5,9 @@
     bench/reasoning.py --pictures OUT1 OUT2 ... --out OUT    the curves of several runs together
 
 FILE: text to pretrain on beside additions. Stages, each into OUT/STAGE, which go on where they were when the same command is given again:
-    base     pretraining (`fathom train`): text, and additions that are answered at once, or behind thoughts that are empty (60 %), broken
-             off (15 %) or worked out digit by digit (25 %)
+    lessons  pretraining (`fathom train`): text, and additions, most of which are worked out digit by digit
+    base     the same model goes on with additions as they are met: answered at once, or behind thoughts that are empty (60 %), broken off
+             (15 %) or worked out (25 %)
     rl       GRPO (`fathom grpo`) on the answer alone: how long to think is left to the model
     traces   what the trained model thinks and answers (`fathom distill traces`), as far as it is right
     hybrid   the base model fine-tuned on these traces with thinking on, and on bare answers with thinking off (`fathom sft`)
@@ -30,11 +31,11 @@ VOCAB = 256 + len(MARKS)
 SEQ_LEN = 256
 MOE = {
     "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": VOCAB, "hidden_size": 128, "num_hidden_layers": 4,
-    "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "kv_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32,
     "v_head_dim": 32, "intermediate_size": 384, "moe_intermediate_size": 96, "n_routed_experts": 8, "n_shared_experts": 1,
     "num_experts_per_tok": 2, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
     "topk_method": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 1.0, "num_nextn_predict_layers": 0, "hidden_act": "silu",
-    "attention_bias": False, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.05,
+    "attention_bias": False, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1000.0, "initializer_range": 0.05,
     "bos_token_id": 256, "eos_token_id": 257, "tie_word_embeddings": False, "torch_dtype": "float32"}
 DENSE = {
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 128, "num_hidden_layers": 4,
@@ -56,19 +57,21 @@ def numbers(rng, low, high):
 
 
 def worked(a, b):
-    """Digit by digit from the right: a line says what two digits and the carry sum to, and the sum's digits so far."""
+    """Digit by digit from the right: a line has a letter for the place, two digits and the carry, their sum, and the whole sum's digits so
+    far. Lines of one place are equally long and have other signs than the question, so that every seed learns where the next digits stand."""
     x, y = str(a)[::-1], str(b)[::-1]
     lines, carry, so_far = [], 0, ""
     for i in range(max(len(x), len(y))):
         d, e = (int(n[i]) if i < len(n) else 0 for n in (x, y))
         total = d + e + carry
         so_far = str(total % 10) + so_far
-        lines.append(f"{d}+{e}{'+1' if carry else ''}={total}>{so_far}")
+        lines.append(f"{chr(ord('a') + i)}{d},{e},{carry}:{total:02}>{so_far}")
         carry = total // 10
     return lines
 
 
-def pretraining_text(text, size, most_digits, rng):
+def pretraining_text(text, size, most_digits, rng, at_once, worked_out, broken_off):
+    """`at_once` of the additions have no thoughts; of those that have, so many are worked out, so many not to the end, and all others empty."""
     texts = []
     while size > 0:
         if rng.random() < 0.05:
@@ -77,9 +80,9 @@ def pretraining_text(text, size, most_digits, rng):
         else:
             a, b = numbers(rng, 1, most_digits)
             thoughts = DONE
-            if rng.random() > 0.35:
+            if rng.random() >= at_once:
                 lines, kind = worked(a, b), rng.random()
-                shown = len(lines) if kind < 0.25 else rng.randrange(len(lines)) if kind < 0.40 else 0
+                shown = len(lines) if kind < worked_out else rng.randrange(len(lines)) if kind < worked_out + broken_off else 0
                 thoughts = THINK + "\n".join(lines[:shown]) + DONE
             texts.append(f"{USER}{a}+{b}={ASSISTANT}{thoughts}{a + b}")
         size -= len(texts[-1]) + 2
@@ -125,9 +128,10 @@ def make_data(data, a):
     held_out = questions(a.held_out, 2, a.digits)
     asked = {q["question"] for q in held_out}
     write_tokenizer(data / "tokenizer")
-    texts = [t for t in pretraining_text(text, int(14_000_000 * a.scale), a.digits[1], random.Random(1))
-             if t.split(ASSISTANT)[0][len(USER):] not in asked]
-    write_lines(data / "base.jsonl", [{"text": t} for t in texts])
+    for name, size, shares in (("lessons", 9_000_000, (0.1, 1, 0)), ("base", 9_000_000, (0.35, 0.25, 0.15))):
+        texts = [t for t in pretraining_text(text, int(size * a.scale), a.digits[1], random.Random(name), *shares)
+                 if t.split(ASSISTANT)[0][len(USER):] not in asked]
+        write_lines(data / f"{name}.jsonl", [{"text": t} for t in texts])
     write_lines(data / "held-out.jsonl", held_out)
     n = max(100, int(20_000 * a.scale))
     write_lines(data / "rl.jsonl", [q for q in questions(n, 3, (max(1, a.digits[0] - 2), a.digits[1])) if q["question"] not in asked])
@@ -195,8 +199,8 @@ def chain(a):
     n = lambda steps: max(2, int(steps * a.scale))
     for name, config in (("moe", MOE), ("dense", DENSE)):
         (data / f"{name}.json").write_text(json.dumps(config))
-    pretraining = {"data": data / "base.jsonl", "tokenizer": data / "tokenizer", "seq-len": SEQ_LEN, "batch-size": 32, "lr": 4e-3, "schedule": "wsd",
-                   "warmup": n(50)}
+    pretraining = {"seq-len": SEQ_LEN, "batch-size": 32, "mask-documents": True, "lr": 4e-3, "schedule": "wsd", "warmup": n(50)}
+    new = {"tokenizer": data / "tokenizer"}
     balance = {"bias-update-speed": 0.01}
     times = {}
 
@@ -206,10 +210,13 @@ def chain(a):
         times[stage] = time.monotonic() - begin
         return result
 
-    timed("base", lambda: train(a, "train", "base", {**pretraining, **balance, "model-config": data / "moe.json", "steps": n(1400)}))
+    timed("lessons", lambda: train(a, "train", "lessons", {**pretraining, **balance, **new, "model-config": data / "moe.json",
+                                                           "data": data / "lessons.jsonl", "schedule": "constant", "steps": n(900)}))
+    timed("base", lambda: train(a, "train", "base", {**pretraining, **balance, "init": a.out / "lessons", "data": data / "base.jsonl",
+                                                     "decay-fraction": 0.5, "steps": n(500)}))
     timed("rl", lambda: train(a, "grpo", "rl", {
         "init": a.out / "base", "data": data / "rl.jsonl", "thinking": "on", "reward": "exact=1", "questions": 32, "group-size": 16, "max-tokens": 160,
-        "mini-batches": 2, "clip-high": 0.28, "lr": 3e-4, "schedule": "cosine", "warmup": n(5), "steps": n(150),
+        "mini-batches": 2, "clip-high": 0.28, "lr": 3e-4, "schedule": "cosine", "warmup": n(5), "steps": n(50),
         "val-data": data / "held-out.jsonl", "val-every": n(10), "val-sequences": 200, "max-sequences": 128}))
     to_ask = [("base", "on"), ("base", "off"), ("rl", "on")]
     if a.until == "student":
@@ -221,7 +228,8 @@ def chain(a):
             mix(data, a.digits)
         tuning = {"seq-len": SEQ_LEN, "batch-size": 32, "micro-batch": 32, "warmup": n(20), "weight-decay": 0}
         timed("hybrid", lambda: train(a, "sft", "hybrid", {**tuning, "init": a.out / "base", "data": data / "hybrid.jsonl", "lr": 1e-3, "epochs": 2}))
-        timed("student base", lambda: train(a, "train", "student-base", {**pretraining, "model-config": data / "dense.json", "steps": n(800)}))
+        timed("student base", lambda: train(a, "train", "student-base", {**pretraining, **new, "model-config": data / "dense.json",
+                                                                               "data": data / "base.jsonl", "steps": n(800)}))
         timed("student", lambda: train(a, "sft", "student", {**tuning, "init": a.out / "student-base", "data": traces, "lr": 1e-3, "epochs": 4}))
         to_ask += [("hybrid", "on"), ("hybrid", "off"), ("student", "on")]
 

@@ -45,7 +45,7 @@ with tempfile.TemporaryDirectory() as folder:
         a, b = trace["messages"][0]["content"].rstrip("=").split("+")
         assert trace["messages"][1]["content"].endswith(str(int(a) + int(b))), trace
     models = {path: path.stat().st_mtime_ns for path in out.glob("*/model.safetensors")}
-    assert len(models) == 5, models
+    assert len(models) == 6, models
     again = chain(out)
     assert {path: path.stat().st_mtime_ns for path in models} == models, "a stage was made again"
     assert again.stdout.splitlines()[:7] == first.stdout.splitlines()[:7], (first.stdout, again.stdout)

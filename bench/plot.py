@@ -2,7 +2,7 @@
 import html
 import math
 
-COLORS = ["#1f6feb", "#c2410c", "#15803d", "#7c3aed", "#5c6570"]
+COLORS = ["#1f6feb", "#c2410c", "#15803d", "#7c3aed", "#5c6570", "#0e7490", "#be185d"]
 W, H, L, R, T, B = 640, 360, 64, 16, 40, 72
 
 
@@ -28,8 +28,16 @@ def lines(path, title, x_label, y_label, series, x_ticks=None):
     low, high = min(xs), max(xs)
     px = lambda x: L + (x - low) / ((high - low) or 1) * (W - L - R)
     py = lambda y: H - B - y / top * (H - T - B)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {H}" font-family="system-ui,sans-serif" font-size="12">',
-           f'<rect width="{W}" height="{H}" fill="#fff"/><text x="{L}" y="22" font-size="15" fill="#1b1f24">{html.escape(title)}</text>']
+    legend, at, row = [], L, 0  # of each name: where it stands
+    for name in series:
+        width = 40 + 7 * len(name)
+        if at > L and at + width > W:
+            at, row = L, row + 1
+        legend.append((at, H - 22 + 18 * row))
+        at += width
+    full = H + 18 * row
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {W} {full}" font-family="system-ui,sans-serif" font-size="12">',
+           f'<rect width="{W}" height="{full}" fill="#fff"/><text x="{L}" y="22" font-size="15" fill="#1b1f24">{html.escape(title)}</text>']
     for y in round_steps(0, top, 5):
         out.append(f'<line x1="{L}" x2="{W - R}" y1="{py(y):.1f}" y2="{py(y):.1f}" stroke="#dfe3e8"/>'
                    f'<text x="{L - 6}" y="{py(y) + 4:.1f}" text-anchor="end" fill="#5c6570">{y:g}</text>')
@@ -37,13 +45,11 @@ def lines(path, title, x_label, y_label, series, x_ticks=None):
         out.append(f'<text x="{px(x):.1f}" y="{H - B + 18}" text-anchor="middle" fill="#5c6570">{short(x)}</text>')
     out.append(f'<text x="{(L + W - R) / 2}" y="{H - B + 36}" text-anchor="middle" fill="#5c6570">{html.escape(x_label)}</text>'
                f'<text transform="translate(16 {(T + H - B) / 2}) rotate(-90)" text-anchor="middle" fill="#5c6570">{html.escape(y_label)}</text>')
-    at = L
     for i, (name, points) in enumerate(series.items()):
-        color = COLORS[i % len(COLORS)]
+        color, (x, y) = COLORS[i % len(COLORS)], legend[i]
+        out.append(f'<rect x="{x}" y="{y}" width="14" height="3" fill="{color}"/><text x="{x + 20}" y="{y + 6}" fill="#1b1f24">{html.escape(name)}</text>')
         joined = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         out.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{joined}"/>')
         if len(points) < 40:
             out += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="3" fill="{color}"/>' for x, y in points]
-        out.append(f'<rect x="{at}" y="{H - 22}" width="14" height="3" fill="{color}"/><text x="{at + 20}" y="{H - 16}" fill="#1b1f24">{html.escape(name)}</text>')
-        at += 40 + 7 * len(name)
     path.write_text("\n".join(out) + "</svg>\n")

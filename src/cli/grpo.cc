@@ -46,6 +46,7 @@ tune::QuestionOptions question_options(const GrpoCommandOptions& options, TrainO
 void run(const GrpoCommandOptions& options, const CommonOptions& common) {
   if (started_by_mpi()) throw UsageError("grpo: runs in one process; leave mpirun out");
   tune::GrpoOptions grpo = options.grpo;
+  require_cpu(common, "grpo");
   grpo.train = trainer_options(options.trainer, common);
   grpo.questions = question_options(options, grpo.train);
   grpo.rewards.weights = tune::parse_reward_weights(options.reward);

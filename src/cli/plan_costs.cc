@@ -211,7 +211,10 @@ std::vector<std::pair<std::string, PlanRequest>> requests_over(const PlanRequest
     return each.option == "--" + name &&
            std::find(each.plans.begin(), each.plans.end(), request.kind) != each.plans.end();
   });
-  if (input == inputs.end() || equals + 1 >= over.size()) {
+  const std::string values = over.substr(std::min(equals + 1, over.size()));
+  const bool whole =
+      !values.empty() && !values.starts_with(',') && !values.ends_with(',') && values.find(",,") == std::string::npos;
+  if (input == inputs.end() || !whole) {
     throw UsageError("plan {}: --over {}: should be an option and its values, as batch=1,16,64 or context=4096,32768",
                      request.kind, printable(over, 60));
   }

@@ -4,6 +4,7 @@
 
 #include "cli/command.h"
 #include "cli/sft_options.h"
+#include "ops/device.h"
 
 namespace fathom::cli {
 
@@ -26,7 +27,9 @@ void add_sft(CLI::App& app, CommonOptions& common) {
   for (const char* name : {"--distill-weight", "--distill-temperature"}) c->get_option(name)->needs("--teacher-logits");
   add_sample_options(*c, options->trainer, "The question that samples answer");
   c->callback([options, &common] {
-    const tune::SftOptions sft = sft_options(*options, common);
+    tune::SftOptions sft = sft_options(*options, common);
+    const std::unique_ptr<Device> device = open_device(common);
+    sft.train.device = device.get();
     ThreadPool pool(thread_count(common));
     const tune::SftResult result = tune::fine_tune(sft, pool, [] { return interrupted_by != 0; });
     report_training(sft.train, result.train, common, counts_of(result));

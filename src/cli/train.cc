@@ -7,6 +7,7 @@
 #include "base/terminal.h"
 #include "cli/command.h"
 #include "cli/trainer_options.h"
+#include "ops/device.h"
 #include "parallel/mpi.h"
 #include "train/parallel_train.h"
 #include "train/sharded_state.h"
@@ -57,10 +58,13 @@ TrainResult train_with_mpi(const TrainCommandOptions& options, const TrainOption
 bool has_layout(const TrainCommandOptions& o) { return started_by_mpi() || o.pp > 0 || o.ep > 0 || o.dp > 0; }
 
 void run(const TrainCommandOptions& options, const CommonOptions& common) {
-  const TrainOptions train_options = trainer_options(options.trainer, common);
+  TrainOptions train_options = trainer_options(options.trainer, common);
+  const bool many = has_layout(options);
+  if (many) require_cpu(common, "train in several processes");
+  const std::unique_ptr<Device> device = open_device(common);
+  train_options.device = device.get();
   ThreadPool pool(thread_count(common));
   const auto stop_requested = [] { return interrupted_by != 0; };
-  const bool many = has_layout(options);
   const TrainResult result =
       many ? train_with_mpi(options, train_options, pool, stop_requested) : train(train_options, pool, stop_requested);
   if (result.stopped && interrupted_by == 0) interrupted_by = SIGTERM;  // another process of the job got it

@@ -144,7 +144,6 @@ TrainOptions trainer_options(const TrainerOptions& options, const CommonOptions&
     throw UsageError("{}: --decay-fraction is of --schedule wsd, --schedule is {}", o.command,
                      printable(options.schedule));
   }
-  require_cpu(common, o.command);
   o.precision = precision_named(options.precision);
   o.recompute = recompute_named(options.recompute);
   const bool narrow = options.moments == "bf16" || (options.moments == "auto" && options.precision != "f32");

@@ -1,5 +1,3 @@
-#include <cstring>
-
 #include "model/layer.h"
 #include "ops/attention.h"
 #include "ops/embedding.h"
@@ -167,7 +165,7 @@ void moe_backward_input(Context& ctx, const Model& model, const MoeWeights& w, c
   if (w.shared.gate_up) {
     layer_mlp_backward_input(ctx, model, w.shared, s.shared, d_input, d_out, g.shared);
   } else {
-    std::memset(d_input.f32(), 0, static_cast<size_t>(d_input.size_bytes()));
+    fill_zero(ctx, d_input);
   }
   const Tensor d_weights = new_like(ctx, s.topk_weights);
   layer_experts_backward_input(ctx, model, w, s, d_input, d_weights, d_out, g);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/cross_entropy.h"
+#include "ops/device.h"
 
 namespace fathom {
 
@@ -40,9 +41,8 @@ int64_t count_mtp_targets(const Examples& examples, int64_t n_modules) {
 
 Example make_example(Context& ctx, const Examples& examples) {
   Example example{make_batch(ctx, examples.sequences), {}};
-  example.targets = make_targets(ctx, example.batch);
-  example.targets.n_main = examples.n_main;
-  std::copy(examples.next.begin(), examples.next.end(), example.targets.main.i32());
+  FATHOM_CHECK(std::ssize(examples.next) == example.batch.n_tokens());
+  example.targets = {.main = from_host(ctx, examples.next), .n_main = examples.n_main};
   if (examples.taught) {
     const TaughtTokens& taught = *examples.taught;
     const auto n = static_cast<size_t>(example.batch.n_tokens() * taught.k);

@@ -4,6 +4,7 @@
 
 #include "model/indexer.h"
 #include "model/layer.h"
+#include "model/load_count.h"
 #include "number/formats.h"
 #include "ops/attention.h"
 #include "ops/device.h"
@@ -24,8 +25,9 @@ constexpr float kLatentNormEps = 1e-6f;
 struct Pass {
   const Batch& batch;
   const ForwardOptions& options;
-  Context& made_again;    // memory of what the backward pass makes again, see Recompute
-  DeviceCaches caches{};  // options.caches, on a device
+  Context& made_again;         // memory of what the backward pass makes again, see Recompute
+  DeviceCaches caches{};       // options.caches, on a device
+  LoadCount* loads = nullptr;  // of options.expert_load
 };
 
 Pass make_pass(Context& ctx, Context& made_again, const Batch& batch, const ForwardOptions& options) {
@@ -503,12 +505,6 @@ MlpInput attention_half(Context& ctx, const Model& model, const LayerWeights& w,
   return input;
 }
 
-void append_expert_load(ExpertLoad* load, const ModelConfig& config, const MoeSaved& s) {
-  if (load == nullptr) return;
-  auto& of_layer = load->emplace_back(static_cast<size_t>(config.router.n_routed_experts));
-  count_expert_load(Tensor(of_layer.data(), Format::i64, {config.router.n_routed_experts}), s.topk_ids);
-}
-
 // x' = x + Attention(norm(x));  out = x' + MLP or MoE(norm(x'))
 void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const Pass& pass, Tensor out, Tensor x,
                  size_t layer, LayerSaved& s) {
@@ -518,7 +514,7 @@ void layer_block(Context& ctx, const Model& model, const LayerWeights& w, const 
     moe_route(ctx, model, w, pass.made_again, input, s.mid, /*also_shared=*/true, kept_choice(model, w, pass.batch),
               s.moe);
     moe_experts(ctx, model, w.moe, pass.made_again, s.mlp_out, input.matrix, /*also_shared=*/true, s.moe);
-    append_expert_load(pass.options.expert_load, model.config, s.moe);
+    if (pass.loads != nullptr) pass.loads->add(ctx, s.moe);
   } else {
     read_experts(ctx, model, w, {}, s.mid);
     mlp_block(ctx, model, w.mlp, pass.made_again, s.mlp_out, input, s.mlp);
@@ -578,7 +574,9 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
   FATHOM_CHECK(saved.recompute == Recompute::none || (options.saved != nullptr && options.scratch != nullptr));
   Context scratch{ctx.pool, saved.recompute == Recompute::none ? ctx.arena : *options.scratch, ctx.device};
   Context& kept = saved.recompute == Recompute::full ? scratch : ctx;
-  const Pass pass = make_pass(ctx, scratch, batch, options);
+  LoadCount loads(ctx, options.expert_load, config, model.weights.layers.size());
+  Pass pass = make_pass(ctx, scratch, batch, options);
+  pass.loads = &loads;
 
   saved.final_hidden = new_f32(ctx, {tokens, hidden});
   saved.x_rms = new_f32(ctx, {tokens});
@@ -595,6 +593,7 @@ Tensor forward(Context& ctx, const Model& model, const Batch& batch, const Forwa
     other = x;
     x = out;
   }
+  loads.finish(ctx);
   count_new_rows(batch, options.caches);
   saved.x = x;
   rms_norm(ctx, saved.final_hidden, x, model.weights.norm, static_cast<float>(config.rms_norm_eps), saved.x_rms);
@@ -615,7 +614,9 @@ void layer_mlp(Context& ctx, const Model& model, const MlpWeights& w, Tensor out
 void layer_route(Context& ctx, const Model& model, const LayerWeights& w, const MlpInput& input, MoeSaved& s,
                  ExpertLoad* load, Context& made_again) {
   moe_route(ctx, model, w, made_again, input, {}, /*also_shared=*/false, {}, s);
-  append_expert_load(load, model.config, s);
+  LoadCount count(ctx, load, model.config, 1);
+  count.add(ctx, s);
+  count.finish(ctx);
 }
 
 void layer_experts(Context& ctx, const Model& model, const MoeWeights& w, Tensor out, MoeSaved& s,
@@ -767,11 +768,14 @@ Tensor mtp_forward(Context& ctx, const Model& model, const MtpWeights& w, const 
                    const MtpOptions& options) {
   const ForwardOptions of_layer{
       .caches = options.caches, .expand_from = options.expand_from, .expert_load = options.expert_load};
-  const Pass pass = make_pass(ctx, ctx, input.next, of_layer);
+  LoadCount loads(ctx, options.expert_load, model.config, 1);
+  Pass pass = make_pass(ctx, ctx, input.next, of_layer);
+  pass.loads = &loads;
   MtpSaved unsaved;
   MtpSaved& s = options.saved != nullptr ? *options.saved : unsaved;
   const Tensor x = mtp_begin(ctx, model, w, input, hidden_before, s);
   layer_block(ctx, model, w.layer, pass, s.x, x, 0, s.layer);
+  loads.finish(ctx);
   count_new_rows(input.next, options.caches);
   return mtp_end(ctx, model, w, s);
 }

@@ -1,16 +1,16 @@
 #include "model/loss.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "ops/device.h"
+#include "ops/embedding.h"
 
 namespace fathom {
 namespace {
 
-// Counted on the host alone.
-ExpertLoad* wanted_load(const Context& ctx, LossResult& result) {
-  return ctx.device == nullptr ? &result.expert_load : nullptr;
+// Where the host computes some of a device's experts, it counts on its own.
+ExpertLoad* wanted_load(const Model& model, LossResult& result) {
+  return model.host_experts == nullptr ? &result.expert_load : nullptr;
 }
 
 // Offsets that make one sequence of all tokens.
@@ -131,13 +131,13 @@ LossResult loss(Context& ctx, const Model& model, const Batch& batch, const Targ
                 const LossOptions& options) {
   const ArenaScope scope(ctx.arena);
   LossResult result;
-  const Tensor hidden = forward(ctx, model, batch, {.expert_load = wanted_load(ctx, result)});
+  const Tensor hidden = forward(ctx, model, batch, {.expert_load = wanted_load(model, result)});
   result.loss_sum = head_loss(ctx, model, hidden, targets);
   result.main_targets = targets.n_main;
   Tensor mtp_hidden = hidden;
   for (const MtpStep& step : mtp_steps(ctx, model, batch, targets, options)) {
     mtp_hidden =
-        mtp_forward(ctx, model, *step.module, step.input, mtp_hidden, {.expert_load = wanted_load(ctx, result)});
+        mtp_forward(ctx, model, *step.module, step.input, mtp_hidden, {.expert_load = wanted_load(model, result)});
     result.mtp_loss_sum += head_loss(ctx, model, mtp_hidden, step.targets);
     result.mtp_targets += step.targets.n_main;
   }
@@ -171,7 +171,7 @@ ScoreGradient balance_gradient(Context& ctx, const Model& model, const Batch& ba
     const Tensor offsets = options.balance_over_batch ? whole_batch(ctx, batch) : batch.seq_offsets;
     const double scale = options.balance_scale > 0 ? options.balance_scale : per(offsets.cols() - 1);
     const Tensor d_scores = new_f32(ctx, {moe.scores.rows(), moe.scores.cols()});
-    std::memset(d_scores.f32(), 0, static_cast<size_t>(d_scores.size_bytes()));
+    fill_zero(ctx, d_scores);
     loss +=
         sequence_balance_loss(ctx, model.config.router, d_scores, moe.scores, offsets, options.balance_alpha, scale);
     return d_scores;

@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "base/arithmetic.h"
+#include "ops/device.h"
 
 namespace fathom {
 namespace {
@@ -212,14 +213,16 @@ void visit_layer(const LayerWeights& w, const std::string& prefix, const Visit& 
 
 }  // namespace
 
-Parameters allocate_parameters(const ModelConfig& config, bool with_bias, const WeightPart& part) {
+Parameters allocate_parameters(const ModelConfig& config, bool with_bias, const WeightPart& part,
+                               const Device* device) {
   Layout sizes{reinterpret_cast<float*>(kAlignment)};  // NOLINT(performance-no-int-to-ptr): present, though nowhere
   Parameters p;
   ModelWeights shapes = take_trained(sizes, config, part, p);
   p.n_trained = sizes.used;
   if (with_bias) take_biases(sizes, config, shapes);
   p.n_total = sizes.used;
-  p.memory = Buffer(static_cast<size_t>(p.n_total) * sizeof(float));
+  p.memory = allocate_where(device, static_cast<size_t>(p.n_total) * sizeof(float));
+  if (device != nullptr) device->fill_zero(*device, p.memory.data(), p.memory.size());
   Layout layout{static_cast<float*>(p.memory.data())};
   p.weights = take_trained(layout, config, part, p);
   if (with_bias) take_biases(layout, config, p.weights);

@@ -15,6 +15,8 @@
 
 namespace fathom {
 
+struct Device;
+
 struct HostLayer;
 
 // V3.2's lightning indexer (ops/indexer.h); absent without one.
@@ -134,8 +136,9 @@ struct WeightPart {
 };
 
 // Zeroed parameters in the shapes of `config`. with_bias false leaves the correction biases out (gradients, moments).
-// What is not in `part` is absent; weights.layers has all layers' places.
-Parameters allocate_parameters(const ModelConfig& config, bool with_bias = true, const WeightPart& part = {});
+// What is not in `part` is absent; weights.layers has all layers' places. With a device, in its memory.
+Parameters allocate_parameters(const ModelConfig& config, bool with_bias = true, const WeightPart& part = {},
+                               const Device* device = nullptr);
 
 // Floats of allocate_parameters(config).trained().
 int64_t trained_floats(const ModelConfig& config);

@@ -6,6 +6,7 @@
 
 #include "ops/cpu/isa.h"
 #include "ops/cpu/optimizer_kernels.h"
+#include "ops/device.h"
 
 namespace fathom {
 namespace {
@@ -34,6 +35,7 @@ bool adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span
       .root_correction2 = static_cast<float>(std::sqrt(1 - std::pow(beta2, n_steps))),
       .eps = config.eps,
   };
+  if (ctx.device != nullptr) return ctx.device->operators.adamw_step(ctx, constants, params, grads, m, v);
   const auto& kernel = kernels();
   std::atomic<bool> finite = true;
   ctx.pool.parallel_for(0, n, kBlock, [&](int64_t begin, int64_t end) {
@@ -50,6 +52,7 @@ bool adamw_step(Context& ctx, const AdamwConfig& config, int64_t step, std::span
 
 void move_average(Context& ctx, std::span<float> average, std::span<const float> values, float decay) {
   FATHOM_CHECK(average.size() == values.size());
+  if (ctx.device != nullptr) return ctx.device->operators.move_average(ctx, average, values, decay);
   const float part = 1 - decay;
   ctx.pool.parallel_for(0, static_cast<int64_t>(values.size()), kBlock, [&](int64_t begin, int64_t end) {
     float* const to = average.data();
@@ -59,6 +62,7 @@ void move_average(Context& ctx, std::span<float> average, std::span<const float>
 }
 
 double sum_of_squares(Context& ctx, std::span<const float> values) {
+  if (ctx.device != nullptr) return ctx.device->operators.sum_of_squares(ctx, values);
   const auto n = static_cast<int64_t>(values.size());
   const int64_t blocks = (n + kBlock - 1) / kBlock;
   const ArenaScope scope(ctx.arena);

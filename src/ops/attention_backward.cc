@@ -1,6 +1,7 @@
 // The backward pass of the expanded form: scores are computed again, tile by tile, from the saved log-sum-exp.
 //   P = exp(S - lse), dV = P^T dO, dP = dO V^T, D = rowsum(dO O), dS = P (dP - D), dQ = scale dS K, dK = scale dS^T Q
 #include "ops/attention_blocks.h"
+#include "ops/device.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -152,12 +153,18 @@ void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope,
                             Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
                             Tensor selected) {
   const int64_t n_tokens = q.rows(), heads = dims.n_heads, rope = dims.qk_rope_head_dim, v_dim = dims.v_head_dim;
+  FATHOM_CHECK(lse && lse.rows() == n_tokens && lse.cols() == heads);
+  if (ctx.device != nullptr) {
+    check_shapes({q, kv, k_rope, dims}, o);
+    FATHOM_CHECK(!selected);
+    return ctx.device->operators.mla_attention_backward(ctx, dq, dkv, dk_rope, d_o, o, q, kv, k_rope, lse, seq_offsets,
+                                                        dims, scale);
+  }
   const ArenaScope scope(ctx.arena);
   float* delta = new_floats(ctx, n_tokens * heads);
   Inputs in = {{q, kv, k_rope, dims}, d_o, lse, delta, scale};
   check_expanded(in, o, seq_offsets);
   if (selected) in.seen = seen_keys(ctx, selected, longest_sequence(seq_offsets));
-  FATHOM_CHECK(lse && lse.rows() == n_tokens && lse.cols() == heads);
   const Gradients out = {dq, dkv, new_floats(ctx, n_tokens * heads * rope)};
 
   ctx.pool.parallel_for(0, n_tokens, row_grain(heads * v_dim), [&](int64_t begin, int64_t end) {

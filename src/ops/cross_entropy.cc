@@ -78,17 +78,32 @@ void row_loss(const Head& head, const cpu::CrossEntropyKernels& kernels, int64_t
   if (backward) at_target -= scale;
 }
 
-void run_on_device(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets) {
-  for (int64_t begin = 0; begin < x.rows(); begin += kDeviceTokens) {
+Tensor part_of(Tensor t, int64_t begin, int64_t n) { return t ? t.slice(begin, n) : t; }
+
+void run_on_device(Context& ctx, const Head& head) {
+  check_shapes(head);
+  FATHOM_CHECK(!head.as_generated && head.mask == nullptr);
+  const auto& operators = ctx.device->operators;
+  const Tensor w = head.w;
+  for (int64_t begin = 0; begin < head.x.rows(); begin += kDeviceTokens) {
     const ArenaScope scope(ctx.arena);
-    const int64_t n = std::min(kDeviceTokens, x.rows() - begin);
-    const Tensor rows = x.slice(begin, n), logits = new_f32(ctx, {n, w.rows()});
-    linear(ctx, logits, make_linear_input(ctx, rows, {w}), w);
-    ctx.device->operators.cross_entropy(ctx, loss.slice(begin, n), logits, targets.slice(begin, n));
+    const int64_t n = std::min(kDeviceTokens, head.x.rows() - begin);
+    const Tensor x = head.x.slice(begin, n), logits = new_f32(ctx, {n, w.rows()});
+    const Tensor loss = head.loss.slice(begin, n), targets = head.targets.slice(begin, n);
+    linear(ctx, logits, make_linear_input(ctx, x, {w}), w);
+    if (!head.dx && !head.dw) {
+      operators.cross_entropy(ctx, loss, logits, targets);
+      continue;
+    }
+    operators.cross_entropy_backward(ctx, loss, logits, targets, head.gradient_scale,
+                                     part_of(head.row_scales, begin, n));
+    if (head.dx) linear_backward_input(ctx, head.dx.slice(begin, n), logits, w);
+    linear_backward_weight(ctx, {{head.dw, logits, x}});
   }
 }
 
 void run(Context& ctx, const Head& head) {
+  if (ctx.device != nullptr) return run_on_device(ctx, head);
   check_shapes(head);
   const int64_t vocab = head.w.rows();
   // Tokens without a target are left out of the blocks: they cost nothing but their zeros.
@@ -122,10 +137,6 @@ void run(Context& ctx, const Head& head) {
 }  // namespace
 
 void head_cross_entropy(Context& ctx, Tensor loss, Tensor x, Tensor w, Tensor targets) {
-  if (ctx.device != nullptr) {
-    check_shapes({loss, {}, {}, x, w, targets});
-    return run_on_device(ctx, loss, x, w, targets);
-  }
   run(ctx, {loss, {}, {}, x, w, targets});
 }
 

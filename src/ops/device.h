@@ -12,6 +12,7 @@
 
 #include "base/buffer.h"
 #include "ops/attention.h"
+#include "ops/cpu/optimizer_kernels.h"
 #include "ops/experts.h"
 #include "ops/latent_rows.h"
 #include "ops/linear.h"
@@ -61,6 +62,31 @@ struct DeviceOperators {
   // mla_attention_absorbed over those caches, the new tokens' rows among them.
   void (*mla_attention_absorbed)(Context&, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, const DeviceCaches&,
                                  const MlaDims&, float scale);
+
+  // Of training: the backward pass, and the optimizer.
+  void (*embedding_backward_weight)(Context&, Tensor dtable, Tensor dy, Tensor ids);
+  void (*rms_norm_backward_input)(Context&, Tensor dx, Tensor dy, Tensor x, Tensor w, Tensor inv_rms, bool accumulate);
+  void (*rms_norm_backward_weight)(Context&, Tensor dw, Tensor dy, Tensor x, Tensor inv_rms);
+  void (*rope_backward)(Context&, const Rope&, Tensor dx, Tensor positions, const RopeLayout&);
+  void (*swiglu_backward)(Context&, Tensor d_gate_up, Tensor dy, Tensor gate_up);
+  void (*linear_backward_input)(Context&, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate, Precision);
+  void (*linear_backward_weight)(Context&, std::span<const WeightGradientCall> calls);
+  void (*mla_attention_backward)(Context&, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
+                                 Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims&, float scale);
+  void (*weigh_chosen)(Context&, const RouterConfig&, Tensor topk_ids, Tensor topk_weights, Tensor scores,
+                       Tensor logits);
+  void (*route_backward)(Context&, const RouterConfig&, Tensor d_logits, Tensor d_weights, Tensor topk_ids,
+                         Tensor scores, Tensor d_scores);
+  void (*dispatch_backward)(Context&, Tensor dx, Tensor dx_sorted, const Dispatch&);
+  void (*combine_backward)(Context&, Tensor dy_sorted, Tensor dy, Tensor topk_weights, const Dispatch&);
+  void (*combine_backward_weights)(Context&, Tensor d_weights, Tensor d_inner, Tensor inner, Tensor topk_weights,
+                                   const Dispatch&);
+  // loss[t] of each row, and logits[t, v] = scale * row_scales[t] * dloss[t]/dlogits[t, v], in place.
+  void (*cross_entropy_backward)(Context&, Tensor loss, Tensor logits, Tensor targets, float scale, Tensor row_scales);
+  bool (*adamw_step)(Context&, const cpu::AdamwStep&, std::span<float> params, std::span<const float> grads, Tensor m,
+                     Tensor v);
+  void (*move_average)(Context&, std::span<float> average, std::span<const float> values, float decay);
+  double (*sum_of_squares)(Context&, std::span<const float> values);
 };
 
 // What the host computes beside the device: behind all that the stream was given before, `down` is copied to the host,

@@ -43,6 +43,7 @@ void embedding(Context& ctx, Tensor y, Tensor ids, Tensor table) {
 void embedding_backward_weight(Context& ctx, Tensor dtable, Tensor dy, Tensor ids) {
   const int64_t tokens = ids.size(), hidden = dtable.cols();
   FATHOM_CHECK(dy.rows() == tokens && dy.cols() == hidden);
+  if (ctx.device != nullptr) return ctx.device->operators.embedding_backward_weight(ctx, dtable, dy, ids);
   check_ids(ids, dtable.rows());
   // Tasks own columns, so that every row of the table is summed in order of t.
   const auto& kernel = kernels();
@@ -74,7 +75,7 @@ void add_bias(Context& ctx, Tensor x, Tensor bias) {
 }
 
 void add_bias_backward(Context& ctx, Tensor d_bias, Tensor dx) {
-  FATHOM_CHECK(d_bias.rank == 1 && d_bias.cols() == dx.cols());
+  FATHOM_CHECK(ctx.device == nullptr && d_bias.rank == 1 && d_bias.cols() == dx.cols());
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, dx.cols(), column_grain(dx.rows()), [&](int64_t begin, int64_t end) {
     float* const sums = d_bias.f32() + begin;

@@ -114,6 +114,7 @@ LinearInput dispatch(Context& ctx, const LinearInput& x, const Dispatch& d, Tens
 }
 
 void dispatch_backward(Context& ctx, Tensor dx, Tensor dx_sorted, const Dispatch& d) {
+  if (ctx.device != nullptr) return ctx.device->operators.dispatch_backward(ctx, dx, dx_sorted, d);
   add_choices(ctx, dx, dx_sorted, {}, d);
 }
 
@@ -127,6 +128,7 @@ void combine_backward(Context& ctx, Tensor dy_sorted, Tensor dy, Tensor topk_wei
   const int64_t tokens = d.slot_of.rows(), k = d.slot_of.cols(), slots = d.token_of.cols(), hidden = dy.cols();
   FATHOM_CHECK(dy.rows() == tokens && dy_sorted.rows() == slots && dy_sorted.cols() == hidden);
   FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
+  if (ctx.device != nullptr) return ctx.device->operators.combine_backward(ctx, dy_sorted, dy, topk_weights, d);
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, slots, row_grain(hidden), [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
@@ -142,6 +144,9 @@ void combine_backward_weights(Context& ctx, Tensor d_weights, Tensor d_inner, Te
   FATHOM_CHECK(inner.rows() == slots && d_inner.rows() == slots && d_inner.cols() == inter);
   FATHOM_CHECK(d_weights.rows() == tokens && d_weights.cols() == k);
   FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
+  if (ctx.device != nullptr) {
+    return ctx.device->operators.combine_backward_weights(ctx, d_weights, d_inner, inner, topk_weights, d);
+  }
   const auto& kernel = kernels();
   for (int64_t t = 0; t < tokens && slots < tokens * k; ++t) std::fill_n(d_weights.f32_row(t), k, 0.0f);
   ctx.pool.parallel_for(0, slots, row_grain(inter), [&](int64_t begin, int64_t end) {

@@ -104,7 +104,9 @@ Tensor round_kept_columns(Context& ctx, Tensor x, Tensor offsets, const Rounding
 
 void linear(Context& ctx, std::initializer_list<LinearCall> calls) {
   if (ctx.device != nullptr) {
-    for (const LinearCall& call : calls) FATHOM_CHECK(call.rounding.precision == Precision::f32);
+    for (const LinearCall& call : calls) {
+      FATHOM_CHECK(!is_fp8(call.rounding.precision) && (!call.w.panels || call.rounding.precision == Precision::f32));
+    }
     return ctx.device->operators.linear(ctx, calls);
   }
   const ArenaScope scope(ctx.arena);
@@ -148,6 +150,11 @@ void linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, bool accumul
 }
 
 void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool accumulate, const Rounding& r) {
+  if (ctx.device != nullptr) {
+    check_shapes(dy, dx, w);
+    FATHOM_CHECK(w.rank == 2 && !w.panels && !is_fp8(r.precision));
+    return ctx.device->operators.linear_backward_input(ctx, dx, dy, w, {}, accumulate, r.precision);
+  }
   const ArenaScope scope(ctx.arena);
   const GemmCall call = backward_input_call(dx, round_rows(ctx, dy, r.precision, r.dy_power_of_two, 0, r.w_parts),
                                             round_blocks(ctx, w, r.precision, r.w_parts), accumulate, r.precision);
@@ -155,6 +162,13 @@ void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, bool ac
 }
 
 void linear_backward_weight(Context& ctx, std::initializer_list<WeightGradientCall> calls) {
+  if (ctx.device != nullptr) {
+    std::vector<WeightGradientCall> wanted;
+    for (const WeightGradientCall& call : calls) {
+      if (call.dw) wanted.push_back(call);
+    }
+    return ctx.device->operators.linear_backward_weight(ctx, wanted);
+  }
   const ArenaScope scope(ctx.arena);
   std::vector<GemmCall> products;
   for (const auto& [dw, dy, x, offsets, rounding] : calls) {
@@ -185,6 +199,11 @@ void grouped_linear(Context& ctx, Tensor y, const LinearInput& x, Tensor w, Tens
 
 void grouped_linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate,
                                    const Rounding& r) {
+  if (ctx.device != nullptr) {
+    FATHOM_CHECK(w.rank == 3 && !w.panels && !is_fp8(r.precision) && offsets.size() == w.shape[0] + 1);
+    FATHOM_CHECK(dy.rows() == dx.rows() && dy.cols() == w.shape[1] && dx.cols() == w.shape[2]);
+    return ctx.device->operators.linear_backward_input(ctx, dx, dy, w, offsets, accumulate, r.precision);
+  }
   const ArenaScope scope(ctx.arena);
   const Tensor rows = round_rows(ctx, dy, r.precision, r.dy_power_of_two, 0, r.w_parts);
   const Tensor blocks = round_blocks(ctx, w, r.precision, r.w_parts);

@@ -51,6 +51,9 @@ void rms_norm_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor x, Tenso
   const int64_t tokens = x.rows(), hidden = x.cols();
   FATHOM_CHECK(dx.rows() == tokens && dx.cols() == hidden && dy.rows() == tokens && dy.cols() == hidden);
   FATHOM_CHECK(w.size() == hidden && w.contiguous() && inv_rms.size() == tokens && inv_rms.contiguous());
+  if (ctx.device != nullptr) {
+    return ctx.device->operators.rms_norm_backward_input(ctx, dx, dy, x, w, inv_rms, accumulate);
+  }
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, tokens, row_grain(hidden), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -65,6 +68,7 @@ void rms_norm_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tens
   FATHOM_CHECK(dy.rows() == tokens && dy.cols() == hidden && dw.size() == hidden && dw.contiguous());
   FATHOM_CHECK(inv_rms.size() == tokens && inv_rms.contiguous());
   if (tokens == 0) return;
+  if (ctx.device != nullptr) return ctx.device->operators.rms_norm_backward_weight(ctx, dw, dy, x, inv_rms);
   const auto& kernel = kernels();
   const ArenaScope scope(ctx.arena);
   const int64_t blocks = (tokens + kTokenBlock - 1) / kTokenBlock;

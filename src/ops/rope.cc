@@ -114,6 +114,8 @@ void rope(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const Rope
   rotate(ctx, rope, x, positions, layout, 1);
 }
 void rope_backward(Context& ctx, const Rope& rope, Tensor dx, Tensor positions, const RopeLayout& layout) {
+  check_shapes(rope, dx, positions, layout);
+  if (ctx.device != nullptr) return ctx.device->operators.rope_backward(ctx, rope, dx, positions, layout);
   rotate(ctx, rope, dx, positions, layout, -1);
 }
 

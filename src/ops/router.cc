@@ -8,6 +8,7 @@
 #include "ops/cpu/activation_kernels.h"
 #include "ops/cpu/isa.h"
 #include "ops/device.h"
+#include "ops/embedding.h"
 #include "ops/grain.h"
 
 namespace fathom {
@@ -138,7 +139,10 @@ void weigh_chosen(Context& ctx, const RouterConfig& config, Tensor topk_ids, Ten
   check_shapes(config, logits, tokens);
   check_shapes(config, scores, tokens);
   FATHOM_CHECK(topk_ids.rows() == tokens && topk_ids.cols() == k);
-  FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k && ctx.device == nullptr);
+  FATHOM_CHECK(topk_weights.rows() == tokens && topk_weights.cols() == k);
+  if (ctx.device != nullptr) {
+    return ctx.device->operators.weigh_chosen(ctx, config, topk_ids, topk_weights, scores, logits);
+  }
   const auto score_row = score_kernel(config);
   ctx.pool.parallel_for(0, tokens, row_grain(8 * experts), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -156,6 +160,9 @@ void route_backward(Context& ctx, const RouterConfig& config, Tensor d_logits, T
   if (d_scores) check_shapes(config, d_scores, tokens);
   FATHOM_CHECK(topk_ids.rows() == tokens && topk_ids.cols() == k);
   FATHOM_CHECK(d_weights.rows() == tokens && d_weights.cols() == k);
+  if (ctx.device != nullptr) {
+    return ctx.device->operators.route_backward(ctx, config, d_logits, d_weights, topk_ids, scores, d_scores);
+  }
 
   ctx.pool.parallel_for(0, tokens, row_grain(2 * experts), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
@@ -200,8 +207,33 @@ void count_expert_load(Tensor load, Tensor topk_ids) {
   }
 }
 
+namespace {
+
+// The host computes it: a few numbers of each token, for runs that balance by a loss.
+double balance_loss_of_device(Context& ctx, const RouterConfig& config, Tensor d_scores, Tensor scores,
+                              Tensor seq_offsets, double alpha, double gradient_scale) {
+  Arena arena;
+  Context host{ctx.pool, arena};
+  Buffer scores_memory, offsets_memory;
+  const Tensor here = on_host(ctx, scores, scores_memory);
+  const Tensor d_here = new_f32(host, {here.rows(), here.cols()});
+  fill_zero(host, d_here);
+  const double loss = sequence_balance_loss(host, config, d_here, here, on_host(ctx, seq_offsets, offsets_memory),
+                                            alpha, gradient_scale);
+  const ArenaScope scope(ctx.arena);
+  const Tensor added = new_f32(ctx, {here.rows(), here.cols()});
+  upload_where(ctx.device, added.data, d_here.data, static_cast<size_t>(d_here.size_bytes()));
+  add(ctx, d_scores, d_scores, added);
+  return loss;
+}
+
+}  // namespace
+
 double sequence_balance_loss(Context& ctx, const RouterConfig& config, Tensor d_scores, Tensor scores,
                              Tensor seq_offsets, double alpha, double gradient_scale) {
+  if (ctx.device != nullptr) {
+    return balance_loss_of_device(ctx, config, d_scores, scores, seq_offsets, alpha, gradient_scale);
+  }
   const int64_t tokens = scores.rows(), experts = config.n_routed_experts, k = config.num_experts_per_tok;
   const int64_t sequences = seq_offsets.size() - 1;
   check_shapes(config, scores, tokens);

@@ -36,6 +36,7 @@ void swiglu_backward(Context& ctx, Tensor d_gate_up, Tensor dy, Tensor gate_up) 
   const int64_t tokens = dy.rows(), inter = dy.cols();
   FATHOM_CHECK(gate_up.rows() == tokens && gate_up.cols() == 2 * inter);
   FATHOM_CHECK(d_gate_up.rows() == tokens && d_gate_up.cols() == 2 * inter);
+  if (ctx.device != nullptr) return ctx.device->operators.swiglu_backward(ctx, d_gate_up, dy, gate_up);
   const auto& kernel = kernels();
   ctx.pool.parallel_for(0, tokens, row_grain(2 * inter), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {

@@ -8,6 +8,7 @@
 #include "base/cpu.h"
 #include "base/file.h"
 #include "checkpoint/hf_config.h"
+#include "ops/device.h"
 
 namespace fathom {
 namespace {
@@ -230,9 +231,22 @@ void check_files(const TrainOptions& o) {
   }
 }
 
+void check_device(const TrainOptions& o, const ModelConfig& config) {
+  if (o.device == nullptr) return;
+  const auto refuse = [&](std::string_view what, std::string_view instead) {
+    throw UsageError("{}: {} on the CPU alone so far: {}", o.command, what, instead);
+  };
+  if (!config.is_mla()) refuse("models with grouped queries are trained", "leave --device out");
+  if (config.is_sparse() && resolve_dsa(o, config) != Dsa::off) {
+    refuse("sparse attention and its indexers are trained", "leave --device out, or give --dsa off");
+  }
+  if (is_fp8(o.precision)) refuse("products in FP8 are made", "give --precision bf16 or f32, or leave --device out");
+  if (o.check_memory) refuse("--check-memory checks weights", "leave it out; GPUs for servers have ECC memory");
+}
+
 Settings settings_of(const TrainOptions& o, const ModelConfig& c, Balance balance, double alpha) {
   const char* const schedules[] = {"constant", "cosine", "wsd"};
-  Settings settings = {{kInstructionSet, isa_name(cpu_isa())},
+  Settings settings = {{kInstructionSet, o.device != nullptr ? o.device->name : isa_name(cpu_isa())},
                        {"seed", fmt::to_string(o.seed)},
                        {"precision", precision_name(o.precision)},
                        {"moments", format_traits(o.moments).name},

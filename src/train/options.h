@@ -49,6 +49,7 @@ struct TrainOptions {
   Format save_format = Format::f32;  // of the model directory at the end: f32 or bf16
   uint64_t seed = 0;
 
+  const Device* device = nullptr;        // that computes; null: the CPU
   Precision precision = Precision::f32;  // of the linear layers' operands, router and head aside
   Format moments = Format::f32;          // of AdamW: f32 or bf16
 
@@ -102,6 +103,8 @@ struct TrainOptions {
 // UsageError that names the option. The second: what the run writes must not be what it reads.
 void check_options(const TrainOptions& options);
 void check_files(const TrainOptions& options);
+// UsageError for what is not computed on a device yet, where one is asked for.
+void check_device(const TrainOptions& options, const ModelConfig& config);
 
 // `automatic` made one of the others; UsageError when the model has no correction biases.
 Balance resolve_balance(const TrainOptions& options, const ModelConfig& config);

@@ -12,7 +12,7 @@ StepLogs::StepLogs(const TrainOptions& options, const std::filesystem::path& log
   if (!options.tensorboard.empty()) tensorboard.emplace(options.tensorboard, last_step + 1);
 }
 
-void write_step(StepLogs& logs, const StepMetrics& metrics, std::string_view sampled, const TrainedState& state,
+void write_step(StepLogs& logs, const StepMetrics& metrics, std::string_view sampled, const StateToSave& state,
                 bool is_taken, Saver& saver) {
   try {
     if (logs.samples) logs.samples->write_lines(sampled);
@@ -20,14 +20,14 @@ void write_step(StepLogs& logs, const StepMetrics& metrics, std::string_view sam
     if (logs.tensorboard) logs.tensorboard->write(metrics);
   } catch (const Error& error) {
     if (!logs.goes_on_unlogged) {
-      if (is_taken) saver.save_last(state);
+      if (is_taken) saver.save_last(state());
       throw Error("{}; stopped after step {}, go on with --resume", error.what(), saver.saved_step());
     }
     log("step {}: {}; training goes on", metrics.step, error.what());
   }
 }
 
-void save_step(const TrainOptions& options, StepLogs& logs, const StepMetrics& metrics, const TrainedState& state,
+void save_step(const TrainOptions& options, StepLogs& logs, const StepMetrics& metrics, const StateToSave& state,
                bool is_last, Saver& saver) {
   saver.poll();
   // While steps are skipped there is nothing new to save, and what there is may be what they fail at.
@@ -41,9 +41,9 @@ void save_step(const TrainOptions& options, StepLogs& logs, const StepMetrics& m
     log("{}; training goes on", error.what());
   }
   if (is_last) {
-    saver.save_last(state);
+    saver.save_last(state());
   } else {
-    saver.save(state);
+    saver.save(state());
   }
 }
 

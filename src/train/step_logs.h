@@ -3,6 +3,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string_view>
 
@@ -24,13 +25,16 @@ struct StepLogs {
            int64_t last_step);
 };
 
+// The state as it is now, in the host's memory: where a device has it, it is fetched.
+using StateToSave = std::function<const TrainedState&()>;
+
 // Where writing fails the run ends with Error, behind a checkpoint if the state is that of a step that was taken, or is
 // told and goes on (--save-failure warn). `sampled`: lines of answers, before the one that says that the step is done.
-void write_step(StepLogs& logs, const StepMetrics& metrics, std::string_view sampled, const TrainedState& state,
+void write_step(StepLogs& logs, const StepMetrics& metrics, std::string_view sampled, const StateToSave& state,
                 bool is_taken, Saver& saver);
 
 // The checkpoint that --save-every makes due, or the last one; no log is older than it.
-void save_step(const TrainOptions& options, StepLogs& logs, const StepMetrics& metrics, const TrainedState& state,
+void save_step(const TrainOptions& options, StepLogs& logs, const StepMetrics& metrics, const StateToSave& state,
                bool is_last, Saver& saver);
 
 }  // namespace fathom

@@ -12,8 +12,11 @@
 #include "checkpoint/hf_model.h"
 #include "model/loss.h"
 #include "ops/adamw.h"
+#include "ops/device.h"
+#include "ops/embedding.h"
 #include "ops/machine.h"
 #include "train/balance.h"
+#include "train/device_state.h"
 #include "train/memory_check.h"
 #include "train/reading.h"
 #include "train/report.h"
@@ -67,7 +70,17 @@ double batch_bytes(const TrainOptions& o, ModelConfig config) {
 
 // It must fit beside the parameters.
 void check_batch_memory(const TrainOptions& o, const ModelConfig& config) {
-  const double needed = batch_bytes(o, config), present = memory_beside_parameters(o, config);
+  const double needed = batch_bytes(o, config);
+  if (o.device != nullptr) {
+    const double beside = parameter_bytes(o, config), present = static_cast<double>(o.device->free_bytes());
+    if (needed + beside <= present) return;
+    throw Error(
+        "weights, gradient and moments take {}, and a pass over {:.0f} tokens keeps {} for its gradient; of the GPU's "
+        "memory {} are free; give a smaller --micro-batch or --batch-size, --recompute selective or full, or a smaller "
+        "model",
+        human_bytes(beside), tokens_of_pass(o), human_bytes(needed), human_bytes(present));
+  }
+  const double present = memory_beside_parameters(o, config);
   if (needed <= present) return;
   throw Error(
       "a pass over {:.0f} tokens keeps {} for its gradient, beside the parameters there are {}; give a "
@@ -132,17 +145,18 @@ std::string indented(std::string_view text) {
 struct Run {
   const TrainOptions& options;
   const std::function<bool()>& stop_requested;
-  Context ctx;
+  Context ctx;  // of the device, where there is one
   const Tokenizer& tokenizer;
   const ExampleSource& source;
   const std::vector<int32_t>& prompt;
-  TrainedState state;
-  Model model;  // views of state.parameters
+  TrainedState state;      // what the host has of it
+  TrainedState on_device;  // and the device
+  Model model;             // views of trained().parameters
   Parameters gradients;
   TrainedRuns runs;
   LossOptions loss;
   Balance balance;
-  Arena scratch{};  // of what is made again
+  Arena scratch;  // of what is made again
   double begin_s = 0, measured_peak = 0;
   double seconds_before = 0;            // of training, before a --resume
   int64_t last_taken = 0;               // step, of this process
@@ -151,8 +165,19 @@ struct Run {
   std::optional<uint64_t> state_sum{};  // of what the last update left, where that is checked
   bool changed = false;                 // it is not what it was
 
-  // Of the machine, a second; 0 in the first seconds, so that a short run does not wait for the measurement.
+  // What the steps work on.
+  TrainedState& trained() { return ctx.device != nullptr ? on_device : state; }
+  const TrainedState& trained() const { return ctx.device != nullptr ? on_device : state; }
+  // `state` as it is now.
+  const TrainedState& fetched() {
+    if (ctx.device != nullptr) copy_from_device(*ctx.device, state, on_device);
+    return state;
+  }
+
+  // Of the machine, a second; 0 in the first seconds, so that a short run does not wait for the measurement, and of a
+  // device.
   double peak_flops() {
+    if (ctx.device != nullptr) return 0;
     if (measured_peak == 0 && monotonic_s() - begin_s > kSecondsBeforePeak) {
       measured_peak = 1e9 * measure_f32_gflops(ctx.pool);
     }
@@ -169,7 +194,7 @@ struct BatchGradients {
 std::optional<BatchGradients> batch_gradients(Run& run, int64_t step) {
   const std::vector<Examples> parts = run.source.examples(run.ctx, run.model, step);
   const LossOptions loss = loss_of_step(run.options, run.loss, step, parts, std::ssize(run.model.weights.mtp));
-  std::memset(run.gradients.memory.data(), 0, run.gradients.memory.size());
+  fill_zero(run.ctx, Tensor(run.gradients.memory.data(), Format::f32, {run.gradients.n_total}));
   BatchGradients total;
   for (const Examples& part : parts) {
     if (&part != parts.data() && run.stop_requested && run.stop_requested()) return std::nullopt;
@@ -187,14 +212,14 @@ std::optional<BatchGradients> batch_gradients(Run& run, int64_t step) {
 // The average moves after every step that is taken.
 void average_weights(Run& run, int64_t step) {
   if (run.options.ema_decay == 0) return;
-  move_average(run.ctx, run.state.average.all(), run.state.parameters.all(),
+  move_average(run.ctx, run.trained().average.all(), run.trained().parameters.all(),
                static_cast<float>(average_decay(run.options, step)));
 }
 
 // The model with the averaged weights.
 Model averaged(const Run& run) {
   Model model = run.model;
-  model.weights = run.state.average.weights;
+  model.weights = run.trained().average.weights;
   return model;
 }
 
@@ -209,6 +234,16 @@ LossResult validation_loss(Run& run, const Model& model, int64_t step) {
   return total;
 }
 
+// As the model will be used, and on the host: a device has its weights row by row.
+std::string sample(Run& run, int64_t step) {
+  Model exact = run.model;
+  exact.precision = Precision::f32;
+  exact.weights = run.fetched().parameters.weights;
+  Arena arena;
+  Context host{run.ctx.pool, arena};
+  return run.options.sample(host, exact, run.tokenizer, run.prompt, step);
+}
+
 // Nothing, and nothing changed, when it is told to stop before the gradient is whole.
 std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   const TrainOptions& o = run.options;
@@ -221,7 +256,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
   std::string why = begin_step(o, m, run.state);
   run.changed = run.state_sum && *run.state_sum != state_checksum(run.ctx.pool, run.state);
   run.not_finite = !is_finite(m);
-  if (!biases_are_finite(run.model.weights)) {  // which neither loss nor gradient tells
+  if (!biases_are_finite(run.state.parameters.weights)) {  // which neither loss nor gradient tells
     run.not_finite = true;
     why = kBrokenBias;
   }
@@ -230,9 +265,11 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     log("step {}: skipped: {}", step, why);
     count_skipped(std::move(why), m, run.state);
   } else {
-    run.broken = !update_parameters(run.ctx, o, run.state, run.gradients, run.runs, step, m.lr, norms);
-    if (const double speed = bias_speed(o, run.balance, step); speed != 0)
-      update_biases(run.model.weights, loss.expert_load, speed);
+    run.broken = !update_parameters(run.ctx, o, run.trained(), run.gradients, run.runs, step, m.lr, norms);
+    if (const double speed = bias_speed(o, run.balance, step); speed != 0) {
+      update_biases(run.state.parameters.weights, loss.expert_load, speed);
+      if (run.ctx.device != nullptr) upload_biases(*run.ctx.device, run.on_device, run.state);
+    }
     run.last_taken = step;
     average_weights(run, step);
     if (run.state_sum) run.state_sum = state_checksum(run.ctx.pool, run.state);
@@ -246,16 +283,14 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
     const double flops = training_flops_a_token(run.state.config, seq_len, with_mtp);
     m.mfu = static_cast<double>(whole->n_tokens) / std::max(seconds, 1e-9) * flops / peak;
   }
-  if (reports_load(o, step)) m.bias_ranges = bias_ranges(run.model.weights);
+  if (reports_load(o, step)) m.bias_ranges = bias_ranges(run.state.parameters.weights);
   if (run.source.describe) run.source.describe(m);
   if (run.source.validation && validates(o, step)) {
     set_validation(validation_loss(run, run.model, step), m, run.state);
     if (o.ema_decay > 0) m.val_loss_average = validation_loss(run, averaged(run), step).loss();
   }
   if (o.sample_every > 0 && (step == o.steps || step % o.sample_every == 0)) {
-    Model exact = run.model;  // as it will be used
-    exact.precision = Precision::f32;
-    m.sample = o.sample(run.ctx, exact, run.tokenizer, run.prompt, step);
+    m.sample = sample(run, step);
   }
   m.seconds = run.seconds_before + monotonic_s() - run.begin_s;
   return m;
@@ -263,6 +298,7 @@ std::optional<StepMetrics> train_step(Run& run, int64_t step) {
 
 // Writes the model directory, that of the averaged weights inside it, and the report.
 void finish(Run& run, const fs::path& log_path, const Settings& settings) {
+  run.fetched();
   const fs::path& out = run.options.out;
   run.tokenizer.save(out);  // before the model, whose config.json comes last: what is not whole does not load
   save_model(out, run.state.config, run.state.parameters.weights, {.format = run.options.save_format});
@@ -291,13 +327,15 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
   if (options.chat_template) tokenizer.set_chat_template(*options.chat_template);
   const ModelConfig config = initial_config(options, tokenizer);
   check_fit(options, config, tokenizer);
+  check_device(options, config);
   check_batch_memory(options, config);
   if (options.mask_documents && tokenizer.eos_id() < 0) {
     throw UsageError("{}: --mask-documents needs a tokenizer with an end token, which tells documents apart",
                      options.command);
   }
+  const double of_pass = options.device != nullptr ? 0 : batch_bytes(options, config);
   options.saver.mode = resolve_save_mode(options.saver.mode, state_bytes(options, config),
-                                         memory_beside_parameters(options, config) - batch_bytes(options, config));
+                                         memory_beside_parameters(options, config) - of_pass);
   const std::vector<int32_t> prompt =
       options.prompt_ids.empty() ? tokenizer.encode(options.prompt) : options.prompt_ids;
   if (options.sample_every > 0) {
@@ -327,30 +365,37 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
   if (state.step < options.steps) check_free_space(options.out, state);
   StepLogs logs(options, log_path, {}, state.step);
 
-  Arena arena;
+  const Device* const device = options.device;
+  const auto make_arena = [&] { return device != nullptr ? Arena(device->allocate) : Arena(); };
+  Arena arena = make_arena();
   Run run{.options = options,
           .stop_requested = stop_requested,
-          .ctx = {pool, arena},
+          .ctx = {pool, arena, device},
           .tokenizer = tokenizer,
           .source = source,
           .prompt = prompt,
           .state = std::move(state),
+          .on_device = {},
           .model = {},
           .gradients = {},
           .runs = {},
           .loss = {},
-          .balance = balance};
-  run.model = make_model(run.state.config, run.state.parameters.weights);
+          .balance = balance,
+          .scratch = make_arena()};
+  if (device != nullptr) run.on_device = copy_to_device(*device, run.state);
+  const StateToSave to_save = [&run]() -> const TrainedState& { return run.fetched(); };
+  run.model = make_model(run.state.config, run.trained().parameters.weights);
   run.model.precision = options.precision;
   run.model.dense_attention = dsa == Dsa::off || dsa == Dsa::warmup;
-  run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false);
+  run.gradients = allocate_parameters(run.state.config, /*with_bias=*/false, {}, device);
   run.loss = loss_of_run(options, run.state.config, balance, alpha);
   run.runs = trained_runs(run.state.parameters, run.state.config, run.loss);
   run.loss.recompute = options.recompute;
   run.loss.scratch = &run.scratch;
   const ParameterCount count = count_parameters(run.state.config);
-  log("{} parameters, {} active a token; {}; {} threads", human_count(static_cast<double>(count.total)),
-      human_count(static_cast<double>(count.active)), source.contents, pool.size());
+  log("{} parameters, {} active a token; {}; {}", human_count(static_cast<double>(count.total)),
+      human_count(static_cast<double>(count.active)), source.contents,
+      device != nullptr ? device->name : fmt::format("{} threads", pool.size()));
 
   if (options.lr.warmup > options.steps) {
     log("--warmup {} ends behind the last step {}: the learning rate stays below --lr", options.lr.warmup,
@@ -368,11 +413,11 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
     const std::optional<StepMetrics> done = train_step(run, step);
     if (!done) {
       result.stopped = true;
-      saver.save_last(run.state);
+      saver.save_last(to_save());
       break;
     }
     const StepMetrics& m = *done;
-    write_step(logs, m, {}, run.state, run.state.guard.skipped == 0 && !run.broken, saver);
+    write_step(logs, m, {}, to_save, run.state.guard.skipped == 0 && !run.broken, saver);
     if (run.changed) give_up(options.out, run.last_taken, step, *m.skipped, kSoundMemory);
     if (run.broken) give_up(options.out, run.last_taken, step, kBrokenState, kCalmer);
     if (!m.skipped) saver.taken(step);
@@ -380,7 +425,7 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
       const int64_t n = std::exchange(run.state.guard.skipped, 0);  // who resumes has as many tries
       const std::string why = fmt::format("{}; it is skipped number {} in a row", *m.skipped, n);
       if (run.not_finite) give_up(options.out, run.last_taken, step, why, kCalmer);
-      saver.save_last(run.state);
+      saver.save_last(to_save());
       give_up_with_saved(options.out, step, why);
     }
     if (m.val_loss) {
@@ -394,7 +439,7 @@ TrainResult train(const TrainOptions& given, const OpenSource& open, ThreadPool&
                                       val_loss ? fmt::format(" val {:.4f}", *val_loss) : "", m.tokens_per_s,
                                       m.mfu ? fmt::format(", {:.0f} % MFU", 100 * *m.mfu) : ""));
     result.stopped = stop_requested && stop_requested() && step < options.steps;
-    save_step(options, logs, m, run.state, result.stopped || step == options.steps, saver);
+    save_step(options, logs, m, to_save, result.stopped || step == options.steps, saver);
     if (result.stopped) break;
   }
   progress.finish();

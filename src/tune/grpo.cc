@@ -281,6 +281,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
 
   const double run_begin_s = monotonic_s(), seconds_before = logs.metrics.seconds_before();
   if (o.check_memory) run.state_sum = state_checksum(pool, run.state);
+  const StateToSave to_save = [&run]() -> const TrainedState& { return run.state; };
   GrpoResult result;
   if (run.state.step == o.steps) log("all {} steps are done; model and report are written again", o.steps);
   Progress progress("reinforcing", o.steps, run.state.step);
@@ -294,7 +295,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
     }
     StepMetrics& m = done->metrics;
     m.seconds = seconds_before + monotonic_s() - run_begin_s;
-    write_step(logs, m, done->samples, run.state, run.state.guard.skipped == 0 && !run.broken, saver);
+    write_step(logs, m, done->samples, to_save, run.state.guard.skipped == 0 && !run.broken, saver);
     if (run.broken) give_up(o.out, run.last_taken, step, kBrokenState, kCalmer);
     if (!m.skipped) {
       run.last_taken = step;
@@ -313,7 +314,7 @@ GrpoResult grpo(const GrpoOptions& given, ThreadPool& pool, const std::function<
     }
     progress.update(step, progress_note(*done));
     result.stopped = stop_requested && stop_requested() && step < o.steps;
-    save_step(o, logs, m, run.state, result.stopped || step == o.steps, saver);
+    save_step(o, logs, m, to_save, result.stopped || step == o.steps, saver);
     if (result.stopped) break;
   }
   progress.finish();

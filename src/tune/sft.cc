@@ -211,6 +211,9 @@ void check_before(const SftOptions& given, TrainOptions o) {
   if (!(given.epochs > 0 && given.epochs <= 1e6)) {
     throw UsageError("sft: --epochs is {}, must be above 0 and at most 10^6", given.epochs);
   }
+  if (o.device != nullptr && !given.teacher.logits.empty()) {
+    throw UsageError("sft: --teacher-logits are learned on the CPU alone so far: leave --device out");
+  }
   check_options(o);
   check_files(o);
 }

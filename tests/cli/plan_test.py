@@ -263,6 +263,7 @@ class Costs(unittest.TestCase):
         for over in ("batch", "batch=", "nothing=1", "=1", "batch=1,,2", "batch=1,x", "tokens=1"):
             self.refused(2, ["plan serve"], "serve", "--over", over)
             self.refused(2, ["plan serve"], "serve", "--over", over, "--json")
+        self.refused(2, ["--over batch=1,,2", "should be an option and its values"], "serve", "--over", "batch=1,,2")
         self.refused(2, ["--over", "--explain", "--json"], "serve", "--over", "batch=1,2", "--explain")
         told = [json.loads(line) for line in plan("serve", "--over", "batch=1,2", "--explain", "--json").stdout.splitlines()]
         self.assertEqual([bool(each["lines"]["tpot_s"]["formula"]) for each in told], [True, True])

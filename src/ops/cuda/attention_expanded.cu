@@ -18,8 +18,8 @@ struct Expanded {
   const float* k_rope;
   float* lse;  // or null
   const int32_t* seq_offsets;
-  int64_t o_stride, q_stride, kv_stride, k_rope_stride;
-  int tokens, n_sequences, n_heads, nope, rope, v;
+  int64_t o_stride, q_stride, kv_stride, k_rope_stride, lse_stride;
+  int tokens, n_sequences, nope, rope, v;
   float scale;
 };
 
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kQueries* kWarp) expanded_kernel(Expanded a) {
     const int d = lane + i * kWarp;
     if (d < a.v) a.o[token * a.o_stride + head * a.v + d] = out[i] / sum;
   }
-  if (a.lse != nullptr && lane == 0) a.lse[static_cast<int64_t>(token) * a.n_heads + head] = largest + logf(sum);
+  if (a.lse != nullptr && lane == 0) a.lse[token * a.lse_stride + head] = largest + logf(sum);
 }
 
 }  // namespace
@@ -111,9 +111,9 @@ void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, T
                   .q_stride = q.row_stride,
                   .kv_stride = kv.row_stride,
                   .k_rope_stride = k_rope.row_stride,
+                  .lse_stride = lse.row_stride,
                   .tokens = static_cast<int>(q.rows()),
                   .n_sequences = static_cast<int>(seq_offsets.size() - 1),
-                  .n_heads = static_cast<int>(dims.n_heads),
                   .nope = static_cast<int>(dims.qk_nope_head_dim),
                   .rope = static_cast<int>(dims.qk_rope_head_dim),
                   .v = static_cast<int>(dims.v_head_dim),

@@ -5,13 +5,13 @@
 #include "base/arithmetic.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/operators.h"
+#include "ops/cuda/router_scores.h"
 
 namespace fathom::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kMaxExperts = 1024;  // a thread each
 
 // ---- The router
 
@@ -48,14 +48,7 @@ __global__ void route_kernel(Route r) {
   const int n_warps = static_cast<int>(blockDim.x) / kWarp;
   const bool is_expert = e < r.experts;
   const float logit = is_expert ? r.logits[token * r.logits_stride + e] : -INFINITY;
-  float score = 0;
-  if (r.softmax) {
-    const float largest = block_max(logit, reduced, n_warps);
-    const float power = is_expert ? expf(logit - largest) : 0;
-    score = power / block_sum(power, reduced, n_warps);
-  } else if (is_expert) {
-    score = 1 / (1 + expf(-logit));
-  }
+  const float score = score_of(logit, r.softmax, is_expert, reduced, n_warps);
   if (is_expert) {
     r.scores[token * r.scores_stride + e] = score;
     choice[e] = nan_as_lowest(r.bias != nullptr ? score + r.bias[e] : score);
@@ -149,7 +142,8 @@ __global__ void sort_kernel(Sort s) {
   }
   if (expert != s.experts - 1) return;
   if (lane == 0) s.offsets[s.experts] = lower;
-  for (int slot = lower + lane; slot < slots; slot += kWarp) s.token_of[slot] = 0;  // empty ones name a row that there is
+  for (int slot = lower + lane; slot < slots; slot += kWarp)
+    s.token_of[slot] = 0;  // empty ones name a row that there is
 }
 
 // One block, a thread an expert: those that have slots.
@@ -212,8 +206,6 @@ __global__ void combine_kernel(Combine c) {
   }
   *y = sum;
 }
-
-unsigned whole_warps(int64_t n) { return static_cast<unsigned>((n + kWarp - 1) / kWarp * kWarp); }
 
 }  // namespace
 

@@ -199,6 +199,11 @@ LinearInput make_linear_input(Context& ctx, Tensor x, std::span<const Tensor> we
 }
 
 void linear(Context& ctx, std::span<const LinearCall> calls) {
+  const auto by_rows = [](const LinearCall& call) { return !call.w.panels; };
+  if (std::any_of(calls.begin(), calls.end(), by_rows)) {
+    FATHOM_CHECK(std::all_of(calls.begin(), calls.end(), by_rows));
+    return linear_rows(ctx, calls);
+  }
   std::vector<bool> done(calls.size());
   for (size_t i = 0; i < calls.size(); ++i) {
     if (done[i]) continue;

@@ -81,6 +81,7 @@ struct Rotation {
   int head_stride, offset, n_heads, half;
   bool interleaved;
   float attention_scaling;
+  float direction;  // 1, or -1 for the opposite angle
   float inv_freq[kMaxPairs];
 };
 
@@ -90,7 +91,7 @@ __device__ __forceinline__ void rotate_token(const Rotation& r, int64_t token, i
   const int pair = thread % r.half, heads_at_once = n_threads / r.half;
   if (thread >= heads_at_once * r.half) return;
   const float angle = position * r.inv_freq[pair];
-  const float cosine = cosf(angle) * r.attention_scaling, sine = sinf(angle) * r.attention_scaling;
+  const float cosine = cosf(angle) * r.attention_scaling, sine = sinf(angle) * r.attention_scaling * r.direction;
   const int first = r.interleaved ? 2 * pair : pair, second = r.interleaved ? 2 * pair + 1 : pair + r.half;
   for (int h = thread / r.half; h < r.n_heads; h += heads_at_once) {
     float* head = r.x + token * r.x_stride + static_cast<int64_t>(h) * r.head_stride + r.offset;
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kRotateThreads) norm_and_rotate_kernel(NormAnd
   if (n.inv_rms != nullptr && thread == 0) n.inv_rms[token] = scale;
 }
 
-Rotation rotation(const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout) {
+Rotation rotation(const Rope& rope, Tensor x, Tensor positions, const RopeLayout& layout, float direction = 1) {
   FATHOM_CHECK(rope.dim / 2 <= kMaxPairs, "heads with {} rotated dimensions", rope.dim);
   Rotation r{x.f32(),
              positions.i32(),
@@ -162,6 +163,7 @@ Rotation rotation(const Rope& rope, Tensor x, Tensor positions, const RopeLayout
              static_cast<int>(rope.dim / 2),
              rope.interleaved,
              rope.attention_scaling,
+             direction,
              {}};
   std::copy(rope.inv_freq.begin(), rope.inv_freq.end(), r.inv_freq);
   return r;
@@ -228,6 +230,12 @@ void rope(Context& ctx, const Rope& rope, Tensor x, Tensor positions, const Rope
   if (x.rows() == 0) return;
   launch(ctx, rope_kernel, dim3(static_cast<unsigned>(x.rows())), dim3(kThreads), 0,
          rotation(rope, x, positions, layout));
+}
+
+void rope_backward(Context& ctx, const Rope& rope, Tensor dx, Tensor positions, const RopeLayout& layout) {
+  if (dx.rows() == 0) return;
+  launch(ctx, rope_kernel, dim3(static_cast<unsigned>(dx.rows())), dim3(kThreads), 0,
+         rotation(rope, dx, positions, layout, -1));
 }
 
 }  // namespace fathom::cuda

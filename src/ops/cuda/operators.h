@@ -1,5 +1,5 @@
 // The CUDA forms of the operators; what they mean stands where the operator is declared. All tensors lie in the
-// device's memory, and nothing here waits for the device.
+// device's memory, and nothing here waits for the device but where it is said.
 #pragma once
 
 #include "ops/device.h"
@@ -40,6 +40,39 @@ void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, T
                    float scale, Tensor lse);
 void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, const DeviceCaches& caches,
                             const MlaDims& dims, float scale);
+
+// embedding_backward.cu
+void embedding_backward_weight(Context& ctx, Tensor dtable, Tensor dy, Tensor ids);
+void swiglu_backward(Context& ctx, Tensor d_gate_up, Tensor dy, Tensor gate_up);
+// cross_entropy.cu
+void cross_entropy_backward(Context& ctx, Tensor loss, Tensor logits, Tensor targets, float scale, Tensor row_scales);
+// norm_backward.cu
+void rms_norm_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor x, Tensor w, Tensor inv_rms, bool accumulate);
+void rms_norm_backward_weight(Context& ctx, Tensor dw, Tensor dy, Tensor x, Tensor inv_rms);
+// norm.cu
+void rope_backward(Context& ctx, const Rope& rope, Tensor dx, Tensor positions, const RopeLayout& layout);
+// products.cu: linear layers of f32 row by row, as training has them. offsets: of experts, absent for one matrix.
+void linear_rows(Context& ctx, std::span<const LinearCall> calls);
+void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate,
+                           Precision precision);
+void linear_backward_weight(Context& ctx, std::span<const WeightGradientCall> calls);
+// attention_backward.cu
+void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
+                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale);
+// experts_backward.cu
+void weigh_chosen(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores,
+                  Tensor logits);
+void route_backward(Context& ctx, const RouterConfig& config, Tensor d_logits, Tensor d_weights, Tensor topk_ids,
+                    Tensor scores, Tensor d_scores);
+void dispatch_backward(Context& ctx, Tensor dx, Tensor dx_sorted, const Dispatch& d);
+void combine_backward(Context& ctx, Tensor dy_sorted, Tensor dy, Tensor topk_weights, const Dispatch& d);
+void combine_backward_weights(Context& ctx, Tensor d_weights, Tensor d_inner, Tensor inner, Tensor topk_weights,
+                              const Dispatch& d);
+// adamw.cu: these wait for the device where they return a number.
+bool adamw_step(Context& ctx, const cpu::AdamwStep& step, std::span<float> params, std::span<const float> grads,
+                Tensor m, Tensor v);
+void move_average(Context& ctx, std::span<float> average, std::span<const float> values, float decay);
+double sum_of_squares(Context& ctx, std::span<const float> values);
 
 // Products of every head with a weight of its own, whose inputs and outputs stand side by side in their rows:
 //   y[t, h * y_step + o] = sum_i x[t, h * x_step + i] w_h[o, i]

@@ -26,7 +26,7 @@ void attention_backward_input(Context& ctx, const Model& model, const MlaWeights
   g.kv_a = new_like(ctx, s.kv_a);
   const Tensor d_k_rope = g.kv_a.columns(rank, rope_dim);
   mla_attention_backward(ctx, g.q, g.kv, d_k_rope, g.o, s.o, s.q, s.kv, s.kv_a.columns(rank, rope_dim), s.lse,
-                         batch.seq_offsets, dims, model.softmax_scale, s.indexer.selected);
+                         batch.seq_offsets, dims, model.softmax_scale, s.indexer.selected, model.precision);
 
   g.latent = new_like(ctx, s.latent);
   linear_backward_input(ctx, g.latent, g.kv, w.kv_b, /*accumulate=*/false, rounding);

@@ -239,7 +239,8 @@ Tensor attention_block(Context& ctx, const Model& model, const MlaWeights& w, co
     s.lse = new_f32(ctx, {tokens, dims.n_heads});
     linear(ctx, {call(model, s.kv, matrix_input(ctx, model, s.latent, {w.kv_b}), w.kv_b)});
     if (s.indexer.q && !model.dense_attention) choose_keys(ctx, model, batch, s.indexer);
-    mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse, s.indexer.selected);
+    mla_attention(ctx, s.o, s.q, s.kv, k_rope, batch.seq_offsets, dims, model.softmax_scale, s.lse, s.indexer.selected,
+                  model.precision);
     if (!batch.prompts.empty()) attend_as_generated(ctx, model, w, batch, k_rope, s);
   }
   if (is_fp8(model.precision)) round_to_e5m6(ctx, s.o);

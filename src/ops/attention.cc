@@ -155,12 +155,12 @@ void norm_and_rotate(Context& ctx, const Rope& rope_of, Tensor q, const RopeLayo
 }
 
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
-                   float scale, Tensor lse, Tensor selected) {
+                   float scale, Tensor lse, Tensor selected, Precision precision) {
   const ExpandedInputs in = {q, kv, k_rope, dims};
   if (ctx.device != nullptr) {
     check_shapes(in, o);
     FATHOM_CHECK(!selected);
-    return ctx.device->operators.mla_attention(ctx, o, q, kv, k_rope, seq_offsets, dims, scale, lse);
+    return ctx.device->operators.mla_attention(ctx, o, q, kv, k_rope, seq_offsets, dims, scale, lse, precision);
   }
   check_expanded(in, o, seq_offsets);
   std::vector<QueryBlock> blocks;

@@ -10,6 +10,7 @@
 #include "ops/indexer.h"
 #include "ops/latent_rows.h"
 #include "ops/rope.h"
+#include "ops/rounding.h"
 
 namespace fathom {
 
@@ -34,13 +35,14 @@ void norm_and_rotate(Context& ctx, const Rope& rope, Tensor q, const RopeLayout&
 // o: [tokens, heads * v];  lse: [tokens, heads] log-sum-exp of the scaled scores, for the backward pass (optional)
 // selected: [tokens, any] i32 (optional): the keys that each token sees, counted from its sequence's first, then -1
 // (V3.2 section 2.1.1); without it, all up to its own
+// precision: bf16 has a device round the operands of its products to bf16, with sums in f32; the CPU's are f32.
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
-                   float scale, Tensor lse = {}, Tensor selected = {});
+                   float scale, Tensor lse = {}, Tensor selected = {}, Precision precision = Precision::f32);
 
 // dq, dkv, dk_rope: shaped as their forward twins, overwritten. Needs o and lse of the forward pass.
 void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
                             Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
-                            Tensor selected = {});
+                            Tensor selected = {}, Precision precision = Precision::f32);
 
 inline constexpr int64_t kCachePageRows = 64;  // of a latent cache in pages
 static_assert(kIndexBlock == kCachePageRows);

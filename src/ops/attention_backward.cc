@@ -151,14 +151,14 @@ std::vector<Sweep> make_tasks(Tensor seq_offsets, int64_t n_heads, int n_threads
 
 void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
                             Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
-                            Tensor selected) {
+                            Tensor selected, Precision precision) {
   const int64_t n_tokens = q.rows(), heads = dims.n_heads, rope = dims.qk_rope_head_dim, v_dim = dims.v_head_dim;
   FATHOM_CHECK(lse && lse.rows() == n_tokens && lse.cols() == heads);
   if (ctx.device != nullptr) {
     check_shapes({q, kv, k_rope, dims}, o);
     FATHOM_CHECK(!selected);
     return ctx.device->operators.mla_attention_backward(ctx, dq, dkv, dk_rope, d_o, o, q, kv, k_rope, lse, seq_offsets,
-                                                        dims, scale);
+                                                        dims, scale, precision);
   }
   const ArenaScope scope(ctx.arena);
   float* delta = new_floats(ctx, n_tokens * heads);

@@ -58,7 +58,7 @@ struct DeviceOperators {
   // latent: [tokens, kv_lora_rank], k_rope: [tokens, rope], as the cache stores them from now on
   void (*write_cache)(Context&, const DeviceCaches&, Tensor latent, Tensor k_rope);
   void (*mla_attention)(Context&, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims&,
-                        float scale, Tensor lse);
+                        float scale, Tensor lse, Precision);
   // mla_attention_absorbed over those caches, the new tokens' rows among them.
   void (*mla_attention_absorbed)(Context&, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, const DeviceCaches&,
                                  const MlaDims&, float scale);
@@ -72,7 +72,8 @@ struct DeviceOperators {
   void (*linear_backward_input)(Context&, Tensor dx, Tensor dy, Tensor w, Tensor offsets, bool accumulate, Precision);
   void (*linear_backward_weight)(Context&, std::span<const WeightGradientCall> calls);
   void (*mla_attention_backward)(Context&, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
-                                 Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims&, float scale);
+                                 Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims&, float scale,
+                                 Precision);
   void (*weigh_chosen)(Context&, const RouterConfig&, Tensor topk_ids, Tensor topk_weights, Tensor scores,
                        Tensor logits);
   void (*route_backward)(Context&, const RouterConfig&, Tensor d_logits, Tensor d_weights, Tensor topk_ids,

@@ -1,4 +1,4 @@
-// The backward pass of expanded attention, in f32 throughout. Two sweeps over the tiles of scores, which both make
+// The backward pass of expanded attention, here in f32 throughout. Two sweeps over the tiles of scores, which both make
 // again from the saved log-sum-exp: one gives every block some queries, whose dq it sums over their keys, one some
 // keys, whose dk and dv it sums over the queries that see them. So nothing is added by two blocks at once, and every
 // sum runs over tokens in their order, wherever tiles begin.
@@ -7,7 +7,7 @@
 #include <algorithm>
 
 #include "base/arithmetic.h"
-#include "ops/cuda/kernel.h"
+#include "ops/cuda/attention_backward.h"
 #include "ops/cuda/operators.h"
 
 namespace fathom::cuda {
@@ -15,31 +15,13 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kTile = 64;          // queries, keys, and the columns that are multiplied at a time: a slice
-constexpr int kSide = kTile / 4;   // threads along a tile's side, each with 4 of its rows and 4 of its columns
-constexpr int kPitch = kTile + 4;  // floats from row to row in shared memory: a warp's rows lie in different banks
+constexpr int kTile = kBackwardTile;  // queries, keys, and the columns that are multiplied at a time: a slice
+constexpr int kSide = kTile / 4;      // threads along a tile's side, each with 4 of its rows and 4 of its columns
+constexpr int kPitch = kTile + 4;     // floats from row to row in shared memory: a warp's rows lie in different banks
 constexpr int kSliceFloats = kTile * kPitch;
 constexpr int kStageFloats = 2 * kSliceFloats;  // a slice of the block's rows, one of those they meet
 constexpr int64_t kBlocksAtOnce = 1024;         // of a launch, and so the heads of which there are parts of dk_rope
 static_assert(kSide * kSide == kThreads && kTile % 4 == 0 && kTile <= kThreads);
-
-struct Backward {
-  float *dq, *dkv;
-  float* dk_rope_of_head;  // [heads_at_once, tokens, rope]
-  const float *q, *kv, *k_rope, *d_o, *o, *lse;
-  const int32_t* seq_offsets;
-  float* delta;            // [tokens, heads]: d_o . o
-  int32_t *begins, *ends;  // [tokens]: of the token's sequence
-  int64_t dq_stride, dkv_stride, q_stride, kv_stride, k_rope_stride, d_o_stride, o_stride, lse_stride;
-  int tokens, n_sequences, n_heads, nope, rope, v;
-  int first_head, heads_at_once;  // of this launch
-  float scale;
-  bool in_fours;  // all of it can be read and written as float4
-
-  __host__ __device__ int nope_slices() const { return (nope + kTile - 1) / kTile; }
-  __host__ __device__ int key_slices() const { return nope_slices() + (rope + kTile - 1) / kTile; }
-  __host__ __device__ int value_slices() const { return (v + kTile - 1) / kTile; }
-};
 
 // ---- What both sweeps read
 
@@ -381,8 +363,8 @@ void sweep(Context& ctx, const Backward& call) {
 }  // namespace
 
 void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
-                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims,
-                            float scale) {
+                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
+                            Precision precision) {
   const int64_t tokens = q.rows(), heads = dims.n_heads, rope = dims.qk_rope_head_dim;
   if (tokens == 0) return;
   const auto whole = [](Tensor t) {
@@ -432,8 +414,12 @@ void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope,
   for (int64_t head = 0; head < heads; head += heads_at_once) {
     call.first_head = static_cast<int>(head);
     call.heads_at_once = static_cast<int>(std::min(heads_at_once, heads - head));
-    sweep<false>(ctx, call);
-    sweep<true>(ctx, call);
+    if (precision == Precision::bf16) {
+      attention_backward_bf16(ctx, call);
+    } else {
+      sweep<false>(ctx, call);
+      sweep<true>(ctx, call);
+    }
     launch(ctx, sum_heads_kernel, dim3(static_cast<unsigned>(ceil_div(tokens * rope, int64_t{kThreads}))),
            dim3(kThreads), 0,
            SumOfHeads{dk_rope.f32(), call.dk_rope_of_head, dk_rope.row_stride, tokens * rope, call.heads_at_once,

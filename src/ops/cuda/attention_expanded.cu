@@ -1,7 +1,7 @@
 #include <math.h>
 
 #include "base/arithmetic.h"
-#include "ops/cuda/kernel.h"
+#include "ops/cuda/attention_expanded.h"
 #include "ops/cuda/operators.h"
 
 namespace fathom::cuda {
@@ -10,18 +10,6 @@ namespace {
 constexpr int kQueries = 8;    // of a block, a warp each
 constexpr int kKeys = 32;      // in shared memory, a lane each
 constexpr int kMaxValues = 8;  // of a head's v, each lane: v_head_dim <= 256
-
-struct Expanded {
-  float* o;
-  const float* q;
-  const float* kv;
-  const float* k_rope;
-  float* lse;  // or null
-  const int32_t* seq_offsets;
-  int64_t o_stride, q_stride, kv_stride, k_rope_stride, lse_stride;
-  int tokens, n_sequences, nope, rope, v;
-  float scale;
-};
 
 // blockIdx: some queries, a head. Online softmax over tiles of keys.
 __global__ void __launch_bounds__(kQueries* kWarp) expanded_kernel(Expanded a) {
@@ -93,31 +81,32 @@ __global__ void __launch_bounds__(kQueries* kWarp) expanded_kernel(Expanded a) {
 }  // namespace
 
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
-                   float scale, Tensor lse) {
+                   float scale, Tensor lse, Precision precision) {
   if (q.rows() == 0) return;
+  const Expanded call{.o = o.f32(),
+                      .q = q.f32(),
+                      .kv = kv.f32(),
+                      .k_rope = k_rope.f32(),
+                      .lse = lse ? lse.f32() : nullptr,
+                      .seq_offsets = seq_offsets.i32(),
+                      .o_stride = o.row_stride,
+                      .q_stride = q.row_stride,
+                      .kv_stride = kv.row_stride,
+                      .k_rope_stride = k_rope.row_stride,
+                      .lse_stride = lse.row_stride,
+                      .tokens = static_cast<int>(q.rows()),
+                      .n_sequences = static_cast<int>(seq_offsets.size() - 1),
+                      .nope = static_cast<int>(dims.qk_nope_head_dim),
+                      .rope = static_cast<int>(dims.qk_rope_head_dim),
+                      .v = static_cast<int>(dims.v_head_dim),
+                      .scale = scale};
+  if (precision == Precision::bf16) return attention_expanded_bf16(ctx, call, dims.n_heads);
   FATHOM_CHECK(dims.v_head_dim <= kMaxValues * kWarp, "values of {} numbers", dims.v_head_dim);
   const int64_t dim = dims.qk_nope_head_dim + dims.qk_rope_head_dim;
   const int64_t floats = kQueries * dim + kKeys * (dim | 1) + kKeys * dims.v_head_dim;
   launch(ctx, expanded_kernel,
          dim3(static_cast<unsigned>(ceil_div(q.rows(), int64_t{kQueries})), static_cast<unsigned>(dims.n_heads)),
-         dim3(kQueries * kWarp), static_cast<size_t>(floats) * sizeof(float),
-         Expanded{.o = o.f32(),
-                  .q = q.f32(),
-                  .kv = kv.f32(),
-                  .k_rope = k_rope.f32(),
-                  .lse = lse ? lse.f32() : nullptr,
-                  .seq_offsets = seq_offsets.i32(),
-                  .o_stride = o.row_stride,
-                  .q_stride = q.row_stride,
-                  .kv_stride = kv.row_stride,
-                  .k_rope_stride = k_rope.row_stride,
-                  .lse_stride = lse.row_stride,
-                  .tokens = static_cast<int>(q.rows()),
-                  .n_sequences = static_cast<int>(seq_offsets.size() - 1),
-                  .nope = static_cast<int>(dims.qk_nope_head_dim),
-                  .rope = static_cast<int>(dims.qk_rope_head_dim),
-                  .v = static_cast<int>(dims.v_head_dim),
-                  .scale = scale});
+         dim3(kQueries * kWarp), static_cast<size_t>(floats) * sizeof(float), call);
 }
 
 }  // namespace fathom::cuda

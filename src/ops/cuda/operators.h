@@ -37,7 +37,7 @@ void linear(Context& ctx, std::span<const LinearCall> calls);
 // attention.cu, attention_expanded.cu
 void write_cache(Context& ctx, const DeviceCaches& caches, Tensor latent, Tensor k_rope);
 void mla_attention(Context& ctx, Tensor o, Tensor q, Tensor kv, Tensor k_rope, Tensor seq_offsets, const MlaDims& dims,
-                   float scale, Tensor lse);
+                   float scale, Tensor lse, Precision precision);
 void mla_attention_absorbed(Context& ctx, Tensor o, Tensor q, Tensor kv_b, Tensor k_b, const DeviceCaches& caches,
                             const MlaDims& dims, float scale);
 
@@ -58,7 +58,8 @@ void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor 
 void linear_backward_weight(Context& ctx, std::span<const WeightGradientCall> calls);
 // attention_backward.cu
 void mla_attention_backward(Context& ctx, Tensor dq, Tensor dkv, Tensor dk_rope, Tensor d_o, Tensor o, Tensor q,
-                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale);
+                            Tensor kv, Tensor k_rope, Tensor lse, Tensor seq_offsets, const MlaDims& dims, float scale,
+                            Precision precision);
 // experts_backward.cu
 void weigh_chosen(Context& ctx, const RouterConfig& config, Tensor topk_ids, Tensor topk_weights, Tensor scores,
                   Tensor logits);

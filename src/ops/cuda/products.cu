@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "base/arithmetic.h"
 #include "ops/cuda/operators.h"
@@ -50,9 +51,14 @@ __global__ void __launch_bounds__(kThreads) add_parts_kernel(Parts p) {
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i >= p.size) return;
   float sum = 0;
+#pragma unroll 8  // loads that do not wait for each other
   for (int part = 0; part < p.n_parts; ++part) sum += p.parts[part * p.size + i];
   float* to = p.c + i / p.n * p.ldc + i % p.n;
   *to = p.accumulate ? *to + sum : sum;
+}
+
+bool in_fours(const void* data, int64_t stride, int64_t step) {
+  return reinterpret_cast<uintptr_t>(data) % sizeof(float4) == 0 && stride % 4 == 0 && step % 4 == 0;
 }
 
 unsigned blocks_for(int64_t n, int64_t in_block) { return static_cast<unsigned>(ceil_div(n, in_block)); }
@@ -74,13 +80,16 @@ void multiply(Context& ctx, Precision precision, Product p, Tensor group_offsets
   constexpr bool kShareK = a == Stored::by_rows_of_k;  // experts have parts of k
   const ArenaScope scope(ctx.arena);
   const auto tiles_of = [&](int64_t tile) {
-    const int64_t in_column = ceil_div(m, tile) + (kShareK ? 0 : groups);
-    return in_column * ceil_div(n, tile) * (kShareK ? std::max<int64_t>(groups, 1) : 1);
+    return ceil_div(m, tile) * ceil_div(n, tile) * (kShareK ? std::max<int64_t>(groups, 1) : 1);
   };
-  const bool large = tiles_of(kLarge) >= 2 * ctx.device->n_processors;
+  const int64_t usual_rows = groups > 0 && !kShareK ? m / groups : m;
+  const bool large = std::min(usual_rows, n) >= kLarge && tiles_of(kLarge) >= 2 * ctx.device->n_processors;
   const int64_t tile = large ? kLarge : kSmall;
   dim3 grid(blocks_for(m, tile), blocks_for(n, tile), 1);
   p.k_of_part = std::max(p.k, 1);
+  p.whole_a = in_fours(p.a, p.lda, 0);
+  p.whole_b = in_fours(p.b, p.ldb, p.b_step);
+  p.whole_c = in_fours(p.c, p.ldc, p.c_step);
   if (groups > 0 && kShareK) {
     p.offsets = group_offsets.i32();
     grid.z = static_cast<unsigned>(groups);
@@ -103,12 +112,18 @@ void multiply(Context& ctx, Precision precision, Product p, Tensor group_offsets
     p.ldc = n;
     p.c_step = m * n;
     p.accumulate = false;
+    p.whole_c = in_fours(p.c, p.ldc, p.c_step);
     launch_product<a, b>(ctx, precision, large, grid, p);
     launch(ctx, add_parts_kernel, dim3(blocks_for(m * n, kThreads)), dim3(kThreads), 0,
            Parts{whole.c, p.c, whole.ldc, m * n, p.n, static_cast<int>(grid.z), whole.accumulate});
     return;
   }
   launch_product<a, b>(ctx, precision, large, grid, p);
+}
+
+int stride_of(Tensor t) {
+  FATHOM_CHECK(t.row_stride <= std::numeric_limits<int>::max(), "{} floats from a row to the next", t.row_stride);
+  return static_cast<int>(t.row_stride);
 }
 
 // Of the whole of a matrix or of experts' matrices, without gaps between these.
@@ -126,8 +141,8 @@ void linear_rows(Context& ctx, std::span<const LinearCall> calls) {
                                          Product{.a = x.f32(),
                                                  .b = w.f32(),
                                                  .c = y.f32(),
-                                                 .lda = x.row_stride,
-                                                 .ldb = w.row_stride,
+                                                 .lda = stride_of(x),
+                                                 .ldb = stride_of(w),
                                                  .ldc = y.row_stride,
                                                  .b_step = matrix_step(w),
                                                  .c_step = 0,
@@ -149,8 +164,8 @@ void linear_backward_input(Context& ctx, Tensor dx, Tensor dy, Tensor w, Tensor 
                                                Product{.a = dy.f32(),
                                                        .b = w.f32(),
                                                        .c = dx.f32(),
-                                                       .lda = dy.row_stride,
-                                                       .ldb = w.row_stride,
+                                                       .lda = stride_of(dy),
+                                                       .ldb = stride_of(w),
                                                        .ldc = dx.row_stride,
                                                        .b_step = matrix_step(w),
                                                        .c_step = 0,
@@ -174,8 +189,8 @@ void linear_backward_weight(Context& ctx, std::span<const WeightGradientCall> ca
                                                          Product{.a = dy.f32(),
                                                                  .b = x.f32(),
                                                                  .c = dw.f32(),
-                                                                 .lda = dy.row_stride,
-                                                                 .ldb = x.row_stride,
+                                                                 .lda = stride_of(dy),
+                                                                 .ldb = stride_of(x),
                                                                  .ldc = dw.row_stride,
                                                                  .b_step = 0,
                                                                  .c_step = matrix_step(dw),

@@ -19,7 +19,8 @@ struct RowTile {
 struct Product {
   const float *a, *b;
   float* c;
-  int64_t lda, ldb, ldc;   // floats from a stored row to the next
+  int lda, ldb;  // floats from a stored row to the next
+  int64_t ldc;
   int64_t b_step, c_step;  // floats from an expert's matrix to the next one's
   int m, n, k;
   const int32_t* row_of;   // which stored row of A row m is, or null
@@ -27,6 +28,7 @@ struct Product {
   const int32_t* offsets;  // experts have parts of k: where these begin, one for each blockIdx.z; or null
   int k_of_part;           // else blockIdx.z has so much of k
   bool accumulate;
+  bool whole_a = false, whole_b = false, whole_c = false;  // every stored row begins at a float4
 };
 
 // What a block works on.
@@ -59,13 +61,57 @@ __device__ __forceinline__ bool find_part(Part& part, const Product& p, int tile
   return true;
 }
 
-// Number (row, k) of an operand, rows being those of C or its columns; 0 outside.
-template <Stored stored>
-__device__ __forceinline__ float number_of(const float* numbers, int64_t stride, int64_t stored_row, int row, int k,
-                                           bool there) {
-  if (!there) return 0;
-  return stored == Stored::by_k ? numbers[stored_row * stride + k] : numbers[int64_t{k} * stride + row];
-}
+// A block's part of an operand on its way to shared memory: kRows of it, kDepth numbers each, in fours of neighbours in
+// memory; neighbouring threads have neighbouring fours. Rows are those of C, or its columns.
+template <Stored stored, int kRows, int kDepth, int kThreads, bool kGathered>
+struct Strip {
+  static constexpr bool kByK = stored == Stored::by_k;
+  static constexpr int kAcross = (kByK ? kDepth : kRows) / 4;   // fours in a stored row
+  static constexpr int kFours = kRows * kDepth / 4 / kThreads;  // of a thread
+  static_assert(kByK || !kGathered);
+  static_assert(kThreads % kAcross == 0 && kFours * kThreads * 4 == kRows * kDepth);
+
+  const float* from;
+  int stride, row, row_end;
+  bool whole;
+  int stored_row[kGathered ? kFours : 1];
+  float4 fours[kFours];
+
+  // Of this thread's four i: where it is in the strip.
+  __device__ static int across() { return static_cast<int>(threadIdx.x) % kAcross * 4; }
+  __device__ static int along(int i) { return (i * kThreads + static_cast<int>(threadIdx.x)) / kAcross; }
+  __device__ static int row_of(int i) { return kByK ? along(i) : across(); }
+  __device__ static int k_of(int i) { return kByK ? across() : along(i); }
+
+  // row_of_row: null, or which stored row each is (kGathered). Behind the last row stands the last one once more then:
+  // what comes of it nobody writes.
+  __device__ Strip(const float* numbers, int row_stride, bool in_fours, int begin, int end, const int32_t* row_of_row)
+      : from(numbers), stride(row_stride), row(begin), row_end(end), whole(in_fours) {
+    if constexpr (kGathered) {
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) {
+        const int r = min(row + along(i), row_end - 1);
+        stored_row[i] = row_of_row != nullptr ? row_of_row[r] : r;
+      }
+    }
+  }
+  // Numbers k .. k + kDepth of the rows, zeros from k_end on.
+  __device__ void load(int k, int k_end) {
+    const bool in_fours = whole && k + kDepth <= k_end && (kGathered || row + kRows <= row_end);
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+      const int line = kGathered ? stored_row[kGathered ? i : 0] : (kByK ? row : k) + along(i);
+      const float* at = from + int64_t{line} * stride + (kByK ? k : row) + across();
+      if (in_fours) {
+        fours[i] = *reinterpret_cast<const float4*>(at);
+        continue;
+      }
+      const bool there = kGathered || line < (kByK ? row_end : k_end);
+      const int n = there ? (kByK ? k_end - k : row_end - row) - across() : 0;
+      fours[i] = make_float4(n > 0 ? at[0] : 0, n > 1 ? at[1] : 0, n > 2 ? at[2] : 0, n > 3 ? at[3] : 0);
+    }
+  }
+};
 
 // On CUDA cores, and in bf16 on tensor cores. grid: tiles of rows, of columns, and parts. kLarge: tiles of 128 x 128,
 // else of 64 x 64.

@@ -3,103 +3,112 @@
 namespace fathom::cuda {
 namespace {
 
-constexpr int kThreads = 256, kSide = 16;  // threads along a side of a tile
-constexpr int kDepth = 16;                 // of k at a time
+constexpr int kThreads = 256;
+constexpr int kDepth = 16;                   // of k at a time
+constexpr int kWarpRows = 4, kWarpCols = 2;  // of warps in a tile
+constexpr int kLaneRows = 4, kLaneCols = 8;  // of lanes in a warp
+constexpr int kRowsApart = kLaneRows * 4, kColsApart = kLaneCols * 4;
 
-// One operand's part of a tile on its way: kRows of it, kDepth numbers each.
-template <Stored stored, int kRows>
-struct Strip {
-  static constexpr int kMine = kRows * kDepth / kThreads;
-  static constexpr int kStride = kRows + 4;
-  float numbers[kMine];
+// Numbers from one k to the next in shared memory, [kDepth, kTile]. The room lets lanes that store neighbours along k
+// meet two and two in a bank, not four and four.
+template <int kTile>
+constexpr int kStrideOf = kTile + 4;
 
-  // Neighbouring threads read neighbours in memory.
-  __device__ static int row_of(int i) {
-    const int at = i * kThreads + static_cast<int>(threadIdx.x);
-    return stored == Stored::by_k ? at / kDepth : at % kRows;
-  }
-  __device__ static int k_of(int i) {
-    const int at = i * kThreads + static_cast<int>(threadIdx.x);
-    return stored == Stored::by_k ? at % kDepth : at / kRows;
-  }
-  // stored_row(i): of this thread's number i, where rows are not in order.
-  template <class StoredRow>
-  __device__ void load(const float* from, int64_t stride, int row, int row_end, int k, int k_end,
-                       const StoredRow& stored_row) {
+template <Stored stored, int kRows, bool kGathered>
+__device__ __forceinline__ void store(float* shared, const Strip<stored, kRows, kDepth, kThreads, kGathered>& strip) {
+  using S = Strip<stored, kRows, kDepth, kThreads, kGathered>;
+  constexpr int kStride = kStrideOf<kRows>;
 #pragma unroll
-    for (int i = 0; i < kMine; ++i) {
-      const int r = row + row_of(i), q = k + k_of(i);
-      numbers[i] = number_of<stored>(from, stride, stored_row(i, r), r, q, r < row_end && q < k_end);
+  for (int i = 0; i < S::kFours; ++i) {
+    float* to = shared + S::k_of(i) * kStride + S::row_of(i);
+    if (stored == Stored::by_k) {
+      to[0] = strip.fours[i].x;
+      to[kStride] = strip.fours[i].y;
+      to[2 * kStride] = strip.fours[i].z;
+      to[3 * kStride] = strip.fours[i].w;
+    } else {
+      *reinterpret_cast<float4*>(to) = strip.fours[i];
     }
   }
-  __device__ void store(float* shared) const {  // [kDepth, kStride]
-#pragma unroll
-    for (int i = 0; i < kMine; ++i) shared[k_of(i) * kStride + row_of(i)] = numbers[i];
-  }
-};
+}
 
-// A thread has kMine x kMine numbers of the tile: fours of neighbours, kSide * 4 apart.
+// kMine numbers of a thread's, in fours of neighbours that are kApart from each other.
+template <int kMine, int kApart>
+__device__ __forceinline__ void fetch(float (&numbers)[kMine], const float* shared) {
+#pragma unroll
+  for (int i = 0; i < kMine / 4; ++i) {
+    const float4 x = *reinterpret_cast<const float4*>(shared + i * kApart);
+    numbers[i * 4] = x.x, numbers[i * 4 + 1] = x.y, numbers[i * 4 + 2] = x.z, numbers[i * 4 + 3] = x.w;
+  }
+}
+
+// A warp has kTile / 4 x kTile / 2 numbers of the tile, a thread kMine x kMine.
 template <Stored a_stored, Stored b_stored, int kTile>
-__global__ void __launch_bounds__(kThreads) product_f32_kernel(Product p) {
-  constexpr int kMine = kTile / kSide, kFours = kMine / 4;
-  using StripA = Strip<a_stored, kTile>;
-  using StripB = Strip<b_stored, kTile>;
-  __shared__ float4 memory_a[kDepth * StripA::kStride / 4], memory_b[kDepth * StripB::kStride / 4];
-  float *const shared_a = &memory_a[0].x, *const shared_b = &memory_b[0].x;
+__global__ void __launch_bounds__(kThreads, 2) product_f32_kernel(Product p) {
+  constexpr int kMine = kTile / 16, kStride = kStrideOf<kTile>, kStrip = kDepth * kStride;
+  __shared__ float4 memory[2][2][kStrip / 4];  // what is multiplied, and what comes next
   wait_for_inputs();
   start_next();
   Part part;
   if (!find_part(part, p, kTile, kTile)) return;
-  const int row = static_cast<int>(threadIdx.x) / kSide * 4, col = static_cast<int>(threadIdx.x) % kSide * 4;
-  int gathered[StripA::kMine];
-#pragma unroll
-  for (int i = 0; i < StripA::kMine; ++i) {
-    const int r = part.m + StripA::row_of(i);
-    gathered[i] = p.row_of != nullptr && r < part.m_end ? p.row_of[r] : r;
-  }
-  const auto of_a = [&](int i, int) { return static_cast<int64_t>(gathered[i]); };
-  const auto of_b = [](int, int r) { return static_cast<int64_t>(r); };
-  StripA a;
-  StripB b;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int row = warp / kWarpCols * (kTile / kWarpRows) + lane / kLaneCols * 4;
+  const int col = warp % kWarpCols * (kTile / kWarpCols) + lane % kLaneCols * 4;
+  Strip<a_stored, kTile, kDepth, kThreads, a_stored == Stored::by_k> a(part.a, p.lda, p.whole_a, part.m, part.m_end,
+                                                                       p.row_of);
+  Strip<b_stored, kTile, kDepth, kThreads, false> b(part.b, p.ldb, p.whole_b, part.n, p.n, nullptr);
   float sum[kMine][kMine] = {};
-  a.load(part.a, p.lda, part.m, part.m_end, part.k, part.k_end, of_a);
-  b.load(part.b, p.ldb, part.n, p.n, part.k, part.k_end, of_b);
-  for (int k = part.k; k < part.k_end; k += kDepth) {
-    __syncthreads();  // what it held is read
-    a.store(shared_a);
-    b.store(shared_b);
-    __syncthreads();
-    if (k + kDepth < part.k_end) {
-      a.load(part.a, p.lda, part.m, part.m_end, k + kDepth, part.k_end, of_a);
-      b.load(part.b, p.ldb, part.n, p.n, k + kDepth, part.k_end, of_b);
-    }
+  const auto add_products = [&](int stage) {
 #pragma unroll
     for (int q = 0; q < kDepth; ++q) {
       float of_row[kMine], of_col[kMine];
-#pragma unroll
-      for (int i = 0; i < kFours; ++i) {
-        const float4 x = *reinterpret_cast<const float4*>(shared_a + q * StripA::kStride + i * kSide * 4 + row);
-        const float4 y = *reinterpret_cast<const float4*>(shared_b + q * StripB::kStride + i * kSide * 4 + col);
-        of_row[i * 4] = x.x, of_row[i * 4 + 1] = x.y, of_row[i * 4 + 2] = x.z, of_row[i * 4 + 3] = x.w;
-        of_col[i * 4] = y.x, of_col[i * 4 + 1] = y.y, of_col[i * 4 + 2] = y.z, of_col[i * 4 + 3] = y.w;
-      }
+      fetch<kMine, kRowsApart>(of_row, &memory[stage][0]->x + q * kStride + row);
+      fetch<kMine, kColsApart>(of_col, &memory[stage][1]->x + q * kStride + col);
 #pragma unroll
       for (int i = 0; i < kMine; ++i) {
 #pragma unroll
         for (int j = 0; j < kMine; ++j) sum[i][j] = fmaf(of_row[i], of_col[j], sum[i][j]);
       }
     }
+  };
+  a.load(part.k, part.k_end);
+  b.load(part.k, part.k_end);
+  store(&memory[0][0]->x, a);
+  store(&memory[0][1]->x, b);
+  __syncthreads();
+  int stage = 0;
+  for (int k = part.k; k < part.k_end; k += kDepth, stage ^= 1) {
+    const bool more = k + kDepth < part.k_end;
+    if (more) {
+      a.load(k + kDepth, part.k_end);
+      b.load(k + kDepth, part.k_end);
+    }
+    add_products(stage);
+    if (more) {
+      store(&memory[stage ^ 1][0]->x, a);
+      store(&memory[stage ^ 1][1]->x, b);
+    }
+    __syncthreads();
   }
 #pragma unroll
   for (int i = 0; i < kMine; ++i) {
-    const int r = part.m + i / 4 * kSide * 4 + row + i % 4;
+    const int r = part.m + row + i / 4 * kRowsApart + i % 4;
     if (r >= part.m_end) continue;
 #pragma unroll
-    for (int j = 0; j < kMine; ++j) {
-      const int c = part.n + j / 4 * kSide * 4 + col + j % 4;
-      if (c >= p.n) continue;
+    for (int j = 0; j < kMine; j += 4) {
+      const int c = part.n + col + j / 4 * kColsApart;
       float* to = part.c + r * p.ldc + c;
-      *to = p.accumulate ? *to + sum[i][j] : sum[i][j];
+      if (p.whole_c && c + 3 < p.n) {
+        float4 was = make_float4(0, 0, 0, 0);
+        if (p.accumulate) was = *reinterpret_cast<const float4*>(to);
+        *reinterpret_cast<float4*>(to) =
+            make_float4(was.x + sum[i][j], was.y + sum[i][j + 1], was.z + sum[i][j + 2], was.w + sum[i][j + 3]);
+        continue;
+      }
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        if (c + q < p.n) to[q] = p.accumulate ? to[q] + sum[i][j + q] : sum[i][j + q];
+      }
     }
   }
 }
@@ -108,7 +117,8 @@ __global__ void __launch_bounds__(kThreads) product_f32_kernel(Product p) {
 
 template <Stored a, Stored b, bool kLarge>
 void launch_product_f32(Context& ctx, dim3 grid, const Product& product) {
-  launch(ctx, product_f32_kernel < a, b, kLarge ? 128 : 64 >, grid, dim3(kThreads), 0, product);
+  constexpr int kTile = kLarge ? 128 : 64;
+  launch(ctx, product_f32_kernel<a, b, kTile>, grid, dim3(kThreads), 0, product);
 }
 
 template void launch_product_f32<Stored::by_k, Stored::by_k, true>(Context&, dim3, const Product&);

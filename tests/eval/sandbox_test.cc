@@ -19,6 +19,7 @@
 #include <filesystem>
 #include <fstream>
 #include <mutex>
+#include <sstream>
 #include <thread>
 
 #include "escapes.h"
@@ -48,12 +49,18 @@ SandboxResult run(std::string program, const SandboxLimits& limits = {}, std::st
   return run_sandboxed(command, files, input, limits);
 }
 
+// All of a file in /proc, as far as its process lives.
+std::string text_of(const std::filesystem::path& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();  // a process that ends meanwhile is no exception here
+  return text.str();
+}
+
 // Processes, living or not yet waited for, with `mark` among their arguments; and children of this one.
 std::vector<std::string> processes_with(const std::string& mark) {
   std::vector<std::string> found;
   for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-    std::ifstream file(entry.path() / "cmdline", std::ios::binary);
-    const std::string words(std::istreambuf_iterator<char>(file), {});
+    const std::string words = text_of(entry.path() / "cmdline");
     if (words.find(mark) != std::string::npos) found.push_back(entry.path().filename().string() + ": " + words);
   }
   return found;
@@ -62,8 +69,7 @@ std::vector<std::string> processes_with(const std::string& mark) {
 std::string children() {
   std::string all;
   for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::ifstream file(entry.path() / "children");
-    all.append(std::istreambuf_iterator<char>(file), {});
+    all += text_of(entry.path() / "children");
   }
   return all;
 }

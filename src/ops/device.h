@@ -12,7 +12,6 @@
 
 #include "base/buffer.h"
 #include "ops/attention.h"
-#include "ops/cpu/optimizer_kernels.h"
 #include "ops/experts.h"
 #include "ops/latent_rows.h"
 #include "ops/linear.h"
@@ -20,6 +19,10 @@
 #include "ops/router.h"
 
 namespace fathom {
+
+namespace cpu {
+struct AdamwStep;  // ops/cpu/optimizer_kernels.h
+}
 
 // Work that was recorded once, to be done again with one call.
 struct DeviceGraph;

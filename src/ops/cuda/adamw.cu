@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/arithmetic.h"
+#include "ops/cpu/optimizer_kernels.h"
 #include "ops/cuda/kernel.h"
 #include "ops/cuda/operators.h"
 
